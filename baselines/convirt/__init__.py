@@ -1,0 +1,1 @@
+"""ConVIRT (Zhang et al., 2020)."""

@@ -1,0 +1,1 @@
+"""The smallest working plug-in: copy this folder to start a method."""

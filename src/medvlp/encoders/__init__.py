@@ -1,0 +1,1 @@
+"""Encoders: plain modules over timm, Hugging Face and segmentation-models-pytorch."""

@@ -1,0 +1,1 @@
+"""Metrics: torchmetrics subclasses and pure functions for what torchmetrics lacks."""

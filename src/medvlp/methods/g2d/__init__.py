@@ -1,0 +1,1 @@
+"""G2D (Liu et al., NeurIPS 2024)."""

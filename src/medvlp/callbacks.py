@@ -1,0 +1,118 @@
+"""What watches a run and writes files about it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from medvlp import viz
+
+
+class ZeroShotReport(L.Callback):
+    """Zero-shot AUROC per finding on the validation split before and after training: ``zero_shot.json`` and a table.
+
+    "Before" is the sanity check that Lightning runs ahead of training, so ``trainer.num_sanity_val_steps`` must be
+    −1; "after" is the last validation. A resumed run keeps the "before" that it finds.
+
+    Args:
+        filename: file in ``trainer.default_root_dir``.
+    """
+
+    def __init__(self, filename: str = "zero_shot.json") -> None:
+        self.filename = filename
+        self.before: dict[str, float] = {}
+
+    def _path(self, trainer: L.Trainer) -> Path:
+        return Path(trainer.default_root_dir) / self.filename
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Takes "before"."""
+        self.before = dict(pl_module.evaluation.get("zero_shot", {}))
+
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Writes the file and prints the table."""
+        after = dict(pl_module.evaluation.get("zero_shot", {}))
+        path = self._path(trainer)
+        if not self.before and path.is_file():
+            self.before = json.loads(path.read_text()).get("before", {})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "before": self.before,
+            "after": after,
+            "studies": pl_module.evaluation.get("studies", 0),
+            "prompts": pl_module.prompts.name if pl_module.prompts else None,
+            "epochs": trainer.current_epoch,
+        }
+        path.write_text(json.dumps(content, indent=1))
+        table = Table(title=f"Zero-shot AUROC on {content['studies']} held-out studies")
+        for column in ("finding", "before", "after"):
+            table.add_column(column, justify="left" if column == "finding" else "right")
+        names = [name for name in after if name != "mean"]
+        for name in [*sorted(names), "mean"]:
+            values = [side.get(name, math.nan) for side in (self.before, after)]
+            table.add_row(name, *[f"{value:.3f}" for value in values], style="bold" if name == "mean" else None)
+        Console().print(table)
+        Console().print(f"written to {path}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keeps "before" in checkpoints, so that a resumed run still has it."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it back."""
+        self.before = dict(state_dict["before"])
+
+
+class StudyFigures(L.Callback):
+    """After each validation a figure of a few fixed studies: image, the method's maps, report.
+
+    Written to ``figures/`` in ``trainer.default_root_dir``. The studies are the first of the validation split with a
+    known positive label (or simply the first), the same in every epoch.
+
+    Args:
+        studies: how many.
+        every_n_epochs: how often.
+    """
+
+    def __init__(self, studies: int = 4, every_n_epochs: int = 1) -> None:
+        self.studies = studies
+        self.every_n_epochs = every_n_epochs
+        self._batch: dict[str, Any] | None = None
+
+    def _fixed(self, trainer: L.Trainer) -> dict[str, Any]:
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        dataset, collate = loader.dataset, loader.collate_fn
+        labels = dataset.labels
+        positive = (labels == 1).any(1) if labels.shape[1] else torch.zeros(len(dataset), dtype=torch.bool)
+        order = torch.argsort(~positive, stable=True)[: self.studies].tolist()
+        return collate([dataset[i] for i in order])
+
+    @rank_zero_only
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Draws."""
+        if trainer.sanity_checking or trainer.current_epoch % self.every_n_epochs or not hasattr(trainer, "datamodule"):
+            return
+        if self._batch is None:
+            self._batch = self._fixed(trainer)
+        batch = {
+            key: value.to(pl_module.device) if isinstance(value, torch.Tensor) else value
+            for key, value in self._batch.items()
+        }
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            maps = pl_module.explain(batch)
+        if not maps:
+            return
+        figure = viz.study_figure(
+            [image.float().cpu().numpy() for image in batch["image"]],
+            {title: [value.float().cpu().numpy() for value in values] for title, values in maps.items()},
+            batch["text"],
+            [item[:24] for item in batch["id"]],
+        )
+        viz.save(figure, Path(trainer.default_root_dir) / "figures" / f"epoch={trainer.current_epoch:03d}.png")

@@ -1,0 +1,175 @@
+"""The ``medvlp`` command: LightningCLI for fit, validate, test and predict, and the small commands beside it.
+
+Nothing heavy is imported before it is known to be needed: ``medvlp --help`` and ``medvlp list`` answer at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from medvlp._version import __version__
+from medvlp.errors import MedVLPError
+
+RUN_COMMANDS = {
+    "fit": "pre-train a method",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
+    "predict": "embed a split",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="medvlp",
+        description="Vision-language pre-training for chest radiographs.",
+        epilog="medvlp fit --config experiments/quickstart.yaml runs the whole of it on rendered radiographs.",
+    )
+    parser.add_argument("--version", action="version", version=f"medvlp {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in RUN_COMMANDS.items():
+        # Listed for --help; LightningCLI parses their arguments.
+        commands.add_parser(name, help=f"{text} (medvlp {name} --help)", add_help=False)
+    listing = commands.add_parser("list", help="list methods, datasets or tasks")
+    listing.add_argument("what", nargs="?", choices=["methods", "datasets", "tasks"], default="methods")
+    phantom = commands.add_parser("phantom", help="write rendered radiographs with reports in a corpus's layout")
+    phantom.add_argument("--layout", default="mimic_cxr", help="corpus whose layout is written (default: mimic_cxr)")
+    phantom.add_argument("--root", type=Path, required=True, help="folder to write")
+    phantom.add_argument("--studies", type=int, default=1000)
+    phantom.add_argument("--seed", type=int, default=0)
+    phantom.add_argument("--size", type=int, default=256, help="side of the images in pixels")
+    phantom.add_argument("--laterals", type=float, default=0.2, help="share of studies with a lateral view")
+    phantom.add_argument("--contrast", type=float, default=1.0, help="factor on the findings' contrast")
+    phantom.add_argument("--noise", type=float, default=1.0, help="factor on the image noise")
+    phantom.add_argument("--lesion-size", type=float, default=1.0, help="factor on the findings' size")
+    phantom.add_argument("--omission", type=float, default=0.05, help="rate at which reports omit a finding")
+    phantom.add_argument("--uncertainty", type=float, default=0.1, help="rate at which reports hedge a finding")
+    phantom.add_argument("--prevalence", type=float, default=1.0, help="factor on the odds of each finding")
+    phantom.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
+    phantom.add_argument("--overwrite", action="store_true", help="replace another phantom in the folder")
+    return parser
+
+
+def _list(what: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    if what == "methods":
+        from medvlp.registry import methods
+
+        for column in ("method", "class", "package"):
+            table.add_column(column)
+        for entry in methods():
+            table.add_row(entry.name, entry.target, entry.package)
+    elif what == "datasets":
+        from medvlp.phantom.layouts import LAYOUTS
+
+        for column in ("dataset", "datamodule", "phantom layout"):
+            table.add_column(column)
+        table.add_row("MIMIC-CXR-JPG", "MIMICCXRDataModule", "mimic_cxr" if "mimic_cxr" in LAYOUTS else "")
+        table.add_row("own table of images and texts", "PairsDataModule", "")
+    else:
+        for column in ("task", "how it runs"):
+            table.add_column(column)
+        table.add_row("pre-training", "medvlp fit")
+        table.add_row("zero-shot classification", "in every validation, and medvlp validate | test")
+        table.add_row("image-report retrieval", "in every validation, and medvlp validate | test")
+    Console().print(table)
+
+
+def _phantom(args: argparse.Namespace) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from medvlp.phantom import Difficulty, PhantomSpec, write_phantom
+
+    spec = PhantomSpec(
+        studies=args.studies,
+        seed=args.seed,
+        size=args.size,
+        laterals=args.laterals,
+        difficulty=Difficulty(
+            contrast=args.contrast,
+            noise=args.noise,
+            lesion_size=args.lesion_size,
+            omission=args.omission,
+            uncertainty=args.uncertainty,
+            prevalence=args.prevalence,
+        ),
+    )
+    columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("", total=args.studies)
+        root = write_phantom(
+            args.layout,
+            args.root,
+            spec,
+            workers=args.workers,
+            overwrite=args.overwrite,
+            progress=lambda count: progress.advance(task, count),
+        )
+    print(f"{args.studies} studies in {root}")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Runs LightningCLI on ``fit``, ``validate``, ``test`` or ``predict`` with their arguments.
+
+    Args:
+        argv: the command and what follows it.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import lightning as L
+    import torch
+    from lightning.pytorch.cli import LightningCLI
+
+    import medvlp.callbacks
+    import medvlp.datamodules.mimic_cxr
+    import medvlp.datamodules.pairs  # noqa: F401  (imported so that their short names are known)
+    from medvlp.methods.base import PretrainModule
+    from medvlp.registry import import_all
+
+    import_all()
+    torch.set_float32_matmul_precision("high")
+    LightningCLI(
+        PretrainModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        # The loaders shard themselves, so that a resumed run continues with the right sample.
+        trainer_defaults={"use_distributed_sampler": False},
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+        args=list(argv),
+        parser_kwargs={"prog": "medvlp"},
+    )
+
+
+def _one_line(error: MedVLPError) -> str:
+    """The message alone; an error that crossed from a loader worker carries the worker's traceback before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if len(lines) > 1 and "Original Traceback" in str(error):
+        return lines[-1].split(": ", 1)[-1]
+    return " ".join(line.strip() for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console command.
+
+    Args:
+        argv: arguments; those of the process if None.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv and argv[0] in RUN_COMMANDS:
+            run(argv)
+            return
+        args = _parser().parse_args(argv)
+        if args.command == "list":
+            _list(args.what)
+        else:
+            _phantom(args)
+    except MedVLPError as error:
+        print(f"medvlp: error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(1)

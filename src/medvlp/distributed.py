@@ -1,0 +1,57 @@
+"""Collectives with gradient, and rank helpers. The only module of medvlp that imports ``torch.distributed``."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes in the default group; 1 when none is initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's place in the default group; 0 when none is initialised."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _AllGather(torch.autograd.Function):
+    """Concatenation over ranks whose backward sums, over ranks, what each of them sends back to this rank's slice.
+
+    Without that sum every process would see its own loss alone, and the averaged gradient would be short of the
+    cross-rank part: the bug that contrastive code bases meet again and again.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.rows = x.shape[0]
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad.contiguous()
+        if dist.get_backend() == "nccl":
+            own = grad.new_empty((ctx.rows, *grad.shape[1:]))
+            dist.reduce_scatter_tensor(own, grad)
+            return own
+        # gloo has no reduce-scatter: sum everything, keep the own slice.
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """Concatenates ``x`` of all ranks, in rank order, with gradient.
+
+    With each rank's loss a mean over its own rows and DistributedDataParallel's averaging of the gradients, the
+    result equals that of one process with the whole batch.
+
+    Args:
+        x: (b, ...) with the same shape on every rank (train loaders drop the last incomplete batch).
+
+    Returns:
+        (world_size · b, ...); ``x`` itself in a single process.
+    """
+    return x if world_size() == 1 else _AllGather.apply(x)

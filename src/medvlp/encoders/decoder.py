@@ -1,0 +1,65 @@
+"""U-Net decoder over an encoder's feature pyramid, from segmentation-models-pytorch."""
+
+from collections.abc import Sequence
+
+from segmentation_models_pytorch.base import SegmentationHead, initialization
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+from torch import Tensor, nn
+
+_WIDTHS = (256, 128, 64, 32, 16)
+
+
+class UNetDecoder(nn.Module):
+    """Decoder and head of a U-Net: a pyramid of features in, logits at image size out.
+
+    Each step doubles the size (nearest), joins the skip connection and applies two 3×3 conv-norm-ReLU.
+
+    Args:
+        channels: of the pyramid's levels, finest first (strides 2, 4, 8, …).
+        reductions: the levels' strides. A pyramid that starts at 4 (ConvNeXt, ViT-like) gets no skip at 2.
+        out_channels: channels of the logits.
+        widths: channels after each step, coarsest first; the last ``len(levels)`` of (256, 128, 64, 32, 16) if None.
+
+    Raises:
+        ValueError: strides that do not double from level to level.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        reductions: Sequence[int],
+        out_channels: int = 1,
+        widths: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        channels, reductions = list(channels), list(reductions)
+        if any(b != 2 * a for a, b in zip(reductions, reductions[1:], strict=False)) or reductions[0] not in (2, 4):
+            raise ValueError(f"a U-Net needs strides 2, 4, 8, … (or 4, 8, …), not {reductions}: choose another encoder")
+        self.pad_first = reductions[0] == 4
+        if self.pad_first:
+            channels = [0, *channels]
+        widths = list(widths) if widths else list(_WIDTHS[-len(channels) :])
+        # The library's list starts with the image itself (3 channels), which its decoder drops.
+        self.decoder = UnetDecoder(
+            encoder_channels=[3, *channels], decoder_channels=widths, n_blocks=len(channels), use_norm="batchnorm"
+        )
+        self.head = SegmentationHead(widths[-1], out_channels, kernel_size=3)
+        initialization.initialize_decoder(self.decoder)
+        initialization.initialize_head(self.head)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Decodes.
+
+        Args:
+            features: the pyramid, finest first, (B, C_i, S/r_i, S/r_i).
+
+        Returns:
+            (B, out_channels, S, S) logits.
+        """
+        finest = features[0]
+        if self.pad_first:
+            empty = finest.new_zeros(len(finest), 0, 2 * finest.shape[2], 2 * finest.shape[3])
+            features = [empty, *features]
+        # The entry for the image, of which only the spatial size is read.
+        image = finest.new_zeros(1).expand(len(finest), 3, 2 * features[0].shape[2], 2 * features[0].shape[3])
+        return self.head(self.decoder([image, *features]))

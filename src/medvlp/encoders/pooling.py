@@ -1,0 +1,129 @@
+"""Pooling of feature maps and token sequences."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AttentionPool(nn.Module):
+    """One query attends to all cells of a feature map, head by head (CLIP; G2D §3.2 "Attention Aggregation").
+
+    ``head_dim`` is explicit, so that heads need not divide ``dim``: G2D's 3 heads on 128 channels are 3 × 43.
+
+    Two queries:
+
+    - ``mean`` (released G2D, CLIP): the mean of the cells is put before them as token 0 and is the query;
+    - ``learned`` (paper: "a special token, [CLS]"): token 0 is a parameter.
+
+    Args:
+        dim: channels C of the map.
+        grid: side g of the map that the positional table is made for; other sizes are interpolated.
+        heads: number of heads H.
+        head_dim: channels per head; ⌈dim / heads⌉ if None.
+        out_dim: channels of the pooled vector; ``dim`` if None.
+        query: "mean" or "learned".
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid: int,
+        heads: int,
+        head_dim: int | None = None,
+        out_dim: int | None = None,
+        query: Literal["mean", "learned"] = "mean",
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim or math.ceil(dim / heads)
+        self.grid = grid
+        inner = self.heads * self.head_dim
+        self.positional_embedding = nn.Parameter(torch.randn(grid * grid + 1, dim) / math.sqrt(dim))
+        self.cls_token = nn.Parameter(torch.zeros(dim)) if query == "learned" else None
+        self.in_proj = nn.Linear(dim, 3 * inner)
+        self.out_proj = nn.Linear(inner, dim)
+        self.c_proj = nn.Linear(dim, out_dim or dim)
+        nn.init.xavier_uniform_(self.in_proj.weight)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        if (height, width) == (self.grid, self.grid):
+            return self.positional_embedding
+        table = self.positional_embedding[1:].T.reshape(1, -1, self.grid, self.grid)
+        table = F.interpolate(table, (height, width), mode="bicubic", align_corners=False)
+        return torch.cat([self.positional_embedding[:1], table[0].flatten(1).T])
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        cells = x.flatten(2).transpose(1, 2)
+        if self.cls_token is None:
+            first = cells.mean(1, keepdim=True)
+        else:
+            first = self.cls_token.to(x.dtype).expand(len(x), 1, -1)
+        return torch.cat([first, cells], 1) + self._positions(*x.shape[2:]).to(x.dtype)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pools a map.
+
+        Args:
+            x: (B, C, g, g), or another grid.
+
+        Returns:
+            The pooled (B, out_dim), not normalised, and the attention (B, H, 1 + h·w), rows summing to 1, column 0
+            being token 0's weight on itself.
+        """
+        tokens = self._tokens(x)
+        batch, count, _ = tokens.shape
+        query_weight, rest = self.in_proj.weight.split([self.heads * self.head_dim, 2 * self.heads * self.head_dim])
+        query_bias, rest_bias = self.in_proj.bias.split([self.heads * self.head_dim, 2 * self.heads * self.head_dim])
+        query = F.linear(tokens[:, :1], query_weight, query_bias)  # only token 0 asks
+        key, value = F.linear(tokens, rest, rest_bias).chunk(2, -1)
+        query = query.view(batch, 1, self.heads, self.head_dim).transpose(1, 2)
+        key = key.view(batch, count, self.heads, self.head_dim).transpose(1, 2)
+        value = value.view(batch, count, self.heads, self.head_dim).transpose(1, 2)
+        attention = (query @ key.transpose(-2, -1) / math.sqrt(self.head_dim)).softmax(-1)
+        pooled = (attention @ value).transpose(1, 2).reshape(batch, -1)
+        return self.c_proj(self.out_proj(pooled)), attention[:, :, 0]
+
+    def attention_grid(self, attention: Tensor, height: int, width: int) -> Tensor:
+        """The cells' part of the attention as maps: (B, H, 1 + h·w) → (B, H, h, w). It no longer sums to 1."""
+        return attention[:, :, 1:].reshape(*attention.shape[:2], height, width)
+
+    def project_cells(self, x: Tensor) -> Tensor:
+        """Each cell in the space of the pooled vector: what the pool would return if it looked at that cell alone.
+
+        The pooled vector is exactly the attention-weighted mean of these, so they are comparable with text.
+
+        Args:
+            x: (B, C, h, w).
+
+        Returns:
+            (B, out_dim, h, w), not normalised.
+        """
+        cells = self._tokens(x)[:, 1:]
+        inner = self.heads * self.head_dim
+        value = F.linear(cells, self.in_proj.weight[2 * inner :], self.in_proj.bias[2 * inner :])
+        out = self.c_proj(self.out_proj(value))
+        return out.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
+
+
+def pool_tokens(hidden: Tensor, attention_mask: Tensor, how: Literal["cls", "mean", "max"]) -> Tensor:
+    """One vector per sequence.
+
+    Args:
+        hidden: (B, L, D).
+        attention_mask: (B, L), 1 for tokens and 0 for padding.
+        how: the first position, or the mean or maximum over the tokens that are not padding.
+
+    Returns:
+        (B, D).
+    """
+    if how == "cls":
+        return hidden[:, 0]
+    mask = attention_mask[:, :, None].to(hidden.dtype)
+    if how == "mean":
+        return (hidden * mask).sum(1) / mask.sum(1).clamp_min(1)
+    return hidden.masked_fill(mask == 0, torch.finfo(hidden.dtype).min).amax(1)

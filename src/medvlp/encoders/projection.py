@@ -1,0 +1,63 @@
+"""Projectors into the joint space."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+
+def mlp_projector(in_dim: int, hidden_dim: int, out_dim: int, norm: bool = False, bias: bool = True) -> nn.Sequential:
+    """Linear → [BatchNorm] → ReLU → Linear on (B, D) vectors (ConVIRT without the norm, G2D with it).
+
+    Args:
+        in_dim: channels in.
+        hidden_dim: channels between.
+        out_dim: channels out.
+        norm: put a batch norm without scale and shift between, as G2D's projectors have.
+        bias: of both linear maps.
+    """
+    layers: list[nn.Module] = [nn.Linear(in_dim, hidden_dim, bias=bias)]
+    if norm:
+        layers.append(nn.BatchNorm1d(hidden_dim, affine=False))
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(hidden_dim, out_dim, bias=bias))
+
+
+def map_projector(in_dim: int, out_dim: int) -> nn.Sequential:
+    """1×1 conv → BatchNorm without scale and shift → ReLU → 1×1 conv on (B, C, H, W) (G2D's ``proj_v``)."""
+    return nn.Sequential(
+        nn.Conv2d(in_dim, out_dim, 1, bias=False),
+        nn.BatchNorm2d(out_dim, affine=False),
+        nn.ReLU(),
+        nn.Conv2d(out_dim, out_dim, 1, bias=False),
+    )
+
+
+class TextProjector(nn.Module):
+    """G2D's report projector: Linear → BatchNorm (no affine) → ReLU → Linear, no biases.
+
+    Args:
+        in_dim: width of the text encoder.
+        out_dim: joint dimension.
+        scope: "report" projects the report vector alone, so that the norm's statistics are over B reports (paper);
+            "tokens" projects every position, padding included, as the released code does: its statistics, and so
+            every embedding, depend on how much padding a batch holds.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, scope: Literal["report", "tokens"]) -> None:
+        super().__init__()
+        self.scope = scope
+        self.layers = mlp_projector(in_dim, out_dim, out_dim, norm=True, bias=False)
+
+    def forward(self, hidden: Tensor, report: Tensor) -> Tensor:
+        """Projects.
+
+        Args:
+            hidden: (B, L, D) all positions.
+            report: (B, D) the pooled report vector.
+
+        Returns:
+            (B, out_dim), not normalised.
+        """
+        if self.scope == "report":
+            return self.layers(report)
+        batch, length, width = hidden.shape
+        return self.layers(hidden.reshape(batch * length, width)).view(batch, length, -1)[:, 0]

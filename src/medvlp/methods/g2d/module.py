@@ -1,0 +1,250 @@
+"""G2D: from global to dense radiography representation learning (Liu et al., NeurIPS 2024)."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medvlp.encoders.decoder import UNetDecoder
+from medvlp.encoders.image import ImageEncoderConfig
+from medvlp.encoders.pooling import AttentionPool
+from medvlp.encoders.projection import TextProjector, map_projector
+from medvlp.encoders.text import TextEncoderConfig
+from medvlp.losses.segmentation import dice_bce_official, dice_bce_paper
+from medvlp.methods.base import PretrainModule, config_from
+from medvlp.methods.g2d.pseudo_mask import OFFICIAL, PseudoMask, PseudoMaskSettings, Threshold, pseudo_mask
+from medvlp.methods.optim import OptimConfig
+
+Variant = Literal["paper", "official"]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """The rows of the paper-against-code table that concern the model."""
+
+    text_to_image: float
+    heads: int
+    query: Literal["mean", "learned"]
+    mask: PseudoMaskSettings
+    start_step: int
+    projector_scope: Literal["report", "tokens"]
+    global_contrast: bool
+    text: TextEncoderConfig
+    optim: OptimConfig
+
+
+_CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
+_VARIANTS: dict[str, _Variant] = {
+    "paper": _Variant(
+        text_to_image=0.0,  # Eq. 1 prints images choosing among reports only
+        heads=3,
+        query="learned",
+        mask=PseudoMaskSettings(),
+        start_step=0,
+        projector_scope="report",
+        global_contrast=True,
+        text=TextEncoderConfig(pretrained=_CLINICAL_BERT),
+        optim=OptimConfig(lr=2e-4, weight_decay=1e-8, schedule="warmup_cosine"),
+    ),
+    "official": _Variant(
+        text_to_image=1.0,
+        heads=4,
+        query="mean",
+        mask=OFFICIAL,
+        start_step=200,
+        projector_scope="tokens",
+        global_contrast=False,
+        text=TextEncoderConfig(pretrained=_CLINICAL_BERT, padding="max_length", freeze_layers=9),
+        optim=OptimConfig(lr=2e-5, weight_decay=1e-8, decay_all=True, schedule="warm_restarts", min_lr=1e-8),
+    ),
+}
+
+
+class G2D(PretrainModule):
+    """Global contrast of image and report, and a decoder that predicts a pseudo mask made of the attention.
+
+    ``L = L_VLA (Eq. 1) + L_PA (Eq. 4)``. Where paper and released code differ, ``variant`` decides; each argument
+    left at None takes the variant's value:
+
+    =====================  =================================  ==========================================
+    what                   paper                              official
+    =====================  =================================  ==========================================
+    contrast               image → report (Eq. 1)             both directions, summed
+    negatives              all ranks                          this rank's
+    attention heads        3 (of 43 channels each)            4 (of 32)
+    query                  learned [CLS]                      mean of the cells
+    body mask, smoothing   Otsu; bilateral filter             neither
+    threshold              0.85 quantile in the body, ≥       0.85 quantile of the image, >
+    pixel loss             ½ (Dice of probabilities + BCE)    Dice of raw logits + 0.2 BCE
+    pixel loss starts      at once                            after 200 steps
+    report projector       report vector                      every token, padding included
+    BERT                   trained                            9 of 12 layers frozen; padded to 256
+    optimisation           2e-4, warm-up and cosine           2e-5, cosine restarting every 200 steps
+    =====================  =================================  ==========================================
+
+    Input size, intensities, augmentation, report cleaning, batch and epochs are the datamodule's and the trainer's:
+    see ``experiments/pretrain/g2d/``.
+
+    Args:
+        variant: "paper" or "official".
+        image: image encoder; ResNet-50 by default.
+        text: text encoder; Bio_ClinicalBERT by default, with the variant's padding and freezing.
+        optim: optimiser and schedule.
+        image_size: side of the images in pixels, for the position table of the attention pool.
+        prompts: zero-shot prompt set for validation.
+        embed_dim: width of projectors and joint space (Table 5c: 128, 256, 512).
+        temperature: σ of Eq. 1.
+        heads: attention heads (Table 5e: 1 to 4).
+        head_dim: channels per head; ⌈embed_dim / heads⌉ if None, since the paper does not say how 3 divide 128.
+        decoder_loss: "pseudo_segmentation", "reconstruction" (mean squared error to the image), or "none"
+            (Table 5a).
+        aggregate_heads: one mask of all heads; False: one mask, and one output channel, per head (Table 5d).
+        threshold: quantile in [0, 1], "mean", "median" or "gmm" (Table 5b).
+        body_mask: restrict the mask to the body (Table 5f).
+        smooth_mask: bilateral filter on the mask (Table 5f).
+        shuffle_masks: give each image another image's mask (Table 8).
+        text_to_image: weight of the report → image direction.
+        pixel_loss_start: optimiser steps before the pixel loss counts.
+
+    Raises:
+        ConfigError: from the encoders.
+    """
+
+    name: ClassVar[str] = "g2d"
+
+    def __init__(
+        self,
+        variant: Variant = "paper",
+        image: ImageEncoderConfig | None = None,
+        text: TextEncoderConfig | None = None,
+        optim: OptimConfig | None = None,
+        image_size: int = 224,
+        prompts: str | None = "chexpert",
+        embed_dim: int = 128,
+        temperature: float = 0.07,
+        heads: int | None = None,
+        head_dim: int | None = None,
+        decoder_loss: Literal["pseudo_segmentation", "reconstruction", "none"] = "pseudo_segmentation",
+        aggregate_heads: bool = True,
+        threshold: Threshold | None = None,
+        body_mask: bool | None = None,
+        smooth_mask: bool | None = None,
+        shuffle_masks: bool = False,
+        text_to_image: float | None = None,
+        pixel_loss_start: int | None = None,
+    ) -> None:
+        rows = _VARIANTS[variant]
+        super().__init__(
+            image=image,
+            text=config_from(TextEncoderConfig, text) if text is not None else rows.text,
+            optim=config_from(OptimConfig, optim) if optim is not None else rows.optim,
+            image_size=image_size,
+            prompts=prompts,
+        )
+        self.variant = variant
+        self.temperature = temperature
+        self.text_to_image = rows.text_to_image if text_to_image is None else text_to_image
+        self.pixel_loss_start = rows.start_step if pixel_loss_start is None else pixel_loss_start
+        self.global_contrast = rows.global_contrast
+        self.decoder_loss = decoder_loss
+        self.shuffle_masks = shuffle_masks
+        changed = {"threshold": threshold, "body_mask": body_mask, "smooth": smooth_mask}
+        self.mask_settings = dataclasses.replace(
+            rows.mask, aggregate=aggregate_heads, **{key: v for key, v in changed.items() if v is not None}
+        )
+        heads = heads or rows.heads
+        grid = max(1, image_size // self.image_encoder.reductions[-1])
+        self.projector = map_projector(self.image_encoder.out_channels, embed_dim)
+        self.pool = AttentionPool(embed_dim, grid, heads, head_dim, query=rows.query)
+        self.text_projector = TextProjector(self.text_encoder.width, embed_dim, rows.projector_scope)
+        self.decoder: UNetDecoder | None = None
+        if decoder_loss != "none":
+            masks = 1 if aggregate_heads else heads
+            out_channels = 3 if decoder_loss == "reconstruction" else masks
+            self.decoder = UNetDecoder(self.image_encoder.channels, self.image_encoder.reductions, out_channels)
+
+    def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Pyramid, projected map V (B, d, g, g) and the pool's output with its attention as maps (B, H, g, g)."""
+        pyramid = self.image_encoder(images)
+        return pyramid, *self._pool(self.projector(pyramid[-1]))
+
+    def _pool(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, attention = self.pool(dense)
+        return pooled, self.pool.attention_grid(attention, *dense.shape[2:])
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, embed_dim): the attention-pooled projected map."""
+        return self._encode(images)[1]
+
+    def encode_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, L) ids and mask → (N, embed_dim)."""
+        return self.text_projector(*self.text_encoder(input_ids, attention_mask))
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """L2-normalised cells in the space of the pooled vector, (B, embed_dim, g, g).
+
+        The pooled vector is the attention-weighted mean of these before normalisation. The released code normalises
+        the projected map instead, which lies before the pool's own projections and so not in the text's space.
+        """
+        dense = self.projector(self.image_encoder(images)[-1])
+        return F.normalize(self.pool.project_cells(dense).float(), dim=1)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Embeddings (B, d) ``image`` and ``text``, ``attention`` (B, H, g, g), ``decoded`` (B, K, S, S) logits."""
+        pyramid, pooled, attention = self._encode(batch["image"])
+        outputs = {
+            "image": pooled,
+            "text": self.encode_tokens(batch["input_ids"], batch["attention_mask"]),
+            "attention": attention,
+        }
+        if self.decoder is not None:
+            outputs["decoded"] = self.decoder(pyramid)
+        return outputs
+
+    def pseudo_masks(self, images: Tensor, attention: Tensor) -> PseudoMask:
+        """The pseudo masks of a batch under this model's settings; see :func:`~.pseudo_mask.pseudo_mask`."""
+        return pseudo_mask(attention, images, self.mask_settings)
+
+    def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """``contrast`` (L_VLA, Eq. 1), and ``pixel`` (L_PA, Eq. 4) or ``reconstruction``."""
+        outputs = self(batch) if outputs is None else outputs
+        terms = {
+            "contrast": self.contrast(
+                outputs["image"], outputs["text"], temperature=self.temperature, text_to_image=self.text_to_image
+            )
+        }
+        if self.decoder is None:
+            return terms
+        decoded = outputs["decoded"]
+        if self.decoder_loss == "reconstruction":
+            name, loss = "reconstruction", F.mse_loss(decoded.float(), batch["image"].float())
+        else:
+            name, target = "pixel", self.pseudo_masks(batch["image"], outputs["attention"]).mask
+            if self.shuffle_masks:
+                # A rotation by a random number of places: every image gets another's mask.
+                shift = int(torch.randint(1, max(len(target), 2), (1,)))
+                target = target.roll(shift, 0)
+            loss = (dice_bce_paper if self.variant == "paper" else dice_bce_official)(decoded, target)
+        # Multiplied, not left out: DistributedDataParallel wants the decoder in every step's graph.
+        counts = not self.training or self.global_step >= self.pixel_loss_start
+        terms[name] = loss if counts else loss * 0.0
+        return terms
+
+    @torch.no_grad()
+    def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """``attention``, ``pseudo-mask`` and ``decoder``, (B, 1, S, S) in [0, 1], heads averaged."""
+        outputs = self(batch)
+        made = self.pseudo_masks(batch["image"], outputs["attention"])
+        size = batch["image"].shape[-1]
+        maps = made.attention.mean(1, keepdim=True)
+        low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+        smooth = F.interpolate((maps - low) / (high - low).clamp_min(1e-12), size=(size, size), mode="nearest")
+        result = {"attention": smooth, "pseudo-mask": made.mask.mean(1, keepdim=True)}
+        if "decoded" in outputs:
+            decoded = outputs["decoded"].float()
+            rebuilt = self.decoder_loss == "reconstruction"
+            result["decoder"] = (decoded.clamp(0, 1) if rebuilt else decoded.sigmoid()).mean(1, keepdim=True)
+        return result

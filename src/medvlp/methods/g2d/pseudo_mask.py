@@ -1,0 +1,302 @@
+"""G2D's pseudo segmentation mask: attention → aggregated map → body mask → threshold → smoothing (paper §3.2).
+
+Everything is batched on the device of its inputs, without a host copy and without gradient. The one idea that makes
+it cheap: nearest up-sampling copies each of the g·g attention cells into a block of pixels, so every statistic of the
+up-sampled map (quantile, mean, mixture) is a *weighted* statistic of g·g values, the weight being the number of
+pixels of a block that count. Nothing of image size is ever sorted.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import kornia
+import torch
+from torch import Tensor
+
+Threshold = float | Literal["mean", "median", "gmm"]
+
+_BILATERAL_CHUNK = 16
+"""Images per call of the bilateral filter, which unfolds k² copies: 11 × 11 at 224 px is 390 MB for 16 images."""
+
+
+@dataclass(frozen=True)
+class PseudoMaskSettings:
+    """How a mask is made of an attention map. The defaults are the paper's; what it leaves open is marked.
+
+    Args:
+        aggregate: mean over heads (Eq. 2); False gives one mask per head (Table 5d).
+        threshold: quantile in [0, 1] of the attention (0.85: §3.2), "mean", "median", or "gmm": the side of a
+            two-component Gaussian mixture on which a cell lies (Table 5b).
+        strict: select values above the threshold; False: at or above (Eq. 3).
+        body_mask: set the attention outside the body to zero and never select there.
+        domain: where the threshold is taken: "body", the pixels inside the body mask (open in the paper; the text
+            places the threshold within the body mask), or "image", all pixels with zeros outside.
+        smooth: bilateral filter on the binary mask, giving a soft one in [0, 1].
+        kernel: side of the bilateral window as a share of the image side (open; 0.05 is 11 px of 224).
+        sigma_space: spatial deviation as a share of the image side (open).
+        sigma_color: deviation on mask values (open). 1 lets the filter cross the 0/1 edges that it is there to
+            smooth; small values would keep them as they are.
+    """
+
+    aggregate: bool = True
+    threshold: Threshold = 0.85
+    strict: bool = False
+    body_mask: bool = True
+    domain: Literal["body", "image"] = "body"
+    smooth: bool = True
+    kernel: float = 0.05
+    sigma_space: float = 0.015
+    sigma_color: float = 1.0
+
+
+OFFICIAL = PseudoMaskSettings(strict=True, body_mask=False, domain="image", smooth=False)
+"""The released code (``PRETRAIN/utils/trainer.py``): no body mask, no filter, strictly above the 0.85 quantile."""
+
+
+@dataclass(frozen=True)
+class PseudoMask:
+    """Result of :func:`pseudo_mask`; K is 1, or the number of heads without aggregation.
+
+    Args:
+        mask: (B, K, S, S) float32 in [0, 1].
+        attention: (B, K, g, g) float32, the aggregated map.
+        threshold: (B, K, 1, 1) float32.
+        body: (B, 1, S, S) bool, or None without a body mask.
+    """
+
+    mask: Tensor
+    attention: Tensor
+    threshold: Tensor
+    body: Tensor | None
+
+
+def aggregate_heads(attention: Tensor) -> Tensor:
+    """Mean over heads (paper Eq. 2, whose denominator is read as the number of heads).
+
+    Args:
+        attention: (B, H, g, g).
+
+    Returns:
+        (B, 1, g, g).
+    """
+    return attention.mean(1, keepdim=True)
+
+
+def upsample_nearest(maps: Tensor, size: int) -> Tensor:
+    """Nearest up-sampling with source index ``floor(i · g / size)``, exact in integers for any size.
+
+    Args:
+        maps: (..., g, g).
+        size: S ≥ g.
+
+    Returns:
+        (..., S, S).
+    """
+    rows = torch.arange(size, device=maps.device) * maps.shape[-2] // size
+    columns = torch.arange(size, device=maps.device) * maps.shape[-1] // size
+    return maps[..., rows[:, None], columns]
+
+
+def otsu_threshold(images: Tensor, bins: int = 256) -> Tensor:
+    """Otsu's threshold of each image: the histogram cut with the largest variance between its two sides.
+
+    Args:
+        images: (B, ...) of any range; the histogram spans each image's own minimum to maximum.
+        bins: number of histogram bins.
+
+    Returns:
+        (B,) float32, the centre of the last bin of the dark side; a constant image gives its own value.
+    """
+    x = images.flatten(1).float()
+    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+    index = ((x - low) / span * bins).long().clamp_(max=bins - 1)
+    # scatter_add_ rather than bincount, which copies the maximum to the host.
+    histogram = torch.zeros(len(x), bins, device=x.device).scatter_add_(1, index, torch.ones_like(x))
+    levels = torch.arange(bins, device=x.device, dtype=torch.float32) + 0.5
+    share = histogram / x.shape[1]
+    dark = share.cumsum(1)
+    mass = (share * levels).cumsum(1)
+    total = mass[:, -1:]
+    between = (total * dark - mass) ** 2 / (dark * (1 - dark)).clamp_min(1e-12)
+    # Everything lies on one side at the ends, where the quotient is rounding noise.
+    between = between.masked_fill((dark < 1e-7) | (dark > 1 - 1e-7), -1.0)
+    best = between.argmax(1)
+    return low[:, 0] + (best + 0.5) / bins * span[:, 0] * (high > low)[:, 0]
+
+
+def body_mask(images: Tensor) -> Tensor:
+    """The body: what a histogram threshold (Otsu) encloses from all four sides.
+
+    The paper names "histogram-based thresholding" only. The bright side of the cut alone would leave out the lungs,
+    which are as dark as the air outside; they differ from it in having tissue to the left, right, above and below.
+    So a pixel is body if the bright pixels enclose it within its row and within its column.
+
+    Args:
+        images: (B, C, H, W), bright = dense, any affine intensity range; channels are averaged.
+
+    Returns:
+        (B, 1, H, W) bool; all True for a constant image.
+    """
+    gray = images.float().mean(1, keepdim=True)
+    bright = (gray > otsu_threshold(gray)[:, None, None, None]).to(torch.int32)
+    left, up = bright.cumsum(-1), bright.cumsum(-2)
+    row = (left > 0) & (left - bright < left[..., -1:])
+    column = (up > 0) & (up - bright < up[..., -1:, :])
+    body = row & column
+    return body | ~body.flatten(1).any(1)[:, None, None, None]
+
+
+def _block_counts(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Number of True pixels in each block of the nearest up-sampling: (B, K, S, S) bool → (B, K, g, g) float32."""
+    height, width = pixels.shape[-2:]
+    rows = torch.arange(height, device=pixels.device) * grid[0] // height
+    columns = torch.arange(width, device=pixels.device) * grid[1] // width
+    one_row = torch.nn.functional.one_hot(rows, grid[0]).float()
+    one_column = torch.nn.functional.one_hot(columns, grid[1]).float()
+    return one_row.T @ pixels.float() @ one_column
+
+
+def weighted_quantile(values: Tensor, weights: Tensor, q: float) -> Tensor:
+    """Linear-interpolation quantile of values that each occur ``weights`` times (numpy's default definition).
+
+    Args:
+        values: (N, n) float.
+        weights: (N, n) whole numbers ≥ 0; their sum may differ from row to row.
+        q: in [0, 1].
+
+    Returns:
+        (N,), as ``numpy.quantile(numpy.repeat(values, weights), q)`` row by row; NaN where all weights are 0.
+    """
+    ordered, order = values.sort(dim=1)
+    ends = weights.gather(1, order).double().cumsum(1)
+    total = ends[:, -1:]
+    position = q * (total - 1).clamp_min(0)
+    lower = position.floor()
+    upper = torch.minimum(lower + 1, (total - 1).clamp_min(0))
+    last = values.shape[1] - 1
+    low = ordered.gather(1, torch.searchsorted(ends, lower, right=True).clamp_max(last))
+    high = ordered.gather(1, torch.searchsorted(ends, upper, right=True).clamp_max(last))
+    # Exact where both are equal, as they nearly always are: a block holds thousands of equal pixels.
+    result = torch.lerp(low, high, (position - lower).to(values.dtype))
+    return torch.where(total > 0, result, torch.nan)[:, 0]
+
+
+def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 100) -> Tensor:
+    """Where two Gaussians fitted by expectation-maximisation are equally likely, between their means.
+
+    Args:
+        values: (N, n) float.
+        weights: (N, n) ≥ 0, how often each value occurs.
+        iterations: EM steps, a fixed number so that no convergence test needs the host.
+
+    Returns:
+        (N,) threshold; values above it belong to the component with the higher mean.
+    """
+    x = values.double()
+    w = weights.double() / weights.double().sum(1, keepdim=True).clamp_min(1e-12)
+    scale = (w * x.square()).sum(1, keepdim=True).sqrt().clamp_min(1e-30)  # attention is small: work at scale 1
+    x = x / scale
+    mean = (w * x).sum(1, keepdim=True)
+    variance = (w * (x - mean) ** 2).sum(1, keepdim=True)
+    floor = 1e-6 * variance.clamp_min(1e-12)
+    means = torch.cat([mean - variance.sqrt(), mean + variance.sqrt()], 1)  # (N, 2)
+    variances = variance.repeat(1, 2).clamp_min(1e-12)
+    shares = torch.full_like(means, 0.5)
+
+    def log_density(points: Tensor) -> Tensor:  # (N, m) → (N, m, 2)
+        distance = (points[:, :, None] - means[:, None]) ** 2 / variances[:, None]
+        return shares.log()[:, None] - 0.5 * (variances.log()[:, None] + distance)
+
+    for _ in range(iterations):
+        responsibility = log_density(x).softmax(-1) * w[:, :, None]
+        mass = responsibility.sum(1).clamp_min(1e-12)
+        means = (responsibility * x[:, :, None]).sum(1) / mass
+        variances = (responsibility * (x[:, :, None] - means[:, None]) ** 2).sum(1) / mass
+        variances = torch.maximum(variances, floor)
+        shares = mass / mass.sum(1, keepdim=True)
+
+    low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)
+    steps = torch.linspace(0, 1, 513, device=x.device, dtype=x.dtype)
+    points = low + (high - low) * steps
+    density = log_density(points)
+    upper = means.argmax(1)
+    of_upper = density.gather(2, upper[:, None, None].expand(-1, density.shape[1], 1))[..., 0]
+    of_lower = density.gather(2, (1 - upper)[:, None, None].expand(-1, density.shape[1], 1))[..., 0]
+    first = (of_upper >= of_lower).to(torch.int32).argmax(1, keepdim=True)
+    return (points.gather(1, first) * scale)[:, 0].to(values.dtype)
+
+
+def bilateral(mask: Tensor, settings: PseudoMaskSettings) -> Tensor:
+    """kornia's bilateral filter on the mask, in chunks that bound its memory.
+
+    Args:
+        mask: (B, K, S, S) float in [0, 1].
+        settings: kernel and deviations.
+
+    Returns:
+        (B, K, S, S) float in [0, 1].
+    """
+    side = mask.shape[-1]
+    kernel = max(3, round(settings.kernel * side) // 2 * 2 + 1)
+    sigma = max(settings.sigma_space * side, 0.5)
+    flat = mask.flatten(0, 1)[:, None]  # heads are separate images: the filter joins the channels of one
+    parts = [
+        kornia.filters.bilateral_blur(part, (kernel, kernel), settings.sigma_color, (sigma, sigma))
+        for part in flat.split(_BILATERAL_CHUNK)
+    ]
+    return torch.cat(parts).view_as(mask).clamp(0, 1)
+
+
+@torch.no_grad()
+def pseudo_mask(
+    attention: Tensor, images: Tensor, settings: PseudoMaskSettings | None = None, size: int | None = None
+) -> PseudoMask:
+    """The pseudo mask of a batch.
+
+    Args:
+        attention: (B, H, g, g) attention of the pooled token to the cells, each head's.
+        images: (B, C, S, S) radiographs, bright = dense; used for the body mask and the size alone.
+        settings: how; the paper's by default.
+        size: side of the mask; that of ``images`` if None.
+
+    Returns:
+        A :class:`PseudoMask`, detached from the graph.
+    """
+    settings = settings or PseudoMaskSettings()
+    size = size or images.shape[-1]
+    with torch.autocast(images.device.type, enabled=False):
+        maps = attention.detach().float()  # ranks of 49 cells decide: half precision would flip whole blocks
+        if settings.aggregate:
+            maps = aggregate_heads(maps)
+        batch, heads, *grid = maps.shape
+        body = None
+        if settings.body_mask:
+            body = body_mask(images)
+            if body.shape[-1] != size:
+                body = upsample_nearest(body, size)
+            counts = _block_counts(body, (grid[0], grid[1])).expand(-1, heads, -1, -1)
+        else:
+            whole = torch.ones(1, 1, size, size, dtype=torch.bool, device=maps.device)
+            counts = _block_counts(whole, (grid[0], grid[1])).expand(batch, heads, -1, -1)
+        values, weights = maps.flatten(0, 1).flatten(1), counts.flatten(0, 1).flatten(1)
+        if body is not None and settings.domain == "image":
+            outside = size * size - weights.sum(1, keepdim=True)
+            values = torch.cat([values, torch.zeros_like(outside)], 1)
+            weights = torch.cat([weights, outside], 1)
+        if settings.threshold == "mean":
+            threshold = (values * weights).sum(1) / weights.sum(1)
+        elif settings.threshold == "gmm":
+            threshold = weighted_gmm_threshold(values, weights)
+        else:
+            q = 0.5 if settings.threshold == "median" else float(settings.threshold)
+            threshold = weighted_quantile(values, weights, q)
+        threshold = threshold.view(batch, heads, 1, 1)
+        selected = maps > threshold if settings.strict else maps >= threshold
+        mask = upsample_nearest(selected, size)
+        if body is not None:
+            mask = mask & body
+        mask = mask.float()
+        if settings.smooth:
+            mask = bilateral(mask, settings)
+    return PseudoMask(mask=mask, attention=maps, threshold=threshold, body=body)

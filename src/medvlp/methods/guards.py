@@ -1,0 +1,152 @@
+"""Watchers that every pre-training run has: non-finite losses and skipped items."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from medvlp.errors import NonFiniteLossError, TooManySkippedError
+
+
+class NonFiniteGuard(L.Callback):
+    """Stops the run at a NaN or infinite loss and saves the ids of the batch.
+
+    On CPU each loss is looked at before its backward pass, so the weights stay clean. On an accelerator a look costs
+    a synchronisation; there the flags stay on the device and are fetched together every ``log_every_n_steps``, and
+    the error still names the first bad step, and that step's batch is the one that is saved. No checkpoint is written
+    between: a save fetches the flags first.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, int, list[str], Tensor]] = []
+        self._ids: list[str] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remembers whose batch it is."""
+        self._ids = list(batch.get("id", [])) if isinstance(batch, dict) else []
+        self._batch_idx = batch_idx
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Records whether the loss is finite, and looks when looking is due."""
+        self._pending.append((trainer.global_step, self._batch_idx, self._ids, torch.isfinite(loss.detach())))
+        every = 1 if loss.device.type == "cpu" else max(1, trainer.log_every_n_steps)
+        if (self._batch_idx + 1) % every == 0:
+            self._look(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Looks at what is left of the epoch."""
+        self._look(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keeps weights that a NaN may have reached out of checkpoints."""
+        self._look(trainer)
+
+    def _look(self, trainer: L.Trainer) -> None:
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        finite = torch.stack([flag for *_, flag in pending]).tolist()
+        bad = finite.index(False) if False in finite else None
+        anywhere = bad is not None
+        if trainer.world_size > 1:  # all ranks stop together instead of waiting for the one that stopped
+            anywhere = trainer.strategy.reduce_boolean_decision(anywhere, all=False)
+        if not anywhere:
+            return
+        if bad is None:
+            raise NonFiniteLossError("the loss of another process is not finite; its batch's ids are saved there")
+        step, batch_idx, ids, _ = pending[bad]
+        path = Path(trainer.default_root_dir) / f"nonfinite_batch_rank{trainer.global_rank}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"step": step, "epoch": trainer.current_epoch, "batch_idx": batch_idx, "ids": ids}
+        path.write_text(json.dumps(content, indent=1))
+        raise NonFiniteLossError(
+            f"step {step} (epoch {trainer.current_epoch}, batch {batch_idx}): the loss is NaN or infinite; the batch's "
+            f"ids are in {path}; lower the learning rate, clip gradients, or look at those items"
+        )
+
+
+class SkippedItems(L.Callback):
+    """Counts and lists the items that ``on_error: skip`` left out, and stops the run when they are too many.
+
+    Each item counts once. The list is ``skipped.csv`` in the run's folder (one file per rank beyond the first),
+    written anew at the end of each epoch; items left out when the dataset was indexed are in it as well.
+    """
+
+    def __init__(self) -> None:
+        self._indexed: dict[str, str] = {}
+        self._seen: dict[str, str] = {}
+        self._said = -1
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes over what was left out at index time."""
+        table = getattr(trainer.datamodule, "skipped_at_index", None)  # type: ignore[attr-defined]
+        if table is not None and len(table):
+            self._indexed = dict(zip(table["id"].astype(str), table["reason"].astype(str), strict=True))
+            self._write(trainer)
+            counts = ", ".join(f"{reason}: {n}" for reason, n in table["reason"].value_counts().items())
+            rank_zero_info(f"{len(table)} items left out at indexing ({counts}); listed in {self._path(trainer)}")
+
+    def _take(self, trainer: L.Trainer, batch: Any) -> None:
+        found = batch.get("skipped", []) if isinstance(batch, dict) else []
+        if not found:
+            return
+        before = len(self._seen)
+        for item, reason in found:
+            self._seen.setdefault(str(item), str(reason))
+        if len(self._seen) == before:
+            return
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        share = datamodule.max_skipped
+        total = sum(len(d) for d in (datamodule.train_set, datamodule.val_set) if d is not None)
+        if total and len(self._seen) > share * total:
+            self._write(trainer)
+            raise TooManySkippedError(
+                f"{len(self._seen)} of {total} items cannot be read, more than the allowed share of {share:g}; they "
+                f"are listed in {self._path(trainer)}; mend the data, or raise data.max_skipped"
+            )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes the batch's skipped items."""
+        self._take(trainer, batch)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Takes the batch's skipped items."""
+        self._take(trainer, batch)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lists them."""
+        if self._seen and len(self._seen) != self._said:
+            self._said = len(self._seen)
+            self._write(trainer)
+            rank_zero_warn(f"{len(self._seen)} items skipped so far; listed in {self._path(trainer)}")
+
+    def _path(self, trainer: L.Trainer) -> Path:
+        suffix = f"_rank{trainer.global_rank}" if trainer.global_rank else ""
+        return Path(trainer.default_root_dir) / f"skipped{suffix}.csv"
+
+    def _write(self, trainer: L.Trainer) -> None:
+        path = self._path(trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "reason"])
+            writer.writerows((self._indexed | self._seen).items())

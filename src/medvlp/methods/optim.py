@@ -1,0 +1,92 @@
+"""Optimiser and learning-rate schedule from one config, for every method."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from medvlp.errors import ConfigError
+from medvlp.methods.schedules import warm_restarts, warmup_cosine
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How to optimise.
+
+    Args:
+        optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
+        lr: peak learning rate.
+        weight_decay: decoupled for adamw, L2 otherwise.
+        betas: of Adam.
+        decay_all: decay norms and biases too, as every released code here does; False spares them.
+        schedule: "warmup_cosine", "warm_restarts" (released G2D), "plateau" (halved when ``val/loss`` stalls for 5
+            validations: ConVIRT) or "constant".
+        warmup: warm-up length: a share of all steps if below 1, else a number of steps.
+        min_lr: where the cosine ends.
+        restart_period: steps per cycle of "warm_restarts".
+    """
+
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 2e-4
+    weight_decay: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.999)
+    decay_all: bool = False
+    schedule: Literal["warmup_cosine", "warm_restarts", "plateau", "constant"] = "warmup_cosine"
+    warmup: float = 0.05
+    min_lr: float = 0.0
+    restart_period: int = 200
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
+    """Trainable parameters, those without decay (norms, biases, single vectors) in a group of their own."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    if decay_all or not weight_decay:
+        return [{"params": trainable, "weight_decay": weight_decay}]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
+    """The optimiser over the module's trainable parameters."""
+    groups = parameter_groups(module, config.weight_decay, config.decay_all)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, betas=tuple(config.betas))
+
+
+def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float) -> dict[str, Any] | None:
+    """Lightning's scheduler entry, stepped per optimiser step ("plateau": per validation), or None.
+
+    Args:
+        optimizer: what :func:`build_optimizer` gave.
+        config: the schedule.
+        total_steps: optimiser steps of the whole run.
+
+    Raises:
+        ConfigError: a cosine over a run without end.
+    """
+    if config.schedule == "constant":
+        return None
+    if config.schedule == "plateau":
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
+        return {"scheduler": plateau, "monitor": "val/loss", "interval": "epoch", "strict": False}
+    if config.schedule == "warmup_cosine" and total_steps == float("inf"):
+        raise ConfigError("schedule warmup_cosine needs an end: set trainer.max_epochs or trainer.max_steps")
+    warmup = config.warmup * total_steps if config.warmup < 1 else config.warmup
+
+    def factor(step: int) -> float:
+        if config.schedule == "warm_restarts":
+            return warm_restarts(step, lr=config.lr, period=config.restart_period, min_lr=config.min_lr) / config.lr
+        # Step + 1 over total + 1: neither the first nor the last step is wasted at a rate of zero.
+        rate = warmup_cosine(
+            step + 1, lr=config.lr, warmup=warmup, total=total_steps + 1, min_lr=config.min_lr, start_lr=config.min_lr
+        )
+        return rate / config.lr
+
+    return {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}

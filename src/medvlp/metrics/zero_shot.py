@@ -1,0 +1,54 @@
+"""Zero-shot classification scores and their AUROC."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+
+def prompt_embeddings(prompts: Tensor) -> Tensor:
+    """One vector for an ensemble of prompts: mean of the normalised embeddings, normalised again (CheXzero).
+
+    Args:
+        prompts: (n, d).
+
+    Returns:
+        (d,), of unit length.
+    """
+    return F.normalize(F.normalize(prompts, dim=-1).mean(0), dim=-1)
+
+
+def zero_shot_probability(images: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """CheXzero's softmax over the two prompts of each finding, of plain cosines without a temperature.
+
+    Args:
+        images: (N, d).
+        positive: (C, d).
+        negative: (C, d).
+
+    Returns:
+        (N, C) in (0, 1); above ½ where the positive prompt is nearer.
+    """
+    images = F.normalize(images, dim=-1)
+    difference = images @ (F.normalize(positive, dim=-1) - F.normalize(negative, dim=-1)).T
+    return difference.sigmoid()  # exp(p) / (exp(p) + exp(n))
+
+
+def auroc_per_class(scores: Tensor, labels: Tensor) -> Tensor:
+    """AUROC of each class over the samples whose label is known.
+
+    Args:
+        scores: (N, C).
+        labels: (N, C): 1 present, 0 absent; anything else (NaN, −1 uncertain) is left out.
+
+    Returns:
+        (C,) in [0, 1]; NaN for a class without both a positive and a negative. torchmetrics would give 0, which
+        drags a macro mean down.
+    """
+    result = torch.full((scores.shape[1],), torch.nan)
+    for c in range(scores.shape[1]):
+        known = (labels[:, c] == 0) | (labels[:, c] == 1)
+        target = labels[known, c].long()
+        if 0 < int(target.sum()) < len(target):
+            result[c] = binary_auroc(scores[known, c], target)
+    return result

@@ -1,0 +1,29 @@
+"""Seeds that depend on what they are for, never on who asks first or how many processes there are."""
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, the increment of splitmix64
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def derive_seed(*parts: int) -> int:
+    """Mix integers into one seed; every bit of every part, and their order, matters.
+
+    The mixing is that of splitmix64 (Steele, Lea and Flood 2014), written with Python integers, so that the
+    result is the same on every platform and in every process.
+
+    Args:
+        *parts: any integers, for example (run seed, epoch, item). Negative ones count modulo 2^64.
+
+    Returns:
+        An integer in [0, 2^63), which ``torch.Generator.manual_seed`` and ``numpy.random.default_rng`` accept.
+    """
+    state = _mix(_GOLDEN)
+    for part in parts:
+        state = _mix((state + _GOLDEN + (part & _MASK)) & _MASK)
+    # the number of parts is mixed in, so that (1,) and (1, 0) differ for certain
+    return _mix((state + len(parts)) & _MASK) >> 1

@@ -1,0 +1,265 @@
+"""Tokenizers (trained, loaded, stored, restored) and the collate that turns samples into batches."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from medvlp.errors import ConfigError, TokenizerError
+
+if TYPE_CHECKING:  # importing transformers takes seconds, and `medvlp --help` should not
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS: tuple[str, ...] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""BERT's special tokens; their ids are 0 to 4 in every vocabulary trained here."""
+
+_ROLES = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True))
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")
+
+
+def _quiet_parallelism() -> None:
+    # tokenizers warns and falls back to one thread when its threads meet forked loader workers
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _bert_tokenizer(model: Any, lowercase: bool) -> Any:
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    return tokenizer
+
+
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int = 4096, lowercase: bool = True, min_frequency: int = 2
+) -> "PreTrainedTokenizerFast":
+    """Train a WordPiece vocabulary, as BERT's tokenizer uses one.
+
+    The same texts give the same vocabulary with the same ids, in any order of the texts. The trainer of the
+    ``tokenizers`` library alone does not promise that: it numbers the characters that continue a word in the order of
+    a randomly seeded hash table, and these numbers break ties between merges. So the alphabet is handed to it sorted.
+
+    Args:
+        texts: the training texts.
+        vocab_size: entries of the vocabulary, special tokens and alphabet included. Few texts may give fewer.
+        lowercase: lower-case and strip accents, as BERT's uncased tokenizers do.
+        min_frequency: a pair of pieces is merged only if it occurs at least this often.
+
+    Returns:
+        A fast tokenizer with [CLS] … [SEP] around each text, ids 0 to 4 for :data:`SPECIAL_TOKENS` and a
+        model_max_length of 512.
+
+    Raises:
+        TokenizerError: there is no text, or the alphabet alone exceeds ``vocab_size``.
+    """
+    _quiet_parallelism()
+    from tokenizers import models, processors, trainers
+
+    draft = _bert_tokenizer(models.WordPiece(vocab={"[UNK]": 0}, unk_token="[UNK]"), lowercase)
+    words: dict[str, int] = {}
+    for text in texts:
+        for word in draft.normalizer.normalize_str(text).split():
+            words[word] = words.get(word, 0) + 1
+    first: set[str] = set()
+    later: set[str] = set()
+    for word in words:
+        for piece, _ in draft.pre_tokenizer.pre_tokenize_str(word):
+            first.add(piece[0])
+            later.update("##" + c for c in piece[1:])
+    if not words:
+        raise TokenizerError("there is no text to train a vocabulary on")
+    alphabet = sorted(first | {c[2:] for c in later}) + sorted(later)
+    if len(SPECIAL_TOKENS) + len(alphabet) > vocab_size:
+        raise TokenizerError(
+            f"vocab_size {vocab_size} is smaller than the alphabet of the texts with the special tokens"
+            f" ({len(SPECIAL_TOKENS) + len(alphabet)})"
+        )
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        show_progress=False,
+        special_tokens=[*SPECIAL_TOKENS, *alphabet],
+        continuing_subword_prefix="##",
+    )
+    # counted words instead of texts: the pair counts are the same, and normalising twice is harmless
+    draft.train_from_iterator(_repeated(words), trainer=trainer)
+    vocabulary = draft.get_vocab(with_added_tokens=True)
+    by_id = sorted(vocabulary, key=vocabulary.__getitem__)
+    model = models.WordPiece(
+        vocab={token: i for i, token in enumerate(by_id)}, unk_token="[UNK]", max_input_chars_per_word=100
+    )
+    # built anew, because the alphabet went in as special tokens, which would be matched before any merge
+    final = _bert_tokenizer(model, lowercase)
+    final.add_special_tokens(list(SPECIAL_TOKENS))
+    final.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", final.token_to_id("[CLS]")), ("[SEP]", final.token_to_id("[SEP]"))],
+    )
+    return _wrap(final, {"model_max_length": 512, **_ROLES})
+
+
+def _repeated(words: dict[str, int]) -> Iterable[str]:
+    for word in sorted(words):
+        count = words[word]
+        while count > 0:  # in pieces, so that a frequent word does not become one huge string
+            yield " ".join([word] * min(count, 1000))
+            count -= 1000
+
+
+def _wrap(backend: Any, options: dict[str, Any]) -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
+
+
+def load_tokenizer(path_or_name: str | os.PathLike) -> "PreTrainedTokenizerFast":
+    """Load a tokenizer from a local folder or by its hub name.
+
+    Args:
+        path_or_name: a folder with tokenizer.json or vocab.txt, or a name such as "emilyalsentzer/Bio_ClinicalBERT".
+
+    Returns:
+        A fast tokenizer.
+
+    Raises:
+        TokenizerError: the folder has no vocabulary, the hub cannot be reached, or no fast tokenizer exists.
+    """
+    _quiet_parallelism()
+    folder = Path(path_or_name)
+    looks_local = folder.exists() or folder.is_absolute() or str(path_or_name).startswith((".", "~"))
+    if looks_local:
+        folder = folder.expanduser()
+        if not folder.is_dir():
+            raise TokenizerError(f"the tokenizer folder {folder} does not exist")
+        if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+            raise TokenizerError(
+                f"the folder {folder} holds no vocabulary: neither {' nor '.join(_VOCABULARY_FILES)} is there;"
+                " copy it beside the weights, or name a folder that has it"
+            )
+    from transformers import AutoTokenizer
+
+    name = str(folder) if looks_local else str(path_or_name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and hub errors of its own here
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        if looks_local:
+            raise TokenizerError(f"the tokenizer in {folder} cannot be loaded: {first_line}") from error
+        raise TokenizerError(
+            f'the tokenizer "{name}" cannot be fetched from the hub ({first_line}); pass a local folder that holds'
+            " tokenizer.json or vocab.txt instead"
+        ) from error
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise TokenizerError(f'the tokenizer "{name}" has no fast version; its folder needs a tokenizer.json')
+    return tokenizer
+
+
+def tokenizer_state(tokenizer: "PreTrainedTokenizerFast") -> dict[str, Any]:
+    """Everything a tokenizer is, as strings, integers and dictionaries, for a checkpoint.
+
+    Args:
+        tokenizer: a fast tokenizer.
+
+    Returns:
+        Keys ``backend`` (JSON text), ``special_tokens`` (role to token), ``model_max_length``, ``padding_side`` and
+        ``truncation_side``.
+    """
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    # padding and truncation are left over from the last call and no part of the tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    return {
+        "backend": backend.to_str(),
+        "special_tokens": {role: str(getattr(tokenizer, role)) for role in _ROLES if getattr(tokenizer, role, None)},
+        "model_max_length": int(tokenizer.model_max_length),
+        "padding_side": str(tokenizer.padding_side),
+        "truncation_side": str(tokenizer.truncation_side),
+    }
+
+
+def tokenizer_from_state(state: dict[str, Any]) -> "PreTrainedTokenizerFast":
+    """The exact inverse of :func:`tokenizer_state`.
+
+    Raises:
+        TokenizerError: the state is not one that :func:`tokenizer_state` returned.
+    """
+    _quiet_parallelism()
+    from tokenizers import Tokenizer
+
+    try:
+        json.loads(state["backend"])
+        backend = Tokenizer.from_str(state["backend"])
+        options = {
+            **state["special_tokens"],
+            "model_max_length": state["model_max_length"],
+            "padding_side": state["padding_side"],
+            "truncation_side": state["truncation_side"],
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(f"the stored tokenizer cannot be restored: {error}") from error
+    return _wrap(backend, options)
+
+
+class Collate:
+    """Turns a list of samples into a batch; :mod:`medvlp.datamodules.base` lists the keys.
+
+    Args:
+        tokenizer: a fast tokenizer, or None: then input_ids, attention_mask and word_groups are absent.
+        max_length: longer texts are cut to this many tokens, special ones included.
+        padding: pad to the "longest" text of the batch, or always to "max_length" (the official G2D code, where
+            padding enters the batch statistics of the text projector).
+
+    Raises:
+        ConfigError: an unknown padding, or a tokenizer without word positions.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast | None",
+        max_length: int = 256,
+        padding: Literal["longest", "max_length"] = "longest",
+    ) -> None:
+        if padding not in ("longest", "max_length"):
+            raise ConfigError(f'padding is "longest" or "max_length", not "{padding}"')
+        if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
+            raise ConfigError("the batches need word positions, which only a fast tokenizer knows")
+        _quiet_parallelism()
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.padding = padding
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Collate samples of :class:`~medvlp.datasets.base.ImageTextDataset`."""
+        texts = [s["text"] for s in samples]
+        batch: dict[str, Any] = {
+            "image": torch.stack([s["image"] for s in samples]),
+            "text": texts,
+            "id": [s["id"] for s in samples],
+            "index": torch.tensor([s["index"] for s in samples], dtype=torch.int64),
+            "label": torch.stack([s["label"] for s in samples]),
+            "skipped": [pair for s in samples for pair in s.get("skipped", ())],
+        }
+        if self.tokenizer is not None:
+            batch.update(self.tokenize(texts))
+        return batch
+
+    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Token ids, mask and word groups of texts, each int64 (B, L)."""
+        assert self.tokenizer is not None
+        encoded = self.tokenizer(texts, padding=self.padding, truncation=True, max_length=self.max_length)
+        groups = [[-1 if w is None else w for w in encoded.word_ids(i)] for i in range(len(texts))]
+        return {
+            "input_ids": torch.tensor(encoded["input_ids"], dtype=torch.int64),
+            "attention_mask": torch.tensor(encoded["attention_mask"], dtype=torch.int64),
+            "word_groups": torch.tensor(groups, dtype=torch.int64),
+        }
