@@ -1,6 +1,5 @@
 """Tokenizers (trained, loaded, stored, restored) and the collate that turns samples into batches."""
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -197,8 +196,10 @@ def tokenizer_from_state(state: dict[str, Any]) -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer
 
     try:
-        json.loads(state["backend"])
-        backend = Tokenizer.from_str(state["backend"])
+        try:
+            backend = Tokenizer.from_str(state["backend"])
+        except Exception as error:  # the Rust side raises bare Exceptions
+            raise ValueError(str(error)) from error
         options = {
             **state["special_tokens"],
             "model_max_length": state["model_max_length"],

@@ -71,10 +71,9 @@ class _CropAndStretch(nn.Module):
         if len(rows):  # an all-zero image has no box and stays whole
             x = x[rows[0, 0] : rows[-1, 0] + 1, columns[0, 0] : columns[-1, 0] + 1]
         low, high = int(x.min()), int(x.max())
-        scale = (256.0 if self.wrap else 255.0) / max(high - low, 1)
-        y = F.interpolate(
-            (x.float() - low).mul_(scale)[None, None], (self.size, self.size), mode="bilinear", align_corners=False
-        )[0]
+        # divided first, as released: only so does the maximum become exactly 256
+        x = (x.float() - low).div_(max(high - low, 1)).mul_(256 if self.wrap else 255)
+        y = F.interpolate(x[None, None], (self.size, self.size), mode="bilinear", align_corners=False)[0]
         y = y.to(torch.int32)
         return (y.remainder(256) if self.wrap else y.clamp_(0, 255)).to(torch.uint8)
 

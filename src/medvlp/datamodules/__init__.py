@@ -1,0 +1,1 @@
+"""Corpora to batches: split, fraction, transform, collate, and loaders that resume."""

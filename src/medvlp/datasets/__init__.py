@@ -1,0 +1,1 @@
+"""Released corpora to samples: one module per corpus."""

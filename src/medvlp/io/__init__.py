@@ -1,0 +1,1 @@
+"""Files to arrays and report sections; no torch in here."""

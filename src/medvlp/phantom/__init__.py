@@ -1,0 +1,46 @@
+"""The phantom: a synthetic chest-radiograph corpus with exact truth, for tests, tutorials and measurements.
+
+It draws radiographs (``render``), words reports (``reports``) and writes both in the layout of a real corpus
+(``layouts``), so that everything downstream runs on it unchanged. No real patient is in it.
+
+    from medvlp.phantom import PhantomSpec, write_phantom
+    write_phantom("mimic_cxr", "data/phantom", PhantomSpec(studies=200))
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from medvlp.phantom.layouts import LAYOUTS, layout_module
+from medvlp.phantom.model import FINDINGS, Difficulty, PhantomSpec
+
+__all__ = ["FINDINGS", "LAYOUTS", "Difficulty", "PhantomSpec", "write_phantom"]
+
+
+def write_phantom(
+    layout: str,
+    root: str | Path,
+    spec: PhantomSpec,
+    *,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a phantom corpus.
+
+    Args:
+        layout: whose file layout, a key of ``LAYOUTS``.
+        root: folder to write into, made if needed.
+        spec: what to write; the same spec gives the same bytes.
+        workers: number of processes, at least 1. They are started fresh ("spawn"), so with more than one a script
+            must call this under ``if __name__ == "__main__":``.
+        progress: called with the number of studies finished so far.
+        overwrite: whether another phantom in ``root`` is replaced.
+
+    Returns:
+        The folder. A complete tree of the same spec is returned as it is.
+
+    Raises:
+        ConfigError: there is no such layout, or a setting is out of its range.
+        DataError: ``root`` holds something else.
+    """
+    return layout_module(layout).write(spec, Path(root), workers=workers, progress=progress, overwrite=overwrite)

@@ -108,6 +108,8 @@ class G2D(PretrainModule):
         shuffle_masks: give each image another image's mask (Table 8).
         text_to_image: weight of the report → image direction.
         pixel_loss_start: optimiser steps before the pixel loss counts.
+        decoder_widths: channels of the decoder's steps, coarsest first; (256, 128, 64, 32, 16), or as many of its
+            last as the pyramid has levels, if None.
 
     Raises:
         ConfigError: from the encoders.
@@ -135,6 +137,7 @@ class G2D(PretrainModule):
         shuffle_masks: bool = False,
         text_to_image: float | None = None,
         pixel_loss_start: int | None = None,
+        decoder_widths: list[int] | None = None,
     ) -> None:
         rows = _VARIANTS[variant]
         super().__init__(
@@ -164,7 +167,9 @@ class G2D(PretrainModule):
         if decoder_loss != "none":
             masks = 1 if aggregate_heads else heads
             out_channels = 3 if decoder_loss == "reconstruction" else masks
-            self.decoder = UNetDecoder(self.image_encoder.channels, self.image_encoder.reductions, out_channels)
+            self.decoder = UNetDecoder(
+                self.image_encoder.channels, self.image_encoder.reductions, out_channels, decoder_widths
+            )
 
     def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Pyramid, projected map V (B, d, g, g) and the pool's output with its attention as maps (B, H, g, g)."""

@@ -1,0 +1,115 @@
+"""Any table of images and texts for pre-training."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from medvlp.datamodules.base import PretrainDataModule, Split
+from medvlp.datasets.base import ImageTextDataset
+from medvlp.datasets.pairs import read_pairs
+
+
+class PairsDataModule(PretrainDataModule):
+    """Pairs listed in a CSV, TSV or Parquet file.
+
+    Args:
+        table: the file.
+        image_root: folder of the images; None takes the folder of the table.
+        image_column: column of image paths; an extension may be missing.
+        text_column: column of texts.
+        id_column: column of ids; None takes the image path.
+        split_column: column with train / validate / test; None divides by a hash.
+        group_column: column whose equal values stay together (patients).
+        label_columns: columns of numbers; blank is unknown.
+        val_fraction: share of the validation split if there is no split_column.
+        test_fraction: share of the test split if there is no split_column.
+        encoding: of CSV and TSV files.
+        sep: column separator of CSV files.
+        min_tokens: texts with fewer words are left out.
+        batch_size: training pairs per device.
+        eval_batch_size: pairs per device in validation and testing; None uses batch_size.
+        num_workers: loader processes; 0 loads in the main process.
+        image_size: side of the images that the model sees, in pixels.
+        transform: a name of medvlp.transforms.TRANSFORMS.
+        seed: seed of the split, the sample order, the augmentation and the fraction.
+        fraction: share of the training groups, in (0, 1]; smaller shares lie inside larger ones.
+        text_sampling: "whole" text, or one random "sentence" of it (ConVIRT).
+        on_error: "raise" on the first unreadable item, or "skip": count it and take the next readable one.
+        max_skipped: largest share of unreadable items that on_error: skip tolerates.
+        pin_memory: page-locked batches, for faster copies to a CUDA device.
+    """
+
+    def __init__(
+        self,
+        table: str,
+        *,
+        image_root: str | None = None,
+        image_column: str = "image",
+        text_column: str = "text",
+        id_column: str | None = None,
+        split_column: str | None = None,
+        group_column: str | None = None,
+        label_columns: Sequence[str] = (),
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        encoding: str = "utf-8",
+        sep: str = ",",
+        min_tokens: int = 1,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        image_size: int = 224,
+        transform: str = "g2d_paper",
+        seed: int = 0,
+        fraction: float = 1.0,
+        text_sampling: Literal["whole", "sentence"] = "whole",
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: float = 0.05,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            image_size=image_size,
+            transform=transform,
+            seed=seed,
+            fraction=fraction,
+            text_sampling=text_sampling,
+            on_error=on_error,
+            max_skipped=max_skipped,
+            pin_memory=pin_memory,
+        )
+        self.table = table
+        self.image_root = image_root
+        self.image_column = image_column
+        self.text_column = text_column
+        self.id_column = id_column
+        self.split_column = split_column
+        self.group_column = group_column
+        self.label_columns = tuple(label_columns)
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.encoding = encoding
+        self.sep = sep
+        self.min_tokens = min_tokens
+
+    def read(self, split: Split) -> ImageTextDataset:
+        """Index one split."""
+        return read_pairs(
+            self.table,
+            image_column=self.image_column,
+            text_column=self.text_column,
+            image_root=self.image_root,
+            id_column=self.id_column,
+            split_column=self.split_column,
+            group_column=self.group_column,
+            label_columns=self.label_columns,
+            encoding=self.encoding,
+            sep=self.sep,
+            split=split,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            seed=self.seed,
+            min_tokens=self.min_tokens,
+            on_error=self.on_error,
+        )

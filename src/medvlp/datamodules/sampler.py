@@ -1,0 +1,139 @@
+"""An order of samples that can be entered at any point, and the loader that finds that point by itself."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from medvlp.seeding import derive_seed
+
+
+class ResumableSampler(DistributedSampler):
+    """Yields (index, epoch) tuples in an order that depends on (seed, epoch) alone.
+
+    All ranks draw the same permutation of the whole dataset, and rank r of W takes the elements r, r + W, …; so
+    step k of W ranks with b samples each sees the same samples as step k of one rank with W·b samples. What does
+    not divide by W is dropped (other samples each epoch).
+
+    Args:
+        dataset: its length counts.
+        num_replicas: number of ranks W.
+        rank: this rank, 0 ≤ rank < W.
+        seed: run seed.
+        shuffle: false keeps the order of the dataset.
+
+    Attributes:
+        start: samples of the current epoch that this rank has already consumed.
+        stop: samples of an epoch that this rank uses; None uses all.
+        count: samples still to be yielded; beyond the end of the epoch, the next epoch's order follows. None
+            yields up to the end of the epoch.
+    """
+
+    def __init__(
+        self, dataset: Dataset, num_replicas: int = 1, rank: int = 0, seed: int = 0, shuffle: bool = True
+    ) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed, drop_last=True)
+        self.start = 0
+        self.stop: int | None = None
+        self.count: int | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch (Lightning calls this before each epoch)."""
+        super().set_epoch(epoch)
+        self.start = 0
+        self.stop = None
+        self.count = None
+
+    def __len__(self) -> int:
+        """Samples of a whole epoch on this rank, wherever ``start`` is: the trainer counts whole epochs."""
+        return len(self.dataset) // self.num_replicas  # type: ignore[arg-type]
+
+    def order(self, epoch: int) -> torch.Tensor:
+        """Indices of this rank in ``epoch``: int64 (len(self),)."""
+        size = len(self.dataset)  # type: ignore[arg-type]
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+            indices = torch.randperm(size, generator=generator)
+        else:
+            indices = torch.arange(size)
+        return indices[self.rank : len(self) * self.num_replicas : self.num_replicas]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, start = self.epoch, self.start
+        stop = len(self) if self.stop is None else min(self.stop, len(self))
+        left = stop - start if self.count is None else self.count
+        while left > 0 and stop > 0:
+            indices = self.order(epoch)[start:stop][:left].tolist()
+            for index in indices:
+                yield index, epoch
+            left -= len(indices)
+            epoch, start = epoch + 1, 0
+
+
+Position = Callable[[], "tuple[int, int, int, int] | None"]
+
+
+class _OnFirstUse:
+    """An iterator that is created when its first element is asked for."""
+
+    def __init__(self, create: Callable[[], Iterator]) -> None:
+        self._create: Callable[[], Iterator] | None = create
+        self._iterator: Iterator | None = None
+
+    def __iter__(self) -> "_OnFirstUse":
+        return self
+
+    def __next__(self) -> Any:
+        if self._create is not None:
+            self._iterator, self._create = self._create(), None
+        assert self._iterator is not None
+        return next(self._iterator)
+
+
+class ResumableLoader(DataLoader):
+    """A loader that continues exactly where a restored run stood, even in mid-epoch.
+
+    Lightning creates the iterator of the training loader before it has decided which epoch and batch come next,
+    and worker processes would at once prefetch the wrong items. Saving the loader's own state is no remedy:
+    prefetching lets it run ahead of the training steps. So the iterator is created on first use here. At that
+    moment the trainer's restored counters are settled, and ``position`` reads them.
+
+    Args:
+        *args: as for :class:`torch.utils.data.DataLoader`, with a :class:`ResumableSampler` as the sampler.
+        position: returns (epoch, batches of it already consumed, batches per epoch, batches still to come until
+            the trainer's epoch ends), or None to leave the sampler as it stands.
+        **kwargs: as above.
+    """
+
+    def __init__(self, *args: Any, position: Position | None = None, **kwargs: Any) -> None:
+        self.position = position
+        super().__init__(*args, **kwargs)
+
+    def _begin(self) -> Iterator:
+        where = self.position() if self.position is not None else None
+        if where is not None and isinstance(self.sampler, ResumableSampler):
+            assert self.batch_size is not None
+            epoch, done, length, left = where
+            self.sampler.set_epoch(epoch)
+            self.sampler.start = done * self.batch_size
+            self.sampler.stop = length * self.batch_size
+            self.sampler.count = left * self.batch_size
+        return super().__iter__()
+
+    def __iter__(self) -> Iterator:  # type: ignore[override]
+        return _OnFirstUse(self._begin)
+
+    def state_dict(self) -> dict[str, int]:
+        """What the position is counted in. Having this method also tells Lightning that the loader can resume."""
+        return {"batches_per_epoch": len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Warn where the saved position cannot be found again because the epochs have another length now."""
+        before = state.get("batches_per_epoch", len(self))
+        if before != len(self):
+            rank_zero_warn(
+                f"an epoch has {len(self)} batches per device now and had {before} in the checkpoint (another batch"
+                " size, number of devices, or corpus): training goes on, but not with the very next samples"
+            )

@@ -1,0 +1,271 @@
+"""Radiology reports in the layout of MIMIC-CXR: sections, text policies, cleaning recipes, sentences.
+
+The behaviour of :func:`parse_report` is that of the section parser that the field shares (MIT-LCP; MGCA, PRIOR and
+others carry copies), quirks included, because published pair counts follow from it. Its list of 54 hand-corrected
+study ids is left out: those studies never reach the table that the copies read.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from medvlp.errors import ConfigError
+
+Policy = Literal["findings", "impression", "both", "longest", "last_paragraph", "all"]
+Cleaning = Literal["none", "mgca", "g2d_official"]
+
+POLICIES: tuple[str, ...] = ("findings", "impression", "both", "longest", "last_paragraph", "all")
+"""Names that :func:`select_text` knows."""
+
+# A header opens a line that starts with exactly one space: capitals, spaces and ( ) / , - up to a colon that white
+# space follows. "Impression:" in mixed case, flush-left headers, headers with digits, and "IMPRESSION:text" are none.
+_HEADER = re.compile(r"\n ([A-Z ()/,\-]+):(?=\s)")
+_BLANK_LINE = re.compile(r"\r?\n[ \t]*\r?\n")
+
+_EXACT_NAMES: dict[str, str] = {
+    **dict.fromkeys(("addendum", "addenda", "wet read", "wet reading"), ""),  # "": keeps its own name
+    **dict.fromkeys(("conclusion", "conclusions", "findings and impression", "findings/impression"), "impression"),
+    **dict.fromkeys(("impresson", "impresion", "impressio", "imression", "imprssion", "impession"), "impression"),
+    **dict.fromkeys(("imprression", "imperssion", "impresssion", "mpression"), "impression"),
+    # no slip here: the shared parser reads a clipped "INDICATION" as an impression
+    "ndication": "impression",
+    **dict.fromkeys(("finding", "findigs", "findngs", "findins", "fiindings", "chest, two views"), "findings"),
+    **dict.fromkeys(("pfi", "reason for exam", "reason for examination", "clinical information"), "history"),
+}
+_NAME_PARTS = ("impression", "findings", "history", "comparison", "addendum")
+# title lines such as "CHEST, PA AND LATERAL:" or "AP VIEW OF THE CHEST:" are followed by what was seen
+_TITLE_WORDS = re.compile(
+    r"chest|portable|\b(?:ap|pa|lateral|frontal|single|two|three) (?:and lateral )?views?\b|pa and lateral|radiograph"
+)
+
+
+@dataclass(frozen=True)
+class Sections:
+    """A report cut into sections.
+
+    Args:
+        report: the whole text as read.
+        named: (name, text) of every section in order; names are mapped, texts stripped of outer white space.
+    """
+
+    report: str
+    named: tuple[tuple[str, str], ...] = field(default=())
+
+    def get(self, name: str) -> str:
+        """Text of the **last** section of that name, "" if there is none."""
+        return next((text for n, text in reversed(self.named) if n == name), "")
+
+    @property
+    def impression(self) -> str:
+        """The last impression, or ""."""
+        return self.get("impression")
+
+    @property
+    def findings(self) -> str:
+        """The last findings, or ""."""
+        return self.get("findings")
+
+    @property
+    def last_paragraph(self) -> str:
+        """Where there are neither findings nor impression: the last section after its first blank line, or ""."""
+        return self.get("last_paragraph")
+
+    @property
+    def comparison(self) -> str:
+        """The last comparison, or ""."""
+        return self.get("comparison")
+
+
+def _map_name(header: str) -> str:
+    name = " ".join(header.lower().split())
+    if name in _EXACT_NAMES:
+        return _EXACT_NAMES[name] or name
+    for part in _NAME_PARTS:
+        if part in name:
+            return part
+    return "findings" if _TITLE_WORDS.search(name) else name
+
+
+def parse_report(text: str) -> Sections:
+    """Cut a report into sections.
+
+    Text before the first header is "preamble"; without any header the whole is "full report". After a header the
+    search goes on in the next line, so a second header in the same line is text. Empty findings and impressions are
+    removed. If neither remains, the last section is cut at its first blank line, and the rest becomes
+    "last_paragraph".
+
+    Args:
+        text: the content of a report file, with LF or CRLF line ends.
+
+    Returns:
+        The sections, in order.
+    """
+    found: list[tuple[str, int, int]] = []  # name, start of the header's line end, start of the body
+    match = _HEADER.search(text)
+    while match:
+        found.append((_map_name(match[1]), match.start(), match.end()))
+        line_end = text.find("\n", match.end())
+        match = _HEADER.search(text, line_end) if line_end >= 0 else None
+    if not found:
+        named = [("full report", text)]
+    else:
+        named = [("preamble", text[: found[0][1]])]
+        ends = [start for _, start, _ in found[1:]] + [len(text)]
+        named += [(name, text[body:end]) for (name, _, body), end in zip(found, ends, strict=True)]
+    named = [(n, t) for n, t in named if n not in ("findings", "impression") or t.strip()]
+    if named and not any(n in ("findings", "impression") for n, _ in named):
+        name, body = named[-1]
+        # the blank line right after "IMPRESSION:" does not separate anything
+        head, *rest = _BLANK_LINE.split(body.lstrip(), maxsplit=1)
+        if rest:
+            named[-1:] = [(name, head), ("last_paragraph", rest[0])]
+    return Sections(text, tuple((n, t.strip()) for n, t in named))
+
+
+def select_text(sections: Sections, policy: str, separator: str = " ") -> str:
+    """Choose the text of a study.
+
+    ==============  ==========================================================================================
+    findings        the findings
+    impression      the impression
+    both            impression, then findings, joined by one space, as MGCA, ConVIRT and G2D take them; either alone
+                    if the other is missing
+    longest         the longest, in words, of findings, impression and last paragraph
+    last_paragraph  the first there is of impression, findings, last paragraph and comparison, as the common parser
+    all             the whole report (MRM, MaCo, REFERS)
+    ==============  ==========================================================================================
+
+    Args:
+        sections: a parsed report.
+        policy: one of :data:`POLICIES`.
+        separator: what stands between the two sections under "both".
+
+    Returns:
+        The text, line breaks as in the file; "" if the report has nothing under the policy.
+
+    Raises:
+        ConfigError: an unknown policy.
+    """
+    if policy == "findings":
+        return sections.findings
+    if policy == "impression":
+        return sections.impression
+    if policy == "both":
+        return separator.join(t for t in (sections.impression, sections.findings) if t)
+    if policy == "longest":
+        candidates = (sections.impression, sections.findings, sections.last_paragraph)
+        return max(candidates, key=lambda t: len(t.split()))
+    if policy == "last_paragraph":
+        candidates4 = (sections.impression, sections.findings, sections.last_paragraph, sections.comparison)
+        return next((t for t in candidates4 if t), "")
+    if policy == "all":
+        return sections.report.strip()
+    raise ConfigError(f'there is no report policy "{policy}"; there are {", ".join(POLICIES)}')
+
+
+def _clean_none(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _clean_mgca(text: str) -> str:
+    """MGCA's and GLoRIA's: decimals lose their integer part, because "2." looks like a list number to it."""
+    sentences = []
+    for piece in re.split(r"[0-9]+\.", text.replace("\n", " ")):
+        for sentence in piece.split("."):
+            tokens = re.findall(r"\w+", sentence.replace("\ufffd\ufffd", " ").lower())
+            if len(tokens) > 1:
+                tokens = [t.encode("ascii", "ignore").decode("ascii") for t in tokens]
+                sentences.append(" ".join(t for t in tokens if t))
+    return " ".join(s for s in sentences if s)
+
+
+def _clean_g2d_official(text: str) -> str:
+    """The released G2D code's; it means to remove the impression header too, but spells it with three S."""
+    for header in ("IMPRESSSION:", "IMPRESSSION", "FINDINGS:", "FINDINGS", "COMPARISON:", "COMPARISON"):
+        text = text.replace(header, "")
+    pieces = [" ".join(piece.split()) for piece in text.split(".")]
+    return ". ".join(piece for piece in pieces if not piece.isdigit()).strip()
+
+
+_RECIPES: dict[str, Callable[[str], str]] = {
+    "none": _clean_none,
+    "mgca": _clean_mgca,
+    "g2d_official": _clean_g2d_official,
+}
+CLEANINGS: tuple[str, ...] = tuple(_RECIPES)
+"""Names that :func:`clean_text` knows."""
+
+
+def clean_text(text: str, cleaning: str) -> str:
+    """Apply a cleaning recipe.
+
+    ============  ============================================================================================
+    none          white space of any kind becomes one space; nothing else
+    mgca          MGCA's and GLoRIA's code: split at "digits." and at ".", words only, lower case, sentences of one
+                  word and non-ASCII characters removed; no punctuation remains
+    g2d_official  the released G2D code: section words removed, split at ".", pieces of digits alone removed, joined
+                  by ". "; no lower-casing
+    ============  ============================================================================================
+
+    Args:
+        text: the text of a study.
+        cleaning: one of :data:`CLEANINGS`.
+
+    Returns:
+        The text in one line.
+
+    Raises:
+        ConfigError: an unknown recipe.
+    """
+    if cleaning not in _RECIPES:
+        raise ConfigError(f'there is no cleaning "{cleaning}"; there are {", ".join(CLEANINGS)}')
+    return _RECIPES[cleaning](text)
+
+
+def report_text(sections: Sections, policy: str, cleaning: str) -> str:
+    """Select and clean; under "g2d_official" the findings follow the impression without a space, as released."""
+    return clean_text(select_text(sections, policy, "" if cleaning == "g2d_official" else " "), cleaning)
+
+
+def count_tokens(text: str) -> int:
+    """Runs of word characters, what the papers' "fewer than 3 tokens" rule counts; ``___`` counts as one."""
+    return len(re.findall(r"\w+", text))
+
+
+_TITLES = ("dr", "mr", "mrs", "ms", "prof", "st", "sr", "jr", "m.d", "r.n")
+_SHORT = ("a.m", "p.m", "e.g", "i.e", "etc", "vs", "approx", "resp", "cf", "incl", "ca", "fig", "figs")
+_ABBREVIATIONS = frozenset((*_TITLES, *_SHORT))
+_BOUNDARY = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)|(?<=[a-z)])\.(?=[A-Z][a-z])")
+_LIST_NUMBER = re.compile(r"^(?:\(?\d{1,2}[.)]|[-*•])\s+")
+
+
+def split_sentences(text: str) -> list[str]:
+    """Split a report into sentences.
+
+    Decimals ("2.5 cm"), abbreviations ("Dr.", "vs.", "a.m.") and initials do not end a sentence; a full stop without
+    a following space does when a capitalised word follows. Numbers and bullets of lists are dropped.
+
+    Args:
+        text: the text of a study, with or without line breaks.
+
+    Returns:
+        Sentences in order, with their full stop, in one line each; pieces without a letter are left out.
+    """
+    text = " ".join(text.split())
+    sentences, start = [], 0
+    for match in _BOUNDARY.finditer(text):
+        if match[0].startswith("."):
+            word = text[start : match.start()].rsplit(" ", 1)[-1].lstrip("(\"'").lower()
+            initial = (
+                len(word) == 1 and word.isalpha() and match.end() < len(text) and text[match.start() - 1].isupper()
+            )
+            # "No." ends a sentence unless a number follows
+            numbered = word == "no" and re.match(r"\s\d", text[match.end() :])
+            if initial or numbered or (word in _ABBREVIATIONS and match.end() < len(text)):
+                continue
+        sentences.append(text[start : match.end()])
+        start = match.end()
+    sentences.append(text[start:])
+    cleaned = (_LIST_NUMBER.sub("", s.strip()).strip() for s in sentences)
+    return [s for s in cleaned if any(c.isalpha() for c in s)]

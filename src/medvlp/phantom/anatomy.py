@@ -1,0 +1,295 @@
+"""Draws the normal frontal chest (PA or AP) that the findings are then added to."""
+
+import numpy as np
+
+from medvlp.phantom.fields import axes, bump, curve, ramp, strokes, texture
+from medvlp.phantom.scene import Anatomy, Scene
+
+
+def _mediastinum(rows: np.ndarray, a: Anatomy, own: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Inner lung borders right and left by row, the heart's rows (soft) and the heart's top row."""
+    base = min(a.dome_left, a.dome_right)
+    top = a.apex + 0.45 * (base - a.apex)
+    # t runs over the heart: 0 at its top, 1 at the diaphragm.
+    rise = base - top
+    aorta = 1 + 0.25 * own[0] + 0.35 * (a.age - 50) / 50
+    knob = a.apex + 0.24 * (base - a.apex)
+    wide = a.heart
+    left = curve(
+        rows,
+        [
+            (a.apex, 0.042),
+            (knob - 0.07, 0.052),
+            (knob - 0.025, 0.058 + 0.018 * aorta),
+            (knob + 0.015, 0.060 + 0.024 * aorta),
+            (knob + 0.055, 0.058 + 0.012 * aorta),
+            (top - 0.01, 0.062),
+            (top + 0.1 * rise, 0.045 + 0.032 * wide),
+            (top + 0.32 * rise, 0.02 + 0.090 * wide),
+            (top + 0.56 * rise, 0.144 * wide),
+            (top + 0.76 * rise, 0.178 * wide),
+            (top + 0.92 * rise, 0.190 * wide),
+            (top + 1.03 * rise, 0.182 * wide),
+            (top + 1.15 * rise, 0.150 * wide),
+            (top + 1.35 * rise, 0.09 * wide),
+        ],
+    )
+    right = curve(
+        rows,
+        [
+            (a.apex, 0.045),
+            (knob, 0.046 + 0.006 * own[1]),
+            (top, 0.050),
+            (top + 0.15 * rise, 0.038 + 0.024 * wide),
+            (top + 0.45 * rise, 0.086 * wide),
+            (top + 0.72 * rise, 0.098 * wide),
+            (top + 0.95 * rise, 0.088 * wide),
+            (top + 1.1 * rise, 0.07),
+        ],
+    )
+    return left, right, ramp(rows - top, 0.03) * ramp(base + 0.055 - rows, 0.03), top
+
+
+def _dome(x: np.ndarray, side: int, a: Anatomy, width: float) -> np.ndarray:
+    """Row of the diaphragm by body coordinate: a dome that falls to the costophrenic and cardiophrenic angles."""
+    height = a.dome_left if side > 0 else a.dome_right
+    off = (side * x - 0.47 * width) / (0.53 * width)
+    lateral = np.clip(off, 0, 1.2)
+    medial = np.clip(-off, 0, 1.2)
+    depth = 1 - 0.55 * a.flatness
+    return (height + depth * (0.085 * lateral**2.2 + 0.025 * lateral**6 + 0.03 * medial**2)).astype(np.float32)
+
+
+def _ribs(x: np.ndarray, y: np.ndarray, costal: np.ndarray, a: Anatomy, own: list[float]) -> np.ndarray:
+    """Posterior and anterior ribs as two families of warped stripes, float32 of the shape of ``x``."""
+    pitch = 0.071 + 0.004 * own[0]
+    s = np.abs(x)
+    s /= costal
+    np.minimum(s, 1.1, out=s)
+    s2 = s * s
+    out = np.zeros_like(s)
+    cage = ramp(1.03 - s, 0.05)
+    for start, slope, bend, weight in (
+        (a.apex - 0.03, -0.02, 0.115 + 0.02 * own[1], 1.0),
+        (a.apex + 0.205 + 0.02 * own[2], -0.15 - 0.02 * own[3], 0.03, 0.55),
+    ):
+        phase = s2 * s
+        phase *= -bend / pitch
+        phase -= s * (slope / pitch)
+        phase += (y - start) / pitch
+        number = np.floor(phase)
+        phase -= number
+        phase -= 0.5
+        np.abs(phase, out=phase)
+        # Half the thickness of a rib is 0.2 of the pitch; the cortex is brighter than the marrow.
+        rib = ramp(0.2 - phase, 0.14)
+        rib *= 0.55 + 1.6 * np.maximum(phase - 0.06, 0)
+        rib *= number >= 0
+        if weight == 1.0:
+            rib *= number < 11
+        else:
+            rib *= ramp(s - 0.42, 0.3) * (number < 6)
+        rib *= weight
+        out += rib
+    out *= cage
+    return out
+
+
+def _vessels(scene: Scene, hilum: float, rng: np.random.Generator) -> np.ndarray:
+    """Branching pulmonary vessels, brightest and widest at the hila, (size, size) float32 in [0, 1]."""
+    count = 14  # stems, half of them on each side
+    side = np.repeat([-1.0, 1.0], count // 2)
+    angle = np.tile(np.linspace(-1.35, 1.3, count // 2), 2) + rng.normal(0, 0.12, count)
+    x = side * (0.050 + 0.012 * np.cos(angle) + 0.008 * (side > 0))
+    y = hilum + 0.038 * np.sin(angle) - 0.008 * side
+    wide = 0.0080 * rng.uniform(0.75, 1.25, count)
+    length = 0.103 + 0.03 * np.abs(angle) + rng.uniform(-0.015, 0.015, count)
+    along = np.linspace(0, 1, 5)[None, :]
+    lines: list[tuple[np.ndarray, float, int]] = []
+    for level in range(4):
+        bend = rng.uniform(-0.55, 0.55, (len(x), 1)) * along
+        way = angle[:, None] + bend
+        xs = x[:, None] + side[:, None] * length[:, None] * along * np.cos(way)
+        ys = y[:, None] + length[:, None] * along * np.sin(way)
+        points = scene.image_points(xs.ravel(), ys.ravel()).reshape(len(x), 5, 2)
+        grey = (215, 190, 160, 125)[level]
+        lines += [(line, caliber, grey) for line, caliber in zip(points, wide.tolist(), strict=True)]
+        # Each ends in two branches, and the thick ones give off a third half way.
+        mid = slice(None) if level < 2 else slice(0, 0)
+        x, y = np.concatenate([xs[:, 4], xs[:, 4], xs[mid, 2]]), np.concatenate([ys[:, 4], ys[:, 4], ys[mid, 2]])
+        fork = rng.uniform(0.2, 0.6, (3, len(side)))
+        turn = np.where(rng.random(len(side)) < 0.5, -1.0, 1.0)
+        angle = np.concatenate([way[:, 4] + fork[0], way[:, 4] - fork[1], way[mid, 2] + (turn * 2.0 * fork[2])[mid]])
+        wide = np.concatenate([0.72 * wide, 0.68 * wide, 0.5 * wide[mid]])
+        length = np.concatenate([0.72 * length, 0.68 * length, 0.7 * length[mid]])
+        side = np.concatenate([side, side, side[mid]])
+        length *= rng.uniform(0.75, 1.25, len(length))
+    lines.reverse()  # the stems last, on top of their branches
+    return strokes(scene.size, lines)
+
+
+def _bones(scene: Scene, own: list[float], angle: float) -> np.ndarray:
+    """Clavicles, scapulae and humeral heads, (size, size) float32 in [0, 1]."""
+    a = scene.anatomy
+    t = np.linspace(0, 1, 25)
+    shapes: list[tuple[np.ndarray, int]] = []
+    turn = np.linspace(0, 2 * np.pi, 20)
+    for side in (-1, 1):
+        lean = side * 0.012 * angle
+        rise = 0.105 + 0.02 * own[0]
+        x = 0.026 + (0.335 + 0.012 * own[1]) * t
+        y = a.apex + 0.098 + lean - rise * t + 0.022 * np.sin(2 * np.pi * t + 0.4)
+        # A broken clavicle: the outer part hangs from the shoulder, lowest at the break in the middle.
+        drop = a.drop_left if side > 0 else a.drop_right
+        y = y + drop * np.clip((t - 0.5) * 25, 0, 1) * np.clip((0.95 - t) * 2.2, 0, 1)
+        half = 0.0115 - 0.003 * np.sin(np.pi * t)
+        blade_x = np.array([0.30, 0.335, 0.375, 0.40, 0.43, 0.385]) + 0.01 * own[2]
+        blade_y = np.array([0.03, 0.17, 0.33, 0.34, 0.08, 0.06]) + a.apex
+        shapes.append((scene.image_points(side * blade_x, blade_y), 55))
+        shapes.append(
+            (scene.image_points(side * (0.445 + 0.045 * np.cos(turn)), a.apex + 0.075 + 0.05 * np.sin(turn)), 110)
+        )
+        arm_x = np.array([0.42, 0.485, 0.52, 0.475])
+        shapes.append((scene.image_points(side * arm_x, np.array([0.10, 0.09, 0.62, 0.62]) + a.apex), 70))
+        for grow, grey in ((1.0, 205), (0.5, 150)):
+            outline_x = np.concatenate([x, x[::-1]])
+            outline_y = np.concatenate([y - grow * half, (y + grow * half)[::-1]])
+            shapes.append((scene.image_points(side * outline_x, outline_y), grey))
+    return strokes(scene.size, shapes=shapes)
+
+
+def _hila_and_breasts(scene: Scene, hilum: float, inner: np.ndarray, own: list[float]) -> None:
+    """Adds the roots of the lungs at row ``hilum``, and breast shadows in women, to the density."""
+    a, x, y = scene.anatomy, scene.x, scene.y
+    for side in (-1, 1):
+        off = ((x - side * 0.070) * (1 / 0.05)) ** 2 + ((y - hilum) * (1 / 0.075)) ** 2
+        scene.density += (0.15 + 0.03 * own[0]) * np.maximum(1 - off, 0) * ramp(inner + 0.005, 0.02)
+    if a.female:
+        for side in (-1, 1):
+            cy, cx = 0.60 + 0.04 * own[1] + 0.05 * (a.age > 60), side * (0.20 + 0.015 * own[2])
+            reach = 0.12 + 0.05 * a.habitus
+            off = ((x - cx) * (1 / reach)) ** 2 + ((y - cy) * (0.9 / reach)) ** 2
+            scene.density += (0.06 + 0.05 * a.habitus) * np.clip(1.15 - off, 0, 0.55) * ramp(y - cy + 0.08, 0.16)
+
+
+def draw_frontal(a: Anatomy, size: int) -> Scene:
+    """Draws the chest from the front.
+
+    Args:
+        a: the proportions.
+        size: side in pixels, at least 32.
+
+    Returns:
+        The scene, ready for findings.
+    """
+    own = np.random.default_rng([a.seed, 2]).uniform(-1, 1, 24).tolist()
+    day = np.random.default_rng([a.study_seed, 2]).uniform(-1, 1, 8).tolist()
+    noise = np.random.default_rng([a.seed, 3])
+    bedside = 2.0 if a.view == "AP" else 1.0
+    columns, y = axes(size)
+    rows = y[:, 0]
+    tilt, shift, angle = 0.03 * day[0] * bedside, 0.02 * day[1] * bedside, day[2] * bedside
+    centre = (0.5 + shift + tilt * (rows - 0.5) + 0.006 * own[0] * np.sin(5 * rows)).astype(np.float32)
+    x = columns - centre[:, None]
+
+    # The two lungs: superellipse outside, mediastinum and heart inside, domes below.
+    span = np.clip((0.86 - rows) / (0.86 - a.apex + 0.012), 0, 1.4)
+    shape = np.maximum(1 - span**2.7, 0) ** 0.56
+    costal = {side: (a.width * (1 + 0.012 * own[1] * side) * shape).astype(np.float32) for side in (-1, 1)}
+    left, right, cardiac, top = _mediastinum(rows, a, own[2:4])
+    turn = 0.007 * angle  # rotation shows as a shift of what lies in front of the spine
+    medial = {1: left + turn, -1: right - turn}
+    below = columns[0] - centre[min(size - 1, int(0.75 * size))]
+    dome = {side: _dome(below, side, a, a.width) for side in (-1, 1)}
+    floor = np.where(below > 0, dome[1], dome[-1])
+
+    lateral = np.minimum(costal[1][:, None] - x, x + costal[-1][:, None])
+    inner = np.maximum(x - medial[1][:, None], -x - medial[-1][:, None])
+    lower = floor[None, :] - y
+    air = ramp(lateral, 0.008)
+    depth = np.clip(lateral * (1 / 0.11), 0, 1)
+    air *= 0.5 + depth * (1.0 - 0.5 * depth)
+    air *= ramp(inner, 0.010)
+    air *= 0.88 + 0.12 * np.clip(inner * (1 / 0.06), 0, 1)
+    air *= 0.94 * ramp(lower, 0.010) + 0.06 * ramp(lower + 0.05, 0.06)
+    lungs = (lateral > 0) & (inner > 0) & (lower > 0)
+    # The heart's mask ends at its borders and at the domes, where it rests.
+    heart = (inner < 0) & (rows > top)[:, None] & (lower > -0.03) & (rows < 0.97)[:, None]
+    heart &= (x < medial[1][:, None]) & (x > -medial[-1][:, None]) & (cardiac > 0.5)[:, None]
+
+    # Soft tissue: neck, shoulders, trunk, arms.
+    girth = a.width + 0.07 + 0.07 * a.habitus
+    outline = curve(
+        rows,
+        [
+            (0.0, 0.085 + 0.02 * a.habitus),
+            (a.apex - 0.06, 0.10 + 0.02 * a.habitus),
+            (a.apex - 0.03, 0.17),
+            (a.apex + 0.01, 0.33),
+            (a.apex + 0.06, 0.45),
+            (0.26, 0.52),
+            (0.42, 0.47 + 0.04 * a.habitus),
+            (0.58, girth + 0.03),
+            (0.72, girth),
+            (1.0, girth + 0.015),
+        ],
+    )
+    away = np.abs(x)
+    rim = np.clip((outline[:, None] - away) * (1 / 0.07), 0, 1)
+    body = rim * (2 - rim)
+    arm = 0.45 * ramp(away - (girth + 0.07 + 0.03 * own[5]), 0.02) * ramp(rows - 0.35, 0.2)[:, None]
+    np.maximum(body, arm, out=body)
+    middle = bump(np.minimum(away * (1 / 0.30), 1))
+    abdomen = ramp(-lower, 0.16)
+    abdomen *= ramp(girth - away, 0.06)
+    tissue = 0.46 + 0.05 * a.habitus + 0.14 * middle
+    tissue += 0.21 * abdomen
+    tissue *= body
+    density = tissue
+    density -= (0.475 - 0.03 * a.habitus) * air
+
+    # Heart: rounder and denser in the middle than the rest of the mediastinum.
+    density += 0.05 * cardiac[:, None] * ramp(-inner, 0.10) * ramp(lower + 0.03, 0.06)
+    density += 0.035 * cardiac[:, None] * ramp(x, 0.25) * ramp(-inner, 0.03)
+
+    scene = Scene(a, size, x, y, centre, density, np.zeros_like(x), air, lungs, heart, costal, medial, dome)
+    ribs = _ribs(x, y, np.maximum(costal[1], 0.05)[:, None], a, own[6:10])
+    ribs *= 0.12 - 0.08 * abdomen
+    ribs *= 0.45 + 0.55 * ramp(inner, 0.03)
+    density += ribs
+    density += (
+        0.07 * bump(np.minimum(np.abs(lateral - 0.002) * (1 / 0.012), 1)) * ramp(rows - a.apex - 0.04, 0.06)[:, None]
+    )
+    density += 0.15 * _bones(scene, own[10:14], angle) * body
+
+    # Spine, trachea and main bronchi.
+    spine = ramp(0.043 - away, 0.022)
+    disc = (0.042 + 0.014 * np.cos(2 * np.pi * (rows + 0.02 * own[14]) / 0.049)).astype(np.float32)
+    density += spine * disc[:, None]
+    carina = a.apex + 0.25 + 0.01 * own[15]
+    pipe = ramp(0.0175 - np.abs(x - turn - 0.004 * own[16]), 0.008)
+    pipe *= (ramp(carina - rows, 0.02) * 0.13)[:, None]
+    density -= pipe
+    fork = slice(int((carina - 0.01) * size), int((carina + 0.06) * size))
+    for side, slant in ((-1, 0.75), (1, 1.05)):
+        offset = side * x[fork] - slant * (y[fork] - carina + 0.01)
+        density[fork] -= 0.07 * ramp(0.011 - np.abs(offset), 0.008) * ramp(carina + 0.045 - rows[fork], 0.03)[:, None]
+
+    hilum = top - 0.005
+    _hila_and_breasts(scene, hilum, inner, own[17:20])
+    bubble_y = a.dome_left + 0.055 + 0.012 * own[20]
+    off = ((x - 0.15 - 0.03 * own[21]) * (1 / 0.065)) ** 2 + ((y - bubble_y) * (1 / 0.028)) ** 2
+    gas = texture(noise, size, 9)
+    density -= (0.15 + 0.08 * day[3]) * np.clip(1.3 - off + 0.35 * gas, 0, 1) * abdomen
+    density -= 0.03 * np.clip(gas - 0.6, 0, 1) * abdomen
+
+    grain = texture(noise, size, 44)
+    cloud = texture(noise, size, 15)
+    detail = _vessels(scene, hilum, noise)
+    detail *= 0.15
+    detail += 0.011 * grain
+    detail += 0.013 * cloud
+    detail *= air
+    scene.detail = detail
+    density += 0.012 * cloud * body
+    return scene

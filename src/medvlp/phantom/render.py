@@ -1,0 +1,140 @@
+"""Turns a study into radiographs with exact masks and boxes."""
+
+import math
+from functools import cache
+
+import numpy as np
+
+from medvlp.errors import ConfigError
+from medvlp.phantom.anatomy import draw_frontal
+from medvlp.phantom.anatomy_lateral import draw_lateral
+from medvlp.phantom.fields import axes, parts, strokes
+from medvlp.phantom.lesions import ADAPT, DRAW, ORDER
+from medvlp.phantom.model import Difficulty, PhantomSpec, RenderedView, Study, View
+from medvlp.phantom.scene import Scene, build_anatomy
+
+SMALLEST = 32
+"""Side of the smallest image that can be drawn, in pixels."""
+
+_BENDING = 1.15  # steepness of the tone curve: more squeezes the bright end
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Lets the C allocator reuse the memory of freed arrays, once in each process.
+
+    glibc gives the top of its heap back to the system whenever an array of a few hundred kilobytes is freed, and
+    each page then costs a fault when the next array touches it: a third of the drawing time. Freeing one block of
+    just under 32 MiB raises its thresholds (see "M_MMAP_THRESHOLD" in mallopt(3)). The block is never touched, so
+    it takes no memory; elsewhere than on glibc this does nothing.
+    """
+    np.empty(31 << 20, dtype=np.uint8)
+
+
+def _marker(size: int, view: View, u: list[float]) -> np.ndarray:
+    """The side marker: an L in the upper right corner, or an R in the upper left one."""
+    left = u[0] > -0.6 or view == "LATERAL"
+    x, y = (0.90 if left else 0.06) + 0.03 * u[1], 0.04 + 0.02 * u[2]
+    tall, wide, pen = 0.042, 0.026, 0.007
+    if left:
+        glyphs = [np.array([[x, y], [x, y + tall], [x + wide, y + tall]])]
+    else:
+        half = y + 0.5 * tall
+        glyphs = [
+            np.array([[x, y + tall], [x, y], [x + wide, y], [x + wide, half], [x, half]]),
+            np.array([[x + 0.5 * wide, half], [x + wide, y + tall]]),
+        ]
+    return strokes(size, [(glyph, pen, 255) for glyph in glyphs])
+
+
+def _borders(image: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Views of the image that start at its upper, lower, left and right edge."""
+    return image, image[::-1], image.T, image.T[::-1]
+
+
+def _develop(scene: Scene, study: Study, view: View, difficulty: Difficulty) -> np.ndarray:
+    """Density to grey levels: exposure, quantum noise, tone curve, collimation and side marker."""
+    size = scene.size
+    rng = np.random.default_rng([study.seed, 7, 1 if view == "LATERAL" else 0])
+    u = rng.uniform(-1, 1, 12).tolist()
+    density = scene.density
+    density += scene.detail
+    # Uneven beam: a slope over the image, steeper at the bedside.
+    columns, rows = axes(size)
+    slope = 0.05 if view == "AP" else 0.025
+    density += (slope * u[0]) * (columns - 0.5)
+    density += (slope * u[1]) * (rows - 0.5)
+    density *= 1.0 + 0.09 * u[2]
+    density += 0.03 * u[3]
+    if difficulty.noise > 0:
+        # Smaller pixels catch fewer quanta. The full rise (with the size itself) would drown a 512-pixel image.
+        noise = rng.standard_normal((size, size), dtype=np.float32)
+        noise *= 0.0125 * difficulty.noise * math.sqrt(size / 256)
+        density += noise
+    np.maximum(density, 0.0, out=density)
+    density *= _BENDING
+    np.tanh(density, out=density)
+    density *= 1 / math.tanh(_BENDING)
+    density += 0.9 * _marker(size, view, u[4:7])
+    for width, border in zip(u[8:12], _borders(density), strict=True):
+        if width > 0.5:  # about a quarter of the edges are collimated
+            edge = max(1, round(0.05 * (width - 0.4) * size))
+            border[:edge] = 0.03
+    density *= 255.0
+    np.clip(density, 0, 255, out=density)
+    return density.astype(np.uint8)
+
+
+def render_view(study: Study, view: View, size: int, difficulty: Difficulty) -> RenderedView:
+    """Draws one projection of a study.
+
+    Args:
+        study: who and what is drawn; its seeds, its patient's and its findings' decide every pixel.
+        view: "PA", "AP" or "LATERAL".
+        size: side of the image in pixels, at least 32.
+        difficulty: contrast, noise and lesion size.
+
+    Returns:
+        The image with the masks and boxes of each finding, and the lungs and heart. The same arguments give the
+        same bytes. A patient's left is on the right of a frontal image; a lateral view looks to the left.
+
+    Raises:
+        ConfigError: the size is too small.
+    """
+    if size < SMALLEST:
+        raise ConfigError(f"Phantom images of {size} pixels are too small to draw; ask for {SMALLEST} or more.")
+    _keep_freed_memory()
+    anatomy = build_anatomy(study, view)
+    for finding in study.findings:
+        if finding.name in ADAPT:
+            anatomy = ADAPT[finding.name](anatomy, finding, difficulty)
+    scene = draw_lateral(anatomy, size) if view == "LATERAL" else draw_frontal(anatomy, size)
+    masks: list[np.ndarray] = [np.empty(0)] * len(study.findings)
+    order = sorted(range(len(masks)), key=lambda i: ORDER.index(study.findings[i].name))
+    for i in order:
+        masks[i] = DRAW[study.findings[i].name](scene, study.findings[i], difficulty)
+    cleaned = [parts(mask) for mask in masks]
+    return RenderedView(
+        view=view,
+        image=_develop(scene, study, view, difficulty),
+        masks=tuple(mask for mask, _ in cleaned),
+        boxes=tuple(boxes for _, boxes in cleaned),
+        lungs=scene.lungs,
+        heart=scene.heart,
+    )
+
+
+def render_study(study: Study, spec: PhantomSpec) -> tuple[RenderedView, ...]:
+    """Draws every view of a study.
+
+    Args:
+        study: what is drawn.
+        spec: gives the size in pixels and the difficulty.
+
+    Returns:
+        One rendered view for each of ``study.views``, in order.
+
+    Raises:
+        ConfigError: the size is too small.
+    """
+    return tuple(render_view(study, view, spec.size, spec.difficulty) for view in study.views)

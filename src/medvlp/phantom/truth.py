@@ -1,0 +1,162 @@
+"""The exact truth beside a phantom tree: masks, and the manifest that tells a complete tree from a half-written one.
+
+``truth/masks/<image>.npz`` is a plain NumPy archive. ``shape`` holds (height, width); every other key is a mask as
+``numpy.packbits`` made it from the flattened (height * width) booleans: ``lungs``, ``heart`` and one per finding name
+of the study, all zero where the projection does not show the finding. Without medvlp it reads as
+``np.unpackbits(z[key], count=h * w).reshape(h, w).astype(bool)``.
+"""
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medvlp.errors import DataError
+from medvlp.phantom.model import PhantomSpec, RenderedView
+
+FORMAT = 1
+"""Version of the phantom trees; another version is another tree."""
+
+MANIFEST = "phantom.json"
+_PARTIAL = "phantom.json.partial"
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time in the archives: the same masks are the same bytes
+
+
+def pack_masks(names: Sequence[str], view: RenderedView) -> bytes:
+    """A view's masks as the bytes of an ``.npz`` archive.
+
+    Args:
+        names: finding names, one per mask of the view; masks of the same name are united.
+        view: masks of shape (H, W), bool.
+
+    Returns:
+        The archive, the same bytes for the same masks.
+    """
+    masks = {"lungs": view.lungs, "heart": view.heart}
+    for name, mask in zip(names, view.masks, strict=True):
+        masks[name] = masks[name] | mask if name in masks else mask
+    arrays: dict[str, np.ndarray] = {"shape": np.array(view.lungs.shape, dtype=np.int32)}
+    arrays |= {name: np.packbits(np.asarray(mask, dtype=bool)) for name, mask in masks.items()}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            one = io.BytesIO()
+            np.lib.format.write_array(one, array, allow_pickle=False)
+            info = zipfile.ZipInfo(name + ".npy", _EPOCH)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, one.getvalue(), compresslevel=1)
+    return buffer.getvalue()
+
+
+def read_truth_masks(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads the exact masks of one phantom image.
+
+    Args:
+        path: ``truth/masks/<image>.npz`` of a phantom tree.
+
+    Returns:
+        ``lungs``, ``heart`` and each finding of the study to a (height, width) bool mask of the image's size.
+
+    Raises:
+        DataError: the file is missing or is no archive of masks.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            height, width = archive["shape"].tolist()
+            return {
+                name: np.unpackbits(archive[name], count=height * width).reshape(height, width).astype(bool)
+                for name in archive.files
+                if name != "shape"
+            }
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: no readable truth masks ({error}); write the phantom tree again.") from error
+
+
+def _identity(layout: str, spec: PhantomSpec) -> dict:
+    return json.loads(json.dumps({"format": FORMAT, "layout": layout, "spec": spec.as_dict()}))
+
+
+def is_complete_tree(root: Path, layout: str, spec: PhantomSpec) -> bool:
+    """Whether ``root`` holds a finished phantom tree of this layout and spec.
+
+    Args:
+        root: folder of the tree; it need not exist.
+        layout: name of the layout.
+        spec: what the tree must have been written from.
+    """
+    try:
+        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    wanted = _identity(layout, spec)
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items())
+
+
+def begin_tree(root: Path, layout: str, spec: PhantomSpec, entries: Sequence[str], *, overwrite: bool) -> None:
+    """Claims a folder for a new tree and frees it of an old one.
+
+    Args:
+        root: folder of the tree, made if needed.
+        layout: name of the layout.
+        spec: what the tree is written from.
+        entries: names of all files and folders that the writer makes directly in ``root``. Only what an earlier writer
+            named so is ever removed: a folder that no phantom writer has claimed is left alone.
+        overwrite: whether another phantom tree, complete or not, may be removed.
+
+    Raises:
+        DataError: the folder is in use.
+    """
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root}: is a file; name a folder for the phantom.")
+    if root.is_dir() and any(root.iterdir()):
+        state = "another phantom" if (root / MANIFEST).exists() else "a half-written phantom"
+        if not (root / MANIFEST).exists() and not (root / _PARTIAL).exists():
+            raise DataError(f"{root}: holds files that are not a phantom; name an empty folder.")
+        if not overwrite:
+            raise DataError(f"{root}: holds {state}; pass overwrite=True to replace it, or name an empty folder.")
+        # The claim is put down before the manifest goes: a removal cut short still leaves a recognisable folder.
+        old = _claimed(root / MANIFEST) | _claimed(root / _PARTIAL)
+        _claim(root, layout, spec, old | set(entries))
+        (root / MANIFEST).unlink(missing_ok=True)
+        for name in sorted(old):
+            entry = root / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+    _claim(root, layout, spec, set(entries))
+
+
+def _claim(root: Path, layout: str, spec: PhantomSpec, entries: set[str]) -> None:
+    text = json.dumps(_identity(layout, spec) | {"entries": sorted(entries)})
+    (root / _PARTIAL).write_text(text, encoding="utf-8")
+
+
+def _claimed(manifest: Path) -> set[str]:
+    """What the writer of a manifest made beside it; plain names only, so that nothing outside can be meant."""
+    try:
+        entries = json.loads(manifest.read_text(encoding="utf-8"))["entries"]
+        return {name for name in entries if name == Path(name).name and name not in {"", "..", MANIFEST, _PARTIAL}}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def finish_tree(root: Path, layout: str, spec: PhantomSpec, facts: dict) -> None:
+    """Writes the manifest, the last file of a tree.
+
+    Args:
+        root: folder of the tree.
+        layout: name of the layout.
+        spec: what the tree was written from.
+        facts: more keys of the manifest, as plain JSON (counts, the digest over the index).
+    """
+    entries = {"entries": sorted(_claimed(root / _PARTIAL))}
+    text = json.dumps(_identity(layout, spec) | facts | entries, indent=2) + "\n"
+    (root / _PARTIAL).write_text(text, encoding="utf-8")
+    os.replace(root / _PARTIAL, root / MANIFEST)
