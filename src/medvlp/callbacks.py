@@ -112,7 +112,7 @@ class StudyFigures(L.Callback):
         figure = viz.study_figure(
             [image.float().cpu().numpy() for image in batch["image"]],
             {title: [value.float().cpu().numpy() for value in values] for title, values in maps.items()},
-            batch["text"],
-            [item[:24] for item in batch["id"]],
+            list(batch["text"]),
+            [str(item)[:24] for item in batch["id"]],
         )
         viz.save(figure, Path(trainer.default_root_dir) / "figures" / f"epoch={trainer.current_epoch:03d}.png")

@@ -60,7 +60,9 @@ def get_method(name: str) -> "type[PretrainModule]":
     """
     entries = _entries()
     if name not in entries:
-        raise ConfigError(f"no method {name!r}; there are {', '.join(sorted(entries)) or 'none'} (is medvlp installed?)")
+        raise ConfigError(
+            f"no method {name!r}; there are {', '.join(sorted(entries)) or 'none'} (is medvlp installed?)"
+        )
     from medvlp.methods.base import PretrainModule
 
     try:

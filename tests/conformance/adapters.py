@@ -33,9 +33,7 @@ def convirt_loss(x: Arrays) -> Arrays:
     lam, tau = float(x["lam"]), float(x["tau"])
 
     def contrast(first: float, second: float, temperature: float) -> Tensor:
-        return image_text_contrast(
-            image, text, temperature=temperature, image_to_text=first, text_to_image=second
-        )
+        return image_text_contrast(image, text, temperature=temperature, image_to_text=first, text_to_image=second)
 
     # One row at a time: a query against all keys, its positive at its own place.
     rows = range(len(image))
@@ -194,9 +192,7 @@ def gradients(x: Arrays) -> Arrays:
 
     lam = float(x["convirt_loss__lam"])
     contrast("g2d_clip_loss", temperature=float(x["g2d_clip_loss__temperature"]))
-    contrast(
-        "convirt_loss", temperature=float(x["convirt_loss__tau"]), image_to_text=lam, text_to_image=1 - lam
-    )
+    contrast("convirt_loss", temperature=float(x["convirt_loss__tau"]), image_to_text=lam, text_to_image=1 - lam)
     contrast("mgca_ita", temperature=float(x["mgca_ita__tau"]))
     logits = _tensor(x["g2d_bce_dice__pred_logits"], grad=True)
     dice_bce_official(

@@ -95,7 +95,7 @@ def test_undecodable_byte_is_located(folder):
     data = 'file,note\nc.jpg,"two\nlines"\nx/a.png,fine\nc.jpg,38.5\xb0C\n'.encode("latin-1")
     (folder / "t.csv").write_bytes(data)
     options = {"image_column": "file", "text_column": "note"}
-    with pytest.raises(DataError, match=r"row 2 of .*t\.csv is not utf-8: byte 0xb0 at offset 50; .*encoding: latin-1"):
+    with pytest.raises(DataError, match=r"row 2 of .*t\.csv is not utf-8: byte 0xb0 at offset 51; .*encoding: latin-1"):
         read_pairs(folder / "t.csv", **options)
     assert read_pairs(folder / "t.csv", encoding="latin-1", **options).texts[2] == "38.5°C"
     with pytest.raises(ConfigError, match="no encoding"):
@@ -126,7 +126,7 @@ def test_short_texts_and_unknown_splits(table):
 
 def test_labels_that_are_no_numbers(folder):
     (folder / "t.csv").write_text("file,note,Edema\nx/a.png,words,yes\n")
-    with pytest.raises(DataError, match="other than numbers"):
+    with pytest.raises(DataError, match=r"column Edema of .*t\.csv.*other than numbers"):
         read_pairs(folder / "t.csv", image_column="file", text_column="note", label_columns=["Edema"])
 
 

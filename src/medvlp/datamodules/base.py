@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
-from medvlp.datamodules.sampler import ResumableLoader, ResumableSampler
+from medvlp.datamodules.sampler import PlainErrorLoader, ResumableLoader, ResumableSampler
 from medvlp.datasets.base import ERROR_REASONS, ImageTextDataset, nested_fraction
 from medvlp.errors import ConfigError, DataError, TooManySkippedError
 from medvlp.text import Collate
@@ -253,7 +253,7 @@ class PretrainDataModule(L.LightningDataModule):
             if world_size > 1 and len(dataset)
             else SequentialSampler(dataset)
         )
-        return DataLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options())
+        return PlainErrorLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from medvlp.errors import MedVLPError
 from medvlp.seeding import derive_seed
 
 
@@ -89,10 +90,35 @@ class _OnFirstUse:
         if self._create is not None:
             self._iterator, self._create = self._create(), None
         assert self._iterator is not None
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except MedVLPError as error:
+            plain = _without_traceback(error)
+            if plain is error:
+                raise
+            raise plain from error
 
 
-class ResumableLoader(DataLoader):
+def _without_traceback(error: MedVLPError) -> MedVLPError:
+    """The error as the worker raised it. torch puts the worker's traceback into the text of the error it passes on."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return error
+    last = text.strip().splitlines()[-1]
+    return type(error)(last.partition(f"{type(error).__name__}: ")[2] or last)
+
+
+class PlainErrorLoader(DataLoader):
+    """A loader whose workers report deliberate errors in one line, as they do in the main process."""
+
+    def __iter__(self) -> Iterator:  # type: ignore[override]
+        return _OnFirstUse(self._begin)
+
+    def _begin(self) -> Iterator:
+        return super().__iter__()
+
+
+class ResumableLoader(PlainErrorLoader):
     """A loader that continues exactly where a restored run stood, even in mid-epoch.
 
     Lightning creates the iterator of the training loader before it has decided which epoch and batch come next,
@@ -120,10 +146,7 @@ class ResumableLoader(DataLoader):
             self.sampler.start = done * self.batch_size
             self.sampler.stop = length * self.batch_size
             self.sampler.count = left * self.batch_size
-        return super().__iter__()
-
-    def __iter__(self) -> Iterator:  # type: ignore[override]
-        return _OnFirstUse(self._begin)
+        return super()._begin()
 
     def state_dict(self) -> dict[str, int]:
         """What the position is counted in. Having this method also tells Lightning that the loader can resume."""

@@ -84,6 +84,28 @@ def make_table(columns: dict[str, Any], labels: pd.DataFrame | None = None) -> p
     return pa.table(arrays)
 
 
+def to_numbers(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Turn label columns into float32, blank cells into NaN.
+
+    Args:
+        frame: label columns as read from a table.
+        source: the table, for the error.
+
+    Raises:
+        DataError: a cell is no number. The cell itself is not shown, since it may be report text.
+    """
+    numbers = {}
+    for name in frame.columns:
+        column = frame[name].astype(object).where(frame[name].notna(), "")
+        values = pd.to_numeric(column.replace("", np.nan), errors="coerce")
+        wrong = values.isna() & (column != "")
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise DataError(f"column {name} of {source} holds something other than numbers (label row {row})")
+        numbers[name] = values.astype(np.float32)
+    return pd.DataFrame(numbers, index=frame.index)
+
+
 class ImageTextDataset(Dataset[Sample]):
     """Pairs of a radiograph and its text.
 

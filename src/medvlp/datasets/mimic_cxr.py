@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from medvlp.datasets.base import Dropped, ImageTextDataset, OnError, make_table
+from medvlp.datasets.base import Dropped, ImageTextDataset, OnError, make_table, to_numbers
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
 from medvlp.io.reports import CLEANINGS, POLICIES, Sections, count_tokens, parse_report, report_text
 
@@ -239,10 +239,8 @@ def _label_table(root: Path, labels: str) -> pd.DataFrame:
         )
     frame = frame.drop_duplicates("study_id").set_index("study_id")
     frame = frame.drop(columns=[c for c in ("subject_id", "split", "dicom_id") if c in frame.columns])
-    try:
-        return frame.replace("", np.nan).astype(np.float32)
-    except ValueError as error:
-        raise DataError(f"the {labels} labels under {root} hold something other than numbers: {error}") from error
+    where = root / "truth/labels.csv" if labels == "truth" else root / f"mimic-cxr-2.0.0-{labels}"
+    return to_numbers(frame, str(where))
 
 
 def read_mimic_cxr(

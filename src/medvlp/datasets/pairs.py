@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medvlp.datasets.base import Dropped, ImageTextDataset, OnError, hash_split, make_table
+from medvlp.datasets.base import Dropped, ImageTextDataset, OnError, hash_split, make_table, to_numbers
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
 
 SPLIT_NAMES: dict[str, str] = {
@@ -213,7 +213,4 @@ def _labels(frame: pd.DataFrame, kept: list[int], names: Sequence[str], table: P
     if not names:
         return None
     part = frame.iloc[kept][list(names)]
-    try:
-        return part.replace("", float("nan")).astype("float32")
-    except ValueError as error:
-        raise DataError(f"a label column of {table} holds something other than numbers: {error}") from error
+    return to_numbers(part, str(table))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -73,9 +74,7 @@ def _load_audited(model: nn.Module, path: str) -> None:
     best = max(prefixes, key=lambda prefix: sum(prefix + name in found for name in wanted))
     # num_batches_tracked is a counter that older files lack and nothing here reads.
     missing = [name for name in wanted if best + name not in found and not name.endswith("num_batches_tracked")]
-    wrong = [
-        name for name, value in wanted.items() if best + name in found and found[best + name].shape != value.shape
-    ]
+    wrong = [name for name, value in wanted.items() if best + name in found and found[best + name].shape != value.shape]
     if missing or wrong:
         problem = f"{len(missing)} weights missing (first: {missing[0]})" if missing else f"shape of {wrong[0]} differs"
         raise CheckpointError(f"{path}: does not fit this image encoder: {problem}; check `image.name` and `depth`")
@@ -113,8 +112,9 @@ class ImageEncoder(nn.Module):
             raise ConfigError(
                 f"image.name: timm cannot build {config.name!r} with feature maps ({error}); try {similar}"
             ) from error
-        self.channels: list[int] = list(self.model.feature_info.channels())
-        self.reductions: list[int] = list(self.model.feature_info.reduction())
+        levels: Any = self.model.feature_info
+        self.channels: list[int] = list(levels.channels())
+        self.reductions: list[int] = list(levels.reduction())
         if config.weights:
             _load_audited(self.model, config.weights)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format

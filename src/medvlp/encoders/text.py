@@ -159,5 +159,3 @@ def _plain_config(config: Any) -> dict[str, Any]:
     settings = {key: value for key, value in config.to_diff_dict().items() if key not in drop}
     settings["model_type"] = config.model_type
     return settings
-
-

@@ -229,7 +229,7 @@ class PretrainModule(L.LightningModule, ABC):
 
     def _corpus_tokenizer(self, datamodule: Any) -> None:
         """Trains the WordPiece vocabulary on the training reports, on one rank, and hands it to all."""
-        state = None
+        state: dict[str, Any] = {}
         if self.trainer.is_global_zero:
             texts = datamodule.corpus()
             size, fold = self.text_config.vocab_size, self.text_config.lowercase

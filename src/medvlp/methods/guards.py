@@ -36,7 +36,7 @@ class NonFiniteGuard(L.Callback):
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Records whether the loss is finite, and looks when looking is due."""
         self._pending.append((trainer.global_step, self._batch_idx, self._ids, torch.isfinite(loss.detach())))
-        every = 1 if loss.device.type == "cpu" else max(1, trainer.log_every_n_steps)
+        every = 1 if loss.device.type == "cpu" else max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if (self._batch_idx + 1) % every == 0:
             self._look(trainer)
 
@@ -44,9 +44,7 @@ class NonFiniteGuard(L.Callback):
         """Looks at what is left of the epoch."""
         self._look(trainer)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps weights that a NaN may have reached out of checkpoints."""
         self._look(trainer)
 

@@ -57,7 +57,8 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, betas=tuple(config.betas))
+    first, second = config.betas
+    return kind(groups, lr=config.lr, betas=(first, second))
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import numpy as np
 from medvlp.errors import ConfigError
 from medvlp.phantom.model import FINDINGS, Finding, Patient, PhantomSpec, Severity, Side, Study, View, Zone
 
-READERS = 6
+READERS = 8
 """Number of radiologists who report in the phantom."""
 
 MOST_FINDINGS = 5

@@ -154,7 +154,7 @@ class G2D(PretrainModule):
         self.global_contrast = rows.global_contrast
         self.decoder_loss = decoder_loss
         self.shuffle_masks = shuffle_masks
-        changed = {"threshold": threshold, "body_mask": body_mask, "smooth": smooth_mask}
+        changed: dict[str, Any] = {"threshold": threshold, "body_mask": body_mask, "smooth": smooth_mask}
         self.mask_settings = dataclasses.replace(
             rows.mask, aggregate=aggregate_heads, **{key: v for key, v in changed.items() if v is not None}
         )

@@ -228,7 +228,7 @@ def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 10
 
 
 def bilateral(mask: Tensor, settings: PseudoMaskSettings) -> Tensor:
-    """kornia's bilateral filter on the mask, in chunks that bound its memory.
+    """Kornia's bilateral filter on the mask, in chunks that bound its memory.
 
     Args:
         mask: (B, K, S, S) float in [0, 1].
