@@ -8,9 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from medvlp._version import __version__
 from medvlp.errors import MedVLPError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
 
 RUN_COMMANDS = {
     "fit": "pre-train a method",
@@ -112,16 +116,30 @@ def _phantom(args: argparse.Namespace) -> None:
     print(f"{args.studies} studies in {root}")
 
 
-def run(argv: Sequence[str]) -> None:
-    """Runs LightningCLI on ``fit``, ``validate``, ``test`` or ``predict`` with their arguments.
+RUN_FOLDER = "${trainer.default_root_dir}"
+"""What the paths of loggers and callbacks may start with, so that overlays and options move a run as a whole."""
+
+
+def _fill_in_run_folder(config: Any, folder: str | os.PathLike) -> None:
+    items = config if isinstance(config, list) else [config]
+    for arguments in (item.init_args for item in items if getattr(item, "init_args", None)):
+        for key, value in vars(arguments).items():
+            if isinstance(value, str | os.PathLike) and str(value).startswith(RUN_FOLDER):
+                arguments[key] = str(folder) + str(value).removeprefix(RUN_FOLDER)
+
+
+def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> "LightningCLI":
+    """LightningCLI over every registered method and every data module.
 
     Args:
-        argv: the command and what follows it.
+        argv: with ``run`` a command ("fit", "validate", "test" or "predict") and what follows it, without it the
+            options alone; those of the process if None.
+        run: run the command; False only builds model, data module and trainer, which are attributes of the result.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import lightning as L
     import torch
-    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
     import medvlp.callbacks
     import medvlp.datamodules.mimic_cxr
@@ -129,9 +147,19 @@ def run(argv: Sequence[str]) -> None:
     from medvlp.methods.base import PretrainModule
     from medvlp.registry import import_all
 
+    class CLI(LightningCLI):
+        def _parse_ckpt_path(self) -> None:
+            """The config says what is built. Lightning would put the checkpoint's hyper-parameters over it."""
+
+        def before_instantiate_classes(self) -> None:
+            config = self.config[self.subcommand] if self.subcommand else self.config
+            for part in ("logger", "callbacks"):
+                _fill_in_run_folder(config.trainer[part], config.trainer.default_root_dir or ".")
+
     import_all()
     torch.set_float32_matmul_precision("high")
-    LightningCLI(
+    words = sys.argv[1:] if argv is None else argv
+    return CLI(
         PretrainModule,
         L.LightningDataModule,
         subclass_mode_model=True,
@@ -139,9 +167,13 @@ def run(argv: Sequence[str]) -> None:
         seed_everything_default=0,
         # The loaders shard themselves, so that a resumed run continues with the right sample.
         trainer_defaults={"use_distributed_sampler": False},
+        # An evaluation leaves the config that it was trained with in place.
+        save_config_callback=SaveConfigCallback if words and words[0] == "fit" else None,
         save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
-        args=list(argv),
+        run=run,
+        # None and not the process's own arguments, about which LightningCLI would warn.
+        args=None if argv is None else list(argv),
         parser_kwargs={"prog": "medvlp"},
     )
 
@@ -160,12 +192,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: arguments; those of the process if None.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        if argv and argv[0] in RUN_COMMANDS:
-            run(argv)
+        if words and words[0] in RUN_COMMANDS:
+            build_cli(argv)
             return
-        args = _parser().parse_args(argv)
+        args = _parser().parse_args(words)
         if args.command == "list":
             _list(args.what)
         else:

@@ -56,7 +56,9 @@ def study_figure(
         text = texts[row] if len(texts[row]) <= max_chars else texts[row][:max_chars] + " …"
         wrapped = "\n".join(textwrap.wrap(text, 52))
         heading = f"{titles[row]}\n" if titles else ""
-        axis.text(0, 1, heading + wrapped, va="top", fontsize=7, family="sans-serif", transform=axis.transAxes)
+        # Reports are not mathematics: two dollar signs in one would be parsed as such.
+        style = {"va": "top", "fontsize": 7, "family": "sans-serif", "parse_math": False}
+        axis.text(0, 1, heading + wrapped, transform=axis.transAxes, **style)
     return figure
 
 

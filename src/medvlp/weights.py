@@ -42,13 +42,19 @@ def load(path: str | Path, device: str = "cpu") -> "PretrainModule":
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise CheckpointError(f"{path}: not a medvlp checkpoint (it has no {CHECKPOINT_KEY!r} entry)")
     payload = checkpoint[CHECKPOINT_KEY]
-    model = get_method(payload["method"])(**payload["hyperparameters"])
-    model.on_load_checkpoint(checkpoint)
     try:
-        model.load_state_dict(checkpoint["state_dict"])
+        model = get_method(payload["method"])(**payload["hyperparameters"])
+        model.on_load_checkpoint(checkpoint)
+        weights, version = checkpoint["state_dict"], payload["version"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: incomplete, or written by another version of medvlp ({type(error).__name__}: {error})"
+        ) from error
+    try:
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path}: weights do not fit {payload['method']} as of version {payload['version']}: "
+            f"{path}: weights do not fit {payload['method']} as of version {version}: "
             + " ".join(str(error).split())[:300]
         ) from error
     return model.to(device).eval()

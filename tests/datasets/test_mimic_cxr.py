@@ -211,5 +211,5 @@ def test_labels_that_are_no_numbers(root):
     for path in root.glob("mimic-cxr-2.0.0-chexpert*"):
         path.unlink()
     _csv(root / "mimic-cxr-2.0.0-chexpert.csv", "subject_id,study_id,Edema", ["10000001,50000001,yes"])
-    with pytest.raises(DataError, match=r"mimic-cxr-2\.0\.0-chexpert.*column Edema.*other than numbers"):
+    with pytest.raises(DataError, match=r"column Edema of .*chexpert.*other than numbers"):
         read_mimic_cxr(root, split="train")

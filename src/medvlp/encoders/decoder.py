@@ -1,10 +1,13 @@
 """U-Net decoder over an encoder's feature pyramid, from segmentation-models-pytorch."""
 
+import itertools
 from collections.abc import Sequence
 
 from segmentation_models_pytorch.base import SegmentationHead, initialization
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
+
+from medvlp.errors import ConfigError
 
 _WIDTHS = (256, 128, 64, 32, 16)
 
@@ -21,7 +24,7 @@ class UNetDecoder(nn.Module):
         widths: channels after each step, coarsest first; the last ``len(levels)`` of (256, 128, 64, 32, 16) if None.
 
     Raises:
-        ValueError: strides that do not double from level to level.
+        ConfigError: strides that do not double from level to level.
     """
 
     def __init__(
@@ -33,8 +36,11 @@ class UNetDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels, reductions = list(channels), list(reductions)
-        if any(b != 2 * a for a, b in zip(reductions, reductions[1:], strict=False)) or reductions[0] not in (2, 4):
-            raise ValueError(f"a U-Net needs strides 2, 4, 8, … (or 4, 8, …), not {reductions}: choose another encoder")
+        if any(b != 2 * a for a, b in itertools.pairwise(reductions)) or reductions[0] not in (2, 4):
+            raise ConfigError(
+                f"a U-Net decoder needs an image encoder with strides 2, 4, 8, … or 4, 8, …, not {reductions}; choose "
+                "another image.name, or decoder_loss: none"
+            )
         self.pad_first = reductions[0] == 4
         if self.pad_first:
             channels = [0, *channels]

@@ -63,22 +63,41 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__} instead of named weights")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _names_in_files(name: str) -> list[str]:
+    """How a weight of timm's feature wrapper may be called in a file of the whole model.
+
+    The wrappers hold a transformer as "model", and flatten sequential modules: "stages.0" becomes "stages_0".
+    """
+    first, _, rest = name.partition(".")
+    breaks = [i for i, letter in enumerate(first) if letter == "_"]
+    flattened = [f"{first[:i]}.{first[i + 1 :]}.{rest}" for i in breaks]
+    return [name, *([rest] if first == "model" else []), *flattened]
 
 
 def _load_audited(model: nn.Module, path: str) -> None:
     """Loads a local file into the encoder: every weight of the encoder must be in it, under one common prefix."""
     found = read_weights(path)
     wanted = model.state_dict()
-    prefixes = ["", "module.", "model.", "encoder.", "backbone.", "image_encoder.model."]
-    best = max(prefixes, key=lambda prefix: sum(prefix + name in found for name in wanted))
+    sources: dict[str, str] = {}
+    for prefix in ("", "module.", "model.", "encoder.", "backbone.", "image_encoder.model."):
+        under = {
+            name: next((prefix + other for other in _names_in_files(name) if prefix + other in found), "")
+            for name in wanted
+        }
+        under = {name: source for name, source in under.items() if source}
+        sources = max(sources, under, key=len)
     # num_batches_tracked is a counter that older files lack and nothing here reads.
-    missing = [name for name in wanted if best + name not in found and not name.endswith("num_batches_tracked")]
-    wrong = [name for name, value in wanted.items() if best + name in found and found[best + name].shape != value.shape]
+    missing = [name for name in wanted if name not in sources and not name.endswith("num_batches_tracked")]
+    wrong = [name for name, source in sources.items() if found[source].shape != wanted[name].shape]
     if missing or wrong:
         problem = f"{len(missing)} weights missing (first: {missing[0]})" if missing else f"shape of {wrong[0]} differs"
         raise CheckpointError(f"{path}: does not fit this image encoder: {problem}; check `image.name` and `depth`")
-    model.load_state_dict({name: found[best + name] for name in wanted if best + name in found}, strict=False)
+    model.load_state_dict({name: found[source] for name, source in sources.items()}, strict=False)
 
 
 class ImageEncoder(nn.Module):
@@ -102,12 +121,17 @@ class ImageEncoder(nn.Module):
         super().__init__()
         options = dict(config.options)
         if config.depth is not None:
+            if config.depth < 1:
+                raise ConfigError(f"image.depth must be at least 1, not {config.depth}")
             options["out_indices"] = tuple(range(config.depth))
         if config.name.startswith(("vit", "deit", "beit", "eva", "swin")):
             options.setdefault("img_size", image_size)
         try:
             self.model = timm.create_model(config.name, pretrained=config.pretrained, features_only=True, **options)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, AssertionError, TypeError, ValueError) as error:
+            if config.name in timm.list_models():
+                what = f"{config.name!r} with depth {config.depth} and options {config.options}"
+                raise ConfigError(f"image: timm cannot build {what}: {error}") from error
             similar = ", ".join(timm.list_models(f"*{config.name.split('_')[0]}*")[:5]) or "timm.list_models()"
             raise ConfigError(
                 f"image.name: timm cannot build {config.name!r} with feature maps ({error}); try {similar}"
@@ -117,6 +141,8 @@ class ImageEncoder(nn.Module):
         self.reductions: list[int] = list(levels.reduction())
         if config.weights:
             _load_audited(self.model, config.weights)
+        # Swin and a few others give (B, H, W, C); timm names its formats.
+        self.channels_at_end = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
 
@@ -134,4 +160,5 @@ class ImageEncoder(nn.Module):
         Returns:
             The pyramid, finest first: (B, channels[i], S/reductions[i], S/reductions[i]).
         """
-        return self.model(images.contiguous(memory_format=self.memory_format))
+        pyramid = self.model(images.contiguous(memory_format=self.memory_format))
+        return [level.permute(0, 3, 1, 2) for level in pyramid] if self.channels_at_end else pyramid

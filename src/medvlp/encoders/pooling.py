@@ -95,7 +95,8 @@ class AttentionPool(nn.Module):
     def project_cells(self, x: Tensor) -> Tensor:
         """Each cell in the space of the pooled vector: what the pool would return if it looked at that cell alone.
 
-        The pooled vector is exactly the attention-weighted mean of these, so they are comparable with text.
+        With one head the pooled vector is exactly the mean of these and of token 0 taken the same way, weighted by
+        the attention; with several, each head weights its own part of the channels. So they are comparable with text.
 
         Args:
             x: (B, C, h, w).

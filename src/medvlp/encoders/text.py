@@ -55,13 +55,21 @@ def _from_pretrained(name: str) -> nn.Module:
 
     try:
         # Files of tensors alone; code from the hub is never run.
-        return AutoModel.from_pretrained(name, trust_remote_code=False, weights_only=True)
-    except (OSError, ValueError) as error:
+        model, report = AutoModel.from_pretrained(
+            name, trust_remote_code=False, weights_only=True, output_loading_info=True
+        )
+    except Exception as error:  # transformers, safetensors and the hub raise errors of many kinds here
         where = "folder" if os.path.isdir(name) else "model"
         raise CheckpointError(
             f"text.pretrained: {where} {name!r} cannot be loaded ({type(error).__name__}); give a local folder with "
             "config.json, the tokenizer's files and model.safetensors"
         ) from error
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:  # transformers would go on with random values
+        raise CheckpointError(
+            f"text.pretrained: {name!r} lacks {len(missing)} weights of its own config.json (first: {missing[0]})"
+        )
+    return model
 
 
 class TextEncoder(nn.Module):
@@ -122,10 +130,12 @@ class TextEncoder(nn.Module):
         self._freeze(config)
 
     def _freeze(self, config: TextEncoderConfig) -> None:
-        layers = _layers(self.model)
-        if config.freeze_layers > len(layers):
-            raise ConfigError(f"text.freeze_layers {config.freeze_layers}: the encoder has {len(layers)} layers")
-        frozen: list[nn.Module] = list(layers[: config.freeze_layers])
+        frozen: list[nn.Module] = []
+        if config.freeze_layers:
+            layers = _layers(self.model)
+            if not 0 <= config.freeze_layers <= len(layers):
+                raise ConfigError(f"text.freeze_layers {config.freeze_layers}: the encoder has {len(layers)} layers")
+            frozen.extend(layers[: config.freeze_layers])
         if config.freeze_embeddings:
             frozen.append(self.model.embeddings)
         for module in frozen:
@@ -146,7 +156,7 @@ class TextEncoder(nn.Module):
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:
-    encoder = getattr(model, "encoder", getattr(model, "transformer", None))
+    encoder = getattr(model, "encoder", getattr(model, "transformer", model))
     layers = getattr(encoder, "layer", getattr(encoder, "layers", None))
     if not isinstance(layers, nn.ModuleList):
         raise ConfigError(f"text encoder {type(model).__name__}: its layers are not found; use a BERT-like encoder")

@@ -26,7 +26,7 @@ from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.metrics.embeddings import EmbeddingStore
 from medvlp.metrics.retrieval import recall_at_k
 from medvlp.metrics.zero_shot import auroc_per_class, prompt_embeddings, zero_shot_probability
-from medvlp.prompts import load_prompts
+from medvlp.prompts import PromptSet, available, load_prompts
 from medvlp.seeding import derive_seed
 from medvlp.text import load_tokenizer, tokenizer_from_state, tokenizer_state, train_wordpiece
 
@@ -54,6 +54,21 @@ def plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise CheckpointError(f"a hyper-parameter of type {type(value).__name__} cannot be stored; use plain values")
+
+
+_RUN_FOLDER = "<run>"
+"""What stands in checkpoints for the run's folder, so that they hold no path of the machine and runs can be moved."""
+
+
+def _swap_folder(value: Any, old: str, new: str) -> Any:
+    """The value with the folder ``old`` replaced by ``new`` in every path in it, keys included."""
+    if isinstance(value, str):
+        return new + value[len(old) :] if value == old or value.startswith(old + os.sep) else value
+    if isinstance(value, dict):
+        return {_swap_folder(key, old, new): _swap_folder(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_swap_folder(item, old, new) for item in value]
+    return value
 
 
 class PretrainModule(L.LightningModule, ABC):
@@ -325,7 +340,8 @@ class PretrainModule(L.LightningModule, ABC):
         self.evaluation = {"studies": len(image), "zero_shot": zero_shot, **results}
         if not self.trainer.sanity_checking:
             self.log_dict({f"{stage}/{k}": v for k, v in results.items()}, rank_zero_only=False)
-            self.log(f"{stage}/auroc_mean", results.get("auroc/mean", float("nan")), prog_bar=True)
+            if "auroc/mean" in results:
+                self.log(f"{stage}/auroc_mean", results["auroc/mean"], prog_bar=True)
 
     def zero_shot_auroc(self, image: Tensor, label: Tensor) -> dict[str, float]:
         """AUROC of the positive against the negative prompts of each finding.
@@ -395,6 +411,8 @@ class PretrainModule(L.LightningModule, ABC):
         values["text"] = plain(
             dataclasses.replace(self.text_config, pretrained=None, architecture=self.text_encoder.architecture)
         )
+        if values.get("prompts") not in available():  # a file of this machine; the checkpoint holds its content
+            values["prompts"] = None
         return {key: value for key, value in values.items() if key in wanted}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -411,7 +429,11 @@ class PretrainModule(L.LightningModule, ABC):
             "tokenizer": tokenizer_state(self.tokenizer),
             "preprocess": plain(self.preprocess),
             "label_names": list(self.label_names),
+            "prompts": plain(self.prompts),
         }
+        if getattr(self, "_trainer", None) is not None:
+            folder = os.path.realpath(self.trainer.default_root_dir)
+            checkpoint["callbacks"] = _swap_folder(checkpoint.get("callbacks", {}), folder, _RUN_FOLDER)
         # torch.compile wraps modules and would put its marker into every name.
         checkpoint["state_dict"] = {
             key.replace("_orig_mod.", ""): value for key, value in checkpoint["state_dict"].items()
@@ -427,6 +449,13 @@ class PretrainModule(L.LightningModule, ABC):
         self.attach_tokenizer(tokenizer_from_state(payload["tokenizer"]))
         self.preprocess, self.label_names = dict(payload["preprocess"]), list(payload["label_names"])
         trainer = getattr(self, "_trainer", None)
+        if trainer is None and self.prompts is None and payload.get("prompts"):
+            stored = payload["prompts"]
+            sides = {finding: (tuple(first), tuple(second)) for finding, (first, second) in stored["prompts"].items()}
+            self.prompts = PromptSet(stored["name"], stored["version"], sides)
+        if trainer is not None:
+            folder = os.path.realpath(trainer.default_root_dir)
+            checkpoint["callbacks"] = _swap_folder(checkpoint.get("callbacks", {}), _RUN_FOLDER, folder)
         if trainer is not None and hasattr(getattr(trainer, "datamodule", None), "attach_tokenizer"):
             self._hand_over(trainer.datamodule)
 

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_TIE = 1e-6
+"""Cosines closer than this are equal: a matrix product rounds equal rows differently."""
+
 
 def recall_at_k(
     queries: Tensor, keys: Tensor, k: Sequence[int] = (1, 5, 10), groups: Tensor | None = None, chunk: int = 1024
@@ -13,7 +16,8 @@ def recall_at_k(
     """Share of queries with a match among the k most similar keys, by cosine.
 
     A query's rank is one plus the number of keys strictly more similar than its best match, plus half of the other
-    keys exactly as similar: ties neither help nor hurt, and a collapsed model scores like chance, not 100 %.
+    keys as similar (to 1e-6, float32's rounding): ties neither help nor hurt. In a collapsed model every rank is
+    the middle one, (N + 1) / 2.
 
     Args:
         queries: (N, d).
@@ -33,8 +37,8 @@ def recall_at_k(
         similarity = queries[start : start + chunk] @ keys.T
         match = groups[start : start + chunk, None] == groups[None]
         best = similarity.masked_fill(~match, -2.0).amax(1, keepdim=True)
-        above = ((similarity > best) & ~match).sum(1)
-        tied = ((similarity == best) & ~match).sum(1)
+        above = ((similarity > best + _TIE) & ~match).sum(1)
+        tied = (((similarity - best).abs() <= _TIE) & ~match).sum(1)
         ranks.append(1 + above + 0.5 * tied)
     if not ranks:
         return {cut: float("nan") for cut in k}

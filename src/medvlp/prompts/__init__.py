@@ -44,21 +44,29 @@ def load_prompts(name: str) -> PromptSet:
     Raises:
         ConfigError: no such set or file, or a finding without prompts on both sides.
     """
-    if name in available():
-        text, where = resources.files(__name__).joinpath(f"{name}.json").read_text("utf-8"), name
-    elif Path(name).is_file():
-        text, where = Path(name).read_text("utf-8"), name
-    else:
-        raise ConfigError(f"prompts {name!r}: neither a file nor one of {', '.join(available())}")
+    where = name
     try:
+        if name in available():
+            text = resources.files(__name__).joinpath(f"{name}.json").read_text("utf-8")
+        elif Path(name).is_file():
+            where, text = Path(name).stem, Path(name).read_text("utf-8")
+        else:
+            raise ConfigError(f"prompts {name!r}: neither a file nor one of {', '.join(available())}")
         content = json.loads(text)
         prompts = {
-            finding: (tuple(sides["positive"]), tuple(sides["negative"]))
+            finding: (_side(sides["positive"]), _side(sides["negative"]))
             for finding, sides in content["prompts"].items()
         }
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(f"prompts {where}: not a prompt set ({type(error).__name__}: {error})") from error
+        version = int(content.get("version", 1))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"prompts {name}: not a prompt set ({type(error).__name__}: {error})") from error
     empty = [finding for finding, (positive, negative) in prompts.items() if not positive or not negative]
     if empty:
-        raise ConfigError(f"prompts {where}: {empty[0]!r} needs at least one positive and one negative prompt")
-    return PromptSet(content.get("name", where), int(content.get("version", 1)), prompts)
+        raise ConfigError(f"prompts {name}: {empty[0]!r} needs at least one positive and one negative prompt")
+    return PromptSet(str(content.get("name", where)), version, prompts)
+
+
+def _side(texts: list[str]) -> tuple[str, ...]:
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise TypeError("the prompts of a side are a list of texts")  # a bare text would count as its letters
+    return tuple(texts)

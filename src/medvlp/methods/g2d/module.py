@@ -191,7 +191,8 @@ class G2D(PretrainModule):
     def embed_patches(self, images: Tensor) -> Tensor:
         """L2-normalised cells in the space of the pooled vector, (B, embed_dim, g, g).
 
-        The pooled vector is the attention-weighted mean of these before normalisation. The released code normalises
+        With one head the pooled vector is the attention-weighted mean of these (and of token 0) before normalisation;
+        see :meth:`~medvlp.encoders.pooling.AttentionPool.project_cells`. The released code normalises
         the projected map instead, which lies before the pool's own projections and so not in the text's space.
         """
         dense = self.projector(self.image_encoder(images)[-1])

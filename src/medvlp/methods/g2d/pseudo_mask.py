@@ -13,6 +13,8 @@ import kornia
 import torch
 from torch import Tensor
 
+from medvlp.errors import ConfigError
+
 Threshold = float | Literal["mean", "median", "gmm"]
 
 _BILATERAL_CHUNK = 16
@@ -47,6 +49,14 @@ class PseudoMaskSettings:
     kernel: float = 0.05
     sigma_space: float = 0.015
     sigma_color: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threshold, str):
+            known = self.threshold in ("mean", "median", "gmm")
+        else:
+            known = 0 <= self.threshold <= 1
+        if not known:
+            raise ConfigError(f'threshold is a quantile in [0, 1], "mean", "median" or "gmm", not {self.threshold!r}')
 
 
 OFFICIAL = PseudoMaskSettings(strict=True, body_mask=False, domain="image", smooth=False)
@@ -183,7 +193,7 @@ def weighted_quantile(values: Tensor, weights: Tensor, q: float) -> Tensor:
 
 
 def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 100) -> Tensor:
-    """Where two Gaussians fitted by expectation-maximisation are equally likely, between their means.
+    """Where the upper of two Gaussians fitted by expectation-maximisation becomes as likely as the lower.
 
     Args:
         values: (N, n) float.
@@ -191,7 +201,8 @@ def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 10
         iterations: EM steps, a fixed number so that no convergence test needs the host.
 
     Returns:
-        (N,) threshold; values above it belong to the component with the higher mean.
+        (N,) threshold: the lowest value, from the lower mean upwards, that belongs to the component with the higher
+        mean; the largest value where none does.
     """
     x = values.double()
     w = weights.double() / weights.double().sum(1, keepdim=True).clamp_min(1e-12)
@@ -216,14 +227,18 @@ def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 10
         variances = torch.maximum(variances, floor)
         shares = mass / mass.sum(1, keepdim=True)
 
-    low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)
-    steps = torch.linspace(0, 1, 513, device=x.device, dtype=x.dtype)
+    # Up to the largest value: a wide upper component may win beyond its own mean alone.
+    low = means.amin(1, keepdim=True)
+    high = torch.maximum(low, x.masked_fill(w == 0, -torch.inf).amax(1, keepdim=True))
+    steps = torch.linspace(0, 1, 2049, device=x.device, dtype=x.dtype)
     points = low + (high - low) * steps
     density = log_density(points)
     upper = means.argmax(1)
     of_upper = density.gather(2, upper[:, None, None].expand(-1, density.shape[1], 1))[..., 0]
     of_lower = density.gather(2, (1 - upper)[:, None, None].expand(-1, density.shape[1], 1))[..., 0]
-    first = (of_upper >= of_lower).to(torch.int32).argmax(1, keepdim=True)
+    wins = of_upper >= of_lower
+    wins[:, -1] = True
+    first = wins.to(torch.int32).argmax(1, keepdim=True)
     return (points.gather(1, first) * scale)[:, 0].to(values.dtype)
 
 
@@ -285,7 +300,8 @@ def pseudo_mask(
             values = torch.cat([values, torch.zeros_like(outside)], 1)
             weights = torch.cat([weights, outside], 1)
         if settings.threshold == "mean":
-            threshold = (values * weights).sum(1) / weights.sum(1)
+            # In double precision: the mean of equal values must be that value, or rounding selects all or nothing.
+            threshold = ((values.double() * weights).sum(1) / weights.sum(1)).to(values.dtype)
         elif settings.threshold == "gmm":
             threshold = weighted_gmm_threshold(values, weights)
         else:
