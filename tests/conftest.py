@@ -1,9 +1,13 @@
 """Fixtures for the whole suite."""
 
+import os
 from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+
+os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ RUN_COMMANDS = {
     "fit": "pre-train a method",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
-    "predict": "embed a split",
+    "predict": "embed the test split",
 }
 
 
@@ -146,10 +146,17 @@ def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> "Lightning
     import medvlp.datamodules.pairs  # noqa: F401  (imported so that their short names are known)
     from medvlp.methods.base import PretrainModule
     from medvlp.registry import import_all
+    from medvlp.weights import read_checkpoint
 
     class CLI(LightningCLI):
         def _parse_ckpt_path(self) -> None:
-            """The config says what is built. Lightning would put the checkpoint's hyper-parameters over it."""
+            """Looks at the checkpoint before anything is built.
+
+            Lightning would put the checkpoint's hyper-parameters over the config here; the config says what is built.
+            """
+            path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
+            if path and "://" not in str(path) and (os.path.sep in str(path) or str(path).endswith(".ckpt")):
+                read_checkpoint(path)
 
         def before_instantiate_classes(self) -> None:
             config = self.config[self.subcommand] if self.subcommand else self.config
@@ -186,6 +193,13 @@ def _one_line(error: MedVLPError) -> str:
     return " ".join(line.strip() for line in lines)
 
 
+def _deliberate(error: BaseException | None) -> MedVLPError | None:
+    """The deliberate error that another was raised from: jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, MedVLPError):
+        error = error.__cause__
+    return error
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The console command.
 
@@ -202,6 +216,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             _list(args.what)
         else:
             _phantom(args)
-    except MedVLPError as error:
-        print(f"medvlp: error: {_one_line(error)}", file=sys.stderr)
+    except Exception as error:
+        deliberate = _deliberate(error)
+        if deliberate is None:
+            raise
+        print(f"medvlp: error: {_one_line(deliberate)}", file=sys.stderr)
         sys.exit(1)

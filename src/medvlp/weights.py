@@ -1,12 +1,36 @@
 """Checkpoint → method."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medvlp.errors import CheckpointError
 
 if TYPE_CHECKING:
     from medvlp.methods.base import PretrainModule
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a medvlp checkpoint as plain values and tensors, which stay in the file until they are used.
+
+    Raises:
+        CheckpointError: no such file, or not a medvlp checkpoint.
+    """
+    import torch
+
+    from medvlp.methods.base import CHECKPOINT_KEY
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: not readable as plain weights ({type(error).__name__}); it is damaged, or not of medvlp"
+        ) from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise CheckpointError(f"{path}: not a medvlp checkpoint (it has no {CHECKPOINT_KEY!r} entry)")
+    return checkpoint
 
 
 def load(path: str | Path, device: str = "cpu") -> "PretrainModule":
@@ -25,22 +49,10 @@ def load(path: str | Path, device: str = "cpu") -> "PretrainModule":
         CheckpointError: no such file, not a medvlp checkpoint, or weights that do not fit.
         ConfigError: its method is not registered here.
     """
-    import torch
-
     from medvlp.methods.base import CHECKPOINT_KEY
     from medvlp.registry import get_method
 
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: not readable as plain weights ({type(error).__name__}); it is damaged, or not of medvlp"
-        ) from error
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
-        raise CheckpointError(f"{path}: not a medvlp checkpoint (it has no {CHECKPOINT_KEY!r} entry)")
+    checkpoint = read_checkpoint(path)
     payload = checkpoint[CHECKPOINT_KEY]
     try:
         model = get_method(payload["method"])(**payload["hyperparameters"])
@@ -52,9 +64,6 @@ def load(path: str | Path, device: str = "cpu") -> "PretrainModule":
         ) from error
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: weights do not fit {payload['method']} as of version {version}: "
-            + " ".join(str(error).split())[:300]
-        ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}, of medvlp {version}: {error}") from error
     return model.to(device).eval()

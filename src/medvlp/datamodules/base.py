@@ -106,7 +106,7 @@ class PretrainDataModule(L.LightningDataModule):
         """Index one split: all its pairs, without a transform."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the datasets that a stage ("fit", "validate", "test", or None for all) needs, once.
+        """Build the datasets that a stage ("fit", "validate", "test" or "predict", or None for all) needs, once.
 
         Raises:
             DataError: the training split is empty.
@@ -121,7 +121,7 @@ class PretrainDataModule(L.LightningDataModule):
             self.train_set = self._prepared(train, train=True)
         if stage in ("fit", "validate", None) and self.val_set is None:
             self.val_set = self._prepared(self._indexed("validate"), train=False)
-        if stage in ("test", None) and self.test_set is None:
+        if stage in ("test", "predict", None) and self.test_set is None:
             self.test_set = self._prepared(self._indexed("test"), train=False)
 
     def _indexed(self, split: Split) -> ImageTextDataset:
@@ -244,6 +244,10 @@ class PretrainDataModule(L.LightningDataModule):
         self.setup("test")
         assert self.test_set is not None
         return self._eval_loader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader:
+        """The batches of :meth:`test_dataloader`."""
+        return self.test_dataloader()
 
     def _eval_loader(self, dataset: ImageTextDataset) -> DataLoader:
         world_size, rank = self._ranks()

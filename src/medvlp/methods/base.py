@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -211,8 +211,7 @@ class PretrainModule(L.LightningModule, ABC):
             ConfigError: a global batch of one pair, which has nothing to be contrasted with.
         """
         gather = self.global_contrast
-        if len(image) * (distributed.world_size() if gather else 1) < 2 and self.training:
-            raise ConfigError("a contrast needs at least two pairs: raise data.batch_size")
+        self._need_two(len(image))
         return image_text_contrast(
             image,
             text,
@@ -223,6 +222,10 @@ class PretrainModule(L.LightningModule, ABC):
             all_text=distributed.all_gather(text) if gather and image_to_text else None,
             offset=distributed.rank() * len(image) if gather else 0,
         )
+
+    def _need_two(self, pairs: int) -> None:
+        if self.training and pairs * (distributed.world_size() if self.global_contrast else 1) < 2:
+            raise ConfigError("a contrast needs at least two pairs: raise data.batch_size")
 
     # ---------------------------------------------------------------- tokenizer
 
@@ -301,10 +304,11 @@ class PretrainModule(L.LightningModule, ABC):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Sum of :meth:`losses`; every term is logged as ``train/<term>``."""
+        self._need_two(len(batch["image"]))  # before a batch norm meets a single pair, in words of its own
         terms = self.losses(batch, self(batch))
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         size = len(batch["image"])
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, batch_size=size)
         self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()}, on_step=True, batch_size=size)
         return loss
 
@@ -339,9 +343,10 @@ class PretrainModule(L.LightningModule, ABC):
         results.update({f"auroc/{finding}": value for finding, value in zero_shot.items()})
         self.evaluation = {"studies": len(image), "zero_shot": zero_shot, **results}
         if not self.trainer.sanity_checking:
-            self.log_dict({f"{stage}/{k}": v for k, v in results.items()}, rank_zero_only=False)
+            # Equal on all ranks already, since the store gathers; the flag only tells Lightning so.
+            self.log_dict({f"{stage}/{k}": v for k, v in results.items()}, sync_dist=True)
             if "auroc/mean" in results:
-                self.log(f"{stage}/auroc_mean", results["auroc/mean"], prog_bar=True)
+                self.log(f"{stage}/auroc_mean", results["auroc/mean"], prog_bar=True, sync_dist=True)
 
     def zero_shot_auroc(self, image: Tensor, label: Tensor) -> dict[str, float]:
         """AUROC of the positive against the negative prompts of each finding.
@@ -443,9 +448,14 @@ class PretrainModule(L.LightningModule, ABC):
         """Takes the tokenizer, preprocessing and label names back."""
         payload = checkpoint.get(CHECKPOINT_KEY)
         if payload is None:
-            raise CheckpointError("this is not a medvlp checkpoint: it has no tokenizer and no method name")
+            raise CheckpointError(
+                f"{self._checkpoint_path()}this is not a medvlp checkpoint: it has no tokenizer and no method name"
+            )
         if payload["method"] != self.name:
-            raise CheckpointError(f"the checkpoint is of method {payload['method']!r}, not {self.name!r}")
+            raise CheckpointError(
+                f"{self._checkpoint_path()}the checkpoint is of method {payload['method']!r}, not {self.name!r}; use "
+                "the config.yaml of the run that wrote it"
+            )
         self.attach_tokenizer(tokenizer_from_state(payload["tokenizer"]))
         self.preprocess, self.label_names = dict(payload["preprocess"]), list(payload["label_names"])
         trainer = getattr(self, "_trainer", None)
@@ -458,6 +468,25 @@ class PretrainModule(L.LightningModule, ABC):
             checkpoint["callbacks"] = _swap_folder(checkpoint.get("callbacks", {}), _RUN_FOLDER, folder)
         if trainer is not None and hasattr(getattr(trainer, "datamodule", None), "attach_tokenizer"):
             self._hand_over(trainer.datamodule)
+
+    def _checkpoint_path(self) -> str:
+        """For messages: the file that the trainer is loading, with a colon, or nothing."""
+        path = getattr(getattr(self, "_trainer", None), "ckpt_path", None)
+        return f"{path}: " if path else ""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As always, but weights that do not fit are a deliberate error.
+
+        Raises:
+            CheckpointError: names or shapes differ.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self._checkpoint_path()}weights do not fit {self.name} as it is configured: "
+                f"{' '.join(str(error).split())[:300]}; use the config.yaml of the run that wrote them"
+            ) from error
 
     def trunk(self) -> nn.Module:
         """The image encoder, for tasks to take away."""

@@ -1,0 +1,124 @@
+"""Tiny encoders, batches and data that several test files share."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from medvlp.datamodules.pairs import PairsDataModule
+from medvlp.encoders.image import ImageEncoderConfig
+from medvlp.encoders.text import TextEncoderConfig
+from medvlp.text import train_wordpiece
+
+SIZE = 32
+MARKER = "zweihaender quokka marginalia"
+"""Words of every report of :func:`write_pairs`, and of nothing else."""
+
+WORDS = ("small left effusion", "normal heart size", "edema is seen", "no pneumothorax", "clear lungs", "rib fracture")
+
+
+def image_config(**changes: Any) -> ImageEncoderConfig:
+    return ImageEncoderConfig(**{"name": "test_resnet", "depth": 2, **changes})
+
+
+def text_config(**changes: Any) -> TextEncoderConfig:
+    tiny = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 200, "max_length": 24}
+    return TextEncoderConfig(**{**tiny, **changes})
+
+
+def sizes(**changes: Any) -> dict[str, Any]:
+    """Arguments that make any method tiny."""
+    return {"image": image_config(), "text": text_config(), "image_size": SIZE, "embed_dim": 16, **changes}
+
+
+def tokenizer(vocab_size: int = 200) -> Any:
+    return train_wordpiece([*WORDS, MARKER] * 3, vocab_size=vocab_size)
+
+
+def chest(size: int = 64, seed: int = 0) -> np.ndarray:
+    """A drawn chest, uint8 (size, size): dark air, bright body, dark lungs, bright spine, a little noise."""
+    y, x = np.mgrid[0:size, 0:size] / size
+    body = (np.abs(x - 0.5) < 0.4) & (y > 0.1)
+    lungs = ((x - 0.32) / 0.13) ** 2 + ((y - 0.5) / 0.28) ** 2 < 1
+    lungs |= ((x - 0.68) / 0.13) ** 2 + ((y - 0.5) / 0.28) ** 2 < 1
+    level = np.where(lungs, 50.0, np.where(body, 170.0, 12.0))
+    return (level + np.random.default_rng(seed).uniform(-9, 9, (size, size))).clip(0, 255).astype(np.uint8)
+
+
+def chests(count: int, size: int = 64) -> torch.Tensor:
+    """(count, 3, size, size) in [0, 1], each with its own noise."""
+    gray = np.stack([chest(size, seed) for seed in range(count)])
+    return torch.from_numpy(gray)[:, None].expand(-1, 3, -1, -1).float() / 255
+
+
+def batch(count: int = 4, size: int = SIZE, length: int = 7, vocabulary: int = 40) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(count)
+    mask = torch.ones(count, length, dtype=torch.int64)
+    mask[0, length - 2 :] = 0
+    return {
+        "image": chests(count, size) + 0.05 * torch.rand(count, 1, size, size, generator=g),
+        "input_ids": torch.randint(5, vocabulary, (count, length), generator=g) * mask,
+        "attention_mask": mask,
+        "text": [f"report {i}" for i in range(count)],
+        "id": [f"item{i}" for i in range(count)],
+        "index": torch.arange(count),
+        "label": torch.tensor([[i % 2, (i // 2) % 2] for i in range(count)]).float(),
+        "skipped": [],
+    }
+
+
+def write_pairs(folder: Path, count: int = 16, size: int = 40) -> str:
+    """PNGs and a table of them; the reports all hold :data:`MARKER`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(chest(size, i)).save(folder / f"{i}.png")
+    frame = pd.DataFrame(
+        {
+            "image": [f"{i}.png" for i in range(count)],
+            "text": [f"{WORDS[i % len(WORDS)]}. {MARKER}. case {i}." for i in range(count)],
+            "split": ["train" if i < count - 6 else "val" for i in range(count)],
+            "Edema": [i % 2 for i in range(count)],
+            "Fracture": [(i // 2) % 2 for i in range(count)],
+        }
+    )
+    frame.to_csv(folder / "pairs.csv", index=False)
+    return str(folder / "pairs.csv")
+
+
+def datamodule(folder: Path, **changes: Any) -> PairsDataModule:
+    table = write_pairs(folder)
+    options = {
+        "image_column": "image",
+        "split_column": "split",
+        "label_columns": ["Edema", "Fracture"],
+        "batch_size": 2,
+        "image_size": SIZE,
+        **changes,
+    }
+    return PairsDataModule(table, **options)
+
+
+def trainer(folder: Path, **changes: Any) -> L.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    options = {
+        "default_root_dir": str(folder),
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "log_every_n_steps": 1,
+        **changes,
+    }
+    return L.Trainer(**options)

@@ -1,0 +1,86 @@
+"""The rooms of docs/architecture.md, held to their word."""
+
+import ast
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "src" / "medvlp").rglob("*.py"), *(ROOT / "baselines").rglob("*.py")])
+
+
+def _imported(path: Path) -> set[str]:
+    """Full names of everything that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def _attributes(path: Path) -> set[str]:
+    """Dotted names that a file spells out, such as ``torch.distributed.init_process_group``."""
+    return {ast.unparse(n) for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Attribute)}
+
+
+def test_import_contracts():
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "medvlp_baselines" in (ROOT / "pyproject.toml").read_text()
+    assert " 0 broken" in done.stdout
+
+
+def test_contracts_would_notice():
+    """The analysis sees both packages, and imports inside functions."""
+    grimp = pytest.importorskip("grimp")
+    graph = grimp.build_graph("medvlp", "medvlp_baselines", include_external_packages=True, cache_dir=None)
+    assert "medvlp.losses.contrastive" in graph.find_modules_directly_imported_by("medvlp.methods.base")
+    assert "medvlp.methods.base" in graph.find_modules_directly_imported_by("medvlp_baselines.convirt.module")
+    assert "medvlp.callbacks" in graph.find_modules_directly_imported_by("medvlp.cli")
+    assert "torch" in graph.find_modules_directly_imported_by("medvlp.distributed")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_only_one_module_knows_torch_distributed(path):
+    if path == ROOT / "src" / "medvlp" / "distributed.py":
+        assert "torch.distributed" in _imported(path)
+        return
+    found = _imported(path) | _attributes(path)
+    assert not [name for name in found if name.startswith(("torch.distributed", "torch.nn.parallel"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_no_unsafe_loading(path):
+    """Nothing unpickles, and every torch.load is restricted to plain weights."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not {name for name in _imported(path) if name.split(".")[0] in ("pickle", "dill", "joblib", "marshal")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert {k.arg: ast.unparse(k.value) for k in node.keywords}.get("weights_only") == "True"
+
+
+def test_every_package_is_shipped():
+    """setup.cfg lists the packages by hand; each folder with an __init__.py must be in it."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    found = {
+        ".".join(path.parent.relative_to(base).parts)
+        for base in (ROOT / "src",)
+        for path in base.rglob("__init__.py")
+    } | {
+        ".".join(("medvlp_baselines", *path.parent.relative_to(ROOT / "baselines").parts))
+        for path in (ROOT / "baselines").rglob("__init__.py")
+    }
+    assert listed == found

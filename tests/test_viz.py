@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from medvlp import viz
+
+
+def figure(studies=2, **options):
+    rng = np.random.default_rng(0)
+    images = [rng.random((3, 32, 32)), rng.normal(-400, 100, (32, 32)), np.full((1, 32, 32), 7.0)][:studies]
+    maps = {"attention": [rng.random((1, 32, 32))] * studies, "mask": [rng.random((32, 32))] * studies}
+    texts = ["The heart is enlarged.\n" * 40, "Costs $5 and 10$ _{", "clear"][:studies]
+    return viz.study_figure(images, maps, texts, **options)
+
+
+@pytest.mark.parametrize("studies", [1, 3])
+def test_a_row_per_study_and_a_column_per_map(studies, tmp_path):
+    made = figure(studies, titles=["a$1$", "b", "c"][:studies])
+    assert len(made.axes) == studies * 4
+    assert [axis.get_title() for axis in made.axes[:3]] == ["radiograph", "attention", "mask"]
+    path = viz.save(made, tmp_path / "deep" / "figure.png", dpi=60)
+    with Image.open(path) as image:
+        width, height = image.size
+        pixels = np.asarray(image.convert("L"))
+    assert 400 < width < 1600
+    assert 100 * studies < height < 400 * studies
+    assert pixels.std() > 20  # not an empty canvas
+
+
+def test_long_reports_are_cut():
+    text = figure(1, max_chars=50).axes[-1].texts[0].get_text()
+    assert text.endswith("…")
+    assert len(text) < 60
+
+
+def test_no_maps(tmp_path):
+    made = viz.study_figure([np.eye(8)], {}, ["x"])
+    assert viz.save(made, tmp_path / "f.png").stat().st_size > 1000
