@@ -25,12 +25,19 @@ def _imported(path: Path) -> set[str]:
 
 def _attributes(path: Path) -> set[str]:
     """Dotted names that a file spells out, such as ``torch.distributed.init_process_group``."""
-    return {ast.unparse(n) for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Attribute)}
+    return {
+        ast.unparse(n) for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Attribute)
+    }
 
 
 def test_import_contracts():
     done = subprocess.run(
-        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"],
+        [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command; lint_imports_command()",
+            "--no-cache",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -76,9 +83,7 @@ def test_every_package_is_shipped():
     config.read(ROOT / "setup.cfg")
     listed = set(config["options"]["packages"].split())
     found = {
-        ".".join(path.parent.relative_to(base).parts)
-        for base in (ROOT / "src",)
-        for path in base.rglob("__init__.py")
+        ".".join(path.parent.relative_to(base).parts) for base in (ROOT / "src",) for path in base.rglob("__init__.py")
     } | {
         ".".join(("medvlp_baselines", *path.parent.relative_to(ROOT / "baselines").parts))
         for path in (ROOT / "baselines").rglob("__init__.py")

@@ -13,6 +13,7 @@ import yaml
 from command_line import environment, tiny_config, write_config
 
 import medvlp
+from medvlp import registry
 
 HEAVY = ("torch", "lightning", "transformers", "timm", "pandas", "matplotlib", "numpy")
 
@@ -79,10 +80,14 @@ def test_light_commands_import_nothing_heavy(argv):
 def test_list():
     def listed(what: str) -> str:
         return subprocess.run(
-            [sys.executable, "-m", "medvlp", "list", what], capture_output=True, text=True, env=environment(), check=True
+            [sys.executable, "-m", "medvlp", "list", what],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            check=True,
         ).stdout
 
-    for entry in medvlp.methods():
+    for entry in registry.methods():
         assert entry.name in listed("methods")
     assert "MIMICCXRDataModule" in listed("datasets")
     assert "zero-shot" in listed("tasks")
@@ -137,7 +142,11 @@ def test_config_is_saved_with_the_run(fitted, config):
     model = saved["model"]["init_args"]
     assert model["embed_dim"] == 16
     # Not in the config file: the method's own defaults.
-    assert (model["temperature"], model["decoder_loss"], model["aggregate_heads"]) == (0.07, "pseudo_segmentation", True)
+    assert (model["temperature"], model["decoder_loss"], model["aggregate_heads"]) == (
+        0.07,
+        "pseudo_segmentation",
+        True,
+    )
     assert model["text"]["hidden_size"] == 32
     assert saved["trainer"]["limit_train_batches"] == 2
     assert saved["seed_everything"] == 7
@@ -231,9 +240,7 @@ def test_tokenizer_folder_without_vocabulary(command, config, tmp_path):
     from transformers import BertConfig, BertModel
 
     folder = tmp_path / "bert"
-    tiny = BertConfig(
-        vocab_size=400, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
-    )
+    tiny = BertConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     BertModel(tiny).save_pretrained(folder)
     settings = yaml.safe_load(config[0].read_text())
     settings["model"]["init_args"]["text"] = {"pretrained": str(folder), "max_length": 32}
@@ -290,7 +297,13 @@ def test_checkpoint_of_another_method(command, config, fitted, tmp_path):
     path = write_config(tmp_path / "c.yaml", settings)
     checkpoint = fitted / "checkpoints" / "last.ckpt"
     for stage in ("validate", "fit"):
-        _says(command(stage, "--config", path, "--ckpt_path", checkpoint).error(), checkpoint, "'g2d'", "'template'", "config.yaml")
+        _says(
+            command(stage, "--config", path, "--ckpt_path", checkpoint).error(),
+            checkpoint,
+            "'g2d'",
+            "'template'",
+            "config.yaml",
+        )
 
 
 def test_checkpoint_that_does_not_fit(command, config, fitted):

@@ -26,9 +26,7 @@ def _config(root: Path, run: Path, workers: int = 0, every: int = 1) -> dict:
 
 def _killed(config: dict, step: int, hook: str) -> dict:
     config = copy.deepcopy(config)
-    config["trainer"]["callbacks"].append(
-        {"class_path": "kill_at.KillAt", "init_args": {"step": step, "hook": hook}}
-    )
+    config["trainer"]["callbacks"].append({"class_path": "kill_at.KillAt", "init_args": {"step": step, "hook": hook}})
     return config
 
 

@@ -222,7 +222,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--grid", type=int, default=7, help="side of the attention map in cells")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of torch and OpenCV")
-    parser.add_argument("--device", choices=["cpu", "cuda", "all"], default="all", help="all: the CPU, and a GPU if any")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda", "all"], default="all", help="all: the CPU, and a GPU if any"
+    )
     parser.add_argument("--step", action="store_true", help="measure a training step as well")
     parser.add_argument("--step-batch", type=int, default=8)
     parser.add_argument("--step-repeats", type=int, default=3)
@@ -233,7 +235,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
-    names = ["cpu", "cuda"] if args.device == "all" and torch.cuda.is_available() else [args.device.replace("all", "cpu")]
+    names = (
+        ["cpu", "cuda"] if args.device == "all" and torch.cuda.is_available() else [args.device.replace("all", "cpu")]
+    )
     results = {name: measure(args, torch.device(name)) for name in names}
     for result in results.values():
         show(result)

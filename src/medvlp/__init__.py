@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from medvlp.methods.base import PretrainModule
     from medvlp.methods.g2d.module import G2D
     from medvlp.phantom import PhantomSpec, write_phantom
-    from medvlp.registry import get_method, methods
+    from medvlp.registry import get_method
     from medvlp.weights import load
 
 _PUBLIC = {
@@ -25,7 +25,6 @@ _PUBLIC = {
     "PretrainModule": "medvlp.methods.base",
     "get_method": "medvlp.registry",
     "load": "medvlp.weights",
-    "methods": "medvlp.registry",
     "write_phantom": "medvlp.phantom",
 }
 
@@ -38,7 +37,6 @@ __all__ = [
     "__version__",
     "get_method",
     "load",
-    "methods",
     "write_phantom",
 ]
 

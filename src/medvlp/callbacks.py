@@ -1,7 +1,9 @@
 """What watches a run and writes files about it."""
 
+import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medvlp import viz
+from medvlp._version import __version__
 
 
 class ZeroShotReport(L.Callback):
@@ -49,6 +52,10 @@ class ZeroShotReport(L.Callback):
             "studies": pl_module.evaluation.get("studies", 0),
             "prompts": pl_module.prompts.name if pl_module.prompts else None,
             "epochs": trainer.current_epoch,
+            "method": pl_module.name,
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", "0")),
+            "split_sha256": _split_hash(trainer),
+            "versions": {"medvlp": __version__, "torch": torch.__version__, "lightning": L.__version__},
         }
         path.write_text(json.dumps(content, indent=1))
         table = Table(title=f"Zero-shot AUROC on {content['studies']} held-out studies")
@@ -68,6 +75,12 @@ class ZeroShotReport(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it back."""
         self.before = dict(state_dict["before"])
+
+
+def _split_hash(trainer: L.Trainer) -> str | None:
+    """Hash of the validation ids, in order: two results compare only where it is equal."""
+    dataset = getattr(getattr(trainer, "datamodule", None), "val_set", None)
+    return None if dataset is None else hashlib.sha256("\n".join(dataset.ids).encode()).hexdigest()
 
 
 class StudyFigures(L.Callback):

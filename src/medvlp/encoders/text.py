@@ -118,6 +118,8 @@ class TextEncoder(nn.Module):
         self.width: int = self.model.config.hidden_size
         self.vocab_size: int = self.model.config.vocab_size
         self.max_positions: int = getattr(self.model.config, "max_position_embeddings", 512)
+        if "roberta" in self.model.config.model_type:  # its positions start after the padding id
+            self.max_positions -= self.model.config.pad_token_id + 1
         if config.max_length > self.max_positions:
             raise ConfigError(
                 f"text.max_length {config.max_length} exceeds the encoder's position table of {self.max_positions}; "

@@ -236,7 +236,8 @@ class G2D(PretrainModule):
             loss = (dice_bce_paper if self.variant == "paper" else dice_bce_official)(decoded, target)
         # Multiplied, not left out: DistributedDataParallel wants the decoder in every step's graph.
         counts = not self.training or self.global_step >= self.pixel_loss_start
-        terms[name] = loss if counts else loss * 0.0
+        # Of the logits, because a Dice of raw logits may not be finite.
+        terms[name] = loss if counts else decoded.float().mean() * 0.0
         return terms
 
     @torch.no_grad()
