@@ -81,7 +81,7 @@ def through_host(attention: Tensor, images: Tensor) -> Tensor:
 
 
 def batched(attention: Tensor, images: Tensor) -> Tensor:
-    """medvlp's."""
+    """As medvlp makes them."""
     return pseudo_mask(attention, images, SETTINGS).mask
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import warnings
 
 import cv2
+import kornia
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,6 @@ from scipy.optimize import brentq
 from sklearn.mixture import GaussianMixture
 
 from medvlp.errors import ConfigError
-from medvlp.methods.g2d import pseudo_mask as module
 from medvlp.methods.g2d.pseudo_mask import (
     OFFICIAL,
     PseudoMaskSettings,
@@ -262,11 +262,13 @@ def test_smoothing_is_soft_near_edges_alone():
     assert torch.equal(made.mask[~near], hard[~near])
 
 
-def test_chunks_do_not_show(monkeypatch):
-    mask = (torch.rand(5, 2, 24, 24) < 0.3).float()
-    whole = bilateral(mask, PseudoMaskSettings())
-    monkeypatch.setattr(module, "_BILATERAL_CHUNK", 3)
-    assert torch.equal(bilateral(mask, PseudoMaskSettings()), whole)
+@pytest.mark.parametrize(("kernel", "sigma", "color"), [(5, 2.0, 1.0), (11, 3.36, 0.3), (7, 0.8, 5.0)])
+def test_the_closed_form_is_kornias_filter(kernel, sigma, color):
+    side = 56
+    mask = (torch.rand(4, 1, side, side, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    settings = PseudoMaskSettings(kernel=kernel / side, sigma_space=sigma / side, sigma_color=color)
+    want = kornia.filters.bilateral_blur(mask, (kernel, kernel), color, (sigma, sigma))
+    torch.testing.assert_close(bilateral(mask, settings), want, rtol=0, atol=5e-6)
 
 
 # ---------------------------------------------------------------- the whole
@@ -353,9 +355,14 @@ def test_heads_without_aggregation_have_their_own_masks():
 def test_images_do_not_see_their_batch(threshold):
     maps, images = attention(5), chests(5, 64)
     settings = PseudoMaskSettings(threshold=threshold)
-    together = pseudo_mask(maps, images, settings).mask
+    hard = dataclasses.replace(settings, smooth=False)
+    together, together_hard = pseudo_mask(maps, images, settings).mask, pseudo_mask(maps, images, hard).mask
     for i in range(5):
-        assert torch.equal(pseudo_mask(maps[i : i + 1], images[i : i + 1], settings).mask, together[i : i + 1])
+        one = slice(i, i + 1)
+        assert torch.equal(pseudo_mask(maps[one], images[one], hard).mask, together_hard[one])
+        # The convolution of the smoothing may add in another order for another batch size.
+        alone = pseudo_mask(maps[one], images[one], settings).mask
+        torch.testing.assert_close(alone, together[one], rtol=0, atol=1e-6)
 
 
 def test_no_gradient_flows():

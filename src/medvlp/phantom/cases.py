@@ -128,6 +128,9 @@ def _check(spec: PhantomSpec) -> None:
             raise ConfigError(f"Phantom setting {name} is {value}; give a value from 0 to {most:g}.")
     if spec.studies < 0 or spec.seed < 0:
         raise ConfigError(f"Phantom studies ({spec.studies}) and seed ({spec.seed}) must not be negative.")
+    unknown = [name for name in spec.findings if name not in FINDINGS]
+    if unknown or not spec.findings:
+        raise ConfigError(f"Phantom findings {unknown or 'none'}: choose among {', '.join(FINDINGS)}.")
     if min(spec.split) < 0 or abs(sum(spec.split) - 1) > 1e-6:
         raise ConfigError(f"Phantom split {spec.split} must hold three shares that sum to 1.")
 
@@ -283,6 +286,8 @@ def _findings(spec: PhantomSpec, patient: int, number: int) -> tuple[Finding, ..
     healthy = rng.random() < 1 - _odds(1 - _HEALTHY, factor)
     present: dict[str, Finding] = {}
     for position, (name, base) in enumerate(_BASE.items()):
+        if name not in spec.findings:
+            continue
         if name in before and name in _CHRONIC:
             if draws[0][position] < _STAYS:
                 present[name] = before[name]

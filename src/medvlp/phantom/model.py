@@ -70,6 +70,7 @@ class PhantomSpec:
         difficulty: the knobs of :class:`Difficulty`.
         laterals: share of the studies that also hold a lateral view.
         split: shares of the patients in train, validate and test; they sum to 1.
+        findings: the members of :data:`FINDINGS` that may occur; fewer make an easier phantom.
     """
 
     studies: int = 1000
@@ -78,6 +79,7 @@ class PhantomSpec:
     difficulty: Difficulty = field(default_factory=Difficulty)
     laterals: float = 0.2
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    findings: tuple[str, ...] = FINDINGS
 
     def as_dict(self) -> dict:
         """The spec as plain nested dictionaries and numbers, for JSON."""

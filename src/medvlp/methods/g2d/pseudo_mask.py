@@ -6,6 +6,7 @@ up-sampled map (quantile, mean, mixture) is a *weighted* statistic of g·g value
 pixels of a block that count. Nothing of image size is ever sorted.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +17,6 @@ from torch import Tensor
 from medvlp.errors import ConfigError
 
 Threshold = float | Literal["mean", "median", "gmm"]
-
-_BILATERAL_CHUNK = 16
-"""Images per call of the bilateral filter, which unfolds k² copies: 11 × 11 at 224 px is 390 MB for 16 images."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,18 @@ def otsu_threshold(images: Tensor, bins: int = 256) -> Tensor:
     return low[:, 0] + (best + 0.5) / bins * span[:, 0] * (high > low)[:, 0]
 
 
+def _between(bright: Tensor, dim: int) -> Tensor:
+    """Whether a pixel lies on or between the first and the last bright one along a dimension."""
+    length = bright.shape[dim]
+    shape = [1] * bright.ndim
+    shape[dim] = length
+    # int16: a third of the time of running sums, which are int64.
+    place = torch.arange(length, device=bright.device, dtype=torch.int16).view(shape)
+    first = torch.where(bright, place, length).amin(dim, keepdim=True)
+    last = torch.where(bright, place, -1).amax(dim, keepdim=True)
+    return (place >= first) & (place <= last)
+
+
 def body_mask(images: Tensor) -> Tensor:
     """The body: what a histogram threshold (Otsu) encloses from all four sides.
 
@@ -149,10 +159,8 @@ def body_mask(images: Tensor) -> Tensor:
         (B, 1, H, W) bool; all True for a constant image.
     """
     gray = images.float().mean(1, keepdim=True)
-    bright = (gray > otsu_threshold(gray)[:, None, None, None]).to(torch.int32)
-    left, up = bright.cumsum(-1), bright.cumsum(-2)
-    row = (left > 0) & (left - bright < left[..., -1:])
-    column = (up > 0) & (up - bright < up[..., -1:, :])
+    bright = gray > otsu_threshold(gray)[:, None, None, None]
+    row, column = _between(bright, -1), _between(bright, -2)
     body = row & column
     return body | ~body.flatten(1).any(1)[:, None, None, None]
 
@@ -243,24 +251,30 @@ def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 10
 
 
 def bilateral(mask: Tensor, settings: PseudoMaskSettings) -> Tensor:
-    """Kornia's bilateral filter on the mask, in chunks that bound its memory.
+    """The bilateral filter of a binary mask, exactly ``kornia.filters.bilateral_blur``, by two separable passes.
+
+    A pixel's neighbours either share its value (colour weight 1) or differ by 1 (colour weight
+    ``c = exp(−1 / 2σ_color²)``). So with ``p`` the Gaussian blur of the mask, the filter is
+    ``p / (p + c(1 − p))`` on ones and ``cp / (1 − p + cp)`` on zeros. The general filter unfolds k² copies of the
+    mask (3 GB for 128 images of 224 px with an 11 × 11 window); this holds two.
 
     Args:
-        mask: (B, K, S, S) float in [0, 1].
-        settings: kernel and deviations.
+        mask: (B, K, S, S) of 0 and 1.
+        settings: window and deviations.
 
     Returns:
-        (B, K, S, S) float in [0, 1].
+        (B, K, S, S) float32 in [0, 1].
     """
     side = mask.shape[-1]
     kernel = max(3, round(settings.kernel * side) // 2 * 2 + 1)
     sigma = max(settings.sigma_space * side, 0.5)
-    flat = mask.flatten(0, 1)[:, None]  # heads are separate images: the filter joins the channels of one
-    parts = [
-        kornia.filters.bilateral_blur(part, (kernel, kernel), settings.sigma_color, (sigma, sigma))
-        for part in flat.split(_BILATERAL_CHUNK)
-    ]
-    return torch.cat(parts).view_as(mask).clamp(0, 1)
+    blurred = kornia.filters.gaussian_blur2d(mask, (kernel, kernel), (sigma, sigma))
+    # Far from any edge the blur is 0 or 1 but for rounding.
+    blurred = torch.where((blurred - mask).abs() < 1e-6, mask, blurred).clamp_(0, 1)
+    other = math.exp(-0.5 / settings.sigma_color**2)
+    own, rest = torch.where(mask > 0.5, 1.0, other), torch.where(mask > 0.5, other, 1.0)
+    ones = own * blurred
+    return ones / (ones + rest * (1 - blurred))
 
 
 @torch.no_grad()

@@ -1,0 +1,39 @@
+"""The speed scripts run, agree with themselves and end with one line of JSON. No time is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import environment
+
+SCRIPTS = Path(__file__).parents[1] / "experiments" / "speed"
+
+
+@pytest.mark.slow
+def test_pseudo_mask():
+    pytest.importorskip("cv2")
+    tiny = ["--batch", "3", "--size", "64", "--repeats", "2", "--threads", "1", "--device", "cpu"]
+    step = ["--step", "--step-batch", "2", "--step-repeats", "1", "--image", "resnet18", "--tokens", "8"]
+    step += ["--text-width", "48", "--text-layers", "1"]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "pseudo_mask.py"), *tiny, *step],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["ratio"] > 0
+    assert 0 < figures["share_of_step"] < 1
+    assert figures["device"]
+    assert {"torch", "kornia", "numpy", "medvlp"} <= figures["versions"].keys()
+    result = figures["results"]["cpu"]
+    for name in ("batched", "loop"):
+        assert result[name]["min_ms"] <= result[name]["median_ms"] <= result[name]["max_ms"]
+    assert result["differing_before_filter"] < 1e-3
+    # OpenCV's window is a disc, kornia's a square.
+    assert result["mean_difference_after"] < 0.01
+    assert "medvlp, batched" in done.stdout
