@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -81,6 +82,27 @@ def _split_hash(trainer: L.Trainer) -> str | None:
     """Hash of the validation ids, in order: two results compare only where it is equal."""
     dataset = getattr(getattr(trainer, "datamodule", None), "val_set", None)
     return None if dataset is None else hashlib.sha256("\n".join(dataset.ids).encode()).hexdigest()
+
+
+def write_embeddings(trainer: L.Trainer) -> Path:
+    """Writes what ``predict`` gave to ``embeddings.npz`` in the run's folder (one file per rank beyond the first).
+
+    Arrays: ``id`` (N,) str, ``index`` (N,) dataset rows, by which a sampler's duplicates can be dropped, ``image`` and
+    ``text`` (N, d) float32, L2-normalised.
+
+    Args:
+        trainer: after ``predict``.
+
+    Returns:
+        The file.
+    """
+    batches: list[Any] = list(trainer.predict_loop.predictions)
+    suffix = f"_rank{trainer.global_rank}" if trainer.global_rank else ""
+    path = Path(trainer.default_root_dir) / f"embeddings{suffix}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    index, image, text = (torch.cat([batch[k] for batch in batches]).cpu().numpy() for k in ("index", "image", "text"))
+    np.savez(path, id=np.array([item for batch in batches for item in batch["id"]]), index=index, image=image, text=text)
+    return path
 
 
 class StudyFigures(L.Callback):

@@ -20,7 +20,7 @@ RUN_COMMANDS = {
     "fit": "pre-train a method",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
-    "predict": "embed the test split",
+    "predict": "embed the test split into embeddings.npz",
 }
 
 
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--omission", type=float, default=0.05, help="rate at which reports omit a finding")
     phantom.add_argument("--uncertainty", type=float, default=0.1, help="rate at which reports hedge a finding")
     phantom.add_argument("--prevalence", type=float, default=1.0, help="factor on the odds of each finding")
+    phantom.add_argument("--findings", nargs="+", metavar="NAME", help="findings that may occur (default: all)")
     phantom.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
     phantom.add_argument("--overwrite", action="store_true", help="replace another phantom in the folder")
     return parser
@@ -86,13 +87,14 @@ def _list(what: str) -> None:
 def _phantom(args: argparse.Namespace) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from medvlp.phantom import Difficulty, PhantomSpec, write_phantom
+    from medvlp.phantom import FINDINGS, Difficulty, PhantomSpec, write_phantom
 
     spec = PhantomSpec(
         studies=args.studies,
         seed=args.seed,
         size=args.size,
         laterals=args.laterals,
+        findings=tuple(args.findings or FINDINGS),
         difficulty=Difficulty(
             contrast=args.contrast,
             noise=args.noise,
@@ -162,6 +164,10 @@ def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> "Lightning
             config = self.config[self.subcommand] if self.subcommand else self.config
             for part in ("logger", "callbacks"):
                 _fill_in_run_folder(config.trainer[part], config.trainer.default_root_dir or ".")
+
+        def after_predict(self) -> None:
+            path = medvlp.callbacks.write_embeddings(self.trainer)
+            print(f"embeddings written to {path}")
 
     import_all()
     torch.set_float32_matmul_precision("high")

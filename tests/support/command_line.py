@@ -105,6 +105,7 @@ def tiny_config(root: Path, run: Path, **data: Any) -> dict[str, Any]:
                     "init_args": {
                         "dirpath": "${trainer.default_root_dir}/checkpoints",
                         "every_n_train_steps": 1,
+                        "save_on_train_epoch_end": True,
                         "save_last": True,
                         "enable_version_counter": False,
                     },
