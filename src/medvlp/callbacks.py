@@ -101,7 +101,8 @@ def write_embeddings(trainer: L.Trainer) -> Path:
     path = Path(trainer.default_root_dir) / f"embeddings{suffix}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     index, image, text = (torch.cat([batch[k] for batch in batches]).cpu().numpy() for k in ("index", "image", "text"))
-    np.savez(path, id=np.array([item for batch in batches for item in batch["id"]]), index=index, image=image, text=text)
+    ids = np.array([item for batch in batches for item in batch["id"]])
+    np.savez(path, id=ids, index=index, image=image, text=text)
     return path
 
 

@@ -143,9 +143,10 @@ def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> "Lightning
     import torch
     from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+    # Imported so that LightningCLI knows their short names.
     import medvlp.callbacks
     import medvlp.datamodules.mimic_cxr
-    import medvlp.datamodules.pairs  # noqa: F401  (imported so that their short names are known)
+    import medvlp.datamodules.pairs
     from medvlp.methods.base import PretrainModule
     from medvlp.registry import import_all
     from medvlp.weights import read_checkpoint

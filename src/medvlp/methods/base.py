@@ -190,8 +190,20 @@ class PretrainModule(L.LightningModule, ABC):
         raise NotSupportedError(f"{self.name} has no patch embeddings in the joint space")
 
     def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Maps worth looking at, by title: (B, 1, S, S) each in [0, 1]; empty where the method has none."""
-        return {}
+        """Maps worth looking at, by title: (B, 1, S, S) each in [0, 1]; empty where the method has none.
+
+        By default the cosine of each cell with the study's own report, stretched over each image's range.
+        """
+        try:
+            patches = self.embed_patches(batch["image"])
+        except NotSupportedError:
+            return {}
+        report = F.normalize(self.encode_tokens(batch["input_ids"], batch["attention_mask"]).float(), dim=-1)
+        similarity = torch.einsum("bdhw,bd->bhw", patches, report)[:, None]
+        low, high = similarity.amin((2, 3), keepdim=True), similarity.amax((2, 3), keepdim=True)
+        stretched = (similarity - low) / (high - low).clamp_min(1e-12)
+        size = batch["image"].shape[-1]
+        return {"similarity to the report": F.interpolate(stretched, size=(size, size), mode="bilinear")}
 
     def contrast(
         self,
