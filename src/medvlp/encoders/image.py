@@ -1,5 +1,6 @@
 """Image encoders: any timm model that gives feature maps."""
 
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ class ImageEncoder(nn.Module):
             if config.name in timm.list_models():
                 what = f"{config.name!r} with depth {config.depth} and options {config.options}"
                 raise ConfigError(f"image: timm cannot build {what}: {error}") from error
-            similar = ", ".join(timm.list_models(f"*{config.name.split('_')[0]}*")[:5]) or "timm.list_models()"
+            similar = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), 5)) or "timm.list_models()"
             raise ConfigError(
                 f"image.name: timm cannot build {config.name!r} with feature maps ({error}); try {similar}"
             ) from error

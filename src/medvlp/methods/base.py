@@ -23,52 +23,16 @@ from medvlp.errors import CheckpointError, ConfigError, NotSupportedError
 from medvlp.losses.contrastive import image_text_contrast
 from medvlp.methods.guards import NonFiniteGuard, SkippedItems
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
+from medvlp.methods.plain import RUN_FOLDER, config_from, plain, swap_folder
 from medvlp.metrics.embeddings import EmbeddingStore
 from medvlp.metrics.retrieval import recall_at_k
-from medvlp.metrics.zero_shot import auroc_per_class, prompt_embeddings, zero_shot_probability
+from medvlp.metrics.zero_shot import zero_shot_auroc
 from medvlp.prompts import PromptSet, available, load_prompts
 from medvlp.seeding import derive_seed
 from medvlp.text import load_tokenizer, tokenizer_from_state, tokenizer_state, train_wordpiece
 
 CHECKPOINT_KEY = "medvlp"
 """Where a checkpoint keeps what :func:`medvlp.load` needs beside the weights."""
-
-
-def config_from(kind: type, value: Any) -> Any:
-    """A config dataclass from itself, from its dictionary (as checkpoints store it), or as it is by default."""
-    if value is None:
-        return kind()
-    return kind(**value) if isinstance(value, dict) else value
-
-
-def plain(value: Any) -> Any:
-    """The value as plain dictionaries, lists, strings and numbers, which load with ``weights_only=True``."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    raise CheckpointError(f"a hyper-parameter of type {type(value).__name__} cannot be stored; use plain values")
-
-
-_RUN_FOLDER = "<run>"
-"""What stands in checkpoints for the run's folder, so that they hold no path of the machine and runs can be moved."""
-
-
-def _swap_folder(value: Any, old: str, new: str) -> Any:
-    """The value with the folder ``old`` replaced by ``new`` in every path in it, keys included."""
-    if isinstance(value, str):
-        return new + value[len(old) :] if value == old or value.startswith(old + os.sep) else value
-    if isinstance(value, dict):
-        return {_swap_folder(key, old, new): _swap_folder(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_swap_folder(item, old, new) for item in value]
-    return value
 
 
 class PretrainModule(L.LightningModule, ABC):
@@ -373,24 +337,7 @@ class PretrainModule(L.LightningModule, ABC):
         """
         if self.prompts is None or self.tokenizer is None:
             return {}
-        columns = [i for i, finding in enumerate(self.label_names) if finding in self.prompts.prompts]
-        if not columns:
-            return {}
-        findings = [self.label_names[i] for i in columns]
-        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-        flat = [text for finding in findings for side in self.prompts.prompts[finding] for text in side]
-        embedded = self.embed_text(flat)
-        at = 0
-        for finding in findings:
-            for side, texts in zip(sides, self.prompts.prompts[finding], strict=True):
-                side.append(prompt_embeddings(embedded[at : at + len(texts)]))
-                at += len(texts)
-        scores = zero_shot_probability(image, torch.stack(sides[0]), torch.stack(sides[1]))
-        values = auroc_per_class(scores.cpu(), label[:, columns].cpu())
-        result = {finding: float(v) for finding, v in zip(findings, values, strict=True) if not v.isnan()}
-        if result:
-            result["mean"] = sum(result.values()) / len(result)
-        return result
+        return zero_shot_auroc(image, label, self.label_names, self.prompts.prompts, self.embed_text)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Losses, and embeddings for the epoch's end."""
@@ -450,7 +397,7 @@ class PretrainModule(L.LightningModule, ABC):
         }
         if getattr(self, "_trainer", None) is not None:
             folder = os.path.realpath(self.trainer.default_root_dir)
-            checkpoint["callbacks"] = _swap_folder(checkpoint.get("callbacks", {}), folder, _RUN_FOLDER)
+            checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), folder, RUN_FOLDER)
         # torch.compile wraps modules and would put its marker into every name.
         checkpoint["state_dict"] = {
             key.replace("_orig_mod.", ""): value for key, value in checkpoint["state_dict"].items()
@@ -477,7 +424,7 @@ class PretrainModule(L.LightningModule, ABC):
             self.prompts = PromptSet(stored["name"], stored["version"], sides)
         if trainer is not None:
             folder = os.path.realpath(trainer.default_root_dir)
-            checkpoint["callbacks"] = _swap_folder(checkpoint.get("callbacks", {}), _RUN_FOLDER, folder)
+            checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), RUN_FOLDER, folder)
         if trainer is not None and hasattr(getattr(trainer, "datamodule", None), "attach_tokenizer"):
             self._hand_over(trainer.datamodule)
 

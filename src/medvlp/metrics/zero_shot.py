@@ -1,5 +1,7 @@
 """Zero-shot classification scores and their AUROC."""
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,4 +53,38 @@ def auroc_per_class(scores: Tensor, labels: Tensor) -> Tensor:
         target = labels[known, c].long()
         if 0 < int(target.sum()) < len(target):
             result[c] = binary_auroc(scores[known, c], target)
+    return result
+
+
+def zero_shot_auroc(
+    images: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    prompts: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+    embed: Callable[[Sequence[str]], Tensor],
+) -> dict[str, float]:
+    """AUROC of the positive against the negative prompts of each finding.
+
+    Args:
+        images: (N, d) embeddings.
+        labels: (N, K), columns ``names``; see :func:`auroc_per_class` for what counts.
+        names: K findings.
+        prompts: finding to its positive and its negative prompts.
+        embed: n texts to (n, d); called once, for all prompts together.
+
+    Returns:
+        Finding to AUROC for each finding that has prompts and both a positive and a negative sample, and "mean" over
+        them; empty where there is none.
+    """
+    columns = [i for i, name in enumerate(names) if name in prompts]
+    if not columns:
+        return {}
+    sides = [side for i in columns for side in prompts[names[i]]]  # positive, negative, positive, …
+    embedded = embed([text for side in sides for text in side]).split([len(side) for side in sides])
+    vectors = torch.stack([prompt_embeddings(side) for side in embedded])
+    scores = zero_shot_probability(images, vectors[::2], vectors[1::2])
+    values = auroc_per_class(scores.cpu(), labels[:, columns].cpu())
+    result = {names[i]: float(value) for i, value in zip(columns, values, strict=True) if not value.isnan()}
+    if result:
+        result["mean"] = sum(result.values()) / len(result)
     return result

@@ -14,9 +14,10 @@ from medvlp.encoders.pooling import AttentionPool
 from medvlp.encoders.projection import TextProjector, map_projector
 from medvlp.encoders.text import TextEncoderConfig
 from medvlp.losses.segmentation import dice_bce_official, dice_bce_paper
-from medvlp.methods.base import PretrainModule, config_from
+from medvlp.methods.base import PretrainModule
 from medvlp.methods.g2d.pseudo_mask import OFFICIAL, PseudoMask, PseudoMaskSettings, Threshold, pseudo_mask
 from medvlp.methods.optim import OptimConfig
+from medvlp.methods.plain import config_from
 
 Variant = Literal["paper", "official"]
 

@@ -1,0 +1,45 @@
+"""Hyper-parameters and checkpoint entries as plain values: what loads with ``weights_only=True``, on any machine."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from medvlp.errors import CheckpointError
+
+
+def config_from(kind: type, value: Any) -> Any:
+    """A config dataclass from itself, from its dictionary (as checkpoints store it), or as it is by default."""
+    if value is None:
+        return kind()
+    return kind(**value) if isinstance(value, dict) else value
+
+
+def plain(value: Any) -> Any:
+    """The value as plain dictionaries, lists, strings and numbers, which load with ``weights_only=True``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise CheckpointError(f"a hyper-parameter of type {type(value).__name__} cannot be stored; use plain values")
+
+
+RUN_FOLDER = "<run>"
+"""What stands in checkpoints for the run's folder, so that they hold no path of the machine and runs can be moved."""
+
+
+def swap_folder(value: Any, old: str, new: str) -> Any:
+    """The value with the folder ``old`` replaced by ``new`` in every path in it, keys included."""
+    if isinstance(value, str):
+        return new + value[len(old) :] if value == old or value.startswith(old + os.sep) else value
+    if isinstance(value, dict):
+        return {swap_folder(key, old, new): swap_folder(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [swap_folder(item, old, new) for item in value]
+    return value
