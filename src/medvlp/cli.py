@@ -85,9 +85,8 @@ def _list(what: str) -> None:
 
 
 def _phantom(args: argparse.Namespace) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from medvlp.phantom import FINDINGS, Difficulty, PhantomSpec, write_phantom
+    from medvlp.phantom import FINDINGS, Difficulty, PhantomSpec
+    from medvlp.phantom.progress import write_with_progress
 
     spec = PhantomSpec(
         studies=args.studies,
@@ -104,17 +103,7 @@ def _phantom(args: argparse.Namespace) -> None:
             prevalence=args.prevalence,
         ),
     )
-    columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("", total=args.studies)
-        root = write_phantom(
-            args.layout,
-            args.root,
-            spec,
-            workers=args.workers,
-            overwrite=args.overwrite,
-            progress=lambda count: progress.advance(task, count),
-        )
+    root = write_with_progress(args.layout, args.root, spec, workers=args.workers, overwrite=args.overwrite)
     print(f"{args.studies} studies in {root}")
 
 

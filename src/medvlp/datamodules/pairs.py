@@ -1,7 +1,7 @@
 """Any table of images and texts for pre-training."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 from medvlp.datamodules.base import PretrainDataModule, Split
 from medvlp.datasets.base import ImageTextDataset
@@ -25,17 +25,7 @@ class PairsDataModule(PretrainDataModule):
         encoding: of CSV and TSV files.
         sep: column separator of CSV files.
         min_tokens: texts with fewer words are left out.
-        batch_size: training pairs per device.
-        eval_batch_size: pairs per device in validation and testing; None uses batch_size.
-        num_workers: loader processes; 0 loads in the main process.
-        image_size: side of the images that the model sees, in pixels.
-        transform: a name of medvlp.transforms.TRANSFORMS.
-        seed: seed of the split, the sample order, the augmentation and the fraction.
-        fraction: share of the training groups, in (0, 1]; smaller shares lie inside larger ones.
-        text_sampling: "whole" text, or one random "sentence" of it (ConVIRT).
-        on_error: "raise" on the first unreadable item, or "skip": count it and take the next readable one.
-        max_skipped: largest share of unreadable items that on_error: skip tolerates.
-        pin_memory: page-locked batches, for faster copies to a CUDA device.
+        **kwargs: of :class:`~medvlp.datamodules.base.PretrainDataModule`.
     """
 
     def __init__(
@@ -54,31 +44,9 @@ class PairsDataModule(PretrainDataModule):
         encoding: str = "utf-8",
         sep: str = ",",
         min_tokens: int = 1,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        image_size: int = 224,
-        transform: str = "g2d_paper",
-        seed: int = 0,
-        fraction: float = 1.0,
-        text_sampling: Literal["whole", "sentence"] = "whole",
-        on_error: Literal["raise", "skip"] = "raise",
-        max_skipped: float = 0.05,
-        pin_memory: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            image_size=image_size,
-            transform=transform,
-            seed=seed,
-            fraction=fraction,
-            text_sampling=text_sampling,
-            on_error=on_error,
-            max_skipped=max_skipped,
-            pin_memory=pin_memory,
-        )
+        super().__init__(**kwargs)
         self.table = table
         self.image_root = image_root
         self.image_column = image_column
