@@ -280,7 +280,7 @@ def test_unknown_values(command, config):
         ("--data.transform", "sepia", "g2d_paper"),
         ("--model.prompts", "nothing", "chexpert"),
         ("--model.text.freeze_layers", "5", "freeze_layers"),
-        ("--model.image.name", "resnet19", "timm.list_models"),
+        ("--model.image.name", "resnet19", "resnet18"),
     ):
         _says(command("fit", "--config", config[0], option, value).error(), named)
     done = command("fit", "--config", config[0], "--model.embed_dims", "3")
