@@ -1,3 +1,4 @@
+import jsonargparse
 import lightning as L
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ from PIL import Image
 from medvlp.datamodules.mimic_cxr import MIMICCXRDataModule
 from medvlp.datamodules.pairs import PairsDataModule
 from medvlp.errors import ConfigError, DataError, TooManySkippedError, UnreadableItemError
+from medvlp.phantom import FINDINGS, write_phantom
 from medvlp.phantom.model import PhantomSpec
 from medvlp.text import train_wordpiece
 
@@ -171,7 +173,6 @@ def test_under_a_trainer(table, tmp_path):
 @pytest.mark.parametrize("module", [PairsDataModule, MIMICCXRDataModule])
 def test_command_line_sees_every_argument(module):
     """jsonargparse resolves all types, and every argument has its line of help."""
-    jsonargparse = pytest.importorskip("jsonargparse")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(module, "data")
     text = parser.format_help()
@@ -186,13 +187,10 @@ def test_command_line_sees_every_argument(module):
 
 
 def test_phantom(tmp_path):
-    phantom = pytest.importorskip("medvlp.phantom")
-    if not hasattr(phantom, "write_phantom"):
-        pytest.skip("the phantom writer is not there")
     # a phantom of this size leaves no need for a second process
     root = tmp_path / "phantom"
     spec = PhantomSpec(studies=24, size=64, split=(0.5, 0.25, 0.25))
-    phantom.write_phantom("mimic_cxr", root, spec)
+    write_phantom("mimic_cxr", root, spec)
     data = MIMICCXRDataModule(
         str(root),
         phantom=spec,
@@ -204,7 +202,7 @@ def test_phantom(tmp_path):
     )
     data.prepare_data()  # finds it complete
     data.setup()
-    assert data.label_names == phantom.FINDINGS
+    assert data.label_names == FINDINGS
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (2, 3, 32, 32)
     assert not batch["label"].isnan().any()
