@@ -4,6 +4,7 @@ Nothing heavy is imported before it is known to be needed: ``medvlp --help`` and
 """
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,14 @@ RUN_COMMANDS = {
 }
 
 
+TOOLS = {
+    "doctor": ("medvlp.doctor", "check a corpus folder: what is there, what is missing, what can run"),
+    "prepare": ("medvlp.prepare", "decode and resize a corpus once, for fast loading"),
+    "view": ("medvlp.view", "draw samples of a corpus with their annotations"),
+}
+"""Commands with a module of their own, which offers ``add_arguments(parser)`` and ``run(args) -> exit status``."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medvlp",
@@ -35,10 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in RUN_COMMANDS.items():
         # Listed for --help; LightningCLI parses their arguments.
         commands.add_parser(name, help=f"{text} (medvlp {name} --help)", add_help=False)
+    for name, (_, text) in TOOLS.items():
+        commands.add_parser(name, help=f"{text} (medvlp {name} --help)", add_help=False)
     listing = commands.add_parser("list", help="list methods, datasets or tasks")
     listing.add_argument("what", nargs="?", choices=["methods", "datasets", "tasks"], default="methods")
     phantom = commands.add_parser("phantom", help="write rendered radiographs with reports in a corpus's layout")
-    phantom.add_argument("--layout", default="mimic_cxr", help="corpus whose layout is written (default: mimic_cxr)")
+    phantom.add_argument("--layout", default="mimic_cxr", help='corpus whose layout is written, or "all", each in a folder of its own below the root (default: mimic_cxr)')
     phantom.add_argument("--root", type=Path, required=True, help="folder to write")
     phantom.add_argument("--studies", type=int, default=1000)
     phantom.add_argument("--seed", type=int, default=0)
@@ -69,12 +80,15 @@ def _list(what: str) -> None:
         for entry in methods():
             table.add_row(entry.name, entry.target, entry.package)
     elif what == "datasets":
-        from medvlp.phantom.layouts import LAYOUTS
+        from medvlp.datasets import CORPORA, corpus_class
+        from medvlp.splits import split_names
 
-        for column in ("dataset", "datamodule", "phantom layout"):
+        for column in ("dataset", "name", "tasks", "splits (the first is the default)"):
             table.add_column(column)
-        table.add_row("MIMIC-CXR-JPG", "MIMICCXRDataModule", "mimic_cxr" if "mimic_cxr" in LAYOUTS else "")
-        table.add_row("own table of images and texts", "PairsDataModule", "")
+        for name in CORPORA:
+            corpus = corpus_class(name)
+            table.add_row(corpus.title, name, ", ".join(corpus.tasks), ", ".join(split_names(name)))
+        table.add_row("own table of images and texts", "pairs", "pairs", "a column, or by hash")
     else:
         for column in ("task", "how it runs"):
             table.add_column(column)
@@ -85,7 +99,7 @@ def _list(what: str) -> None:
 
 
 def _phantom(args: argparse.Namespace) -> None:
-    from medvlp.phantom import FINDINGS, Difficulty, PhantomSpec
+    from medvlp.phantom import FINDINGS, LAYOUTS, Difficulty, PhantomSpec
     from medvlp.phantom.progress import write_with_progress
 
     spec = PhantomSpec(
@@ -103,8 +117,17 @@ def _phantom(args: argparse.Namespace) -> None:
             prevalence=args.prevalence,
         ),
     )
-    root = write_with_progress(args.layout, args.root, spec, workers=args.workers, overwrite=args.overwrite)
-    print(f"{args.studies} studies in {root}")
+    for layout in LAYOUTS if args.layout == "all" else (args.layout,):
+        folder = args.root / layout if args.layout == "all" else args.root
+        root = write_with_progress(layout, folder, spec, workers=args.workers, overwrite=args.overwrite)
+        print(f"{args.studies} studies in {root}")
+
+
+def _tool(name: str, words: Sequence[str]) -> int:
+    module = importlib.import_module(TOOLS[name][0])
+    parser = argparse.ArgumentParser(prog=f"medvlp {name}", description=TOOLS[name][1] + ".")
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(words))
 
 
 RUN_FOLDER = "${trainer.default_root_dir}"
@@ -134,8 +157,8 @@ def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> "Lightning
 
     # Imported so that LightningCLI knows their short names.
     import medvlp.callbacks
-    import medvlp.datamodules.mimic_cxr
     import medvlp.datamodules.pairs
+    from medvlp.datasets import CORPORA
     from medvlp.methods.base import PretrainModule
     from medvlp.registry import import_all
     from medvlp.weights import read_checkpoint
@@ -160,6 +183,8 @@ def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> "Lightning
             print(f"embeddings written to {path}")
 
     import_all()
+    for corpus in CORPORA:
+        importlib.import_module(f"medvlp.datamodules.{corpus}")
     torch.set_float32_matmul_precision("high")
     words = sys.argv[1:] if argv is None else argv
     return CLI(
@@ -207,6 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if words and words[0] in RUN_COMMANDS:
             build_cli(argv)
             return
+        if words and words[0] in TOOLS:
+            sys.exit(_tool(words[0], words[1:]))
         args = _parser().parse_args(words)
         if args.command == "list":
             _list(args.what)

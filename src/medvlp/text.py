@@ -5,12 +5,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from medvlp.errors import ConfigError, TokenizerError
 
 if TYPE_CHECKING:  # importing transformers takes seconds, and `medvlp --help` should not
     from transformers import PreTrainedTokenizerFast
+
+    from medvlp.tokens import TokenCache
 
 SPECIAL_TOKENS: tuple[str, ...] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """BERT's special tokens; their ids are 0 to 4 in every vocabulary trained here."""
@@ -211,17 +214,25 @@ def tokenizer_from_state(state: dict[str, Any]) -> "PreTrainedTokenizerFast":
     return _wrap(backend, options)
 
 
+_STACKED = ("mask", "size", "geometry")
+_LISTED = ("boxes", "box_labels")
+
+
 class Collate:
     """Turns a list of samples into a batch; :mod:`medvlp.datamodules.base` lists the keys.
+
+    What a sample may lack (text, mask, boxes, …) is in the batch if all samples have it.
 
     Args:
         tokenizer: a fast tokenizer, or None: then input_ids, attention_mask and word_groups are absent.
         max_length: longer texts are cut to this many tokens, special ones included.
         padding: pad to the "longest" text of the batch, or always to "max_length" (the official G2D code, where
             padding enters the batch statistics of the text projector).
+        tokens: texts that were tokenised before, with this tokenizer and length; others are tokenised here. The
+            batches are the same with and without.
 
     Raises:
-        ConfigError: an unknown padding, or a tokenizer without word positions.
+        ConfigError: an unknown padding, a tokenizer without word positions, or tokens of another tokenizer or length.
     """
 
     def __init__(
@@ -229,34 +240,49 @@ class Collate:
         tokenizer: "PreTrainedTokenizerFast | None",
         max_length: int = 256,
         padding: Literal["longest", "max_length"] = "longest",
+        tokens: "TokenCache | None" = None,
     ) -> None:
         if padding not in ("longest", "max_length"):
             raise ConfigError(f'padding is "longest" or "max_length", not "{padding}"')
         if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
             raise ConfigError("the batches need word positions, which only a fast tokenizer knows")
+        if tokens is not None and (
+            tokenizer is None or tokens.folder_of(tokens.folder.parent, tokenizer, max_length) != tokens.folder
+        ):
+            raise ConfigError(f"{tokens.folder} holds tokens of another tokenizer or another length")
         _quiet_parallelism()
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.padding = padding
+        self.tokens = tokens
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Collate samples of :class:`~medvlp.datasets.base.ImageTextDataset`."""
-        texts = [s["text"] for s in samples]
+        """Collate samples of :class:`~medvlp.datasets.base.RadiographDataset`."""
         batch: dict[str, Any] = {
             "image": torch.stack([s["image"] for s in samples]),
-            "text": texts,
             "id": [s["id"] for s in samples],
             "index": torch.tensor([s["index"] for s in samples], dtype=torch.int64),
             "label": torch.stack([s["label"] for s in samples]),
             "skipped": [pair for s in samples for pair in s.get("skipped", ())],
         }
-        if self.tokenizer is not None:
-            batch.update(self.tokenize(texts))
+        for key in (*_STACKED, *_LISTED):
+            if all(key in s for s in samples):
+                values = [s[key] for s in samples]
+                batch[key] = torch.stack(values) if key in _STACKED else values
+        if all("text" in s for s in samples):
+            batch["text"] = [s["text"] for s in samples]
+            if self.tokenizer is not None:
+                batch.update(self.tokenize(batch["text"]))
         return batch
 
     def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """Token ids, mask and word groups of texts, each int64 (B, L)."""
         assert self.tokenizer is not None
+        if self.tokens is not None:
+            stored = [self.tokens.get(text) for text in texts]
+            found = [pair for pair in stored if pair is not None]
+            if len(found) == len(texts):
+                return self._padded(found)
         encoded = self.tokenizer(texts, padding=self.padding, truncation=True, max_length=self.max_length)
         groups = [[-1 if w is None else w for w in encoded.word_ids(i)] for i in range(len(texts))]
         return {
@@ -264,3 +290,20 @@ class Collate:
             "attention_mask": torch.tensor(encoded["attention_mask"], dtype=torch.int64),
             "word_groups": torch.tensor(groups, dtype=torch.int64),
         }
+
+    def _padded(self, rows: "Sequence[tuple[np.ndarray, np.ndarray]]") -> dict[str, torch.Tensor]:
+        """The batch of stored tokens, padded as the tokenizer pads."""
+        assert self.tokenizer is not None
+        lengths = np.array([len(ids) for ids, _ in rows])
+        width = self.max_length if self.padding == "max_length" else int(lengths.max(initial=0))
+        columns = np.arange(width)
+        if self.tokenizer.padding_side == "left":
+            mask = columns >= width - lengths[:, None]
+        else:
+            mask = columns < lengths[:, None]
+        result = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        for key, part, fill in (("input_ids", 0, self.tokenizer.pad_token_id), ("word_groups", 1, -1)):
+            values = np.full(mask.shape, fill, dtype=np.int64)
+            values[mask] = np.concatenate([row[part] for row in rows])  # row by row, as the mask counts
+            result[key] = torch.from_numpy(values)
+        return result

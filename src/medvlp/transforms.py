@@ -1,25 +1,35 @@
 """Augmentation recipes by name: uint8 (1, H, W) of any size to float32 (3, S, S).
 
+A recipe is a deterministic resize (:mod:`medvlp.resizing`), whose result can be stored, then random augmentation, then
+normalisation. Masks and boxes go the same way as their image, with the same random draws.
+
 All work on one channel; the three channels that pretrained encoders expect are a view of it, made at the very end.
 All randomness comes from torch's global CPU generator, which :class:`~medvlp.datasets.base.ImageTextDataset` seeds
 for each item.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from medvlp.errors import ConfigError
+from medvlp.errors import ConfigError, DataError
+from medvlp.resizing import ResizeRule, build_resize, nearest
 
-Transform = Callable[[Tensor], Tensor]
 Triple = tuple[float, float, float]
 
 _IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _UNIT: tuple[Triple, Triple] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+_MIMIC: tuple[Triple, Triple] = ((0.4978, 0.4978, 0.4978), (0.2449, 0.2449, 0.2449))
+# on 0–255 the numbers are 101.48761 and 83.43944
+_CHEXZERO: tuple[Triple, Triple] = ((101.48761 / 255,) * 3, (83.43944 / 255,) * 3)
 
 _NORMALISATION: dict[str, tuple[Triple, Triple]] = {
     "plain": _UNIT,
@@ -28,11 +38,20 @@ _NORMALISATION: dict[str, tuple[Triple, Triple]] = {
     "g2d_official": _IMAGENET,
     "g2d_official_255": _IMAGENET,
     "mgca": _HALF,
+    "mgca_detection": _HALF,
+    "mgca_segmentation": _HALF,
     "convirt": _IMAGENET,
+    "medklip": _IMAGENET,
+    "kad": _IMAGENET,
+    "chexzero": _CHEXZERO,
+    "benchx": _MIMIC,
+    "maco": _MIMIC,
 }
 
 TRANSFORMS: tuple[str, ...] = tuple(_NORMALISATION)
 """Names that :func:`build_transform` knows."""
+
+_KEPT_AREA = 0.1
 
 
 class _Finish(nn.Module):
@@ -53,139 +72,330 @@ class _Finish(nn.Module):
         return (x - mean) / std
 
 
-class _CropAndStretch(nn.Module):
-    """The offline image preparation of the released G2D code (ext_data.py).
-
-    Crop to the bounding box of the non-zero pixels, scale (x − min) / (max − min) to 0…top, resize to size × size
-    without keeping the aspect, bilinear without anti-aliasing, cut to uint8. The released code scales to 256, and the
-    brightest pixels, 256, wrap to 0 in uint8; ``wrap`` keeps that, otherwise they become 255.
-    """
-
-    def __init__(self, size: int, wrap: bool) -> None:
-        super().__init__()
-        self.size, self.wrap = size, wrap
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = image[0]
-        rows, columns = x.amax(1).nonzero(), x.amax(0).nonzero()
-        if len(rows):  # an all-zero image has no box and stays whole
-            x = x[rows[0, 0] : rows[-1, 0] + 1, columns[0, 0] : columns[-1, 0] + 1]
-        low, high = int(x.min()), int(x.max())
-        # divided first, as released: only so does the maximum become exactly 256
-        x = (x.float() - low).div_(max(high - low, 1)).mul_(256 if self.wrap else 255)
-        y = F.interpolate(x[None, None], (self.size, self.size), mode="bilinear", align_corners=False)[0]
-        y = y.to(torch.int32)
-        return (y.remainder(256) if self.wrap else y.clamp_(0, 255)).to(torch.uint8)
+def _follows(item: Any) -> bool:
+    """Whether an item of a sample only follows the image's geometry: colours and blur leave it alone."""
+    return isinstance(item, tv_tensors.Mask | tv_tensors.BoundingBoxes)
 
 
-def _area_axis(x: Tensor, length: int) -> Tensor:
-    """Average the last axis over ``length`` equal intervals, with fractional weights at their ends."""
-    old = x.shape[-1]
-    total = F.pad(x.cumsum(-1, dtype=torch.float64 if x.shape[-1] > 2**15 else torch.float32), (1, 0))
-    edges = torch.arange(length + 1, dtype=torch.float64) * (old / length)
-    left = edges.floor().clamp_(max=old - 1).long()
-    weight = (edges - left).to(total.dtype)
-    at_edges = torch.lerp(total[..., left], total[..., left + 1], weight)
-    return at_edges.diff(dim=-1).mul_(length / old).float()
-
-
-class _PadResize(nn.Module):
-    """MGCA's and GLoRIA's resize: longer side to ``side``, shorter side cut to an integer, zero-padded to a square.
-
-    Shrinks by area averaging with exact fractional weights (OpenCV's INTER_AREA) and enlarges bilinearly. Padding is
-    floor(d / 2) at the left or top and the rest at the right or bottom.
-    """
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
-        ratio = self.side / max(height, width)
-        new = (max(int(height * ratio), 1), max(int(width * ratio), 1))
-        new = (self.side, new[1]) if height >= width else (new[0], self.side)
-        if ratio < 1:
-            x = _area_axis(_area_axis(image, new[1]).mT, new[0]).mT
-        else:
-            x = F.interpolate(image.float()[None], new, mode="bilinear", align_corners=False)[0]
-        x = x.round_().clamp_(0, 255).to(torch.uint8)
-        down, right = self.side - new[0], self.side - new[1]
-        return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
-
-
-class _Blur(nn.Module):
+class _Blur(v2.Transform):
     """Gaussian blur with a random σ in pixels; two one-dimensional passes instead of one square kernel."""
 
     def __init__(self, kernel: int, sigma: tuple[float, float]) -> None:
         super().__init__()
         self.kernel, self.sigma = kernel, sigma
 
-    def forward(self, image: Tensor) -> Tensor:
-        sigma = torch.empty(()).uniform_(*self.sigma)
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"sigma": torch.empty(()).uniform_(*self.sigma)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if _follows(inpt):
+            return inpt
         half = self.kernel // 2
-        taps = torch.exp(-0.5 * (torch.arange(-half, half + 1) / sigma) ** 2)
+        taps = torch.exp(-0.5 * (torch.arange(-half, half + 1) / params["sigma"]) ** 2)
         taps = taps / taps.sum()
-        x = F.pad(image.float()[None], (half, half, half, half), mode="reflect")
+        x = F.pad(inpt.as_subclass(Tensor).float()[None], (half, half, half, half), mode="reflect")
         x = F.conv2d(F.conv2d(x, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))[0]
-        return x.round_().to(torch.uint8)
+        return tv_tensors.wrap(x.round_().to(torch.uint8), like=inpt)
+
+
+def _antialiased(image: Tensor, size: int) -> Tensor:
+    return v2.functional.resize(image, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
+
+
+def _bicubic_levels(image: Tensor, size: int) -> Tensor:
+    """Bicubic on floats without anti-aliasing and without cutting off what overshoots [0, 1]."""
+    return F.interpolate(image.float().div_(255)[None], (size, size), mode="bicubic", align_corners=False)[0]
+
+
+class _ToSquare(v2.Transform):
+    """Resize to size × size; masks by the nearest pixel centre."""
+
+    def __init__(self, size: int, resize: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.size, self.resize = size, resize
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.Mask(nearest(inpt.as_subclass(Tensor), self.size, self.size))
+        if isinstance(inpt, tv_tensors.BoundingBoxes):
+            return v2.functional.resize(inpt, [self.size, self.size])
+        return tv_tensors.wrap(self.resize(inpt.as_subclass(Tensor), self.size), like=inpt)
+
+
+class _ResizedCrop(v2.RandomResizedCrop):
+    """RandomResizedCrop whose masks are taken at pixel centres; torchvision's are half a pixel off."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Mask):
+            return super().transform(inpt, params)
+        rows = slice(params["top"], params["top"] + params["height"])
+        columns = slice(params["left"], params["left"] + params["width"])
+        return tv_tensors.Mask(nearest(inpt.as_subclass(Tensor)[:, rows, columns], *self.size))
+
+
+class _RandomOperation(v2.Transform):
+    """Half of MedKLIP's and KAD's RandomAugment(2, 7): one of ten operations, done with p 0.5.
+
+    Strengths at level 7 of 10 as in ALBEF's release, where the operations come from: brightness and sharpness 1.36,
+    shear 0.21, shift 7 pixels (at every image size), rotation 21°, signs at random; uncovered pixels become 128.
+    """
+
+    colours: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        "autocontrast": v2.functional.autocontrast,
+        "equalize": v2.functional.equalize,
+        "brightness": partial(v2.functional.adjust_brightness, brightness_factor=1.36),
+        "sharpness": partial(v2.functional.adjust_sharpness, sharpness_factor=1.36),
+    }
+    names = (*colours, "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        name = self.names[int(torch.randint(len(self.names), ()))]
+        done, negative = (torch.rand(2) < 0.5).tolist()
+        return {"name": name if done else "identity", "sign": -1 if negative else 1}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        name = params["name"]
+        if name in self.colours:
+            return inpt if _follows(inpt) else self.colours[name](inpt)
+        return inpt if name == "identity" else self._move(inpt, name, params["sign"])
+
+    @staticmethod
+    def _move(x: Any, name: str, sign: int) -> Any:
+        slope = math.degrees(math.atan(sign * 0.21))
+        return v2.functional.affine(
+            x,
+            angle=sign * 21.0 if name == "rotate" else 0.0,
+            translate=[7 * sign * (name == "translate_x"), 7 * sign * (name == "translate_y")],
+            scale=1.0,
+            shear=[slope * (name == "shear_x"), slope * (name == "shear_y")],
+            interpolation=InterpolationMode.BILINEAR,
+            fill=[0.0 if _follows(x) else 128.0],
+            center=None if name == "rotate" else [0.0, 0.0],  # there, shears keep the top left corner
+        )
 
 
 _BILINEAR = InterpolationMode.BILINEAR
 
 
-def _square(size: int) -> nn.Module:
-    return v2.Resize((size, size), interpolation=_BILINEAR, antialias=True)
-
-
-def _recipe(name: str, size: int, train: bool) -> list[nn.Module]:
+def _recipe(name: str, size: int, train: bool) -> tuple[str, list[nn.Module]]:
+    """The resize rule, and what follows it up to the normalisation."""
     margin = round(size * 256 / 224)
-    if name == "g2d_paper":
-        augment = [v2.RandomPerspective(distortion_scale=0.5, p=0.5), v2.RandomAutocontrast(p=0.5)]
-        return [_square(margin), *(augment if train else []), v2.CenterCrop(size)]
-    if name in ("g2d_official", "g2d_official_255"):
-        augment = [v2.RandomAffine(15, shear=15), v2.ColorJitter(brightness=0.2, contrast=0.2)]
-        return [_CropAndStretch(size, wrap=name == "g2d_official"), *(augment if train else [])]
-    if name == "mgca":
-        return [_PadResize(margin), v2.RandomCrop(size) if train else v2.CenterCrop(size)]
-    if name == "convirt" and train:
-        return [
-            v2.RandomResizedCrop(size, scale=(0.6, 1.0), interpolation=_BILINEAR, antialias=True),
-            v2.RandomHorizontalFlip(0.5),
-            v2.RandomAffine(20, translate=(0.1, 0.1), scale=(0.95, 1.05), interpolation=_BILINEAR),
-            v2.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4)),
-            # reflect padding must stay inside the image
-            _Blur(min(2 * (round(size / 20) // 1) + 1, 2 * ((size - 1) // 2) + 1), (0.1, 3.0)),
-        ]
-    if name == "phantom" and train:
-        return [
-            _square(size),
-            v2.RandomAffine(5, translate=(0.03, 0.03), scale=(0.95, 1.05), interpolation=_BILINEAR),
-            v2.ColorJitter(brightness=0.15, contrast=0.15),
-        ]
-    return [_square(size)]
+    rule = f"square:{size}"
+    augment: list[nn.Module] = []  # in training only
+    always: list[nn.Module] = []  # after it
+    match name:
+        case "phantom":
+            augment = [
+                v2.RandomAffine(5, translate=(0.03, 0.03), scale=(0.95, 1.05), interpolation=_BILINEAR),
+                v2.ColorJitter(brightness=0.15, contrast=0.15),
+            ]
+        case "g2d_paper":
+            rule = f"square:{margin}"
+            augment = [v2.RandomPerspective(distortion_scale=0.5, p=0.5), v2.RandomAutocontrast(p=0.5)]
+            always = [v2.CenterCrop(size)]
+        case "g2d_official" | "g2d_official_255":
+            rule = f"stretch_{'official' if name == 'g2d_official' else '255'}:{size}"
+            augment = [v2.RandomAffine(15, shear=15), v2.ColorJitter(brightness=0.2, contrast=0.2)]
+        case "mgca":
+            rule = f"pad:{margin}"
+            always = [v2.RandomCrop(size) if train else v2.CenterCrop(size)]
+        case "mgca_detection" | "mgca_segmentation":
+            rule = f"square_plain:{size}"
+            if name == "mgca_segmentation":
+                affine = v2.RandomAffine(10, scale=(0.9, 1.1), interpolation=_BILINEAR)
+                augment = [v2.RandomApply([affine], p=0.5)]
+        case "convirt":
+            rule = f"shorter:{2 * size}"
+            augment = [
+                _ResizedCrop(size, scale=(0.6, 1.0), interpolation=_BILINEAR, antialias=True),
+                v2.RandomHorizontalFlip(0.5),
+                v2.RandomAffine(20, translate=(0.1, 0.1), scale=(0.95, 1.05), interpolation=_BILINEAR),
+                v2.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4)),
+                # reflect padding must stay inside the image
+                _Blur(min(2 * (round(size / 20) // 1) + 1, 2 * ((size - 1) // 2) + 1), (0.1, 3.0)),
+            ]
+            always = [] if train else [_ToSquare(size, _antialiased)]
+        case "medklip" | "kad":
+            rule = f"shorter:{2 * size}" if train else rule if name == "medklip" else f"bicubic:{size}"
+            crop = _ResizedCrop(size, scale=(0.2, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True)
+            augment = [crop, v2.RandomHorizontalFlip(0.5), _RandomOperation(), _RandomOperation()]
+        case "chexzero":
+            rule = f"longer_pad:{round(size * 320 / 224)}"
+            always = [_ToSquare(size, _bicubic_levels)]
+        case "benchx":
+            rule = f"lanczos:{size}"
+            crop = _ResizedCrop(size, scale=(0.08, 1.0), interpolation=_BILINEAR, antialias=True)
+            augment = [crop, v2.RandomHorizontalFlip(0.5)]
+        case "maco":
+            augment = [v2.RandomHorizontalFlip(0.5), v2.RandomAffine(20, scale=(0.8, 1.2))]
+    return rule, [*(augment if train else []), *always]
 
 
-def build_transform(name: str, size: int, train: bool) -> Transform:
+def _boxes(corners: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    # torchvision's own clipping is off: it would hide how much of a box is left
+    return tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=size, clamping_mode=None)
+
+
+def _clip(boxes: tv_tensors.BoundingBoxes) -> tuple[tv_tensors.BoundingBoxes, Tensor]:
+    """Boxes (n, 4) cut at the edges of their image, and the share (n,) of the area that is left of each."""
+    height, width = boxes.canvas_size
+    whole = boxes.as_subclass(Tensor)
+    inside = whole.clamp(min=0).minimum(whole.new_tensor([width, height, width, height]))
+    before, after = ((corners[:, 2:] - corners[:, :2]).prod(1) for corners in (whole, inside))
+    return _boxes(inside, (height, width)), torch.where(before > 0, after / before, 0.0)
+
+
+class ImageTransform:
+    """A resize rule, augmentation and normalisation, made by :func:`build_transform`; it can be pickled.
+
+    Attributes:
+        name: the recipe, one of :data:`TRANSFORMS`.
+        size: side S of the result, in pixels.
+        train: with random augmentation.
+        resize: the deterministic first step. What it returns may be stored and handed to :meth:`finish` later.
+    """
+
+    def __init__(self, name: str, size: int, train: bool) -> None:
+        self.name, self.size, self.train = name, size, train
+        rule, steps = _recipe(name, size, train)
+        self.resize: ResizeRule = build_resize(rule)
+        self._augment = nn.Sequential(*steps)
+        self._normalise = _Finish(*_NORMALISATION[name])
+
+    def __repr__(self) -> str:
+        return f"ImageTransform({self.name!r}, size={self.size}, train={self.train}, resize={self.resize.name!r})"
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Resize, augment and normalise one image.
+
+        Args:
+            image: uint8 (1, H, W), never changed.
+
+        Returns:
+            float32 (3, S, S); where mean and std are the same for all channels, the channels share memory.
+
+        Raises:
+            DataError: not a uint8 tensor of that shape.
+        """
+        return self.finish(self.resize.image(image)[0])
+
+    def finish(self, image: Tensor) -> Tensor:
+        """Augment and normalise an image that is resized already.
+
+        Args:
+            image: uint8 (1, h, w) as ``resize.image`` returned it, never changed.
+
+        Returns:
+            float32 (3, S, S), the same as from the whole recipe under the same random state.
+
+        Raises:
+            DataError: the image does not have the size that the resize rule gives.
+        """
+        self._check(image)
+        return self._normalise(self._augment(image))
+
+    def finish_joint(
+        self, image: Tensor, mask: Tensor | None = None, boxes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """Augment and normalise a resized image, and move its mask and boxes with it.
+
+        Colours and blur act on the image alone. Masks are sampled at the nearest pixel, and pixels from outside the
+        image are unset. A box becomes the upright box around its moved corners, as in torchvision. The image is the
+        same as from :meth:`finish` under the same random state.
+
+        Args:
+            image: uint8 (1, h, w) as ``resize.image`` returned it, never changed.
+            mask: bool (1, h, w) as ``resize.mask`` returned it, or None.
+            boxes: float32 (n, 4), x0, y0, x1, y1 in pixels of ``image`` as ``resize.boxes`` returned them, or None.
+
+        Returns:
+            * the image, float32 (3, S, S);
+            * the mask, float32 (1, S, S) of 0 and 1, or None;
+            * the boxes, float32 (n, 4), clipped to the result, or None;
+            * which boxes to keep, bool (n,): false for one less than 1 pixel wide or high, or of which under 10 % of
+              the area is left. All n boxes are returned, so that the caller can count what it drops.
+
+        Raises:
+            DataError: the image does not have the size that the resize rule gives, or the mask has another size.
+        """
+        self._check(image)
+        sample: dict[str, Any] = {"image": tv_tensors.Image(image)}
+        if mask is not None:
+            if mask.shape != image.shape:
+                raise DataError(f"the mask is {tuple(mask.shape)} and its image {tuple(image.shape)}; resize both")
+            sample["mask"] = tv_tensors.Mask(mask.to(torch.uint8))
+        left = torch.ones(0 if boxes is None else len(boxes))
+        if boxes is not None:
+            sample["boxes"], left = _clip(_boxes(boxes, (image.shape[-2], image.shape[-1])))
+        for step in self._augment:
+            sample = step(sample)
+            if boxes is not None:
+                # at each step, because what one step pushes out of the image the next may not bring back
+                sample["boxes"], share = _clip(sample["boxes"])
+                left = left * share
+        moved = {key: value.as_subclass(Tensor) for key, value in sample.items()}
+        result = self._normalise(moved["image"])
+        moved_mask = moved["mask"].float() if mask is not None else None
+        if boxes is None:
+            return result, moved_mask, None, left.bool()
+        sides = moved["boxes"][:, 2:] - moved["boxes"][:, :2]
+        return result, moved_mask, moved["boxes"], (sides >= 1).all(1) & (left >= _KEPT_AREA)
+
+    def _check(self, image: Tensor) -> None:
+        side = self.resize.square_side
+        fits = image.ndim == 3 and image.shape[0] == 1 and (side is None or image.shape[1:] == (side, side))
+        if image.dtype != torch.uint8 or not fits:
+            expected = "(1, h, w)" if side is None else f"(1, {side}, {side})"
+            raise DataError(
+                f"transform {self.name} continues from uint8 images of shape {expected}, made by the resize rule "
+                f"{self.resize.name}, not from {image.dtype} {tuple(image.shape)}; resize with that rule, or make the "
+                "cache anew with it"
+            )
+
+
+def build_transform(name: str, size: int, train: bool) -> ImageTransform:
     """Build an image transform.
 
+    Each recipe with its resize rule in brackets (S is ``size``; see :data:`medvlp.resizing.RESIZE_RULES`):
+
     ==================== ====================================================================================
-    plain                size × size, [0, 1]; no augmentation
+    plain                [square:S] [0, 1]; no augmentation
     phantom              plain; in training ±5°, scale 0.95–1.05, shift 3 %, brightness and contrast ±15 %
-    g2d_paper            G2D's paper: 256 × 256, centre crop 224 (both scaled with ``size``), [0, 1]; in training
+    g2d_paper            [square:256 for S = 224, both scaled] G2D's paper: centre crop S, [0, 1]; in training
                          perspective (p 0.5, distortion 0.5) and autocontrast (p 0.5), between resize and crop. The
                          paper's random grayscale is the identity on grey images and therefore absent. The paper
                          gives no parameters; these are torchvision's defaults
-    g2d_official         G2D's released code: bounding-box crop, min–max × 256 **with its wrap of the brightest
-                         pixels to 0**, bilinear resize without anti-aliasing, ImageNet mean and std; in training
-                         ±15° with shear 15, brightness and contrast 0.2. Its CenterCrop(256) of a 256-pixel image
-                         does nothing and is absent. The released size is 256
-    g2d_official_255     the same with × 255, that is, without the wrap
-    mgca                 MGCA's and GLoRIA's: longer side to 256 by area averaging, zero-padded; random crop 224 in
-                         training, else centre crop (scaled with ``size``); mean 0.5, std 0.5
-    convirt              ConVIRT's paper: crop 0.6–1.0 of the area, flip 0.5, ±20°, shift 0.1, scale 0.95–1.05,
-                         brightness and contrast 0.6–1.4, Gaussian blur σ 0.1–3.0. ImageNet mean and std, because its
-                         encoder starts from ImageNet (not stated in the paper); otherwise size × size
+    g2d_official         [stretch_official:S] G2D's released code: bounding-box crop, min–max × 256 **with its wrap of
+                         the brightest pixels to 0**, bilinear resize without anti-aliasing, ImageNet mean and std; in
+                         training ±15° with shear 15, brightness and contrast 0.2. Its CenterCrop(256) of a 256-pixel
+                         image does nothing and is absent. The released size is 256
+    g2d_official_255     [stretch_255:S] the same with × 255, that is, without the wrap
+    mgca                 [pad:256 for S = 224, both scaled] MGCA's and GLoRIA's: random crop S in training, else centre
+                         crop; mean 0.5, std 0.5
+    mgca_detection       [square_plain:S] MGCA's detection code: S = 224, mean 0.5, std 0.5, no augmentation (its colour
+                         jitter is built and never applied)
+    mgca_segmentation    [square_plain:S] MGCA's segmentation code: S = 224, mean 0.5, std 0.5; in training, with p 0.5,
+                         rotation ±10° and scale 0.9–1.1 about the centre, zeros around. The code pads the mask and not
+                         the image; here the mask follows the image
+    convirt              [shorter:2S] ConVIRT's paper: crop 0.6–1.0 of the area, flip 0.5, ±20°, shift 0.1, scale
+                         0.95–1.05, brightness and contrast 0.6–1.4, Gaussian blur σ 0.1–3.0; else S × S. ImageNet mean
+                         and std, because its encoder starts from ImageNet (not stated in the paper). The paper gives
+                         no size for stored images: 2S is ours, large enough that no crop is enlarged
+    medklip              [training shorter:2S, which is ours, else square:S] MedKLIP's code: S = 224, ImageNet mean and
+                         std; in training crop 0.2–1.0 of the area (bicubic), flip 0.5, two operations of ten, each with
+                         p 0.5, level 7. The code crops from the image at full size; from 2S the smallest crops are
+                         enlarged, by at most 1.3
+    kad                  [training shorter:2S, which is ours, else bicubic:S] KAD's code: S = 224, 512 or 1024; the rest
+                         as medklip
+    chexzero             [longer_pad:320 for S = 224, both scaled] CheXzero's code: mean 101.48761, std 83.43944 on
+                         0–255, then bicubic to S × S without anti-aliasing, as torchvision did on tensors when it was
+                         released; values may overshoot [0, 1]. No augmentation
+    benchx               [lanczos:S] BenchX's fine-tuning: S = 224, mean 0.4978, std 0.2449; in training crop 0.08–1.0
+                         of the area and flip 0.5 (its code; torchvision's defaults). It stores RSNA and SIIM at 512
+                         with the aspect kept and cuts the centre out in evaluation; here they are square
+    maco                 [square:S] MaCo's pre-training: mean 0.4978, std 0.2449; in training flip 0.5, ±20°, scale
+                         0.8–1.2 (nearest pixel, torchvision's default). It stores images at 448 or 224; by which
+                         interpolation is not stated
     ==================== ====================================================================================
 
     Args:
@@ -204,7 +414,7 @@ def build_transform(name: str, size: int, train: bool) -> Transform:
         raise ConfigError(f'there is no transform "{name}"; there are {", ".join(TRANSFORMS)}')
     if size < 8:
         raise ConfigError(f"image size {size} is too small; it must be at least 8 pixels")
-    return v2.Compose([*_recipe(name, size, train), _Finish(*_NORMALISATION[name])])
+    return ImageTransform(name, size, train)
 
 
 def normalisation(name: str) -> tuple[Triple, Triple]:

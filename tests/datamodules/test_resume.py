@@ -7,15 +7,15 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from PIL import Image
 
-from medvlp.datamodules.base import PretrainDataModule
+from medvlp.datamodules.base import RadiographDataModule
 from medvlp.datamodules.sampler import ResumableSampler
-from medvlp.datasets.base import ImageTextDataset, make_table
+from medvlp.datasets.base import RadiographDataset, make_table
 
 PAIRS, BATCH, EPOCHS = 27, 4, 3
 PER_EPOCH = PAIRS // BATCH  # 6, and three pairs are dropped
 
 
-class _Data(PretrainDataModule):
+class _Data(RadiographDataModule):
     def __init__(self, image: str, **options):
         super().__init__(image_size=8, transform="phantom", seed=5, **options)
         self.image = image
@@ -23,7 +23,7 @@ class _Data(PretrainDataModule):
     def read(self, split):
         n = PAIRS if split == "train" else 5
         ids = [f"{split}{i}" for i in range(n)]
-        return ImageTextDataset(make_table({"id": ids, "image": [self.image] * n, "text": ["a b c"] * n}))
+        return RadiographDataset(make_table({"id": ids, "image": [self.image] * n, "text": ["a b c"] * n}))
 
 
 class PowerCut(RuntimeError):

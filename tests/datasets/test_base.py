@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from medvlp.datasets.base import ImageTextDataset, hash_split, make_table, nested_fraction
+from medvlp.datasets.base import RadiographDataset, make_table
+from medvlp.splits import hash_split, nested_fraction
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
 from medvlp.transforms import build_transform
 
@@ -27,7 +28,7 @@ def _dataset(folder, n=6, **options):
         "patient": [f"p{i // 2}" for i in range(n)],
     }
     labels = pd.DataFrame({"Edema": [1, 0, -1, None, 1, 0][:n], "Mass": [0.0] * n})
-    return ImageTextDataset(make_table(columns, labels), **options)
+    return RadiographDataset(make_table(columns, labels), **options)
 
 
 def test_sample_without_transform(folder):
@@ -49,7 +50,7 @@ def test_properties(folder):
     assert data.ids == [f"i{i}" for i in range(6)]
     assert data.texts[0].startswith("Number 0")
     assert data.groups == ["p0", "p0", "p1", "p1", "p2", "p2"]
-    assert list(data.dropped.columns) == ["id", "row", "reason"]
+    assert list(data.dropped.columns) == ["id", "row", "reason", "broken"]
     part = data.subset(np.array([0, 1, 0, 0, 0, 1], bool))
     assert part.ids == ["i1", "i5"]
     assert part.labels[:, 0].tolist() == [0, 0]
@@ -109,7 +110,7 @@ def test_skip_takes_the_next_readable_item(folder):
 
 def test_bad_arguments(folder):
     with pytest.raises(DataError, match="lacks the column"):
-        ImageTextDataset(make_table({"id": ["a"], "text": ["b"]}))
+        RadiographDataset(make_table({"id": ["a"], "text": ["b"]}))
     with pytest.raises(ConfigError):
         _dataset(folder, on_error="ignore")
     with pytest.raises(ConfigError):

@@ -149,7 +149,7 @@ def test_broken_report(root, problem):
     else:
         path.write_bytes(b" \n" if problem == "empty" else b"\xff\xfe SECRET")
     with pytest.raises(
-        UnreadableItemError, match=f"{problem} report file of study s50000002.*on_error: skip"
+        UnreadableItemError, match=f"report of study s50000002 under .*row 2, item a3: {problem} report file.*on_error: skip"
     ) as caught:
         read_mimic_cxr(root, split="train")
     assert "SECRET" not in str(caught.value)
@@ -184,20 +184,20 @@ def test_truth_labels(root):
 
 def test_missing_pieces_are_named(root, tmp_path):
     with pytest.raises(
-        DataError, match="nowhere does not exist; download PhysioNet's MIMIC-CXR-JPG, or write a phantom"
+        DataError, match="nowhere does not exist; get it from PhysioNet's MIMIC-CXR-JPG, or write a phantom"
     ):
         read_mimic_cxr(tmp_path / "nowhere", split="train")
-    with pytest.raises(DataError, match=r"mimic-cxr-2\.0\.0-negbio\.csv\.gz"):
+    with pytest.raises(DataError, match=r"mimic-cxr-2\.0\.0-negbio\.csv \(for labels: negbio\) is missing"):
         read_mimic_cxr(root, split="train", labels="negbio")
     with pytest.raises(DataError, match="for phantoms only"):
         read_mimic_cxr(root, split="train", labels="truth")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"neither mimic-cxr-2\.0\.0-split\.csv\.gz nor .*medvlp phantom"):
+    with pytest.raises(DataError, match=r"mimic-cxr-2\.0\.0-split\.csv is missing; get it from .*medvlp phantom"):
         read_mimic_cxr(tmp_path / "empty", split="train")
     for path in root.glob("mimic-cxr-2.0.0-metadata*"):
         path.unlink()
     _csv(root / "mimic-cxr-2.0.0-metadata.csv", "dicom_id,View", ["a1,PA"])
-    with pytest.raises(DataError, match=r"metadata\.csv\.gz lacks the column\(s\) ViewPosition; it has dicom_id, View"):
+    with pytest.raises(DataError, match=r"metadata\.csv(\.gz)? lacks the column\(s\) ViewPosition; it has dicom_id, View"):
         read_mimic_cxr(root, split="train")
 
 

@@ -1,25 +1,26 @@
+import contextlib
 import io
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
-
-pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
-from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.encaps import encapsulate  # noqa: E402
-from pydicom.uid import (  # noqa: E402
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLosslessSV1,
     JPEGLSLossless,
+    RLELossless,
 )
 
-from medvlp.errors import UnreadableItemError  # noqa: E402
-from medvlp.io.dicom import read_dicom  # noqa: E402
-from medvlp.io.images import read_image  # noqa: E402
+from medvlp.errors import ConfigError, UnreadableItemError
+from medvlp.io.dicom import read_dicom
+from medvlp.io.images import INTENSITIES, read_image
 
 ROOT = Path(os.environ.get("MEDVLP_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
 
@@ -152,23 +153,121 @@ def test_truncated_and_without_pixels(tmp_path):
         read_dicom(tmp_path / "t.dcm")
 
 
-def test_missing_decoder_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("syntax", "package"),
+    [(JPEGLSLossless, "pyjpegls"), (JPEGLosslessSV1, "pylibjpeg-libjpeg"), (JPEG2000Lossless, r"medvlp\[dicom\]")],
+)
+def test_missing_decoder_is_named(tmp_path, monkeypatch, syntax, package):
     path = _write(tmp_path / "x.dcm", RAMP8)
     data = pydicom.dcmread(path)
-    data.file_meta.TransferSyntaxUID = JPEGLSLossless
+    data.file_meta.TransferSyntaxUID = syntax
     data.PixelData = encapsulate([b"\x00\x01"])
     data["PixelData"].is_undefined_length = True
     data.save_as(path)
     monkeypatch.setattr("medvlp.io.dicom._decodable", lambda syntax: False)
-    with pytest.raises(UnreadableItemError, match=r"no decoder for JPEG-LS.*medvlp\[dicom\]"):
+    with pytest.raises(UnreadableItemError, match=f"no decoder for JPEG.*pip install.*{package}"):
         read_dicom(path)
 
 
-def test_without_pydicom(tmp_path, monkeypatch):
-    path = _write(tmp_path / "x.dcm", RAMP8)
-    monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(UnreadableItemError, match=r"pip install 'medvlp\[dicom\]'"):
-        read_image(path)
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_run_lengths_and_jpeg_2000_of_every_depth(tmp_path, bits):
+    array = ((np.arange(4096).reshape(64, 64) * 37) % 2**bits).astype(np.uint16)
+    plain = read_dicom(_write(tmp_path / "x.dcm", array, bits=bits)).pixels
+    for syntax in (RLELossless, JPEG2000Lossless):
+        data = pydicom.dcmread(tmp_path / "x.dcm")
+        data.compress(syntax)
+        data.save_as(tmp_path / "y.dcm")
+        assert np.array_equal(read_dicom(tmp_path / "y.dcm").pixels, plain), syntax.name
+
+
+def test_first_of_several_frames(tmp_path):
+    frames = np.concatenate([RAMP8, 255 - RAMP8])
+    path = _write(tmp_path / "x.dcm", frames, NumberOfFrames=2, Rows=16)
+    assert np.array_equal(read_dicom(path).pixels, RAMP8)
+
+
+def test_every_rule_has_a_description():
+    from medvlp.io import dicom
+
+    assert set(INTENSITIES) == set(dicom._RULES)
+    with pytest.raises(ConfigError, match="medklip"):
+        read_dicom("x.dcm", "mgac")
+
+
+WINDOW = {"WindowCenter": 1000, "WindowWidth": 1001}
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_intensity_of_mgca(tmp_path, photometric):
+    import cv2
+
+    path = _write(tmp_path / "x.dcm", RAMP12, bits=12, photometric=photometric, **WINDOW)
+    expected = cv2.convertScaleAbs(RAMP12, alpha=255.0 / RAMP12.max())  # no window
+    expected = cv2.bitwise_not(expected) if photometric == "MONOCHROME1" else expected
+    assert np.array_equal(read_image(path, intensity="mgca"), expected)
+    empty = _write(tmp_path / "0.dcm", np.zeros((4, 4), np.uint16), bits=12)
+    assert not read_image(empty, intensity="mgca").any()
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_intensity_of_medklip(tmp_path, photometric):
+    exposure = pytest.importorskip("skimage.exposure", reason="the reference is scikit-image's")
+    values = np.random.default_rng(0).gamma(2, 300, (50, 40)).astype(np.uint16) % 4096
+    path = _write(tmp_path / "x.dcm", values, bits=12, photometric=photometric, **WINDOW)
+    expected = (255 * exposure.equalize_hist(values / 255.0)).astype(np.uint8)
+    assert np.array_equal(read_image(path, intensity="medklip"), expected)  # inverted in neither case
+
+
+def test_equalised_levels_are_used_evenly(tmp_path):
+    values = (np.random.default_rng(1).random((64, 64)) ** 4 * 4095).astype(np.uint16)
+    levels = read_image(_write(tmp_path / "x.dcm", values, bits=12), intensity="medklip")
+    # the first bins hold more than their share of so dark an image, so only the upper half is even
+    assert np.mean(levels >= 192) == pytest.approx(0.25, abs=0.01)
+    order = np.argsort(values, axis=None)
+    assert (np.diff(levels.ravel()[order].astype(int)) >= 0).all()
+    assert (
+        len(np.unique(read_image(_write(tmp_path / "c.dcm", np.full((4, 4), 7, np.uint16)), intensity="medklip"))) == 1
+    )
+
+
+def test_intensities_by_range_and_by_maximum(tmp_path):
+    path = _write(tmp_path / "x.dcm", RAMP12, bits=12, photometric="MONOCHROME1", **WINDOW)
+    assert np.array_equal(read_image(path, intensity="full_range"), 255 - np.rint(RAMP12 * (255 / 4095)))
+    assert np.array_equal(read_image(path, intensity="image_max"), 255 - np.floor(RAMP12 / 2140 * 255))
+    shown = np.clip((RAMP12 - 999.5) / 1000 + 0.5, 0, 1)
+    assert np.abs(read_image(path, intensity="minmax") - 255 * (1 - shown)).max() <= 1
+    signed = _write(tmp_path / "s.dcm", RAMP12.astype(np.int16) - 2048, bits=12)
+    assert np.array_equal(read_image(signed, intensity="full_range"), np.rint(RAMP12 * (255 / 4095)))
+    dark = _write(tmp_path / "d.dcm", RAMP8 // 2 + 10)
+    stretched = read_image(dark, intensity="minmax")
+    assert (stretched.min(), stretched.max()) == (0, 255)
+
+
+def test_bomb_is_refused_before_decoding(tmp_path, monkeypatch):
+    path = _write(tmp_path / "x.dcm", RAMP8, Rows=60000, Columns=60000)
+    monkeypatch.setattr("medvlp.io.dicom.pixel_array", lambda *a, **k: pytest.fail("decoded"))
+    with pytest.raises(UnreadableItemError, match="decompression bomb: 3600000000 pixels"):
+        read_dicom(path)
+
+
+def test_invalid_window_is_named_and_can_be_avoided(tmp_path):
+    path = _write(tmp_path / "x.dcm", RAMP12, bits=12, WindowCenter=100, WindowWidth=0)
+    with pytest.raises(UnreadableItemError, match=r"invalid window.*full_range"):
+        read_dicom(path)
+    assert read_dicom(path, "full_range").pixels.shape == (16, 16)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_bytes_never_raise_anything_else(tmp_path):
+    whole = bytearray(_write(tmp_path / "x.dcm", RAMP12, bits=12, **WINDOW).read_bytes())
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        broken = bytearray(whole)
+        for place in rng.integers(132, len(whole) - 512, 4):
+            broken[place] = rng.integers(256)
+        (tmp_path / "y.dcm").write_bytes(broken[: rng.integers(140, len(whole) + 200)])
+        with contextlib.suppress(UnreadableItemError):
+            assert read_dicom(tmp_path / "y.dcm").pixels.dtype == np.uint8
 
 
 def test_real_files():
@@ -181,3 +280,6 @@ def test_real_files():
     assert plain.spacing_mm == (0.168, 0.168)
     assert inverted.photometric == "MONOCHROME1"
     assert np.array_equal(inverted.pixels, 255 - plain.pixels)
+    for rule in set(INTENSITIES) - {"medklip"}:
+        pair = [read_dicom(f, rule).pixels for f in (next(folder.glob("1.2.*.dcm")), folder / "Fake_MONOHR1.dcm")]
+        assert np.array_equal(pair[0], 255 - pair[1]), rule

@@ -1,13 +1,16 @@
+import contextlib
 import io
 import os
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from medvlp.errors import DataError, UnreadableItemError
-from medvlp.io.images import read_image
+from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.io.images import INTENSITIES, read_image
 
 ROOT = Path(os.environ.get("MEDVLP_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -83,6 +86,89 @@ def test_missing_and_foreign_files(tmp_path):
         read_image(tmp_path / "empty.png")
     with pytest.raises(UnreadableItemError, match="folder"):
         read_image(tmp_path)
+
+
+def test_intensities_of_pngs(tmp_path):
+    values = np.array([[300, 1000], [2000, 3000]])
+    wide = _save(tmp_path, Image.fromarray(values.astype(np.uint16)), "wide.png")
+    byte = _save(tmp_path, Image.fromarray((values // 100).astype(np.uint8)), "byte.png")
+    expected = {
+        "minmax": (np.rint((values - 300) * 255 / 2700), np.rint((values // 100 - 3) * 255 / 27)),
+        "image_max": (np.floor(values / 3000 * 255), np.floor(values // 100 / 30 * 255)),
+    }
+    for rule in INTENSITIES:
+        wide_expected, byte_expected = expected.get(rule, (np.rint(values / 257), values // 100))
+        assert np.array_equal(read_image(wide, intensity=rule), wide_expected), rule
+        assert np.array_equal(read_image(byte, intensity=rule), byte_expected), rule
+    flat = _save(tmp_path, Image.fromarray(np.zeros((3, 3), np.uint16)), "flat.png")
+    assert not any(read_image(flat, intensity=rule).any() for rule in INTENSITIES)
+    with pytest.raises(ConfigError, match="minmax"):
+        read_image(flat, intensity="max")
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_photographs_come_out_upright(tmp_path, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    picture = Image.fromarray(np.kron(RAMP[:8], np.ones((8, 8), np.uint8)))
+    for name in ("x.jpg", "x.png"):
+        path = _save(tmp_path, picture, name, exif=exif)
+        with Image.open(path) as stored:
+            expected = np.asarray(ImageOps.exif_transpose(stored))
+        result = read_image(path)
+        assert np.array_equal(result, expected)
+        assert result.flags.c_contiguous
+        assert result.flags.writeable
+
+
+def test_bomb_is_refused_before_decoding(tmp_path, monkeypatch):
+    path = _save(tmp_path, Image.fromarray(RAMP), "x.png")
+    data = bytearray(path.read_bytes())
+    data[16:24] = (60000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    monkeypatch.setattr("medvlp.io.images._grey", lambda *a: pytest.fail("decoded"))
+    with pytest.raises(UnreadableItemError, match="decompression bomb: 3600000000 pixels"):
+        read_image(path)
+
+
+def test_sizes_up_to_the_limit_bring_no_warning(tmp_path):
+    path = tmp_path / "x.png"
+    Image.new("L", (10000, 9500)).save(path, compress_level=1)  # beyond the 89 megapixels at which Pillow warns
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(path).shape == (9500, 10000)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_damaged_bytes_never_raise_anything_else(tmp_path, kind):
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RAMP).save(buffer, kind, exif=exif)
+    whole = buffer.getvalue()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "x.img"
+    for _ in range(300):
+        broken = bytearray(whole)
+        for place in rng.integers(3, len(whole), 3):
+            broken[place] = rng.integers(256)
+        path.write_bytes(broken[: rng.integers(20, 2 * len(whole))])
+        with contextlib.suppress(UnreadableItemError):
+            assert read_image(path).dtype == np.uint8
+
+
+def test_empty_files_links_and_pipes(tmp_path):
+    path = _save(tmp_path, Image.fromarray(RAMP), "x.png")
+    (tmp_path / "link.png").symlink_to(path)
+    assert np.array_equal(read_image(tmp_path / "link.png"), RAMP)
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(UnreadableItemError, match="zero-byte file"):
+        read_image(tmp_path / "empty.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnreadableItemError, match="not a regular file"):
+        read_image(tmp_path / "pipe.png")
 
 
 def test_real_pngs_and_jpegs():

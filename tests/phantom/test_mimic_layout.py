@@ -14,6 +14,7 @@ from medvlp.errors import ConfigError, DataError
 from medvlp.phantom import FINDINGS, Difficulty, PhantomSpec, write_phantom
 from medvlp.phantom.cases import sample_studies
 from medvlp.phantom.layouts import mimic_cxr
+from medvlp.phantom.layouts.labels import report_labels
 from medvlp.phantom.model import PhantomReport
 from medvlp.phantom.truth import MANIFEST, read_truth_masks
 
@@ -285,7 +286,7 @@ def test_labels_follow_the_report(tree, truth):
     ],
 )
 def test_label_rules(mentions, text, label, value):
-    assert mimic_cxr.mimic_labels(PhantomReport({"FINDINGS": text}, mentions))[label] == value
+    assert report_labels(PhantomReport({"FINDINGS": text}, mentions))[label] == value
 
 
 def test_same_bytes_again_and_with_two_processes(tmp_path):

@@ -1,6 +1,6 @@
-"""Data modules for pre-training: split × fraction × transform × collate.
+"""Data modules: split × fraction × transform × collate.
 
-Every loader yields batches of these keys (B pairs, S pixels, L tokens, K labels):
+Every loader yields batches of these keys (B samples, S pixels, L tokens, K labels), of which a task needs some:
 
 ============== ==================== ====================================================================
 key            type, shape          meaning
@@ -9,26 +9,38 @@ image          float32 (B, 3, S, S) normalised by the transform
 input_ids      int64 (B, L)         token ids; the three token keys need an attached tokenizer
 attention_mask int64 (B, L)         1 for tokens, 0 for padding
 word_groups    int64 (B, L)         the word that a piece belongs to, −1 for special tokens and padding
-text           list of B str
+text           list of B str        report, caption or phrase
 id             list of B str
 index          int64 (B,)           row in the dataset; repeated rows are duplicates (sharding, skipping)
 label          float32 (B, K)       NaN where unknown; K may be 0
+mask           float32 (B, 1, S, S) 0 and 1; segmentation and grounding
+boxes          list of B (n, 4)     float32 x0, y0, x1, y1 in pixels of the image; detection and grounding
+box_labels     list of B (n,)       int64 class numbers of the boxes
+size           int64 (B, 2)         height and width of the file, where there are masks or boxes
+geometry       int64 (B, 10)        what the resize did, to take results back to the file's pixels
 skipped        list of (id, reason) unreadable items that others in the batch stand in for
 ============== ==================== ====================================================================
 """
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import pandas as pd
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from medvlp.datamodules.sampler import PlainErrorLoader, ResumableLoader, ResumableSampler
-from medvlp.datasets.base import ERROR_REASONS, ImageTextDataset, nested_fraction
+from medvlp.datasets.base import RadiographDataset, Target
 from medvlp.errors import ConfigError, DataError, TooManySkippedError
+from medvlp.io.cache import PixelCache
+from medvlp.io.images import INTENSITIES
+from medvlp.io.reports import split_sentences
+from medvlp.splits import nested_fraction
 from medvlp.text import Collate
+from medvlp.tokens import TokenCache
 from medvlp.transforms import TRANSFORMS, build_transform
 
 Split = Literal["train", "validate", "test"]
@@ -39,25 +51,33 @@ def _one_thread(worker_id: int) -> None:
     torch.set_num_threads(1)
 
 
-class PretrainDataModule(L.LightningDataModule):
-    """What the data modules for pre-training share. Subclasses implement :meth:`read`.
+class RadiographDataModule(L.LightningDataModule):
+    """What all data modules share. Subclasses implement :meth:`read`.
 
     The order of the training samples and their augmentation depend only on (seed, epoch, index), so a run that is
     resumed from any checkpoint goes on with the very next batch.
 
     Args:
-        batch_size: training pairs per device.
-        eval_batch_size: pairs per device in validation and testing; None uses batch_size.
+        batch_size: training samples per device.
+        eval_batch_size: samples per device in validation and testing; None uses batch_size.
         num_workers: loader processes; 0 loads in the main process.
         image_size: side of the images that the model sees, in pixels.
         transform: a name of medvlp.transforms.TRANSFORMS.
+        intensity: how files become grey levels, a name of medvlp.io.images.INTENSITIES.
         seed: seed of the sample order, the augmentation and the fraction.
         fraction: share of the training patients, in (0, 1]; smaller shares lie inside larger ones.
         text_sampling: "whole" text, or one random "sentence" of it (ConVIRT).
         on_error: "raise" on the first unreadable item, or "skip": count it and take the next readable one.
         max_skipped: largest share of unreadable items that on_error: skip tolerates.
         pin_memory: page-locked batches, for faster copies to a CUDA device.
+        cache_dir: folder of ``medvlp prepare``: images that it holds are not decoded again, and texts are tokenised
+            once. The samples are the same as without. Keep it as safe as the corpus: texts can be had back from it.
     """
+
+    targets: tuple[Target, ...] = ()
+    """What the samples hold beside image, text and label."""
+    cache_name: str = ""
+    """Name of the corpus in ``cache_dir``; without one, images are not looked for there."""
 
     def __init__(
         self,
@@ -67,18 +87,22 @@ class PretrainDataModule(L.LightningDataModule):
         num_workers: int = 0,
         image_size: int = 224,
         transform: str = "g2d_paper",
+        intensity: str = "standard",
         seed: int = 0,
         fraction: float = 1.0,
         text_sampling: Literal["whole", "sentence"] = "whole",
         on_error: Literal["raise", "skip"] = "raise",
         max_skipped: float = 0.05,
         pin_memory: bool = False,
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise ConfigError(f"batch sizes must be positive, not {batch_size} and {eval_batch_size}")
         if transform not in TRANSFORMS:
             raise ConfigError(f'there is no transform "{transform}"; there are {", ".join(TRANSFORMS)}')
+        if intensity not in INTENSITIES:
+            raise ConfigError(f'there is no intensity rule "{intensity}"; there are {", ".join(INTENSITIES)}')
         if not 0 < fraction <= 1:
             raise ConfigError(f"fraction must lie in (0, 1], not {fraction}")
         if not 0 <= max_skipped <= 1:
@@ -88,22 +112,30 @@ class PretrainDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.image_size = image_size
         self.transform = transform
+        self.intensity = intensity
+        self.cache_dir = cache_dir
         self.seed = seed
         self.fraction = fraction
         self.text_sampling = text_sampling
         self.on_error = on_error
         self.max_skipped = max_skipped
         self.pin_memory = pin_memory
-        self.train_set: ImageTextDataset | None = None
-        self.val_set: ImageTextDataset | None = None
-        self.test_set: ImageTextDataset | None = None
+        self.train_set: RadiographDataset | None = None
+        self.val_set: RadiographDataset | None = None
+        self.test_set: RadiographDataset | None = None
         self.collate = Collate(None)
+        self.image_root = Path(".")
+        self._caches: dict[str, PixelCache | None] = {}
 
     # ------------------------------------------------------------------ datasets
 
     @abstractmethod
-    def read(self, split: Split) -> ImageTextDataset:
-        """Index one split: all its pairs, without a transform."""
+    def read(self, split: Split) -> RadiographDataset:
+        """Index one split: all its records, without a transform."""
+
+    def reduced(self, train: RadiographDataset) -> RadiographDataset:
+        """The share of the training split that ``fraction`` asks for."""
+        return train.subset(nested_fraction(train.groups, self.fraction, self.seed))
 
     def setup(self, stage: str | None = None) -> None:
         """Build the datasets that a stage ("fit", "validate", "test" or "predict", or None for all) needs, once.
@@ -117,16 +149,16 @@ class PretrainDataModule(L.LightningDataModule):
             if len(train) == 0:
                 raise DataError(f"the training split is empty; left out: {train.dropped.attrs.get('counts', {})}")
             if self.fraction < 1:
-                train = train.subset(nested_fraction(train.groups, self.fraction, self.seed))
+                train = self.reduced(train)
             self.train_set = self._prepared(train, train=True)
         if stage in ("fit", "validate", None) and self.val_set is None:
             self.val_set = self._prepared(self._indexed("validate"), train=False)
         if stage in ("test", "predict", None) and self.test_set is None:
             self.test_set = self._prepared(self._indexed("test"), train=False)
 
-    def _indexed(self, split: Split) -> ImageTextDataset:
+    def _indexed(self, split: Split) -> RadiographDataset:
         dataset = self.read(split)
-        broken = int(dataset.dropped["reason"].isin(ERROR_REASONS).sum())
+        broken = int(dataset.dropped["broken"].sum())
         listed = len(dataset) + broken
         if broken > self.max_skipped * listed:
             raise TooManySkippedError(
@@ -135,13 +167,39 @@ class PretrainDataModule(L.LightningDataModule):
             )
         return dataset
 
-    def _prepared(self, dataset: ImageTextDataset, train: bool) -> ImageTextDataset:
-        return dataset.prepared(
+    def _prepared(self, dataset: RadiographDataset, train: bool) -> RadiographDataset:
+        prepared = dataset.prepared(
             build_transform(self.transform, self.image_size, train),
+            targets=self.targets,
+            intensity=self.intensity,
             seed=self.seed,
             text_sampling=self.text_sampling,
             on_error=self.on_error,
         )
+        cache = self._pixel_cache(prepared)
+        return prepared if cache is None or not len(prepared) else prepared.with_cache(cache)
+
+    def _pixel_cache(self, dataset: RadiographDataset) -> PixelCache | None:
+        if self.cache_dir is None or not self.cache_name or dataset.transform is None:
+            return None
+        rule = dataset.transform.resize.name
+        if rule not in self._caches:
+            # a cache that is there but unfinished or of another version is an error; none at all is a slower way
+            there = PixelCache.exists(self.cache_dir, self.cache_name, self.intensity, rule)
+            if not there:
+                rank_zero_warn(
+                    f"{self.cache_dir} holds no prepared images of {self.cache_name} for {self.intensity} {rule}, so each"
+                    f" file is decoded in each epoch; prepare them once with: medvlp prepare --data {self.cache_name}"
+                    f" --root {self.image_root} --out {self.cache_dir} --transform {self.transform}"
+                    f" --size {self.image_size} --intensity {self.intensity}",
+                    category=UserWarning,
+                )
+            self._caches[rule] = (
+                PixelCache.open(self.cache_dir, self.cache_name, self.intensity, rule, root=self.image_root)
+                if there
+                else None
+            )
+        return self._caches[rule]
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -155,18 +213,18 @@ class PretrainDataModule(L.LightningDataModule):
 
     @property
     def preprocess(self) -> dict[str, Any]:
-        """What an image needs before it enters the model: the transform's name and the side in pixels."""
-        return {"transform": self.transform, "size": self.image_size}
+        """What an image needs before it enters the model: transform, intensity rule and the side in pixels."""
+        return {"transform": self.transform, "size": self.image_size, "intensity": self.intensity}
 
     @property
     def skipped_at_index(self) -> pd.DataFrame:
-        """Everything left out while indexing, with columns split, id, row and reason."""
+        """Everything left out while indexing, with columns split, id, row, reason and broken."""
         frames = [
             dataset.dropped.assign(split=name)
             for name, dataset in (("train", self.train_set), ("validate", self.val_set), ("test", self.test_set))
             if dataset is not None
         ]
-        columns = ["split", "id", "row", "reason"]
+        columns = ["split", "id", "row", "reason", "broken"]
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
     # ------------------------------------------------------------------ text
@@ -188,6 +246,17 @@ class PretrainDataModule(L.LightningDataModule):
             padding: pad to the "longest" text of the batch, or always to "max_length".
         """
         self.collate = Collate(tokenizer, max_length=max_length, padding=padding)
+
+    def _collate(self, dataset: RadiographDataset) -> Collate:
+        """The collate of a loader; with a cache folder, tokens are looked up there instead of being made again."""
+        texts = dataset.texts
+        if self.cache_dir is None or self.collate.tokenizer is None or not texts:
+            return self.collate
+        if self.text_sampling == "sentence":
+            texts = [sentence for text in texts for sentence in (split_sentences(text) or [text])]
+        length, padding = self.collate.max_length, self.collate.padding
+        tokens = TokenCache.build(self.cache_dir, self.collate.tokenizer, length, texts)
+        return Collate(self.collate.tokenizer, max_length=length, padding=padding, tokens=tokens)
 
     # ------------------------------------------------------------------ loaders
 
@@ -220,7 +289,7 @@ class PretrainDataModule(L.LightningDataModule):
         world_size, rank = self._ranks()
         if len(self.train_set) < self.batch_size * world_size:
             raise ConfigError(
-                f"{len(self.train_set)} training pairs do not fill one batch of {self.batch_size} on"
+                f"{len(self.train_set)} training samples do not fill one batch of {self.batch_size} on"
                 f" {world_size} device(s); lower batch_size or raise fraction"
             )
         sampler = ResumableSampler(self.train_set, world_size, rank, seed=self.seed)
@@ -230,7 +299,7 @@ class PretrainDataModule(L.LightningDataModule):
             sampler=sampler,
             drop_last=True,
             position=self._position,
-            **self._loader_options(),
+            **self._loader_options(self.train_set),
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -249,7 +318,7 @@ class PretrainDataModule(L.LightningDataModule):
         """The batches of :meth:`test_dataloader`."""
         return self.test_dataloader()
 
-    def _eval_loader(self, dataset: ImageTextDataset) -> DataLoader:
+    def _eval_loader(self, dataset: RadiographDataset) -> DataLoader:
         world_size, rank = self._ranks()
         # the sharded sampler repeats items to give every rank the same number; their index tells them apart
         sampler: DistributedSampler | SequentialSampler = (
@@ -257,12 +326,12 @@ class PretrainDataModule(L.LightningDataModule):
             if world_size > 1 and len(dataset)
             else SequentialSampler(dataset)
         )
-        return PlainErrorLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options())
+        return PlainErrorLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options(dataset))
 
-    def _loader_options(self) -> dict[str, Any]:
+    def _loader_options(self, dataset: RadiographDataset) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
-            "collate_fn": self.collate,
+            "collate_fn": self._collate(dataset),
             "pin_memory": self.pin_memory,
             "persistent_workers": self.num_workers > 0,
             "worker_init_fn": _one_thread,

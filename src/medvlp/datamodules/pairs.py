@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from medvlp.datamodules.base import PretrainDataModule, Split
-from medvlp.datasets.base import ImageTextDataset
+from medvlp.datamodules.base import RadiographDataModule, Split
+from medvlp.datasets.base import RadiographDataset
 from medvlp.datasets.pairs import read_pairs
 
 
-class PairsDataModule(PretrainDataModule):
+class PairsDataModule(RadiographDataModule):
     """Pairs listed in a CSV, TSV or Parquet file.
 
     Args:
@@ -25,7 +25,7 @@ class PairsDataModule(PretrainDataModule):
         encoding: of CSV and TSV files.
         sep: column separator of CSV files.
         min_tokens: texts with fewer words are left out.
-        **kwargs: of :class:`~medvlp.datamodules.base.PretrainDataModule`.
+        **kwargs: of :class:`~medvlp.datamodules.base.RadiographDataModule`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PairsDataModule(PretrainDataModule):
         self.sep = sep
         self.min_tokens = min_tokens
 
-    def read(self, split: Split) -> ImageTextDataset:
+    def read(self, split: Split) -> RadiographDataset:
         """Index one split."""
         return read_pairs(
             self.table,

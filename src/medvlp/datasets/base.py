@@ -1,15 +1,13 @@
-"""Image–text pairs as a map-style dataset over an Arrow table, and the draws that all corpora share.
+"""Records of radiographs as a map-style dataset over an Arrow table.
 
 A record is a row of a :class:`pyarrow.Table` and not a Python object: loader workers are forked from the main
 process, and touching a Python object changes its reference count, which copies its memory page in every worker.
 """
 
 import copy
-import hashlib
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -19,64 +17,91 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
-from medvlp.io.images import read_image
+from medvlp.io.images import INTENSITIES, read_image
 from medvlp.io.reports import split_sentences
+from medvlp.io.shapes import draw
+from medvlp.resizing import Geometry
 from medvlp.seeding import derive_seed
+from medvlp.transforms import ImageTransform
 
 TextSampling = Literal["whole", "sentence"]
 OnError = Literal["raise", "skip"]
+Target = Literal["mask", "boxes"]
 Sample = dict[str, Any]
-"""What :class:`ImageTextDataset` yields; its docstring lists the keys."""
+"""What :class:`RadiographDataset` yields; its docstring lists the keys."""
 
-BASE_COLUMNS: tuple[str, ...] = ("id", "image", "text", "patient", "study", "view")
-"""Columns of a record table that are no labels. The first three are required."""
+TEXT_COLUMNS: tuple[str, ...] = ("id", "image", "text", "patient", "study", "view", "pool")
+"""Columns of strings. The first two are required; ``pool`` is the released part that a record comes from."""
 
-ERROR_REASONS: tuple[str, ...] = (
-    "missing report file",
-    "empty report file",
-    "undecodable report file",
-    "missing image file",
-    "empty text",
-)
-"""Reasons that stand for broken files, as opposed to records that a policy leaves out on purpose."""
+SHAPE_COLUMNS: tuple[str, ...] = ("boxes", "box_labels", "shapes")
+"""Annotations in pixels of the image as stored: ``boxes`` holds 4 n numbers x0, y0, x1, y1 (x1 and y1 exclusive),
+``box_labels`` n class numbers, ``shapes`` strings of :mod:`medvlp.io.shapes` whose union is the mask."""
+
+RESERVED_COLUMNS: tuple[str, ...] = (*TEXT_COLUMNS, *SHAPE_COLUMNS)
+"""Columns of a record table that are no labels."""
 
 
 class Dropped:
     """Collects what is left out while a corpus is indexed."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[str, int, str]] = []
+        self._rows: list[tuple[str, int, str, bool]] = []
 
-    def add(self, item_id: str, row: int, reason: str) -> None:
-        """Note one item: its id, its 0-based row in the table it was listed in, and why it is left out."""
-        self._rows.append((str(item_id), int(row), reason))
+    def add(self, item_id: str, row: int, reason: str, *, broken: bool = False) -> None:
+        """Note one item.
 
-    def extend(self, ids: Iterable[Any], rows: Iterable[int], reason: str) -> None:
+        Args:
+            item_id: its id.
+            row: its 0-based row in the table it was listed in.
+            reason: why it is left out.
+            broken: whether the item is damaged or missing, as opposed to left out by a policy on purpose.
+        """
+        self._rows.append((str(item_id), int(row), reason, broken))
+
+    def extend(self, ids: Iterable[Any], rows: Iterable[int], reason: str, *, broken: bool = False) -> None:
         """Note several items that are left out for the same reason."""
-        self._rows.extend((str(i), int(r), reason) for i, r in zip(ids, rows, strict=True))
+        self._rows.extend((str(i), int(r), reason, broken) for i, r in zip(ids, rows, strict=True))
 
     def frame(self) -> pd.DataFrame:
-        """A table with the columns id, row and reason; ``frame.attrs["counts"]`` holds the counts by reason."""
-        frame = pd.DataFrame(self._rows, columns=["id", "row", "reason"]).astype({"row": "int64"})
+        """A table with columns id, row, reason and broken; ``frame.attrs["counts"]`` holds the counts by reason."""
+        frame = pd.DataFrame(self._rows, columns=["id", "row", "reason", "broken"])
+        frame = frame.astype({"row": "int64", "broken": "bool"})
         frame.attrs["counts"] = {str(k): int(v) for k, v in frame["reason"].value_counts().items()}
         return frame
 
 
-def make_table(columns: dict[str, Any], labels: pd.DataFrame | None = None) -> pa.Table:
-    """Put columns into the form that :class:`ImageTextDataset` expects.
+def make_table(
+    columns: dict[str, Any],
+    labels: pd.DataFrame | None = None,
+    *,
+    boxes: Sequence[Sequence[Sequence[float]]] | None = None,
+    box_labels: Sequence[Sequence[int]] | None = None,
+    shapes: Sequence[Sequence[str]] | None = None,
+) -> pa.Table:
+    """Put columns into the form that :class:`RadiographDataset` expects.
 
     Args:
-        columns: some of :data:`BASE_COLUMNS`, each a sequence of N values turned into strings (missing: "").
+        columns: some of :data:`TEXT_COLUMNS`, each a sequence of N values turned into strings (missing: "").
         labels: N rows, one column per label, 1 present, 0 absent, −1 uncertain, NaN unknown.
+        boxes: for each record its boxes (x0, y0, x1, y1).
+        box_labels: for each record the class numbers of its boxes.
+        shapes: for each record the shapes of its mask.
 
     Returns:
-        A table with large-string columns, then the labels as float32 with NaN.
+        A table with large-string columns, the annotations as lists, then the labels as float32 with NaN.
     """
     arrays: dict[str, pa.Array] = {}
-    for name in BASE_COLUMNS:
+    for name in TEXT_COLUMNS:
         if name in columns:
             values = ["" if v is None or v != v else str(v) for v in columns[name]]  # noqa: PLR0124 - NaN test
             arrays[name] = pa.array(values, type=pa.large_string())
+    if boxes is not None:
+        flat = [[float(v) for box in record for v in box] for record in boxes]
+        arrays["boxes"] = pa.array(flat, type=pa.large_list(pa.float32()))
+    if box_labels is not None:
+        arrays["box_labels"] = pa.array([list(map(int, b)) for b in box_labels], type=pa.large_list(pa.int32()))
+    if shapes is not None:
+        arrays["shapes"] = pa.array([list(s) for s in shapes], type=pa.large_list(pa.large_string()))
     if labels is not None:
         for name in labels.columns:
             numbers = np.array(pd.to_numeric(labels[name]), dtype=np.float32)
@@ -106,8 +131,24 @@ def to_numbers(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     return pd.DataFrame(numbers, index=frame.index)
 
 
-class ImageTextDataset(Dataset[Sample]):
-    """Pairs of a radiograph and its text.
+class PixelSource(Protocol):
+    """Images that were decoded and resized before (:class:`medvlp.io.cache.PixelCache`)."""
+
+    def positions(self, paths: Sequence[str]) -> np.ndarray:
+        """Where each image file is stored, int64 (N,)."""
+        ...
+
+    def read(self, position: int) -> tuple[np.ndarray, tuple[int, ...], tuple[int, int]]:
+        """The resized image, uint8 (h, w), what the resize did (a Geometry), and (H, W) of the file."""
+        ...
+
+    def mask(self, shapes: Sequence[str], size: tuple[int, int], geometry: Sequence[int]) -> np.ndarray | None:
+        """The union of shapes on an image of ``size``, resized as ``geometry`` says: bool (h, w), or None if not stored."""
+        ...
+
+
+class RadiographDataset(Dataset[Sample]):
+    """Radiographs with what is known about them: text, labels, masks, boxes.
 
     ``dataset[key]`` takes an index or an (index, epoch) tuple, as :class:`~medvlp.datamodules.sampler.
     ResumableSampler` yields them. Everything random in a sample depends on (seed, epoch, index) alone, so it is
@@ -116,52 +157,77 @@ class ImageTextDataset(Dataset[Sample]):
     A sample is a dictionary:
 
     * ``image``: float32 (3, S, S) from the transform, or (3, H, W) in [0, 1] without one;
-    * ``text``: str; ``id``: str; ``index``: int, row in the table;
+    * ``id``: str; ``index``: int, row in the table; ``text``: str, if the table has texts;
     * ``label``: float32 (K,), NaN where unknown, K may be 0;
+    * ``mask`` (target "mask"): float32 (1, S, S) of 0 and 1;
+    * ``boxes``, ``box_labels`` (target "boxes"): float32 (n, 4) x0, y0, x1, y1 in pixels of ``image``; int64 (n,);
+    * ``size``, ``geometry`` (any target): int64 (2,), height and width of the file; int64 (10,), what the resize did
+      (:class:`medvlp.resizing.Geometry`), to take results back to the file's pixels;
     * ``skipped``: list of (id, reason) of unreadable items that this sample stands in for, mostly empty.
 
     Args:
-        table: columns ``id``, ``image`` (path), ``text`` and optionally ``patient``, ``study``, ``view``;
-            every other column is a label (float32, NaN unknown).
-        transform: uint8 (1, H, W) to float32 (3, S, S), see :mod:`medvlp.transforms`.
+        table: columns ``id``, ``image`` (path) and others of :data:`RESERVED_COLUMNS`; every other column is a label
+            (float32, NaN unknown).
+        transform: a recipe of :mod:`medvlp.transforms`, or None for the image as stored.
+        targets: what else a sample holds: "mask" (needs the column ``shapes``), "boxes" (needs ``boxes``).
+        intensity: how files become grey levels, a key of :data:`medvlp.io.images.INTENSITIES`.
         seed: run seed.
         text_sampling: "whole" text, or one random "sentence" of it (ConVIRT).
         on_error: "raise" an :class:`UnreadableItemError`, or "skip": take the next readable item instead, and
             report that item's own index, so that an evaluator can drop the duplicate.
-        dropped: what was left out when the table was made, with columns id, row, reason.
+        dropped: what was left out when the table was made, with columns id, row, reason, broken.
         min_side: if positive, JPEG files are decoded at the smallest DCT scale whose sides are at least this
-            many pixels. Faster, and up to one grey level off a full decode on average; 0 decodes in full.
+            many pixels. Faster, and up to one grey level off a full decode on average; 0 decodes in full, as samples
+            with targets always do.
+        box_names: names of the classes that ``box_labels`` counts.
 
     Raises:
         DataError: the table lacks a required column.
+        ConfigError: a setting has no such value.
     """
 
     def __init__(
         self,
         table: pa.Table,
         *,
-        transform: Callable[[Tensor], Tensor] | None = None,
+        transform: ImageTransform | None = None,
+        targets: Sequence[Target] = (),
+        intensity: str = "standard",
         seed: int = 0,
         text_sampling: TextSampling = "whole",
         on_error: OnError = "raise",
         dropped: pd.DataFrame | None = None,
         min_side: int = 0,
+        box_names: Sequence[str] = (),
     ) -> None:
-        missing = [c for c in ("id", "image", "text") if c not in table.column_names]
+        needed = {"mask": "shapes", "boxes": "boxes"}
+        if unknown := [t for t in targets if t not in needed]:
+            raise ConfigError(f"targets are mask and boxes, not {', '.join(unknown)}")
+        missing = [c for c in ("id", "image", *(needed[t] for t in targets)) if c not in table.column_names]
         if missing:
             raise DataError(f"the record table lacks the column(s) {missing}; it has {table.column_names}")
         if text_sampling not in ("whole", "sentence"):
             raise ConfigError(f'text_sampling is "whole" or "sentence", not "{text_sampling}"')
         if on_error not in ("raise", "skip"):
             raise ConfigError(f'on_error is "raise" or "skip", not "{on_error}"')
-        self.table = table.combine_chunks()
+        if intensity not in INTENSITIES:
+            raise ConfigError(f'there is no intensity rule "{intensity}"; there are {", ".join(INTENSITIES)}')
         self.transform = transform
+        self.targets: tuple[Target, ...] = tuple(targets)
+        self.intensity = intensity
         self.seed = seed
         self.text_sampling = text_sampling
         self.on_error = on_error
-        self.min_side = min_side
+        self.min_side = 0 if targets else min_side
+        self.box_names = tuple(box_names)
         self._dropped = Dropped().frame() if dropped is None else dropped
-        self._label_names = tuple(c for c in table.column_names if c not in BASE_COLUMNS)
+        self._cache: PixelSource | None = None
+        self._positions: np.ndarray | None = None
+        self._set_table(table)
+
+    def _set_table(self, table: pa.Table) -> None:
+        self.table = table.combine_chunks()
+        self._label_names = tuple(c for c in table.column_names if c not in RESERVED_COLUMNS)
         columns = [table.column(c).to_numpy() for c in self._label_names]
         stacked = np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
         self._labels = torch.from_numpy(np.ascontiguousarray(stacked, dtype=np.float32))
@@ -176,8 +242,8 @@ class ImageTextDataset(Dataset[Sample]):
 
     @property
     def texts(self) -> list[str]:
-        """Texts of all records, in order, whole."""
-        return self.table.column("text").to_pylist()
+        """Texts of all records, in order, whole; empty if the table has none."""
+        return self.table.column("text").to_pylist() if "text" in self.table.column_names else []
 
     @property
     def labels(self) -> Tensor:
@@ -196,44 +262,57 @@ class ImageTextDataset(Dataset[Sample]):
 
     @property
     def dropped(self) -> pd.DataFrame:
-        """What was left out at index time: columns id, row, reason; ``.attrs["counts"]`` counts by reason."""
+        """What was left out at index time: columns id, row, reason, broken; ``.attrs["counts"]`` counts by reason."""
         return self._dropped
 
-    def subset(self, mask: np.ndarray) -> "ImageTextDataset":
+    def subset(self, mask: np.ndarray) -> "RadiographDataset":
         """The records where ``mask`` (bool, (N,)) is true, with the same settings."""
-        return self._with(self.table.filter(pa.array(np.asarray(mask, dtype=bool))))
+        new = copy.copy(self)
+        keep = np.asarray(mask, dtype=bool)
+        new._set_table(self.table.filter(pa.array(keep)))
+        if self._positions is not None:
+            new._positions = self._positions[keep]
+        return new
 
     def prepared(
         self,
-        transform: Callable[[Tensor], Tensor] | None,
+        transform: ImageTransform | None,
         *,
+        targets: Sequence[Target] = (),
+        intensity: str = "standard",
         seed: int = 0,
         text_sampling: TextSampling = "whole",
         on_error: OnError = "raise",
-    ) -> "ImageTextDataset":
-        """The same records with another transform, seed, text sampling and error rule."""
-        return ImageTextDataset(
+    ) -> "RadiographDataset":
+        """The same records with another transform, targets, intensity rule, seed, text sampling and error rule."""
+        return RadiographDataset(
             self.table,
             transform=transform,
+            targets=targets,
+            intensity=intensity,
             seed=seed,
             text_sampling=text_sampling,
             on_error=on_error,
             dropped=self._dropped,
             min_side=self.min_side,
+            box_names=self.box_names,
         )
 
-    def _with(self, table: pa.Table) -> "ImageTextDataset":
+    def with_cache(self, cache: PixelSource) -> "RadiographDataset":
+        """The same samples, read from prepared pixels instead of the files.
+
+        Args:
+            cache: made with the intensity rule and the resize rule of this dataset's transform.
+
+        Raises:
+            ConfigError: the dataset has no transform.
+            DataError: the cache lacks an image.
+        """
+        if self.transform is None:
+            raise ConfigError("prepared pixels need a transform; without one the files themselves are read")
         new = copy.copy(self)
-        ImageTextDataset.__init__(
-            new,
-            table,
-            transform=self.transform,
-            seed=self.seed,
-            text_sampling=self.text_sampling,
-            on_error=self.on_error,
-            dropped=self._dropped,
-            min_side=self.min_side,
-        )
+        new._cache = cache
+        new._positions = cache.positions(self.table.column("image").to_pylist())
         return new
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
@@ -257,28 +336,77 @@ class ImageTextDataset(Dataset[Sample]):
 
     def _load(self, row: int, epoch: int) -> Sample:
         item_id = self.table.column("id")[row].as_py()
-        path = self.table.column("image")[row].as_py()
         try:
-            pixels = read_image(Path(path), min_side=self.min_side)
+            resized, geometry, size = self._pixels(row)
+            mask = self._mask(row, geometry, size) if "mask" in self.targets else None
         except UnreadableItemError as error:
             message = f"{error}; item {item_id}, row {row}; set on_error: skip to leave such items out"
             raise UnreadableItemError(message, item_id=item_id, reason=error.reason) from error
-        image = torch.from_numpy(pixels).unsqueeze(0)
+        sample: Sample = {"id": item_id, "index": row, "label": self._labels[row].clone()}
+        if "text" in self.table.column_names:
+            sample["text"] = self._text(row, epoch)
+        boxes = self._boxes(row, geometry) if "boxes" in self.targets else None
         if self.transform is None:
-            image = (image.float() / 255).expand(3, -1, -1)
+            sample["image"] = (resized.float() / 255).expand(3, -1, -1)
+            if mask is not None:
+                sample["mask"] = mask.float()
         else:
             # fork_rng keeps the surrounding random stream untouched; only the CPU generator is reseeded, because
             # torch.manual_seed would also reset the accelerator's stream when items load in the main process
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(derive_seed(self.seed, epoch, row))
-                image = self.transform(image)
-        return {
-            "image": image,
-            "text": self._text(row, epoch),
-            "id": item_id,
-            "index": row,
-            "label": self._labels[row].clone(),
-        }
+                if mask is None and boxes is None:
+                    sample["image"] = self.transform.finish(resized)
+                else:
+                    sample["image"], mask, boxes, keep = self.transform.finish_joint(resized, mask, boxes)
+                    if mask is not None:
+                        sample["mask"] = mask
+        if boxes is not None:
+            names = torch.tensor(self._list("box_labels", row) or [0] * (len(self._list("boxes", row)) // 4))
+            # an augmentation may move a box out of the image
+            sample["boxes"] = boxes if self.transform is None else boxes[keep]
+            sample["box_labels"] = (names if self.transform is None else names[keep]).to(torch.int64)
+        if self.targets:
+            sample["size"] = torch.tensor(size)
+            sample["geometry"] = torch.tensor(geometry if geometry is not None else Geometry.identity(*size))
+        return sample
+
+    def _pixels(self, row: int) -> tuple[Tensor, Geometry | None, tuple[int, int]]:
+        """The image after the resize, uint8 (1, h, w), what the resize did, and (H, W) of the file."""
+        if self._cache is not None and self._positions is not None:
+            stored, geometry, size = self._cache.read(int(self._positions[row]))
+            return torch.from_numpy(stored).unsqueeze(0), Geometry(*geometry), size
+        path = Path(self.table.column("image")[row].as_py())
+        pixels = torch.from_numpy(read_image(path, min_side=self.min_side, intensity=self.intensity)).unsqueeze(0)
+        size = (pixels.shape[1], pixels.shape[2])
+        if self.transform is None:
+            return pixels, None, size
+        resized, done = self.transform.resize.image(pixels)
+        return resized, done, size
+
+    def _mask(self, row: int, geometry: Geometry | None, size: tuple[int, int]) -> Tensor:
+        """The mask after the resize, bool (1, h, w)."""
+        shapes = self._list("shapes", row)
+        if (
+            self._cache is not None
+            and geometry is not None
+            and (stored := self._cache.mask(shapes, size, geometry)) is not None
+        ):
+            return torch.from_numpy(stored).unsqueeze(0)
+        try:
+            drawn = torch.from_numpy(draw(shapes, *size)).unsqueeze(0)
+        except DataError as error:
+            path = self.table.column("image")[row].as_py()
+            raise UnreadableItemError(f"mask of {path}: {error}", item_id=path, reason=str(error)) from error
+        return drawn if geometry is None or self.transform is None else self.transform.resize.mask(drawn, geometry)
+
+    def _boxes(self, row: int, geometry: Geometry | None) -> Tensor:
+        """The boxes after the resize, float32 (n, 4)."""
+        boxes = torch.tensor(self._list("boxes", row), dtype=torch.float32).view(-1, 4)
+        return boxes if geometry is None or self.transform is None else self.transform.resize.boxes(boxes, geometry)
+
+    def _list(self, name: str, row: int) -> list[Any]:
+        return self.table.column(name)[row].as_py() if name in self.table.column_names else []
 
     def _text(self, row: int, epoch: int) -> str:
         text = self.table.column("text")[row].as_py()
@@ -287,67 +415,3 @@ class ImageTextDataset(Dataset[Sample]):
             if sentences:
                 return sentences[derive_seed(self.seed, epoch, row, 1) % len(sentences)]
         return text
-
-
-def _hash(group: Any, seed: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest(), "big")
-
-
-def nested_fraction(groups: Sequence[Any], fraction: float, seed: int = 0) -> np.ndarray:
-    """Draw a share of the groups so that smaller shares lie inside larger ones (1 % ⊂ 10 % ⊂ 100 %).
-
-    Groups (patients) are ordered by a hash of (seed, group); the first ceil(fraction × groups) are kept whole. The
-    draw does not depend on the order of the rows. Published code draws its 1 % and 10 % independently of each
-    other and mostly by image; this one is comparable across shares and does not cut patients.
-
-    Args:
-        groups: N group names, one per record.
-        fraction: share of the groups to keep, in (0, 1].
-        seed: another seed gives another order.
-
-    Returns:
-        Bool (N,), true for the records that are kept.
-
-    Raises:
-        ConfigError: fraction is outside (0, 1].
-    """
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"fraction must lie in (0, 1], not {fraction}")
-    codes, unique = pd.factorize(np.asarray([str(g) for g in groups], dtype=object))
-    if fraction == 1 or len(unique) == 0:
-        return np.ones(len(codes), dtype=bool)
-    order = sorted(range(len(unique)), key=lambda i: (_hash(unique[i], seed), unique[i]))
-    keep = np.zeros(len(unique), dtype=bool)
-    # a hair is taken off before rounding up: 0.1 × 30 is 3.0000000000000004 in binary
-    keep[order[: math.ceil(fraction * len(unique) - 1e-9)]] = True
-    return keep[codes]
-
-
-def hash_split(groups: Sequence[Any], shares: dict[str, float], seed: int = 0) -> np.ndarray:
-    """Assign each group to a split by its hash, so that adding records later moves none of the old ones.
-
-    Args:
-        groups: N group names, one per record.
-        shares: split name to share; the shares sum to at most 1, the rest goes to "train".
-        seed: another seed gives another assignment.
-
-    Returns:
-        Object array (N,) of split names.
-
-    Raises:
-        ConfigError: a share is negative or they sum to more than 1.
-    """
-    if any(s < 0 for s in shares.values()) or sum(shares.values()) > 1:
-        raise ConfigError(f"split shares must be non-negative and sum to at most 1, not {shares}")
-
-    def name_of(group: str) -> str:
-        position = _hash(group, derive_seed(seed, 1)) / 2**64
-        edge = 0.0
-        for name, share in shares.items():
-            edge += share
-            if position < edge:
-                return name
-        return "train"
-
-    codes, unique = pd.factorize(np.asarray([str(g) for g in groups], dtype=object))
-    return np.array([name_of(g) for g in unique], dtype=object)[codes]

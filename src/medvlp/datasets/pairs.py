@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from medvlp.datasets.base import Dropped, ImageTextDataset, OnError, hash_split, make_table, to_numbers
+from medvlp.datasets.base import Dropped, OnError, RadiographDataset, make_table, to_numbers
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.splits import hash_split
 
 SPLIT_NAMES: dict[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -107,7 +108,7 @@ def read_pairs(
     seed: int = 0,
     min_tokens: int = 1,
     on_error: OnError = "raise",
-) -> ImageTextDataset:
+) -> RadiographDataset:
     """Index the pairs of a table.
 
     Without ``split_column`` the pairs are divided by a hash of their group, or of their id where there is no
@@ -166,7 +167,7 @@ def read_pairs(
         if split_column is not None:
             assigned = frame[split_column].str.lower().map(SPLIT_NAMES)
             unknown = assigned.isna()
-            dropped.extend(ids[unknown], rows[unknown], "unknown split name")
+            dropped.extend(ids[unknown], rows[unknown], "unknown split name", broken=True)
         else:
             shares = {"validate": val_fraction, "test": test_fraction}
             assigned = pd.Series(hash_split(list(groups), shares, seed), index=frame.index)
@@ -193,7 +194,7 @@ def read_pairs(
                     item_id=ids.iloc[row],
                     reason=reason,
                 )
-            dropped.add(ids.iloc[row], row, reason)
+            dropped.add(ids.iloc[row], row, reason, broken=True)
         elif len(text.split()) < min_tokens:
             dropped.add(ids.iloc[row], row, f"fewer than {min_tokens} tokens")
         else:
@@ -204,7 +205,7 @@ def read_pairs(
     columns = {"id": ids.iloc[kept], "image": paths, "text": texts}
     if group_column:
         columns["patient"] = groups.iloc[kept]
-    return ImageTextDataset(
+    return RadiographDataset(
         make_table(columns, _labels(frame, kept, label_columns, table)), on_error=on_error, dropped=dropped.frame()
     )
 

@@ -1,22 +1,39 @@
 """Radiology reports in the layout of MIMIC-CXR: sections, text policies, cleaning recipes, sentences.
 
+What the methods feed their text encoders, as policy + cleaning of :func:`report_text`:
+
+==================  =================  ============  ==============================================================
+method              policy             cleaning      and, in the sampler or tokenizer rather than here
+==================  =================  ============  ==============================================================
+ConVIRT, MGCA       both               mgca          texts of fewer than 3 tokens are left out
+GLoRIA              impression         gloria        one random sentence per step
+G2D (code)          both               g2d_official  nothing left out
+MaCo                all                maco          sentences shuffled, the first k kept, k random in 1…n
+MRM, REFERS         all                none
+CheXzero            chexzero           none
+==================  =================  ============  ==============================================================
+
+PRIOR's sentences come from a trained splitter (Stanza); it is not reproduced here.
+
 The behaviour of :func:`parse_report` is that of the section parser that the field shares (MIT-LCP; MGCA, PRIOR and
 others carry copies), quirks included, because published pair counts follow from it. Its list of 54 hand-corrected
 study ids is left out: those studies never reach the table that the copies read.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from medvlp.errors import ConfigError
 
-Policy = Literal["findings", "impression", "both", "longest", "last_paragraph", "all"]
-Cleaning = Literal["none", "mgca", "g2d_official"]
+Policy = Literal["findings", "impression", "both", "longest", "last_paragraph", "all", "chexzero"]
+Cleaning = Literal["none", "mgca", "gloria", "g2d_official", "maco"]
 
-POLICIES: tuple[str, ...] = ("findings", "impression", "both", "longest", "last_paragraph", "all")
+POLICIES: tuple[str, ...] = ("findings", "impression", "both", "longest", "last_paragraph", "all", "chexzero")
 """Names that :func:`select_text` knows."""
+
+_GLORIA_WORDS = 5  # captions_per_image of GLoRIA's configuration, which its code compares with a count of words
 
 # A header opens a line that starts with exactly one space: capitals, spaces and ( ) / , - up to a colon that white
 # space follows. "Impression:" in mixed case, flush-left headers, headers with digits, and "IMPRESSION:text" are none.
@@ -134,6 +151,9 @@ def select_text(sections: Sections, policy: str, separator: str = " ") -> str:
     longest         the longest, in words, of findings, impression and last paragraph
     last_paragraph  the first there is of impression, findings, last paragraph and comparison, as the common parser
     all             the whole report (MRM, MaCo, REFERS)
+    chexzero        CheXzero's own search, without sections: what follows the last word ``IMPRESSION:`` up to the first
+                    word RECOMMENDATION(S): or NOTIFICATION(S): of the **report**; so the text is empty where such a
+                    word stands before the impression. "NO IMPRESSION" where there is none, as released
     ==============  ==========================================================================================
 
     Args:
@@ -147,10 +167,8 @@ def select_text(sections: Sections, policy: str, separator: str = " ") -> str:
     Raises:
         ConfigError: an unknown policy.
     """
-    if policy == "findings":
-        return sections.findings
-    if policy == "impression":
-        return sections.impression
+    if policy in ("findings", "impression"):
+        return sections.get(policy)
     if policy == "both":
         return separator.join(t for t in (sections.impression, sections.findings) if t)
     if policy == "longest":
@@ -161,23 +179,60 @@ def select_text(sections: Sections, policy: str, separator: str = " ") -> str:
         return next((t for t in candidates4 if t), "")
     if policy == "all":
         return sections.report.strip()
+    if policy == "chexzero":
+        return _chexzero(sections.report)
     raise ConfigError(f'there is no report policy "{policy}"; there are {", ".join(POLICIES)}')
+
+
+def _chexzero(report: str) -> str:
+    words = report.split()
+    if "IMPRESSION:" not in words:
+        return "NO IMPRESSION"
+    begin = len(words) - words[::-1].index("IMPRESSION:")
+    ends = []
+    for spellings in (
+        ("RECOMMENDATION(S):", "RECOMMENDATION:", "RECOMMENDATIONS:"),
+        ("NOTIFICATION:", "NOTIFICATIONS:"),
+    ):
+        # the first spelling that occurs decides, even if another one stands before it
+        place = next((words.index(s) for s in spellings if s in words), 0)
+        if place:  # the first word of a report is never taken for the end
+            ends.append(place)
+    return " ".join(words[begin : min(ends, default=len(words))])
 
 
 def _clean_none(text: str) -> str:
     return " ".join(text.split())
 
 
-def _clean_mgca(text: str) -> str:
-    """MGCA's and GLoRIA's: decimals lose their integer part, because "2." looks like a list number to it."""
-    sentences = []
+def _word_sentences(text: str) -> Iterator[list[str]]:
+    """The splitter of MGCA and GLoRIA; decimals lose their integer part, since "2." looks like a list number to it."""
     for piece in re.split(r"[0-9]+\.", text.replace("\n", " ")):
         for sentence in piece.split("."):
-            tokens = re.findall(r"\w+", sentence.replace("\ufffd\ufffd", " ").lower())
-            if len(tokens) > 1:
-                tokens = [t.encode("ascii", "ignore").decode("ascii") for t in tokens]
-                sentences.append(" ".join(t for t in tokens if t))
-    return " ".join(s for s in sentences if s)
+            words = re.findall(r"\w+", sentence.replace("\ufffd\ufffd", " ").lower())
+            if len(words) > 1:
+                # counted first, cut to ASCII then, so that a sentence of one word or of none may remain
+                words = [w.encode("ascii", "ignore").decode("ascii") for w in words]
+                yield [w for w in words if w]
+
+
+def _clean_mgca(text: str) -> str:
+    return " ".join(" ".join(words) for words in _word_sentences(text) if words)
+
+
+def _clean_gloria(text: str) -> str:
+    kept, count = [], 0
+    for words in _word_sentences(text):
+        kept += words
+        count += len(words)
+        if count == _GLORIA_WORDS:
+            break
+    return " ".join(kept)
+
+
+def _clean_maco(text: str) -> str:
+    pieces = (" ".join(piece.split()) for piece in text.lower().split("."))
+    return " ".join(f"{piece}." for piece in pieces if piece not in ("", "none"))
 
 
 def _clean_g2d_official(text: str) -> str:
@@ -191,7 +246,9 @@ def _clean_g2d_official(text: str) -> str:
 _RECIPES: dict[str, Callable[[str], str]] = {
     "none": _clean_none,
     "mgca": _clean_mgca,
+    "gloria": _clean_gloria,
     "g2d_official": _clean_g2d_official,
+    "maco": _clean_maco,
 }
 CLEANINGS: tuple[str, ...] = tuple(_RECIPES)
 """Names that :func:`clean_text` knows."""
@@ -202,10 +259,15 @@ def clean_text(text: str, cleaning: str) -> str:
 
     ============  ============================================================================================
     none          white space of any kind becomes one space; nothing else
-    mgca          MGCA's and GLoRIA's code: split at "digits." and at ".", words only, lower case, sentences of one
-                  word and non-ASCII characters removed; no punctuation remains
+    mgca          MGCA's code: split at "digits." and at ".", words only, lower case, sentences of one word and
+                  non-ASCII characters removed; no punctuation remains
+    gloria        GLoRIA's code: the same, but it stops after a sentence with which the number of words so far is
+                  **exactly** 5 (its captions_per_image; below and beyond 5 it goes on), so few texts are cut
     g2d_official  the released G2D code: section words removed, split at ".", pieces of digits alone removed, joined
                   by ". "; no lower-casing
+    maco          MaCo's code: split at ".", lower case, empty pieces and "none" removed, each with its full stop.
+                  The code also shuffles and draws: that is sampling, and left to the sampler. Where nothing is left,
+                  the text is empty (the code takes a piece that it had removed)
     ============  ============================================================================================
 
     Args:

@@ -9,7 +9,8 @@ A writer is a module of this package, entered in :data:`LAYOUTS`, that offers
 ``is_complete(root, spec) -> bool``
     whether ``root`` holds a finished tree of ``spec``.
 
-:mod:`medvlp.phantom.truth` has what the writers share: masks, claiming a folder, the manifest written last.
+:mod:`medvlp.phantom.layouts.common` runs the writers and saves their files; :mod:`medvlp.phantom.truth` has the masks,
+claiming a folder and the manifest written last; :mod:`medvlp.phantom.layouts.labels` the 14 CheXpert labels.
 """
 
 import importlib
@@ -19,6 +20,14 @@ from medvlp.errors import ConfigError
 
 LAYOUTS: dict[str, str] = {
     "mimic_cxr": "medvlp.phantom.layouts.mimic_cxr",
+    "chexpert": "medvlp.phantom.layouts.chexpert",
+    "rsna": "medvlp.phantom.layouts.rsna",
+    "siim": "medvlp.phantom.layouts.siim",
+    "covidx": "medvlp.phantom.layouts.covidx",
+    "cxr14": "medvlp.phantom.layouts.cxr14",
+    "object_cxr": "medvlp.phantom.layouts.object_cxr",
+    "ms_cxr": "medvlp.phantom.layouts.ms_cxr",
+    "open_i": "medvlp.phantom.layouts.open_i",
 }
 """Layout name to the module that writes it."""
 

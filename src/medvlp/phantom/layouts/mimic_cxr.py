@@ -8,44 +8,23 @@ findings as 0 and 1), ``findings.jsonl`` (side, zone, severity, size, subtype; w
 """
 
 import datetime
-import gzip
 import hashlib
-import io
 import json
-import multiprocessing
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from medvlp.errors import ConfigError
 from medvlp.phantom import cases, render
-from medvlp.phantom.model import FINDINGS, Finding, PhantomReport, PhantomSpec, Study
+from medvlp.phantom.layouts import common
+from medvlp.phantom.layouts.common import Rows, lines_of, save_file, write_lines
+from medvlp.phantom.layouts.labels import LABELS, exact_labels, report_labels
+from medvlp.phantom.model import FINDINGS, PhantomReport, PhantomSpec, Study
 from medvlp.phantom.reports import LAYOUT_QUIRKS, STRUCTURES, format_report, write_report
-from medvlp.phantom.truth import begin_tree, finish_tree, is_complete_tree, pack_masks
+from medvlp.phantom.truth import is_complete_tree
 
 LAYOUT = "mimic_cxr"
-LABELS: tuple[str, ...] = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
-"""The 14 labels in the column order of the released tables."""
-
 ENTRIES: tuple[str, ...] = (
     "files",
     "truth",
@@ -67,19 +46,12 @@ _METADATA = (
     "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,"
     "ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,PatientOrientationCodeSequence_CodeMeaning"
 )
-_OPACITIES = ("Consolidation", "Pneumonia", "Infiltration", "Atelectasis", "Edema", "COVID-19", "Fibrosis")
-_AIRSPACE = ("Consolidation", "Pneumonia", "Infiltration")
 _VIEW_CODES = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral", "": ""}
-_NORMAL_MEDIASTINUM = re.compile(
-    r"mediastin[^.]*\b(?:normal|unremarkable|preserved|WNL)|\bnormal\b[^.]*mediastinal", re.IGNORECASE
-)
 _IDS, _STUDY, _PATIENT, _IMAGE, _TEXT = 7_101, 7_102, 7_103, 7_104, 7_105  # purposes of the random streams
-_CHUNK = 8  # studies per message to a worker process
 _ODD_REPORTS: dict[int, tuple[str, str | None]] = {
     **{7 + 4 * i: (structure, None) for i, structure in enumerate(STRUCTURES)},
     **{9 + 4 * i: ("usual", quirk) for i, quirk in enumerate(LAYOUT_QUIRKS)},
 }
-_SMALLEST_WITH_ALL_CASES = 100  # from so many studies on, each odd case of the released files occurs at least once
 
 
 @dataclass(frozen=True)
@@ -96,16 +68,6 @@ class _Job:
     ll_view: bool = False
     structure: str | None = None
     quirk: str | None = None
-
-
-@dataclass
-class _Rows:
-    """What a study adds to the tables, each line without its line end; keys of ``lines`` are table names."""
-
-    key: tuple[int, int]
-    lines: dict[str, list[str]] = field(default_factory=dict)
-    sums: list[tuple[str, str]] = field(default_factory=list)
-    truth_sums: list[tuple[str, str]] = field(default_factory=list)
 
 
 def is_complete(root: Path, spec: PhantomSpec) -> bool:
@@ -143,31 +105,19 @@ def write(
         ConfigError: a setting is out of its range.
         DataError: ``root`` holds something else.
     """
-    root = Path(root)
-    if workers < 1:
-        raise ConfigError(f"workers is {workers}; give at least 1.")
-    if is_complete(root, spec):
-        return root
-    jobs = _jobs(spec)
-    begin_tree(root, LAYOUT, spec, ENTRIES, overwrite=overwrite)
-    (root / "files").mkdir()
-    (root / "truth" / "masks").mkdir(parents=True)
-    rows: list[_Rows] = []
-    for done in _run(root, spec, jobs, workers):
-        rows += done
-        if progress is not None:
-            progress(len(rows))
-    _write_tables(root, spec, rows)
-    return root
-
-
-def _run(root: Path, spec: PhantomSpec, jobs: list[_Job], workers: int) -> Iterator[list[_Rows]]:
-    chunks = [(root, spec, jobs[start : start + _CHUNK]) for start in range(0, len(jobs), _CHUNK)]
-    if workers == 1 or len(chunks) < 2:
-        yield from map(_write_chunk, chunks)
-        return
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(chunks))) as pool:
-        yield from pool.imap(_write_chunk, chunks)
+    return common.write_tree(
+        LAYOUT,
+        root,
+        spec,
+        entries=ENTRIES,
+        folders=("files",),
+        jobs=_jobs,
+        write_job=_write_study,
+        write_tables=_write_tables,
+        workers=workers,
+        progress=progress,
+        overwrite=overwrite,
+    )
 
 
 def _jobs(spec: PhantomSpec) -> list[_Job]:
@@ -178,7 +128,7 @@ def _jobs(spec: PhantomSpec) -> list[_Job]:
     subjects = (10_000_000 + rng.choice(10_000_000, patients, replace=False)).tolist()
     numbers = (50_000_000 + rng.choice(10_000_000, len(studies), replace=False)).tolist()
     order = {index: i for i, index in enumerate(dict.fromkeys(study.patient.index for study in studies))}
-    every = len(studies) >= _SMALLEST_WITH_ALL_CASES
+    every = len(studies) >= common.SMALLEST_WITH_ALL_CASES
     first_lateral = next((study.index for study in studies if "LATERAL" in study.views), None)
     jobs = []
     for study, number in zip(studies, numbers, strict=True):
@@ -202,128 +152,71 @@ def _jobs(spec: PhantomSpec) -> list[_Job]:
     return jobs
 
 
-def _write_chunk(task: tuple[Path, PhantomSpec, list[_Job]]) -> list[_Rows]:
-    root, spec, jobs = task
-    return [_write_study(root, spec, job) for job in jobs]
+def _folder(job: _Job) -> str:
+    return f"files/p{job.subject_id // 1_000_000}/p{job.subject_id}"
 
 
-def _write_study(root: Path, spec: PhantomSpec, job: _Job) -> _Rows:
+def frontal_paths(spec: PhantomSpec) -> list[tuple[Study, str]]:
+    """Where the frontal images of a phantom lie, for corpora that point into MIMIC-CXR.
+
+    Args:
+        spec: the phantom.
+
+    Returns:
+        Each study with the path of its frontal image below the root: ``files/p10/p10000032/s50414267/<dicom_id>.jpg``.
+    """
+    return [(job.study, f"{_folder(job)}/s{job.study_id}/{_dicom_id(job.study, 0)}.jpg") for job in _jobs(spec)]
+
+
+def _write_study(root: Path, spec: PhantomSpec, job: _Job) -> Rows:
     """Writes the files of one study."""
     study = job.study
-    rows = _Rows(key=(job.subject_id, job.study_id))
+    rows = Rows(key=(job.subject_id, job.study_id))
     report = write_report(study, spec.difficulty, job.structure)
-    folder = f"files/p{job.subject_id // 1_000_000}/p{job.subject_id}"
-    image_folder = root / folder / f"s{job.study_id}"
-    image_folder.mkdir(parents=True, exist_ok=True)
-
+    folder = _folder(job)
     text = format_report(report, np.random.default_rng([study.seed, _TEXT]), job.quirk).encode()
     report_path = f"{folder}/s{job.study_id}.txt"
-    (root / report_path).write_bytes(text)
-    rows.sums.append((report_path, hashlib.sha256(text).hexdigest()))
+    save_file(root, report_path, text, rows)
 
     dicom_ids = []
-    lines: dict[str, list[str]] = {name: [] for name in ("metadata", "split", "images", "record", "boxes")}
     date, time = _moment(study)
-    names = [finding.name for finding in study.findings]
     for number, view in enumerate(render.render_study(study, spec)):
         dicom_id = _dicom_id(study, number)
         dicom_ids.append(dicom_id)
-        jpeg = io.BytesIO()
-        Image.fromarray(view.image).save(jpeg, "JPEG", quality=95)
-        image_path = f"{folder}/s{job.study_id}/{dicom_id}.jpg"
-        (root / image_path).write_bytes(jpeg.getvalue())
-        rows.sums.append((image_path, hashlib.sha256(jpeg.getvalue()).hexdigest()))
-        masks = pack_masks(names, view)
-        masks_path = f"truth/masks/{dicom_id}.npz"
-        (root / masks_path).write_bytes(masks)
-        rows.truth_sums.append((masks_path, hashlib.sha256(masks).hexdigest()))
+        path = f"{folder}/s{job.study_id}/{dicom_id}.jpg"
+        save_file(root, path, common.encode_jpeg(view.image), rows)
+        common.save_masks(root, rows, dicom_id, study, view)
 
         position: str = "LL" if view.view == "LATERAL" and job.ll_view else view.view
         if job.blank_view and view.view != "LATERAL":
             position = ""
         height, width = view.image.shape
-        lines["metadata"].append(
+        rows.add(
+            "metadata",
             f"{dicom_id},{job.subject_id},{job.study_id},{_procedure(study, job)},{position},{height},{width},"
-            f"{date},{time},{_procedure(study, job)},{_VIEW_CODES[position]},{_orientation(study, job)}"
+            f"{date},{time},{_procedure(study, job)},{_VIEW_CODES[position]},{_orientation(study, job)}",
         )
-        lines["split"].append(f"{dicom_id},{job.study_id},{job.subject_id},{job.split}")
-        lines["images"].append(image_path)
-        lines["record"].append(f"{job.subject_id},{job.study_id},{dicom_id},{image_path[:-4]}.dcm")
-        lines["boxes"] += [
-            f"{dicom_id},{name},{','.join(str(int(edge)) for edge in box)}"
-            for name, boxes in zip(names, view.boxes, strict=True)
-            for box in boxes
-        ]
+        rows.add("split", f"{dicom_id},{job.study_id},{job.subject_id},{job.split}")
+        rows.add("images", path)
+        rows.add("record", f"{job.subject_id},{job.study_id},{dicom_id},{path[:-4]}.dcm")
 
-    lines["study"] = [f"{job.subject_id},{job.study_id},{report_path}"]
-    _label_lines(lines, job, report)
-    exact = {finding.name for finding in study.findings}
-    flags = ",".join("1" if name in exact else "0" for name in FINDINGS)
-    lines["truth"] = [f"{job.subject_id},{job.study_id},{job.split},{flags}"]
-    lines["findings"] = [_truth_line(job, dicom_ids, report)]
-    rows.lines = lines
+    rows.add("study", f"{job.subject_id},{job.study_id},{report_path}")
+    _add_labels(rows, job, report)
+    rows.add("truth", f"{job.subject_id},{job.study_id},{job.split},{common.truth_flags(study)}")
+    rows.add("findings", _truth_line(job, dicom_ids, report))
     return rows
 
 
-def _label_lines(lines: dict[str, list[str]], job: _Job, report: PhantomReport) -> None:
-    labels = mimic_labels(report)
+def _add_labels(rows: Rows, job: _Job, report: PhantomReport) -> None:
+    labels = report_labels(report)
     cells = ",".join("" if labels[name] is None else str(labels[name]) for name in LABELS)
     keys = f"{job.subject_id},{job.study_id},"
-    lines["chexpert"] = [] if job.unlabelled else [keys + ("," * (len(LABELS) - 1) if job.blank_labels else cells)]
-    lines["negbio"] = [] if job.unlabelled else [keys + cells]
+    if not job.unlabelled:
+        rows.add("chexpert", keys + ("," * (len(LABELS) - 1) if job.blank_labels else cells))
+        rows.add("negbio", keys + cells)
     if job.split == "test":
         exact = exact_labels(job.study.findings)
-        lines["test"] = [f"{job.study_id}," + ",".join(str(exact[name]) for name in LABELS)]
-
-
-def mimic_labels(report: PhantomReport) -> dict[str, float | None]:
-    """What a report-labelling program would read from a report.
-
-    Args:
-        report: the report with its mentions.
-
-    Returns:
-        Each of the 14 labels to 1.0 (present), 0.0 (negated), -1.0 (uncertain) or None (not mentioned).
-    """
-    said = report.mentions
-    labels: dict[str, float | None] = {name: said.get(name) for name in LABELS}
-    labels["Lung Lesion"] = _strongest(said, ("Nodule", "Mass"))
-    labels["Pleural Other"] = said.get("Pleural Thickening")
-    opacity = _strongest(said, _OPACITIES)
-    # "No edema" says nothing about opacities in general; "no consolidation" does.
-    labels["Lung Opacity"] = opacity if opacity else _strongest(said, _AIRSPACE)
-    text = " ".join(report.sections.values())
-    if "enlargement of the cardiomediastinal silhouette" in text:
-        labels["Enlarged Cardiomediastinum"] = said.get("Cardiomegaly")
-    elif _NORMAL_MEDIASTINUM.search(text):
-        labels["Enlarged Cardiomediastinum"] = 0.0
-    found = any(value != 0.0 for name, value in said.items() if name != "Support Devices")
-    labels["No Finding"] = None if found else 1.0
-    return labels
-
-
-def _strongest(said: Mapping[str, float], names: tuple[str, ...]) -> float | None:
-    values = {said[name] for name in names if name in said}
-    return next((value for value in (1.0, -1.0, 0.0) if value in values), None)
-
-
-def exact_labels(findings: tuple[Finding, ...]) -> dict[str, float]:
-    """The 14 labels as what is there, whatever the report says.
-
-    Args:
-        findings: what there is to see.
-
-    Returns:
-        Each label to 1.0 or 0.0. An enlarged heart enlarges the cardiomediastinum.
-    """
-    there = {finding.name for finding in findings}
-    labels = {name: float(name in there) for name in LABELS}
-    labels["Enlarged Cardiomediastinum"] = float("Cardiomegaly" in there)
-    labels["Lung Lesion"] = float(bool(there & {"Nodule", "Mass"}))
-    labels["Lung Opacity"] = float(bool(there & set(_OPACITIES)))
-    labels["Pleural Other"] = float("Pleural Thickening" in there)
-    labels["No Finding"] = float(not there - {"Support Devices"})
-    return labels
+        rows.add("test", f"{job.study_id}," + ",".join(str(exact[name]) for name in LABELS))
 
 
 def _truth_line(job: _Job, dicom_ids: list[str], report: PhantomReport) -> str:
@@ -336,17 +229,7 @@ def _truth_line(job: _Job, dicom_ids: list[str], report: PhantomReport) -> str:
         "number": job.study.number,
         "views": list(job.study.views),
         "reader": job.study.reader,
-        "findings": [
-            {
-                "name": f.name,
-                "side": f.side,
-                "zone": f.zone,
-                "severity": f.severity,
-                "size_mm": f.size_mm,
-                "subtype": f.subtype,
-            }
-            for f in job.study.findings
-        ],
+        "findings": [common.describe_finding(finding) for finding in job.study.findings],
         "mentions": report.mentions,
     }
     return json.dumps(record)
@@ -379,9 +262,8 @@ def _orientation(study: Study, job: _Job) -> str:
     return "" if job.blank_view else "Recumbent" if study.views == ("AP",) else "Erect"
 
 
-def _write_tables(root: Path, spec: PhantomSpec, rows: list[_Rows]) -> None:
-    """Writes the tables in the order of the identifiers, then the checksums, last the manifest."""
-    rows.sort(key=lambda r: r.key)
+def _write_tables(root: Path, spec: PhantomSpec, rows: list[Rows]) -> dict[str, int | str]:
+    """Writes the tables in the order of the identifiers, then the checksums."""
     labels = ",".join(LABELS)
     tables = {
         "mimic-cxr-2.0.0-metadata.csv.gz": ("metadata", _METADATA),
@@ -391,33 +273,27 @@ def _write_tables(root: Path, spec: PhantomSpec, rows: list[_Rows]) -> None:
         "mimic-cxr-2.1.0-test-set-labeled.csv": ("test", "study_id," + labels),
         "cxr-record-list.csv.gz": ("record", "subject_id,study_id,dicom_id,path"),
         "cxr-study-list.csv.gz": ("study", "subject_id,study_id,path"),
-        "IMAGE_FILENAMES": ("images", ""),
+        "IMAGE_FILENAMES": ("images", None),
         "truth/labels.csv": ("truth", "subject_id,study_id,split," + ",".join(FINDINGS)),
-        "truth/boxes.csv": ("boxes", "dicom_id,finding,x0,y0,x1,y1"),
-        "truth/findings.jsonl": ("findings", ""),
+        "truth/boxes.csv": ("truth/boxes.csv", "dicom_id,finding,x0,y0,x1,y1"),
+        "truth/findings.jsonl": ("findings", None),
     }
     sums = [pair for row in rows for pair in row.sums]
     truth_sums = [pair for row in rows for pair in row.truth_sums]
     for name, (table, header) in tables.items():
-        lines = ([header] if header else []) + [line for row in rows for line in row.lines.get(table, ())]
-        data = ("\n".join(lines) + "\n").encode() if lines else b""
-        # A fixed time in the header: the same tables are the same bytes.
-        data = gzip.compress(data, mtime=0) if name.endswith(".gz") else data
-        (root / name).write_bytes(data)
-        (truth_sums if name.startswith("truth/") else sums).append((name, hashlib.sha256(data).hexdigest()))
+        pair = write_lines(root, name, header, lines_of(rows, table), compress=name.endswith(".gz"))
+        (truth_sums if name.startswith("truth/") else sums).append(pair)
     for name, text in (("README", _README), ("LICENSE.txt", _LICENSE)):
-        (root / name).write_text(text, encoding="utf-8", newline="\n")
-        sums.append((name, hashlib.sha256(text.encode()).hexdigest()))
-    index = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums))
-    (root / "SHA256SUMS.txt").write_text(index, encoding="utf-8", newline="\n")
-    index += "".join(f"{digest}  {name}\n" for name, digest in sorted(truth_sums))
-    facts = {
+        sums.append(write_lines(root, name, None, text.splitlines()))
+    index = [f"{digest}  {name}" for name, digest in sorted(sums)]
+    write_lines(root, "SHA256SUMS.txt", None, index)
+    index += [f"{digest}  {name}" for name, digest in sorted(truth_sums)]
+    return {
         "studies": len(rows),
-        "images": sum(len(row.lines["images"]) for row in rows),
+        "images": len(lines_of(rows, "images")),
         "patients": len({row.key[0] for row in rows}),
-        "sha256": hashlib.sha256(index.encode()).hexdigest(),
+        "sha256": hashlib.sha256("".join(line + "\n" for line in index).encode()).hexdigest(),
     }
-    finish_tree(root, LAYOUT, spec, facts)
 
 
 _README = """A phantom in the layout of MIMIC-CXR, drawn and worded by medvlp. No real patient is in it.

@@ -1,0 +1,169 @@
+"""The data module over any corpus: split × task × fraction, and the phantom in the corpus's layout."""
+
+import os
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medvlp.datamodules.base import RadiographDataModule, Split
+from medvlp.datasets.base import Dropped, RadiographDataset, Target
+from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.errors import ConfigError, DataError, TooManySkippedError
+from medvlp.phantom.model import PhantomSpec
+from medvlp.phantom.progress import write_with_progress
+from medvlp.splits import FRACTION_RULES, SplitInput, draw_fraction, make_split, split_names
+from medvlp.splits import Split as CorpusSplit
+
+_TARGETS: dict[str, tuple[Target, ...]] = {
+    "pairs": (),
+    "classification": (),
+    "segmentation": ("mask",),
+    "detection": ("boxes",),
+    "grounding": ("boxes", "mask"),
+}
+
+
+class CorpusDataModule(RadiographDataModule):
+    """What the data modules of the corpora share.
+
+    Args:
+        corpus: the corpus, not yet read.
+        task: what the samples are for: "pairs", "classification", "segmentation", "detection" or "grounding".
+        split: name of a split, see medvlp.splits; None takes the corpus's default.
+        split_seed: seed of the splits that are ours; published ones ignore it.
+        split_lists: folder with the list files of splits that only their authors can give.
+        check_split: a published split must have its published counts (phantoms are never held to them).
+        fraction_rule: how a fraction of the training split is drawn, see medvlp.splits.FRACTION_RULES.
+        phantom: if given, a phantom of this description is written at the root unless it is there already.
+        **kwargs: of :class:`~medvlp.datamodules.base.RadiographDataModule`.
+
+    Raises:
+        ConfigError: the labels do not allow the task, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        task: Task,
+        split: str | None = None,
+        split_seed: int = 0,
+        split_lists: str | None = None,
+        check_split: bool = True,
+        fraction_rule: str = "nested",
+        phantom: PhantomSpec | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        corpus.require_task(task)
+        names = split_names(corpus.name)
+        if split is not None and split not in names:
+            raise ConfigError(f'{corpus.title} has no split "{split}"; it has {", ".join(names)}')
+        if fraction_rule not in FRACTION_RULES:
+            raise ConfigError(f'there is no fraction rule "{fraction_rule}"; there are {", ".join(FRACTION_RULES)}')
+        self.corpus = corpus
+        self.task = task
+        self.split = split or names[0]
+        self.split_seed = split_seed
+        self.split_lists = split_lists
+        self.check_split = check_split
+        self.fraction_rule = fraction_rule
+        self.phantom = phantom
+        self.targets = _TARGETS[task]
+        self.cache_name = corpus.name
+        self.image_root = corpus.root
+        self._records: Records | None = None
+        self._input: SplitInput | None = None
+        self._split: CorpusSplit | None = None
+        # the reports of a corpus are broken when they are for pairs
+        corpus.on_error = self.on_error
+
+    def prepare_data(self) -> None:
+        """Write the phantom, if one is asked for and not there yet (one process per machine calls this).
+
+        Raises:
+            DataError: root holds something else, such as a phantom of another description.
+        """
+        if self.phantom is not None:
+            workers = min(os.cpu_count() or 1, 4)
+            write_with_progress(self.corpus.name, self.corpus.root, self.phantom, workers=workers)
+
+    @property
+    def records(self) -> Records:
+        """All records of the corpus for the task, over all splits; indexed once.
+
+        Raises:
+            TooManySkippedError: more broken items than ``max_skipped`` allows.
+        """
+        if self._records is None:
+            records = self.corpus.records(self.task)
+            broken = int(records.dropped["broken"].sum())
+            listed = len(records) + broken
+            if broken > self.max_skipped * listed:
+                raise TooManySkippedError(
+                    f"{broken} of the {listed} items of {self.corpus.root} cannot be used"
+                    f" ({records.dropped.attrs.get('counts', {})}), more than max_skipped: {self.max_skipped} allows;"
+                    f" look at: medvlp doctor {self.corpus.name} {self.corpus.root}"
+                )
+            self._records = records
+        return self._records
+
+    @property
+    def split_result(self) -> CorpusSplit:
+        """The split, with counts, hashes and leaks; its ``digest`` belongs into every result.
+
+        Raises:
+            DataError: a published split does not have its published counts, and ``check_split`` is on.
+        """
+        if self._split is None:
+            self._input = self.corpus.split_input(self.records)
+            self._split = make_split(
+                self.corpus.name,
+                self.split,
+                self._input,
+                seed=self.split_seed,
+                lists=self.split_lists,
+                strict=self.check_split and not self.corpus.is_phantom,
+            )
+        return self._split
+
+    def read(self, split: Split) -> RadiographDataset:
+        """One part of the split; empty if the split has no such part.
+
+        Raises:
+            DataError: the split has no training part.
+        """
+        parts = self.split_result.parts
+        if split not in parts and split == "train":
+            raise DataError(f'the split "{self.split}" of {self.corpus.title} has only {", ".join(parts)}, no train')
+        records = self.records
+        dropped = Dropped()
+        if split not in parts:
+            table = records.table.slice(0, 0)
+        else:
+            before = records.take(parts[split])
+            table = self.corpus.after_split(before)
+            gone = np.flatnonzero(~np.isin(before.column("id").to_pylist(), table.column("id").to_pylist()))
+            ids = before.column("id").take(gone).to_pylist()
+            dropped.extend(ids, parts[split].records[gone].tolist(), "left out by the corpus's options after the split")
+        return RadiographDataset(
+            table, dropped=dropped.frame(), on_error=self.on_error, box_names=records.box_names
+        )
+
+    def reduced(self, train: RadiographDataset) -> RadiographDataset:
+        """The share of the training split that ``fraction`` and ``fraction_rule`` ask for."""
+        part = self.split_result.parts["train"]
+        assert self._input is not None
+        keep = draw_fraction(self.fraction_rule, self.fraction, self._input, part, seed=self.seed)
+        chosen = self._input.ids[part.records[keep]]
+        return train.subset(np.isin(train.ids, chosen))
+
+    @property
+    def skipped_at_index(self) -> pd.DataFrame:
+        """Everything left out while indexing, with columns split ("" before the split), id, row, reason and broken."""
+        after = super().skipped_at_index
+        if self._records is None:
+            return after
+        before = self._records.dropped.assign(split="")[["split", "id", "row", "reason", "broken"]]
+        return pd.concat([before, after], ignore_index=True) if len(after) else before

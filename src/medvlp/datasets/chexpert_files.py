@@ -1,0 +1,72 @@
+"""Where the images of CheXpert lie: in one tree, or in the batches of the download."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from medvlp.errors import DataError
+
+_THREADS = 16
+
+
+def patient_folders(root: Path, batches: Sequence[Path], pool: str, source: str) -> dict[str, str]:
+    """Find the folder of every patient of a released part.
+
+    Args:
+        root: folder of the corpus.
+        batches: folders of the release below it. The download holds the training patients directly in them, those of
+            the validation set in their folder ``valid``.
+        pool: "train", "valid" or "test".
+        source: where to get the corpus, for the remedy in errors.
+
+    Returns:
+        Patient to path.
+
+    Raises:
+        DataError: there is no such folder, or a patient is in two of them.
+    """
+    places = [root / pool, *(b / pool for b in batches), *(batches if pool == "train" else ())]
+    found: dict[str, str] = {}
+    for place in places:
+        try:
+            with os.scandir(place) as entries:
+                # links to folders are fine; whether they lead out of the corpus is for the doctor
+                folders = [e.path for e in entries if e.name.startswith("patient") and e.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for path in folders:
+            patient = os.path.basename(path)
+            if patient in found:
+                raise DataError(
+                    f"{patient} lies in {os.path.dirname(found[patient])} and in {place}; set root to one release"
+                )
+            found[patient] = path
+    if not found:
+        raise DataError(f"no folder of a patient lies in {' or '.join(map(str, places))}; get the images from {source}")
+    return found
+
+
+def views_of(folders: Mapping[str, str], patients: Iterable[str]) -> set[str]:
+    """List the images of patients: "patient00001/study1/view1_frontal.jpg" and so on.
+
+    Threads, because on a network disk the listing of 250,000 folders waits for the disk.
+
+    Args:
+        folders: patient to path.
+        patients: whom to list; those without a folder have no images.
+    """
+    there = [(p, folders[p]) for p in patients if p in folders]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return {f"{patient}/{name}" for patient, names in pool.map(_views, there, chunksize=256) for name in names}
+
+
+def _views(patient: tuple[str, str]) -> tuple[str, list[str]]:
+    names = []
+    with os.scandir(patient[1]) as studies:
+        for study in studies:
+            try:
+                names += [f"{study.name}/{name}" for name in os.listdir(study.path)]
+            except NotADirectoryError:
+                continue  # a stray file beside the studies
+    return patient[0], names

@@ -1,0 +1,212 @@
+"""What every corpus is: released files under a root, turned into records that splits, tasks and tools read alike."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError
+from medvlp.datasets.tables import Table, TableSpec, read_table
+from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.splits import Part, SplitInput
+
+Task = Literal["pairs", "classification", "segmentation", "detection", "grounding"]
+TASKS: tuple[str, ...] = ("pairs", "classification", "segmentation", "detection", "grounding")
+
+
+@dataclass(frozen=True)
+class Records:
+    """All records of a corpus for a task, over all splits, in the documented order of the corpus.
+
+    Args:
+        table: N rows with the columns of :data:`~medvlp.datasets.base.RESERVED_COLUMNS` that the corpus knows (id and
+            image at least) and one float32 column per label; see :func:`~medvlp.datasets.base.make_table`.
+        dropped: what was left out, with columns id, row, reason, broken.
+        box_names: names of the classes that ``box_labels`` counts, for detection.
+        rows: (R,) int64, for each row of the released label table, in the order of the file, the record that it belongs
+            to; None if there is one row per record, in the same order.
+        row_shapes: (R,) the shape that each row of the label table holds, "" for none; only where ``rows`` is given and
+            a split may tear the rows of an image apart (SIIM).
+    """
+
+    table: pa.Table
+    dropped: pd.DataFrame
+    box_names: tuple[str, ...] = ()
+    rows: np.ndarray | None = None
+    row_shapes: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the label columns."""
+        return tuple(c for c in self.table.column_names if c not in RESERVED_COLUMNS)
+
+    def column(self, name: str, default: str = "") -> np.ndarray:
+        """A text column as an object array, ``default`` throughout if the corpus has none."""
+        if name not in self.table.column_names:
+            return np.full(len(self.table), default, dtype=object)
+        return np.asarray(self.table.column(name).to_pylist(), dtype=object)
+
+    def take(self, part: Part) -> pa.Table:
+        """The records of one part of a split, with the rows that the part holds and no others."""
+        table = self.table.take(pa.array(part.records))
+        if part.rows is None or self.rows is None or self.row_shapes is None:
+            return table
+        place = {int(r): i for i, r in enumerate(part.records)}
+        shapes: list[list[str]] = [[] for _ in part.records]
+        for row in part.rows:
+            if self.row_shapes[row]:
+                shapes[place[int(self.rows[row])]].append(self.row_shapes[row])
+        at = table.column_names.index("shapes")
+        return table.set_column(at, "shapes", pa.array(shapes, type=pa.large_list(pa.large_string())))
+
+
+class Corpus(ABC):
+    """A corpus as released, under a folder.
+
+    Subclasses name what they are in class attributes and implement :meth:`records`. Nothing is read before it is asked
+    for. Whatever is left out is listed in ``Records.dropped``; with ``on_error: raise`` the first broken item is an
+    error instead.
+
+    Args:
+        root: folder of the corpus.
+        on_error: "raise" an error on the first broken item, or "skip": leave it out, counted and listed.
+
+    Raises:
+        ConfigError: an unknown ``on_error``.
+    """
+
+    name: ClassVar[str]
+    """Layout name: of ``medvlp phantom --layout``, ``medvlp doctor`` and :mod:`medvlp.splits`."""
+    title: ClassVar[str]
+    """The corpus's own name."""
+    source: ClassVar[str]
+    """Where it is to be had, for the remedy in errors."""
+    tasks: ClassVar[tuple[Task, ...]]
+    """What its labels allow; the first is the default."""
+    tables: ClassVar[tuple[TableSpec, ...]]
+    """The released tables."""
+    image_folders: ClassVar[tuple[str, ...]] = ()
+    """Folders below the root that hold images; the doctor counts files there that no record names."""
+    image_counts: ClassVar[dict[str, int]] = {}
+    """Folder to the number of image files that the release has in it."""
+
+    def __init__(self, root: str | Path, *, on_error: OnError = "raise") -> None:
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f'on_error is "raise" or "skip", not "{on_error}"')
+        self.root = Path(root)
+        self.on_error = on_error
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether the folder is a phantom tree, whose counts are not those of the release."""
+        return (self.root / "phantom.json").is_file()
+
+    @property
+    def remedy(self) -> str:
+        """What to do when the corpus is not there."""
+        return f"{self.source}, or write a phantom with: medvlp phantom --layout {self.name} --root {self.root}"
+
+    def read_table(self, name: str) -> Table:
+        """Read one of :attr:`tables` by its file name.
+
+        Raises:
+            DataError: see :func:`~medvlp.datasets.tables.read_table`.
+        """
+        self.require_root()
+        spec = next(s for s in self.tables if s.name == name)
+        return read_table(self.root, spec, source=self.remedy)
+
+    def has_table(self, name: str) -> bool:
+        """Whether the file of one of :attr:`tables` is there."""
+        return next(s for s in self.tables if s.name == name).find(self.root) is not None
+
+    def require_root(self) -> None:
+        """Raise unless the folder exists.
+
+        Raises:
+            DataError: it does not.
+        """
+        if not self.root.is_dir():
+            raise DataError(f"the {self.title} folder {self.root} does not exist; get it from {self.remedy}")
+
+    def require_task(self, task: str | None) -> None:
+        """Raise unless the labels allow a task.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if task is not None and task not in self.tasks:
+            raise ConfigError(f"{self.title} has no labels for {task}; it serves {', '.join(self.tasks)}")
+
+    def broken(self, dropped: Dropped, item_id: str, row: int, reason: str, where: str, remedy: str = "") -> None:
+        """Note a broken item, or raise it, as ``on_error`` says.
+
+        Args:
+            dropped: where it is noted.
+            item_id: identifier of the item.
+            row: 0-based row in its table.
+            reason: what is wrong, in a few words.
+            where: file (and column) that says so.
+            remedy: what to do; the default is to get the corpus again.
+
+        Raises:
+            UnreadableItemError: ``on_error`` is "raise".
+        """
+        if self.on_error == "raise":
+            remedy = remedy or f"get the file again from {self.source}"
+            raise UnreadableItemError(
+                f"{where}, row {row}, item {item_id}: {reason}; {remedy}, or set on_error: skip to leave it out",
+                item_id=item_id,
+                reason=reason,
+            )
+        dropped.add(item_id, row, reason, broken=True)
+
+    @abstractmethod
+    def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
+        """Index the corpus.
+
+        Args:
+            task: what the records are for; None takes every image with all that is known about it.
+            pools: only records of these released parts (see :class:`~medvlp.splits.SplitInput`); None for all.
+
+        Returns:
+            The records in the documented order.
+
+        Raises:
+            DataError: the folder, a table or a column is missing.
+            UnreadableItemError: an item is broken and ``on_error`` is "raise".
+            ConfigError: the labels do not allow the task.
+        """
+
+    def after_split(self, table: pa.Table) -> pa.Table:
+        """What is done to each part of a split: filters and label policies that the recipes must not see yet.
+
+        Published recipes draw from all rows and look at raw labels; the choice of views or of a treatment of uncertain
+        labels comes later. The default changes nothing.
+        """
+        return table
+
+    def split_input(self, records: Records) -> SplitInput:
+        """What a split recipe may look at."""
+        frame = records.table.select(list(records.label_names)).to_pandas()
+        ids = records.column("id")
+        patients = records.column("patient")
+        views = records.column("view")
+        upper = pd.Series(views, dtype=object).str.upper()
+        return SplitInput(
+            ids=ids,
+            patients=np.where(patients == "", ids, patients),
+            pool=records.column("pool"),
+            views=views,
+            frontal=~upper.isin(("LATERAL", "LL", "RL", "LLAT", "RLAT")).to_numpy(),
+            labels=frame,
+            rows=records.rows,
+        )

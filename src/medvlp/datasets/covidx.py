@@ -1,0 +1,176 @@
+"""COVIDx: images of several sources in ``train/`` and ``test/``, and text lists that class them.
+
+The lists have no header. A line is ``patient file class [source]``, separated by blanks; in the older lists a patient's name
+may itself hold a blank. So the file is the word that ends in an image extension, what precedes it is the patient, the
+next word the class. Lists are named by their version, since versions differ in images, classes and sizes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from medvlp.datasets.base import Dropped, OnError, make_table
+from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.folders import IMAGE_SUFFIXES, image_files
+from medvlp.errors import ConfigError, DataError
+
+Classes = Literal["three", "binary"]
+
+THREE: dict[str, str] = {"normal": "Normal", "pneumonia": "Pneumonia", "covid-19": "COVID-19"}
+"""Class of the lists, in lower case, to label."""
+_BINARY = ("negative", "positive")
+_COVID = ("positive", "covid-19")
+_KAGGLE = {"train": "train.txt", "validate": "val.txt", "test": "test.txt"}
+_FOLDERS = {"train": "train", "validate": "val", "test": "test"}
+
+
+class COVIDx(Corpus):
+    """COVIDx in any version of its lists.
+
+    Records are images in the order of the train list, the validation list (COVIDx CXR-4) and the test list. The id is the
+    file name, the patient the first field; for images from RSNA that is the image itself.
+
+    Args:
+        root: folder with the lists and the folders ``train`` and ``test`` (and ``val``).
+        version: name of the lists: "COVIDx9A" reads train_COVIDx9A.txt and test_COVIDx9A.txt, in the root or in ``labels``;
+            "kaggle" reads train.txt, test.txt and, where it is there, val.txt.
+        classes: "three" has the labels Normal, Pneumonia and COVID-19, "binary" COVID-19 alone. A list of positive
+            and negative cannot give three: MGCA's code takes each of its lines as COVID-19, silently; here it is an error.
+        on_error: "raise" on a broken line or a missing image, or "skip" (drop and count) them.
+
+    Raises:
+        ConfigError: ``version`` is no name of lists, or ``classes`` is neither of the two.
+    """
+
+    name = "covidx"
+    title = "COVIDx"
+    source = "Kaggle's andyczhao/covidx-cxr2 (images), and the folder labels of the COVID-Net repository (lists)"
+    tasks = ("classification",)
+    tables = ()
+    image_folders = ("train", "val", "test")
+
+    def __init__(
+        self, root: str | Path, *, version: str, classes: Classes = "three", on_error: OnError = "raise"
+    ) -> None:
+        super().__init__(root, on_error=on_error)
+        if not version or "/" in version or "\\" in version:
+            raise ConfigError(
+                f'version: "{version}" names no lists of COVIDx; "COVIDx9A" stands for train_COVIDx9A.txt, "kaggle" for'
+                " train.txt"
+            )
+        if classes not in ("three", "binary"):
+            raise ConfigError(f'classes is "three" or "binary", not "{classes}"')
+        self.version = version
+        self.classes = classes
+
+    def list_path(self, pool: str) -> Path | None:
+        """The list of a part ("train", "validate" or "test"), or None where it is not there."""
+        if self.version == "kaggle":
+            names = [_KAGGLE[pool]]
+        else:
+            starts = ("val", "valid") if pool == "validate" else (pool,)
+            names = [f"{start}_{self.version}.txt" for start in starts]
+        places = (folder / name for folder in (self.root, self.root / "labels") for name in names)
+        return next((p for p in places if p.is_file()), None)
+
+    def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
+        """Images in the order of the lists; see :meth:`Corpus.records`."""
+        self.require_task(task)
+        self.require_root()
+        dropped = Dropped()
+        parts = []
+        for pool in _FOLDERS:
+            if pools is not None and pool not in pools:
+                continue
+            path = self.list_path(pool)
+            if path is None and pool == "validate" and pools is None:
+                continue
+            if path is None:
+                there = ", ".join(sorted(p.name for f in (self.root, self.root / "labels") for p in f.glob("*.txt")))
+                raise DataError(
+                    f"{self.root} has no {pool} list of version {self.version}; it has {there or 'no list'}; get the list"
+                    f" from {self.remedy}, or set version to one that is there"
+                )
+            parts.append(self._read_list(pool, path, dropped))
+        if not parts:
+            raise DataError(f"COVIDx has the parts {', '.join(_FOLDERS)}, not {', '.join(pools or ())}")
+        lines = pd.concat(parts, ignore_index=True)
+        self._require_vocabulary(lines)
+        lines = self._on_disk(self._unique(lines, dropped), dropped)
+        labels = pd.DataFrame({"COVID-19": lines["label"].isin(_COVID)})
+        if self.classes == "three":
+            labels = pd.DataFrame({label: lines["label"] == word for word, label in THREE.items()})
+        columns = {"id": lines["file"], "image": lines["image"], "patient": lines["patient"], "pool": lines["pool"]}
+        return Records(make_table(columns, labels.astype("float32")), dropped.frame())
+
+    def _read_list(self, pool: str, path: Path, dropped: Dropped) -> pd.DataFrame:
+        """Columns pool, list, row (0-based line), patient, file, label (in lower case)."""
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no text in UTF-8; get it again from {self.remedy}") from error
+        if not text.strip():
+            raise DataError(f"{path} is an empty file; get it again from {self.remedy}")
+        rows = []
+        for row, line in enumerate(text.split("\n")):
+            words = line.split()
+            if not words:
+                continue
+            files = [i for i, word in enumerate(words) if word.lower().endswith(IMAGE_SUFFIXES)]
+            at = files[0] if files else 0
+            if len(files) != 1 or at == 0 or len(words) - at not in (2, 3):
+                reason = "malformed line: it must read patient, file, class and perhaps source"
+                self.broken(dropped, words[at] if files else "", row, reason, str(path))
+                continue
+            label = words[at + 1].lower()
+            if label not in THREE and label not in _BINARY:
+                self.broken(dropped, words[at], row, "unknown class", str(path))
+                continue
+            name = words[at].replace("\\", "/").rpartition("/")[2]
+            rows.append((pool, path, row, " ".join(words[:at]), name, label))
+        return pd.DataFrame(rows, columns=["pool", "list", "row", "patient", "file", "label"])
+
+    def _require_vocabulary(self, lines: pd.DataFrame) -> None:
+        binary = lines[lines["label"].isin(_BINARY)]
+        if not len(binary):
+            return
+        first = binary.iloc[0]
+        if len(binary) < len(lines):
+            raise DataError(
+                f"{first['list']}, row {first['row']}: the lists mix {'/'.join(_BINARY)} with {'/'.join(THREE)}; take all"
+                f" lists of one version, from {self.remedy}"
+            )
+        if self.classes == "three":
+            raise ConfigError(
+                f"{first['list']} knows only positive and negative, so classes: three cannot be had from it; set classes:"
+                " binary, or a version with three classes, such as COVIDx9A"
+            )
+
+    def _unique(self, lines: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
+        """One line per file: repeats are counted, contradictions and files in two lists are broken."""
+        later = lines.duplicated("file")
+        same = later & lines.duplicated(["list", "patient", "file", "label"])
+        dropped.extend(lines["file"][same], lines["row"][same], "repeats an earlier line")
+        first = lines.drop_duplicates("file").set_index("file")["list"]
+        for line in lines[later & ~same].itertuples():
+            other = first[line.file]
+            reason = "contradicts an earlier line" if other == line.list else f"also listed in {other.name}"
+            self.broken(dropped, line.file, line.row, reason, str(line.list))
+        return lines[~later]
+
+    def _on_disk(self, lines: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
+        """The lines whose image is there, with its path in the column image."""
+        lines = lines.assign(image="")
+        for pool in lines["pool"].unique():
+            folder = self.root / _FOLDERS[pool]
+            files = image_files([folder])
+            if not files:
+                raise DataError(f"{folder} is missing or holds no image; get the images from {self.remedy}")
+            of_pool = lines["pool"] == pool
+            lines.loc[of_pool, "image"] = lines["file"][of_pool].map(files).fillna("")
+        for line in lines[lines["image"] == ""].itertuples():
+            where = f"{line.list} (sought in {self.root / _FOLDERS[line.pool]})"
+            self.broken(dropped, line.file, line.row, "missing image file", where)
+        return lines[lines["image"] != ""].reset_index(drop=True)

@@ -1,0 +1,318 @@
+"""NIH ChestX-ray14 (CXR8): 112,120 frontal images, 14 labels mined from reports, and boxes of 880 test images.
+
+Expected under the root: ``Data_Entry_2017_v2020.csv`` or the older ``Data_Entry_2017.csv``, the images in
+``images_001/images`` … ``images_012/images`` (or in ``images``, or in the root itself), and, for what needs them,
+``train_val_list.txt``, ``test_list.txt`` and ``BBox_List_2017.csv``. The folder of an image follows from no id, so an index
+of all folders finds it.
+"""
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table
+from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.folders import image_files, read_headers
+from medvlp.datasets.tables import TableSpec
+from medvlp.errors import ConfigError, DataError
+
+LabelsVersion = Literal["auto", "v2020", "2017"]
+
+NIH_14: tuple[str, ...] = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+"""The 14 labels in NIH's order, which MedKLIP, KAD, MRM and MaCo share."""
+
+NO_FINDING = "No Finding"
+
+BOX_CLASSES: tuple[str, ...] = NIH_14[:8]
+"""The classes with boxes; the table calls Infiltration ``Infiltrate``."""
+
+_TABLES = {"v2020": "Data_Entry_2017_v2020.csv", "2017": "Data_Entry_2017.csv"}
+_LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
+_BOX_TABLE = "BBox_List_2017.csv"
+_BOX_COLUMNS = ["Bbox [x", "y", "w", "h]"]
+_BOX_SPACE = 1024.0  # pixels: boxes are given on images of this side
+
+
+class ChestXray14(Corpus):
+    """NIH ChestX-ray14.
+
+    Records are images in the order of the label table; ``pool`` says "train_val" or "test" by the official lists, "" where
+    these are not there. For "detection" they are the images with boxes, for "grounding" the pairs of such an image
+    and a class, whose name is the text; the other images were not searched for boxes, so they are no negatives. Boxes are
+    scaled from the 1024 pixels of the release to the size of the file.
+
+    Args:
+        root: folder of the corpus.
+        labels_version: "v2020", "2017" (the tables differ in about 0.16 % of the rows), or "auto": the newer that is there.
+        classes: labels to keep, in this order; None keeps the 14 and "No Finding".
+        views: values of View Position to keep, once the split is made.
+        on_error: "raise" on a missing image or a broken row, or "skip" (drop and count) them.
+
+    Raises:
+        ConfigError: an unknown ``labels_version`` or class.
+    """
+
+    name = "cxr14"
+    title = "ChestX-ray14"
+    source = "the NIH Clinical Center's ChestXray-NIHCC"
+    tasks = ("classification", "detection", "grounding")
+    tables = (
+        *(
+            TableSpec(
+                name,
+                ("Image Index", "Finding Labels", "Patient ID", "View Position"),
+                key=("Image Index",),
+                required=False,
+                needed_for=f"labels_version: {version}",
+                rows={112_120: "the release"},
+            )
+            for version, name in _TABLES.items()
+        ),
+        TableSpec(
+            _BOX_TABLE,
+            ("Image Index", "Finding Label", *_BOX_COLUMNS),
+            key=("Image Index", "Finding Label", *_BOX_COLUMNS),
+            required=False,
+            needed_for="detection and grounding",
+            rows={984: "the release"},
+            open_rows=True,
+        ),
+    )
+    image_folders = ("images", *(f"images_{n:03d}" for n in range(1, 13)))
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        labels_version: LabelsVersion = "auto",
+        classes: Sequence[str] | None = NIH_14,
+        views: Sequence[str] = ("PA", "AP"),
+        on_error: OnError = "raise",
+    ) -> None:
+        super().__init__(root, on_error=on_error)
+        if labels_version not in ("auto", *_TABLES):
+            raise ConfigError(f'labels_version is auto, {" or ".join(_TABLES)}, not "{labels_version}"')
+        known = (*NIH_14, NO_FINDING)
+        if unknown := [c for c in classes or () if c not in known]:
+            raise ConfigError(f"{self.title} has no label {', '.join(unknown)}; it has {', '.join(known)}")
+        self.labels_version = labels_version
+        self.classes = tuple(classes) if classes is not None else known
+        self.views = tuple(v.upper() for v in views)
+
+    def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
+        """Images, or (image, class) for "grounding", in the order of the label table; see :meth:`Corpus.records`."""
+        self.require_task(task)
+        self.require_root()
+        dropped = Dropped()
+        images = self._listed(dropped, pools)
+        boxed = task in ("detection", "grounding")
+        boxes = None
+        if boxed or (task is None and self.has_table(_BOX_TABLE)):
+            boxes, bad = self._box_rows(images, dropped, every=pools is None)
+            # an image with a broken box is left out as a whole: its other boxes alone would be a wrong answer
+            images = images[~images["id"].isin(bad)]
+            images = images[images["id"].isin(boxes["id"])] if boxed else images
+        images = self._on_disk(images, dropped)
+        if boxes is None:
+            return Records(self._table(images), dropped.frame())
+        images, boxes = self._scaled(images, boxes, dropped)
+        if task == "grounding":
+            images = images.merge(boxes[["id", "class"]].drop_duplicates().sort_values(["id", "class"]), on="id")
+            images["text"] = [BOX_CLASSES[c] for c in images["class"]]
+        return Records(self._table(images, boxes), dropped.frame(), box_names=BOX_CLASSES)
+
+    def after_split(self, table: pa.Table) -> pa.Table:
+        """The chosen views and labels; records of a blank view stay."""
+        views = pd.Series(table.column("view").to_pylist(), dtype=object).str.upper()
+        table = table.filter(pa.array(views.isin((*self.views, "")).to_numpy(dtype=bool)))
+        return table.select([c for c in table.column_names if c in RESERVED_COLUMNS] + list(self.classes))
+
+    @property
+    def label_table(self) -> str:
+        """Name of the label table that is read.
+
+        Raises:
+            DataError: it is not there.
+        """
+        wanted = list(_TABLES) if self.labels_version == "auto" else [self.labels_version]
+        found = next((_TABLES[v] for v in wanted if self.has_table(_TABLES[v])), None)
+        if found is None:
+            names = " or ".join(_TABLES[v] for v in wanted)
+            raise DataError(f"{self.root / names} is missing; get it from {self.remedy}")
+        return found
+
+    def _listed(self, dropped: Dropped, pools: Sequence[str] | None) -> pd.DataFrame:
+        """Rows of the label table that can be used: id, patient, view, pool and the 15 labels; the index is the row."""
+        table = self.read_table(self.label_table)
+        if table.repeated:
+            ids = ["repeated row"] * len(table.repeated)
+            dropped.extend(ids, table.repeated, "repeats an earlier row")
+        frame = table.frame
+        found = frame["Finding Labels"].str.replace(r"\s*\|\s*", "|", regex=True).str.get_dummies("|")
+        unknown = found.columns.difference([*NIH_14, NO_FINDING])
+        labels = found.reindex(columns=[*NIH_14, NO_FINDING], fill_value=0)
+        number = pd.to_numeric(frame["Patient ID"], errors="coerce")
+        patient = number.fillna(-1).astype("int64").astype(str).str.zfill(8)
+        reasons = {
+            "blank id": frame["Image Index"] == "",
+            "blank label": frame["Finding Labels"] == "",
+            "unknown label": found[unknown].any(axis=1),
+            "No Finding beside a finding": (labels[NO_FINDING] == 1) & (labels.sum(axis=1) > 1),
+            "Patient ID is no number": number.isna(),
+            "Patient ID is not that of the file name": frame["Image Index"].str[:8] != patient,
+        }
+        wrong = pd.Series(False, index=frame.index)
+        for reason, rows in reasons.items():
+            for row in frame.index[rows & ~wrong]:
+                self.broken(dropped, frame["Image Index"][row], row, reason, str(table.path))
+            wrong |= rows
+        pool = self._pools(set(frame["Image Index"]), dropped, required=pools is not None)
+        images = pd.DataFrame(
+            {
+                "id": frame["Image Index"],
+                "patient": patient,
+                "study": frame["Image Index"].str.rpartition(".")[0],
+                "view": frame["View Position"],
+                "pool": frame["Image Index"].map(pool).fillna(""),
+            }
+        )
+        images = pd.concat([images, labels.astype("float32")], axis=1)[~wrong]
+        return images if pools is None else images[images["pool"].isin(pools)]
+
+    def _pools(self, known: set[str], dropped: Dropped, required: bool) -> dict[str, str]:
+        """Image name to "train_val" or "test"; empty where neither list is there."""
+        candidates = {n: (self.root / f, self.root / f"{f}.gz") for n, f in _LISTS.items()}
+        paths = {name: next((p for p in both if p.is_file()), None) for name, both in candidates.items()}
+        missing = [file for name, file in _LISTS.items() if paths[name] is None]
+        if len(missing) == 1 or (missing and required):
+            raise DataError(f"{self.root / missing[0]} (for the official split) is missing; get it from {self.remedy}")
+        pool: dict[str, str] = {}
+        for name, path in paths.items():
+            if path is None:
+                continue
+            for row, image in enumerate(self._read_list(path)):
+                if not image:
+                    continue
+                if image not in known:
+                    self.broken(dropped, image, row, f"not in {self.label_table}", str(path))
+                elif image not in pool:
+                    pool[image] = name
+                elif pool[image] == name:
+                    dropped.add(image, row, "repeats an earlier line")
+                else:
+                    raise DataError(f"{path}, row {row}: {image} is in both official lists; get them from {self.remedy}")
+        return pool
+
+    def _read_list(self, path: Path) -> list[str]:
+        try:
+            data = path.read_bytes()
+            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read ({type(error).__name__}); get it from {self.remedy}") from error
+        return [line.strip() for line in text.split("\n")]
+
+    def _on_disk(self, images: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
+        """The images whose file is there, with its path in the column image."""
+        folders = [f / "images" for f in sorted(self.root.glob("images_*"))] + sorted(self.root.glob("images_*"))
+        files = image_files([*folders, self.root / "images", self.root])
+        if not files:
+            raise DataError(
+                f"{self.root} holds no image, neither in images_*/images nor in images nor in itself; get them from"
+                f" {self.remedy}"
+            )
+        images = images.assign(image=images["id"].map(files))
+        absent = images["image"].isna()
+        for row in images.index[absent]:
+            where = f"{self.root / self.label_table} (sought in the image folders)"
+            self.broken(dropped, images["id"][row], row, "missing image file", where)
+        return images[~absent]
+
+    def _box_rows(self, images: pd.DataFrame, dropped: Dropped, every: bool) -> tuple[pd.DataFrame, set[str]]:
+        """Boxes (id, class, x0, y0, x1, y1, row) of the images, in the 1024 pixels of the release, and ids of broken ones.
+
+        Args:
+            images: of any pool, or of some of them.
+            dropped: where broken ones are noted.
+            every: whether ``images`` are all images, so that a box of another one is an error.
+        """
+        table = self.read_table(_BOX_TABLE)
+        dropped.extend(["repeated row"] * len(table.repeated), table.repeated, "repeats an earlier row")
+        frame = table.frame
+        numbers = frame[_BOX_COLUMNS].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+        corners = np.hstack([numbers[:, :2], numbers[:, :2] + numbers[:, 2:]])
+        classes = frame["Finding Label"].replace("Infiltrate", "Infiltration")
+        known = frame["Image Index"].isin(images["id"])
+        reasons = {
+            "box with a value that is no number": ~np.isfinite(numbers).all(axis=1),
+            "unknown class": ~classes.isin(BOX_CLASSES).to_numpy(),
+            "empty box": (numbers[:, 2:] <= 0).any(axis=1),
+            "box outside the image": (corners[:, :2] < 0).any(axis=1) | (corners[:, 2:] > _BOX_SPACE).any(axis=1),
+            f"not in {self.label_table}": ~known.to_numpy() if every else np.zeros(len(frame), dtype=bool),
+        }
+        wrong = np.zeros(len(frame), dtype=bool)
+        for reason, rows in reasons.items():
+            for at in np.flatnonzero(rows & ~wrong):
+                self.broken(dropped, frame["Image Index"].iloc[at], int(frame.index[at]), reason, str(table.path))
+            wrong |= rows
+        boxes = pd.DataFrame(corners, columns=["x0", "y0", "x1", "y1"], index=frame.index)
+        boxes.insert(0, "id", frame["Image Index"])
+        boxes.insert(1, "class", classes.map({c: i for i, c in enumerate(BOX_CLASSES)}).fillna(-1).astype(int))
+        return boxes[~wrong & known.to_numpy()], set(frame["Image Index"][wrong])
+
+    def _scaled(
+        self, images: pd.DataFrame, boxes: pd.DataFrame, dropped: Dropped
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The boxes in pixels of the files, and the images but those whose size cannot be read."""
+        boxed = images[images["id"].isin(boxes["id"])]
+        headers = read_headers(boxed["image"].tolist())
+        unread = [not header.width or not header.height for header in headers]
+        for row, header in zip(boxed.index[unread], np.array(headers, dtype=object)[unread], strict=True):
+            self.broken(dropped, boxed["id"][row], row, header.problem or "unknown image size", boxed["image"][row])
+        size = pd.DataFrame([(h.width, h.height) for h in headers], index=boxed["id"], columns=["w", "h"])
+        boxes = boxes[boxes["id"].isin(boxed["id"][~np.array(unread, dtype=bool)])]
+        scale = size.reindex(boxes["id"]).to_numpy(dtype=np.float64) / _BOX_SPACE
+        boxes[["x0", "y0", "x1", "y1"]] *= np.hstack([scale, scale])
+        return images.drop(index=boxed.index[unread]), boxes
+
+    @staticmethod
+    def _table(images: pd.DataFrame, boxes: pd.DataFrame | None = None) -> pa.Table:
+        labels = images[[*NIH_14, NO_FINDING]]
+        names = ["id", "image", "patient", "study", "view", "pool"]
+        columns = {name: images[name] for name in names}
+        if boxes is None:
+            return make_table(columns, labels)
+        keys = ["id"]
+        if "text" in images:
+            columns |= {"id": images["id"] + "_" + images["text"], "text": images["text"]}
+            keys.append("class")
+        grouped = {key: rows for key, rows in boxes.groupby(keys)}
+        own = [grouped.get(key) for key in images[keys].itertuples(index=False, name=None)]
+        corners = [[] if rows is None else rows[["x0", "y0", "x1", "y1"]].to_numpy().tolist() for rows in own]
+        return make_table(
+            columns,
+            labels,
+            boxes=corners,
+            box_labels=[[] if rows is None else rows["class"].tolist() for rows in own],
+            shapes=[["rectangle " + " ".join(f"{v:.10g}" for v in box) for box in record] for record in corners],
+        )

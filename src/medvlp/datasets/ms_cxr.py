@@ -1,0 +1,284 @@
+"""MS-CXR: phrases of reports with boxes, on images of MIMIC-CXR.
+
+Expected under the root: ``MS_CXR_Local_Alignment_v1.1.0.csv`` or ``.json`` (release 1.1.0) or the same with ``v1.0.0``
+(release 0.1), and the images of MIMIC-CXR-JPG at ``files/p10/p10000032/s50414267/<dicom_id>.jpg`` there or under another root.
+The table has one row per box; a phrase with several boxes repeats. The json holds the same as COCO annotations.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from medvlp.datasets.base import Dropped, OnError, make_table
+from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.folders import read_headers
+from medvlp.datasets.tables import TableSpec, relative_path
+from medvlp.errors import ConfigError, DataError
+
+Annotations = Literal["auto", "csv", "json"]
+
+CATEGORIES: tuple[str, ...] = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Lung Opacity",
+    "Pleural Effusion",
+    "Pneumonia",
+    "Pneumothorax",
+)
+"""The eight findings, in alphabetical order as the papers list them."""
+
+_STEMS = ("MS_CXR_Local_Alignment_v1.1.0", "MS_CXR_Local_Alignment_v1.0.0")
+_TEXTS = ["dicom_id", "category_name", "label_text", "path"]
+_BOX = ["x", "y", "w", "h"]
+_SIZE = ["image_width", "image_height"]
+_POOLS = {"val": "validate", "valid": "validate"}
+_PATH = re.compile(r"(?:^|/)p\d\d/p(\d+)/s(\d+)/([^/]+)\.\w+$")
+
+
+class MSCXR(Corpus):
+    """MS-CXR 0.1 or 1.1.0.
+
+    For "grounding", "segmentation" and "pairs" a record is an image and a phrase, in the order in which the pairs first
+    appear; its boxes are all boxes of that phrase, and its id is the DICOM id and the number of the phrase on that image. For
+    "detection" and "classification" a record is an image with the boxes and findings of all its phrases, since an image that
+    comes twice with half of its boxes would be wrong. A 0 means that no phrase of the finding was marked, not that a
+    reader denied it. ``pool`` is the column ``split`` of release 1.1.0, which is not MIMIC-CXR's split.
+
+    Boxes are checked against the image size in the table and scaled where the file is a reduced copy of the image.
+
+    Args:
+        root: folder of the annotations.
+        mimic_root: folder of MIMIC-CXR-JPG, if the images are not under ``root``.
+        annotations: "csv", "json", or "auto": the newest release that is there, csv first.
+        on_error: "raise" on a missing image or a broken row, or "skip": leave its phrase (or image) out, counted.
+
+    Raises:
+        ConfigError: an unknown ``annotations``.
+    """
+
+    name = "ms_cxr"
+    title = "MS-CXR"
+    source = "PhysioNet's MS-CXR (the images from PhysioNet's MIMIC-CXR-JPG)"
+    tasks = ("grounding", "detection", "classification", "segmentation", "pairs")
+    tables = tuple(
+        TableSpec(
+            f"{stem}.csv", (*_TEXTS, *_BOX, *_SIZE), optional=("split",), required=False, needed_for="annotations: csv"
+        )
+        for stem in _STEMS
+    )
+    image_folders = ("files",)
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        mimic_root: str | Path | None = None,
+        annotations: Annotations = "auto",
+        on_error: OnError = "raise",
+    ) -> None:
+        super().__init__(root, on_error=on_error)
+        if annotations not in ("auto", "csv", "json"):
+            raise ConfigError(f'annotations is auto, csv or json, not "{annotations}"')
+        self.mimic_root = Path(mimic_root) if mimic_root is not None else self.root
+        self.annotations = annotations
+
+    @property
+    def annotation_path(self) -> Path:
+        """The table that is read.
+
+        Raises:
+            DataError: it is not there.
+        """
+        kinds = ("csv", "json") if self.annotations == "auto" else (self.annotations,)
+        names = [f"{stem}.{kind}" for stem in _STEMS for kind in kinds]
+        for name in names:
+            spec = next((s for s in self.tables if s.name == name), None)
+            path = spec.find(self.root) if spec is not None else self.root / name
+            if path is not None and path.is_file():
+                return path
+        raise DataError(f"{self.root} has neither {' nor '.join(names)}; get one of them from {self.remedy}")
+
+    def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
+        """Phrases on images, or images, in the order of their first appearance; see :meth:`Corpus.records`."""
+        self.require_task(task)
+        self.require_root()
+        if not self.mimic_root.is_dir():
+            raise DataError(f"mimic_root {self.mimic_root} does not exist; get MIMIC-CXR-JPG from PhysioNet")
+        dropped = Dropped()
+        path = self.annotation_path
+        rows = self._json_rows(path) if path.suffix == ".json" else self._csv_rows(path)
+        rows["row"] = rows.index
+        same = rows.duplicated([*_TEXTS, *_BOX, *_SIZE, "split"])
+        dropped.extend(rows["dicom_id"][same], rows["row"][same], "repeats an earlier row")
+        rows = rows[~same].assign(split=lambda r: r["split"].str.lower().replace(_POOLS))
+        by_image = task in ("detection", "classification")
+        rows = self._checked(rows, dropped, path)
+        if pools is not None:
+            rows = rows[rows["split"].isin(pools)]
+        rows = self._on_disk(rows, dropped, path)
+        return Records(self._table(rows, by_image, task), dropped.frame(), box_names=CATEGORIES)
+
+    def _csv_rows(self, path: Path) -> pd.DataFrame:
+        frame = self.read_table(next(s.name for s in self.tables if s.find(self.root) == path)).frame.copy()
+        if "split" not in frame:
+            frame["split"] = ""
+        return frame
+
+    def _json_rows(self, path: Path) -> pd.DataFrame:
+        """The COCO annotations as rows of the table."""
+        again = f"get it again from {self.remedy}"
+        try:
+            content = json.loads(path.read_bytes())
+            images = {image["id"]: image for image in content["images"]}
+            names = {category["id"]: str(category["name"]) for category in content["categories"]}
+            annotations = content["annotations"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{path} is no COCO file ({type(error).__name__}); {again}") from error
+        rows = []
+        for number, annotation in enumerate(annotations):
+            try:
+                image, box = images[annotation["image_id"]], list(annotation["bbox"])
+                file = str(image.get("path") or image["file_name"])
+                text, category = str(annotation["label_text"]), names[annotation["category_id"]]
+                size = [annotation.get(key, image.get(key, "")) for key in ("width", "height")]
+                own = [image.get(key, value) for key, value in zip(("width", "height"), size, strict=True)]
+                if len(box) != 4:
+                    raise ValueError(f"{len(box)} numbers")
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                reason = f"lacks {error}" if isinstance(error, KeyError) else "is malformed"
+                raise DataError(f"{path}: annotation {number} {reason} or names what is not there; {again}") from error
+            split = annotation.get("split") or image.get("split") or ""
+            stem = file.replace("\\", "/").rpartition("/")[2].rpartition(".")[0]
+            rows.append([stem, category, text.strip(), file, *map(str, (*box, *size)), str(split), size != own])
+        frame = pd.DataFrame(rows, columns=[*_TEXTS, *_BOX, *_SIZE, "split", "two_sizes"])
+        return frame.astype({name: object for name in _TEXTS})
+
+    def _checked(self, rows: pd.DataFrame, dropped: Dropped, path: Path) -> pd.DataFrame:
+        """The rows with numbers, without the phrases (of an image) that have a broken row."""
+        numbers = rows[[*_BOX, *_SIZE]].apply(pd.to_numeric, errors="coerce").astype(np.float64)
+        x, y, w, h, width, height = (numbers[name] for name in (*_BOX, *_SIZE))
+        relative = rows["path"].map(relative_path)
+        parts = relative.str.extract(_PATH)
+        sizes = numbers[_SIZE].groupby(rows["dicom_id"])
+        finite = pd.Series(np.isfinite(numbers.to_numpy()).all(axis=1), index=rows.index)
+        reasons = {
+            "blank id": rows["dicom_id"] == "",
+            "blank phrase": rows["label_text"] == "",
+            "unknown class": ~rows["category_name"].isin(CATEGORIES),
+            "path leads out of the corpus": (relative == "") & (rows["path"] != ""),
+            "path is not files/p../p../s../image": parts[0].isna(),
+            "path names another image": parts[2] != rows["dicom_id"],
+            "box or image size that is no number": ~finite,
+            "two rows of one image differ in the image size": (sizes.transform("min") != sizes.transform("max")).any(
+                axis=1
+            ),
+            "empty box": (w <= 0) | (h <= 0),
+            "box outside the image": (x < 0) | (y < 0) | (x + w > width) | (y + h > height),
+            "two rows of one image differ in the path": relative.groupby(rows["dicom_id"]).transform("nunique") > 1,
+            "two rows of one image differ in the split": rows["split"].groupby(rows["dicom_id"]).transform("nunique") > 1,
+        }
+        if "two_sizes" in rows:
+            reasons["image and annotation differ in the image size"] = rows["two_sizes"]
+        wrong = pd.Series(False, index=rows.index)
+        for reason, at in reasons.items():
+            for row in rows.index[at & ~wrong]:
+                self.broken(dropped, rows["dicom_id"][row], int(row), reason, str(path))
+            wrong |= at
+        rows = rows.assign(relative=relative, patient=parts[0], study=parts[1], **dict(numbers.items()))
+        # a phrase that lost a box, or an image that lost a phrase, would be annotated wrongly
+        lost = rows["dicom_id"].isin(rows["dicom_id"][wrong])
+        others = lost & ~wrong
+        dropped.extend(rows["dicom_id"][others], rows["row"][others], "another row of the image is broken", broken=True)
+        return rows[~lost]
+
+    def _on_disk(self, rows: pd.DataFrame, dropped: Dropped, path: Path) -> pd.DataFrame:
+        """The rows whose image is there, with its path and the boxes in its pixels."""
+        images = rows.drop_duplicates("dicom_id")
+        place = self._layout(images)
+        files = [os.path.abspath(place(cell)) for cell in images["relative"]]
+        headers = read_headers(files)
+        wrong = []
+        scales: dict[str, tuple[float, float]] = {}
+        for image, file, header in zip(images.itertuples(), files, headers, strict=True):
+            scale = (header.width / image.image_width, header.height / image.image_height)
+            problem = header.problem
+            # a reduced copy has whole pixels, so its sides may be off the exact ratio by one
+            slack = max(1 / image.image_width, 1 / image.image_height, 1 / max(1, header.width, 0))
+            if not header.width or not header.height:
+                problem = problem or "unknown image size"
+            elif abs(scale[0] - scale[1]) > slack * max(scale):
+                problem = f"the file has {header.width} x {header.height} pixels, another shape than the table says"
+            else:
+                problem = ""
+            if problem:
+                where = f"{path} (image {file})"
+                problem = "missing image file" if problem.startswith("missing file") else problem
+                self.broken(dropped, image.dicom_id, int(image.row), problem, where)
+                wrong.append(image.dicom_id)
+            scales[image.dicom_id] = scale
+        paths = dict(zip(images["dicom_id"], files, strict=True))
+        rows = rows[~rows["dicom_id"].isin(wrong)]
+        scale = np.array([scales[i] for i in rows["dicom_id"]]).reshape(-1, 2)
+        x, y, w, h = (rows[name].to_numpy() for name in _BOX)
+        return rows.assign(
+            image=rows["dicom_id"].map(paths),
+            x0=x * scale[:, 0],
+            y0=y * scale[:, 1],
+            x1=(x + w) * scale[:, 0],
+            y1=(y + h) * scale[:, 1],
+        )
+
+    def _layout(self, images: pd.DataFrame) -> Callable[[str], Path]:
+        """Where the images lie: as released, without the folder ``files``, or all in one folder."""
+        root = self.mimic_root
+
+        def released(cell: str) -> Path:
+            return root / cell
+
+        def bare(cell: str) -> Path:
+            return root / cell.removeprefix("files/")
+
+        def flat(cell: str) -> Path:
+            return root / "files" / cell.rpartition("/")[2]
+
+        first = images["relative"].head(20)
+        return next((f for f in (released, bare, flat) if any(f(cell).is_file() for cell in first)), released)
+
+    @staticmethod
+    def _table(rows: pd.DataFrame, by_image: bool, task: str | None) -> pa.Table:
+        keys = ["dicom_id"] if by_image else ["dicom_id", "label_text"]
+        units = rows.drop_duplicates(keys).reset_index(drop=True)
+        number = pd.MultiIndex.from_frame(units[keys]).get_indexer(pd.MultiIndex.from_frame(rows[keys]))
+        category = rows["category_name"].map({name: i for i, name in enumerate(CATEGORIES)}).to_numpy(dtype=np.int64)
+        labels = np.zeros((len(units), len(CATEGORIES)), dtype=np.float32)
+        labels[number, category] = 1
+        boxes: list[list[list[float]]] = [[] for _ in range(len(units))]
+        classes: list[list[int]] = [[] for _ in range(len(units))]
+        corners = rows[["x0", "y0", "x1", "y1"]].to_numpy().tolist()
+        for unit, box, index in zip(number, corners, category, strict=True):
+            boxes[unit].append(box)
+            classes[unit].append(int(index))
+        columns: dict[str, Any] = {
+            "id": units["dicom_id"],
+            "image": units["image"],
+            "patient": units["patient"],
+            "study": units["study"],
+            "pool": units["split"],
+        }
+        if not by_image:
+            nth = units.groupby("dicom_id").cumcount() + 1
+            columns |= {"id": units["dicom_id"] + "_" + nth.astype(str), "text": units["label_text"]}
+        frame = pd.DataFrame(labels, columns=list(CATEGORIES))
+        if task in ("classification", "pairs"):
+            return make_table(columns, frame)
+        shapes = [["rectangle " + " ".join(f"{v:.10g}" for v in box) for box in record] for record in boxes]
+        return make_table(columns, frame, boxes=boxes, box_labels=classes, shapes=shapes)

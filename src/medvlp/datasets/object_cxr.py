@@ -1,0 +1,158 @@
+"""Object-CXR: foreign objects on chest radiographs, marked with rectangles, ellipses and polygons.
+
+Expected under the root: ``train.csv`` and ``dev.csv`` (and, in later mirrors, ``test.csv``) with the images in folders of the
+same names. A row is an image and its annotation: ``type n n n …`` joined by ``;``, where 0 is a rectangle and 1 an ellipse by
+two corners, 2 a polygon; blank means that there is no object. Some copies call the image column ``image_path`` and put the
+folder before the name.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from medvlp.datasets.base import Dropped, OnError, make_table
+from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.folders import image_files, read_headers
+from medvlp.datasets.tables import TableSpec, relative_path
+from medvlp.errors import ConfigError, DataError
+from medvlp.io.shapes import bounds, check, parse_object_cxr
+
+POOLS: tuple[str, ...] = ("train", "dev", "test")
+LABEL = "Foreign Object"
+
+
+class ObjectCXR(Corpus):
+    """Object-CXR.
+
+    Records are images in the order of train.csv, dev.csv and test.csv, with and without objects. Boxes and shapes
+    are in pixels of the file. For tasks with boxes or masks, the headers of the images that have objects are read, since sizes
+    differ: a shape that leaves its image is broken, and with it the image. The corpus names no patients.
+
+    Args:
+        root: folder of the corpus.
+        polygon_boxes: how a polygon becomes a box: "bounds", the rectangle around it. MGCA's code instead takes a box around
+            the polygon's pole of inaccessibility that may leave the image; that rule is not offered.
+        on_error: "raise" on a missing image or a broken annotation, or "skip" (drop and count) them.
+
+    Raises:
+        ConfigError: an unknown ``polygon_boxes``.
+    """
+
+    name = "object_cxr"
+    title = "Object-CXR"
+    source = "academic torrents' or Kaggle's object-CXR"
+    tasks = ("detection", "segmentation", "classification")
+    tables = tuple(
+        TableSpec(
+            f"{pool}.csv",
+            ("image_name", "annotation"),
+            aliases={"image_name": ("image_path",)},
+            required=pool != "test",
+            needed_for=f"the images of {pool}",
+            rows={8_000 if pool == "train" else 1_000: "the release"},
+        )
+        for pool in POOLS
+    )
+    image_folders = POOLS
+    image_counts = {"train": 8_000, "dev": 1_000, "test": 1_000}  # noqa: RUF012 - a class constant
+
+    def __init__(
+        self, root: str | Path, *, polygon_boxes: Literal["bounds"] = "bounds", on_error: OnError = "raise"
+    ) -> None:
+        super().__init__(root, on_error=on_error)
+        if polygon_boxes != "bounds":
+            raise ConfigError(f'polygon_boxes is "bounds", not "{polygon_boxes}"')
+        self.polygon_boxes = polygon_boxes
+
+    def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
+        """Images in the order of the tables; see :meth:`Corpus.records`."""
+        self.require_task(task)
+        self.require_root()
+        dropped = Dropped()
+        # the first release has no test.csv
+        wanted = [p for p in POOLS if (p in pools if pools is not None else p != "test" or self.has_table("test.csv"))]
+        if not wanted:
+            raise DataError(f"{self.title} has the parts {', '.join(POOLS)}, not {', '.join(pools or ())}")
+        rows = pd.concat([self._part(pool, dropped) for pool in wanted], ignore_index=True)
+        rows = self._unique(rows, dropped)
+        rows = self._parsed(rows, dropped)
+        if task != "classification":
+            rows = self._checked(rows, dropped)
+        columns = {"id": rows["id"], "image": rows["image"], "pool": rows["pool"]}
+        labels = pd.DataFrame({LABEL: (rows["shapes"].str.len() > 0).astype("float32")})
+        if task == "classification":
+            return Records(make_table(columns, labels), dropped.frame())
+        boxes = [[bounds(shape, 0, 0) for shape in shapes] for shapes in rows["shapes"]]
+        numbers = [[0] * len(record) for record in boxes]
+        table = make_table(columns, labels, boxes=boxes, box_labels=numbers, shapes=rows["shapes"].tolist())
+        return Records(table, dropped.frame(), box_names=(LABEL,))
+
+    def _part(self, pool: str, dropped: Dropped) -> pd.DataFrame:
+        """Columns id (file name without its ending), image, pool, table, row, annotation of the images on disk."""
+        table = self.read_table(f"{pool}.csv")
+        frame = table.frame
+        names = frame["image_name"].map(relative_path).str.rpartition("/")[2]
+        part = pd.DataFrame(
+            {
+                "id": names.str.rpartition(".")[0],
+                "image": names,
+                "pool": pool,
+                "table": str(table.path),
+                "row": frame.index,
+                "annotation": frame["annotation"],
+            }
+        )
+        for row in part.index[part["id"] == ""]:
+            reason = "blank image name" if frame["image_name"][row] == "" else "no image file name inside the corpus"
+            self.broken(dropped, "", row, reason, str(table.path))
+        part = part[part["id"] != ""]
+        files = image_files([self.root / pool])
+        if not files:
+            raise DataError(f"{self.root / pool} is missing or holds no image; get the images from {self.remedy}")
+        paths = part["image"].map(files)
+        for row in part.index[paths.isna()]:
+            where = f"{table.path} (sought in {self.root / pool})"
+            self.broken(dropped, part["id"][row], row, "missing image file", where)
+        return part.assign(image=paths)[paths.notna()]
+
+    def _unique(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
+        later = rows.duplicated("id")
+        same = rows.duplicated(["id", "pool", "annotation"])
+        dropped.extend(rows["id"][same], rows["row"][same], "repeats an earlier row")
+        first = rows.drop_duplicates("id").set_index("id")["table"]
+        for row in rows[later & ~same].itertuples():
+            other = Path(first[row.id]).name
+            reason = "contradicts an earlier row" if first[row.id] == row.table else f"also listed in {other}"
+            self.broken(dropped, row.id, row.row, reason, row.table)
+        return rows[~later]
+
+    def _parsed(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
+        """The rows with their shapes; those that are not of the grammar are broken."""
+        parsed: list[list[str] | None] = []
+        for row in rows.itertuples():
+            try:
+                parsed.append(parse_object_cxr(row.annotation))
+            except DataError as error:
+                self.broken(dropped, row.id, row.row, f"annotation: {error}", row.table)
+                parsed.append(None)
+        rows = rows.assign(shapes=pd.Series(parsed, index=rows.index, dtype=object))
+        return rows[rows["shapes"].notna()].reset_index(drop=True)
+
+    def _checked(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
+        """The rows whose shapes lie in their image."""
+        annotated = rows[rows["shapes"].str.len() > 0]
+        wrong = []
+        for row, header in zip(annotated.itertuples(), read_headers(annotated["image"].tolist()), strict=True):
+            if not header.width or not header.height:
+                self.broken(dropped, row.id, row.row, header.problem or "unknown image size", row.image)
+                wrong.append(row.Index)
+                continue
+            problems = (check(shape, header.height, header.width) for shape in row.shapes)
+            number, problem = next(((n, p) for n, p in enumerate(problems, 1) if p), (0, ""))
+            if problem:
+                size = f"{header.width} x {header.height} pixels"
+                self.broken(dropped, row.id, row.row, f"object {number}: {problem} ({size})", row.table)
+                wrong.append(row.Index)
+        return rows.drop(index=wrong).reset_index(drop=True)

@@ -1,0 +1,199 @@
+"""SIIM-ACR Pneumothorax Segmentation, stage 1 or 2, as Kaggle released it.
+
+Expected under the root: ``stage_2_train.csv`` or ``train-rle.csv``, one row **per mask component**, and the images
+anywhere below it as ``<SOPInstanceUID>.dcm`` (``dicom-images-train/<StudyUID>/<SeriesUID>/<SOPInstanceUID>.dcm`` as
+released); the file name without its suffix is the ImageId of the table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from medvlp.datasets.base import Dropped, OnError, make_table
+from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.files import common_size, files_below
+from medvlp.datasets.tables import Table, TableSpec, read_table
+from medvlp.errors import ConfigError, DataError
+from medvlp.io.rle import siim_extent
+from medvlp.io.shapes import bounds
+
+PNEUMOTHORAX = "Pneumothorax"
+Stage = Literal[1, 2, "auto"]
+
+_STAGES = {2: "stage_2_train.csv", 1: "train-rle.csv"}
+_COLUMNS = ("ImageId", "EncodedPixels")
+_NOT_RELEASED = ("truth",)  # beside a phantom
+
+
+class SIIMPneumothorax(Corpus):
+    """SIIM-ACR Pneumothorax Segmentation.
+
+    Records are images in the order of their first row in the table. ``rows`` and ``row_shapes`` keep the rows, since
+    the split of GLoRIA and MGCA tears the rows of an image apart. The mask of an image is the **union** of its rows,
+    which overlap in the release. The pool is "test" for images below a folder whose name holds "test" (the former test
+    images, which stage 2 added), else "train".
+
+    Patients are not released: each image stands for its own. Runs are checked against the size in the header of the
+    first image, since all images of a release have one size (1024 × 1024).
+
+    Args:
+        root: folder of the challenge.
+        stage: which table: 1 for ``train-rle.csv`` (11,582 rows, 10,675 images), 2 for ``stage_2_train.csv`` (12,954
+            rows, 12,047 images), "auto" for stage 2 where its table is there, else stage 1.
+        table: the table, if it lies elsewhere or has another name; then ``stage`` is not looked at.
+        on_error: "raise" on the first broken item, or "skip": leave it out, counted and listed.
+
+    Raises:
+        ConfigError: there is no such stage.
+    """
+
+    name = "siim"
+    title = "SIIM-ACR Pneumothorax Segmentation"
+    source = "Kaggle's siim-acr-pneumothorax-segmentation"
+    tasks = ("segmentation", "classification", "grounding")
+    # the key is the whole row: an image may have several, and only a row that repeats another is dropped
+    tables = (
+        TableSpec(_STAGES[2], _COLUMNS, key=_COLUMNS, required=False, needed_for="stage 2", rows={12_954: "stage 2"}),
+        TableSpec(
+            _STAGES[1],
+            _COLUMNS,
+            key=_COLUMNS,
+            required=False,
+            needed_for="stage 1",
+            rows={11_582: "stage 1", 12_954: "stage 2"},
+        ),
+    )
+    image_folders = ("dicom-images-train", "dicom-images-test")
+
+    def __init__(
+        self, root: str | Path, *, stage: Stage = "auto", table: str | Path | None = None, on_error: OnError = "raise"
+    ) -> None:
+        super().__init__(root, on_error=on_error)
+        if stage not in (*_STAGES, "auto"):
+            raise ConfigError(f'stage is 1, 2 or "auto", not "{stage}"')
+        self.stage = stage
+        self.table = Path(table) if table is not None else None
+
+    def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
+        """Images with the rows of their masks; see :meth:`Corpus.records`."""
+        self.require_task(task)
+        self.require_root()
+        dropped = Dropped()
+        table = self._table()
+        dropped.extend([""] * len(table.repeated), table.repeated, f"repeats an earlier row of {table.path.name}")
+        paths = self._paths(dropped)
+        unlisted = sorted(paths.keys() - set(table.frame["ImageId"]))
+        dropped.extend(unlisted, [-1] * len(unlisted), "no row in the table")
+        size = common_size(p for p in paths.values() if p is not None)
+        frame = self._sound_rows(table, paths, size, dropped)
+        frame = frame.assign(pool=[_pool(self.root, paths[i]) for i in frame["ImageId"]])
+        if pools is not None:
+            frame = frame[frame["pool"].isin(pools)]
+        # factorize numbers the ids by first appearance
+        owner, ids = pd.factorize(frame["ImageId"])
+        shape = np.where(frame["EncodedPixels"] == "-1", "", "rle " + frame["EncodedPixels"]).astype(object)
+        shapes: list[list[str]] = [[] for _ in ids]
+        for record, text in zip(owner, shape, strict=True):
+            if text:
+                shapes[record].append(text)
+        first = frame.drop_duplicates("ImageId")
+        columns = {"id": ids, "image": [str(paths[i]) for i in ids], "patient": ids, "pool": first["pool"]}
+        boxes = None
+        if task == "grounding":
+            columns["text"] = [PNEUMOTHORAX] * len(ids)
+            # made here from the masks, one per row: the release has no boxes
+            boxes = [[bounds(s, *size) for s in of_image] if size else [] for of_image in shapes]
+        records = make_table(
+            columns,
+            pd.DataFrame({PNEUMOTHORAX: [float(bool(s)) for s in shapes]}),
+            boxes=boxes,
+            box_labels=None if boxes is None else [[0] * len(b) for b in boxes],
+            shapes=None if task == "classification" else shapes,
+        )
+        return Records(
+            records,
+            dropped.frame(),
+            box_names=() if boxes is None else (PNEUMOTHORAX,),
+            rows=owner.astype(np.int64),
+            row_shapes=None if task == "classification" else tuple(shape),
+        )
+
+    def after_split(self, table: pa.Table) -> pa.Table:
+        """For grounding keep the images that show something to ground."""
+        if "text" not in table.column_names:
+            return table
+        return table.filter(pa.array([len(s) > 0 for s in table.column("shapes").to_pylist()], type=pa.bool_()))
+
+    # ------------------------------------------------------------------ files
+
+    def _table(self) -> Table:
+        if self.table is not None:
+            spec = replace(self.tables[0], name=self.table.name, needed_for="table")
+            return read_table(self.table.parent, spec, source=self.source)
+        if self.stage != "auto":
+            return self.read_table(_STAGES[self.stage])
+        name = next((n for n in _STAGES.values() if self.has_table(n)), None)
+        if name is None:
+            raise DataError(
+                f"{self.root} holds neither {' nor '.join(_STAGES.values())}; get one from {self.remedy}, or name the"
+                " file with table"
+            )
+        return self.read_table(name)
+
+    def _paths(self, dropped: Dropped) -> dict[str, Path | None]:
+        """ImageId to its file, wherever below the root; None if there are two that differ."""
+        paths: dict[str, Path | None] = {}
+        for path in files_below(self.root, ".dcm", skip=_NOT_RELEASED):
+            other = paths.get(path.stem, path)
+            if path.stem not in paths:
+                paths[path.stem] = path
+            elif other is not None and other.stat().st_size == path.stat().st_size:
+                dropped.add(path.stem, -1, "another copy of the file")
+            else:
+                paths[path.stem] = None
+        if not paths:
+            raise DataError(f"no *.dcm file lies below {self.root}; get the images from {self.remedy}")
+        return paths
+
+    def _sound_rows(
+        self, table: Table, paths: dict[str, Path | None], size: tuple[int, int] | None, dropped: Dropped
+    ) -> pd.DataFrame:
+        """The rows of all images that have no broken row: part of a mask is a wrong mask."""
+        frame = table.frame
+        ids, cells = frame["ImageId"], frame["EncodedPixels"]
+        empty = cells == "-1"
+        reason = pd.Series("", index=frame.index, dtype=object)
+        reason[~empty] = [_rle_problem(cell, size) for cell in cells[~empty]]
+        mixed = empty.groupby(ids).transform("nunique") > 1
+        reason[mixed & (reason == "")] = "both -1 and a mask"
+        reason[ids.map(lambda i: i in paths and paths[i] is None)] = "two image files that differ"
+        reason[~ids.isin(paths.keys())] = "missing image file"
+        reason[ids == ""] = "blank ImageId"
+        wrong = frame[reason != ""]
+        wrong = wrong[~wrong.duplicated("ImageId") | (wrong["ImageId"] == "")]
+        for row, item in zip(wrong.index, wrong["ImageId"], strict=True):
+            self.broken(dropped, item, int(row), reason[row], str(table.path))
+        return frame[~ids.isin(set(wrong["ImageId"]))]
+
+
+def _rle_problem(cell: str, size: tuple[int, int] | None) -> str:
+    """What is wrong with the runs of a mask, "" if nothing; without a size the end is not checked."""
+    if not cell:
+        return "blank EncodedPixels"
+    try:
+        end = siim_extent(cell)
+    except DataError as error:
+        return str(error).partition(";")[0]
+    if size is not None and end > size[0] * size[1]:
+        return f"RLE runs past the image: ends at {end} of {size[0] * size[1]} pixels"
+    return ""
+
+
+def _pool(root: Path, path: Path | None) -> str:
+    folders = path.relative_to(root).parts[:-1] if path is not None else ()
+    return "test" if any("test" in folder.lower() for folder in folders) else "train"

@@ -1,0 +1,152 @@
+"""Files, columns and names that the reader and the writer of :mod:`medvlp.io.cache` share."""
+
+import hashlib
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medvlp.errors import DataError
+
+FORMAT = 1
+"""Version of the layout; caches of another version are refused."""
+
+CACHE_FILE = "cache.json"
+PATHS_FILE = "paths.arrow"
+SKIPPED_FILE = "skipped.csv"
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("path", pa.large_string()),  # below the corpus's root, with slashes; absolute if outside
+        ("offset", pa.int64()),  # first byte in the shard's .bin file
+        ("height", pa.int32()),  # of the prepared image; 0 if unreadable
+        ("width", pa.int32()),
+        ("geometry", pa.list_(pa.int32(), 10)),  # medvlp.resizing.Geometry
+        ("source_height", pa.int32()),  # of the decoded file
+        ("source_width", pa.int32()),
+        ("source_bytes", pa.int64()),  # of the file; −1 if it was missing
+        ("source_mtime_ns", pa.int64()),
+        ("source_digest", pa.binary(16)),  # BLAKE2b of the file's bytes, 128 bits
+        ("reason", pa.large_string()),  # why the image cannot be read, "" if it can
+        ("message", pa.large_string()),  # of the error, with PATH_MARK for the file
+        ("item_id", pa.large_string()),  # of the error
+    ]
+)
+"""Columns of ``shard-*.arrow``."""
+
+MASK_SCHEMA = pa.schema(
+    [
+        ("key", pa.binary(16)),  # mask_key
+        ("offset", pa.int64()),
+        ("height", pa.int32()),  # 0 if the shapes cannot be drawn
+        ("width", pa.int32()),
+    ]
+)
+"""Columns of ``masks-*.arrow``."""
+
+PATH_MARK = "\x00"
+"""Stands for the file's path in stored messages, since the corpus may be moved."""
+
+
+def cache_folder(out: str | Path, corpus: str, intensity: str, rule: str) -> Path:
+    """The folder of a cache."""
+    return Path(out) / corpus / f"{intensity}-{rule.replace(':', '_')}"
+
+
+def prepare_command(
+    corpus: str, root: str | Path, out: str | Path, rule: str, intensity: str, options: Mapping[str, Any] | None = None
+) -> str:
+    """The command that makes a cache, for messages."""
+    words = ["medvlp", "prepare", "--data", corpus, "--root", str(root), "--out", str(out), "--resize", rule]
+    words += [] if intensity == "standard" else ["--intensity", intensity]
+    for key, value in (options or {}).items():
+        words += ["--option", f"{key}={value}"]
+    return shlex.join(words)
+
+
+def mask_key(shapes: Sequence[str], size: tuple[int, int], geometry: Sequence[int]) -> bytes:
+    """What a prepared mask depends on, in 128 bits: shapes in their order, the image's size, what the resize did."""
+    place = " ".join(str(int(v)) for v in (*size, *geometry))
+    return hashlib.blake2b("\n".join((place, *shapes)).encode(), digest_size=16).digest()
+
+
+def relative_paths(paths: Sequence[str], root: str | Path) -> pa.Array:
+    """Image paths as the index holds them: below ``root`` with slashes, absolute if outside."""
+    array = pa.array(paths, type=pa.large_string())
+    prefix = "" if str(Path(root)) == "." else os.path.join(str(Path(root)), "")
+    below = pc.starts_with(array, prefix) if prefix else pc.invert(pc.starts_with(array, os.sep))
+    stripped = pc.utf8_slice_codeunits(array, start=len(prefix))
+    if not pc.all(below).as_py():  # the same folder written otherwise, or another one
+        base = os.path.join(os.path.abspath(root), "")
+        rest = [os.path.abspath(p) for p in array.filter(pc.invert(below)).to_pylist()]
+        others = pa.array([p.removeprefix(base) for p in rest], type=pa.large_string())
+        stripped = pc.replace_with_mask(stripped, pc.invert(below), others)
+    return stripped if os.sep == "/" else pc.replace_substring(stripped, os.sep, "/")
+
+
+def read_table(path: Path) -> pa.Table:
+    """An Arrow file, memory-mapped.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} is missing or broken; prepare the corpus again with --overwrite") from error
+
+
+def numbers(table: pa.Table, name: str) -> np.ndarray:
+    """A column without nulls as a view of the file; lists of ten come one after the other."""
+    column = table.column(name)
+    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return (chunk.flatten() if pa.types.is_fixed_size_list(chunk.type) else chunk).to_numpy(zero_copy_only=True)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_sources(
+    root: Path, paths: pa.ChunkedArray | pa.Array, sizes: np.ndarray, times: np.ndarray, *, gone: bool = False
+) -> np.ndarray:
+    """Rows whose source file is another one than an index says.
+
+    Args:
+        root: folder of the corpus.
+        paths: N paths of the index.
+        sizes: int64 (N,) bytes, −1 where the file was missing.
+        times: int64 (N,) modification times in nanoseconds.
+        gone: whether a file that is missing now, but was not then, counts as changed.
+
+    Returns:
+        int64 (M,), ascending.
+    """
+
+    def look(start: int) -> list[tuple[int, int]]:
+        found = []
+        for path in paths.slice(start, 4096).to_pylist():
+            try:
+                status = os.stat(root / path)
+                found.append((status.st_size, status.st_mtime_ns))
+            except OSError:
+                found.append((-1, 0))
+        return found
+
+    # threads, because a network disk answers slowly, but many questions at once
+    with ThreadPoolExecutor(16) as pool:
+        parts = list(pool.map(look, range(0, len(paths), 4096)))
+    now = np.array([pair for part in parts for pair in part], dtype=np.int64).reshape(-1, 2)
+    different = (now[:, 0] != sizes) | (now[:, 1] != times)
+    if not gone:
+        different &= now[:, 0] >= 0
+    return np.flatnonzero(different)

@@ -1,0 +1,114 @@
+"""Run-length encoded masks of SIIM-ACR Pneumothorax: relative gaps, counted down the columns.
+
+A string holds pairs ``gap length``. A gap counts pixels from the end of the run before it (from pixel 0 for the first
+pair), **not** from the start of the image, and pixels follow each other down the columns. Other corpora use other
+encodings (absolute 1-based starts; COCO's), which decode to garbage here without an error, or the other way round.
+"""
+
+import re
+
+import numpy as np
+
+from medvlp.errors import DataError
+
+_NO_MASK = ("", "-1")
+# 18 digits fit into int64; the sum is checked apart
+_NUMBERS = re.compile(r"[0-9]{1,18}(?:\s+[0-9]{1,18})*")
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+
+
+def decode_siim(rle: str, height: int, width: int) -> np.ndarray:
+    """Draw one string. An image may have several: their union is the mask, because released ones overlap.
+
+    Args:
+        rle: pairs "gap length" separated by white space; "-1", " -1" and "" stand for no pneumothorax.
+        height: rows of the image.
+        width: columns of the image.
+
+    Returns:
+        bool (height, width).
+
+    Raises:
+        DataError: the string is no such encoding, or its runs go past the last pixel.
+    """
+    values = _values(rle)
+    end, pixels = _end(values), height * width
+    if end > pixels:
+        raise DataError(f"RLE runs past the image: ends at {end} of {pixels} pixels; check the image size and the row")
+    flat = np.zeros(pixels, dtype=bool)
+    inside = np.zeros(len(values), dtype=bool)
+    inside[1::2] = True
+    flat[:end] = np.repeat(inside, values)
+    return np.ascontiguousarray(flat.reshape(width, height).T)
+
+
+def encode_siim(mask: np.ndarray) -> str:
+    """Encode a mask; :func:`decode_siim` gives it back.
+
+    Args:
+        mask: (H, W) of any number type; what is not 0 is inside.
+
+    Returns:
+        The pairs, separated by single spaces; "-1" for an empty mask.
+
+    Raises:
+        DataError: the mask has not two dimensions.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise DataError(f"a mask to encode needs two dimensions, not {mask.ndim}; pass one channel")
+    flat = np.zeros(mask.size + 2, dtype=bool)
+    flat[1:-1] = (mask != 0).T.ravel()
+    borders = np.flatnonzero(flat[1:] != flat[:-1])
+    return " ".join(map(str, np.diff(borders, prepend=0).tolist())) or "-1"
+
+
+def siim_extent(rle: str) -> int:
+    """Where the last run ends: 0 for an empty mask, at most height x width for a string that fits the image.
+
+    Args:
+        rle: as in :func:`decode_siim`.
+
+    Returns:
+        The number of pixels up to the end of the last run, in the order of the encoding; nothing is drawn.
+
+    Raises:
+        DataError: the string is no such encoding.
+    """
+    return _end(_values(rle))
+
+
+def _end(values: np.ndarray) -> int:
+    # numbers near 10^18 could overflow a sum of int64
+    return int(values.sum()) if values.sum(dtype=np.float64) < 2.0**62 else sum(values.tolist())
+
+
+def _values(rle: str) -> np.ndarray:
+    """The numbers of a string as int64, checked but for the image's size."""
+    if not isinstance(rle, str):
+        raise DataError(f"an RLE must be text, not {type(rle).__name__}; read the column as text")
+    rle = rle.strip()
+    if rle in _NO_MASK:
+        return np.zeros(0, dtype=np.int64)
+    if not _NUMBERS.fullmatch(rle):
+        raise DataError(_complaint(rle.split()))
+    values = np.array(rle.split(), dtype=np.int64)
+    if len(values) % 2:
+        raise DataError(f"RLE has an odd number of values ({len(values)}); it needs pairs of gap and length")
+    empty = np.flatnonzero(values[1::2] == 0)
+    if len(empty):
+        raise DataError(f"RLE has a run of length 0 (value {2 * int(empty[0]) + 2} of {len(values)}); fetch it again")
+    return values
+
+
+def _complaint(words: list[str]) -> str:
+    """What is wrong with words of which at least one is no plain number of up to 18 digits."""
+    for place, word in enumerate(words, 1):
+        where = f"(value {place} of {len(words)})"
+        if not _INTEGER.fullmatch(word):
+            return f"RLE has a value that is no whole number {where}; fetch the table again"
+        if word.startswith("-"):
+            return f"RLE has a negative {'gap' if place % 2 else 'length'} {where}; fetch the table again"
+        if word.startswith("+") or len(word) > 18:
+            return f"RLE has a value that is no pixel count {where}; fetch the table again"
+    return "RLE is not readable; fetch the table again"

@@ -1,0 +1,240 @@
+"""Annotation shapes as short strings, drawn to masks: one notation for the boxes, outlines and runs of all corpora.
+
+==========================  =====================================================================================
+``rectangle x0 y0 x1 y1``   corners: x0 <= x1, y0 <= y1
+``ellipse x0 y0 x1 y1``     the corners of the box around it
+``polygon x y x y ...``     three or more vertices, not closed; self-crossings by the even-odd rule
+``rle gap length ...``      SIIM's relative runs down the columns, see :mod:`medvlp.io.rle`; ``rle -1`` is empty
+==========================  =====================================================================================
+
+Coordinates are numbers in pixels of the original image. They name pixel **edges**: (0, 0) is the outer corner of the
+first pixel, whose centre lies at (0.5, 0.5), so x1 and y1 are exclusive, and a rectangle of whole numbers has
+(x1 - x0) (y1 - y0) pixels. A pixel is inside if its centre is; a centre on an outline counts as inside on the left
+and upper side only (for an ellipse on every side), so that shapes which share an edge share no pixel.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from medvlp.errors import DataError
+from medvlp.io.rle import decode_siim, siim_extent
+
+Box = tuple[float, float, float, float]
+
+_KINDS = ("rectangle", "ellipse", "polygon", "rle")
+_OBJECT_CXR_TYPES = {"0": "rectangle", "1": "ellipse", "2": "polygon"}
+_CROSSINGS_AT_ONCE = 1 << 20  # bounds the memory of a polygon of very many vertices
+
+
+def draw(shapes: Sequence[str], height: int, width: int) -> np.ndarray:
+    """Draw the union of shapes; what lies outside the image is cut off, and boxes without area draw nothing.
+
+    Args:
+        shapes: strings in the notation above.
+        height: rows of the image.
+        width: columns of the image.
+
+    Returns:
+        bool (height, width).
+
+    Raises:
+        DataError: a shape is malformed, or an RLE runs past the image; :func:`check` tells so without raising.
+    """
+    mask = np.zeros((height, width), dtype=bool)
+    for place, shape in enumerate(shapes, 1):
+        try:
+            kind, body = _split(shape)
+            if kind == "rle":
+                mask |= decode_siim(body, height, width)
+            else:
+                _PAINTERS[kind](mask, _numbers(kind, body))
+        except DataError as error:
+            raise DataError(f"shape {place} of {len(shapes)}: {error}") from error
+    return mask
+
+
+def bounds(shape: str, height: int, width: int) -> Box:
+    """The box around a shape, as annotated: it is not cut to the image.
+
+    Args:
+        shape: a string in the notation above.
+        height: rows of the image; only an RLE needs the size.
+        width: columns of the image.
+
+    Returns:
+        (x0, y0, x1, y1), x1 and y1 exclusive; zeros for an empty RLE.
+
+    Raises:
+        DataError: the shape is malformed, or an RLE runs past the image.
+    """
+    kind, body = _split(shape)
+    if kind != "rle":
+        return _box(_numbers(kind, body))
+    mask = decode_siim(body, height, width)
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(columns):
+        return 0.0, 0.0, 0.0, 0.0
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def check(shape: str, height: int, width: int) -> str:
+    """What is wrong with a shape, without drawing it.
+
+    Args:
+        shape: a string in the notation above.
+        height: rows of the image.
+        width: columns of the image.
+
+    Returns:
+        "" if nothing is; otherwise "malformed shape" (also: corners in the wrong order), "RLE runs past the image",
+        "empty box" (no width or no height, as MGCA stores images without objects), "empty RLE", or "box outside the
+        image" (any part of it).
+    """
+    try:
+        kind, body = _split(shape)
+        if kind == "rle":
+            end = siim_extent(body)
+            return "RLE runs past the image" if end > height * width else "" if end else "empty RLE"
+        x0, y0, x1, y1 = _box(_numbers(kind, body))
+    except DataError:
+        return "malformed shape"
+    if x0 == x1 or y0 == y1:
+        return "empty box"
+    return "" if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height else "box outside the image"
+
+
+def parse_object_cxr(annotation: str) -> list[str]:
+    """The shapes of one cell of Object-CXR's tables: ``type n n n ...`` joined by ``;``.
+
+    Types are 0 rectangle, 1 ellipse (both by two corners), 2 polygon (vertices); numbers are whole. Whether a shape
+    makes sense for its image is for :func:`check` to say.
+
+    Args:
+        annotation: the cell; "" (NaN as pandas reads it) means no object.
+
+    Returns:
+        Shapes in the notation above, in order.
+
+    Raises:
+        DataError: the cell is not of this grammar; the message names the object.
+    """
+    if not isinstance(annotation, str):
+        raise DataError(f"an annotation must be text, not {type(annotation).__name__}; fill empty cells with ''")
+    if not annotation.strip():
+        return []
+    objects = annotation.split(";")
+    return [_object_cxr(words.split(), f"object {n} of {len(objects)}") for n, words in enumerate(objects, 1)]
+
+
+def _object_cxr(words: list[str], where: str) -> str:
+    if not words:
+        raise DataError(f"{where} is empty; remove the extra ';'")
+    kind = _OBJECT_CXR_TYPES.get(words[0])
+    if kind is None:
+        raise DataError(f"{where}: the type is not 0 (rectangle), 1 (ellipse) or 2 (polygon); check the row")
+    for word in words[1:]:
+        digits = word.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit()):
+            raise DataError(f"{where}: a coordinate is no whole number; check the row")
+    if kind != "polygon" and len(words) != 5:
+        raise DataError(f"{where}: {kind} with {len(words) - 1} numbers instead of 4; check the row")
+    if kind == "polygon" and (len(words) < 7 or len(words) % 2 == 0):
+        raise DataError(f"{where}: polygon with {len(words) - 1} numbers; it needs 6, 8, 10, ...; check the row")
+    return " ".join([kind, *words[1:]])
+
+
+def _split(shape: str) -> tuple[str, str]:
+    kind, _, body = shape.strip().partition(" ") if isinstance(shape, str) else ("", "", "")
+    if kind not in _KINDS:
+        raise DataError(f"malformed shape: it must begin with {', '.join(_KINDS)}; check the annotation")
+    return kind, body
+
+
+def _numbers(kind: str, body: str) -> np.ndarray:
+    try:
+        numbers = np.array([float(word) for word in body.split()], dtype=np.float64)
+    except ValueError:
+        raise DataError(f"malformed shape: {kind} with a coordinate that is no number; check the annotation") from None
+    if not np.isfinite(numbers).all() or np.abs(numbers).max(initial=0) > 1e9:
+        raise DataError(f"malformed shape: {kind} with a coordinate beyond any image; check the annotation")
+    if kind == "polygon" and (len(numbers) < 6 or len(numbers) % 2):
+        raise DataError(f"malformed shape: polygon with {len(numbers)} numbers; it needs 6, 8, 10, ...")
+    if kind != "polygon":
+        if len(numbers) != 4:
+            raise DataError(f"malformed shape: {kind} with {len(numbers)} numbers instead of 4; check the annotation")
+        if numbers[0] > numbers[2] or numbers[1] > numbers[3]:
+            raise DataError(f"malformed shape: {kind} with its corners in the wrong order; write x0 y0 x1 y1")
+    return numbers
+
+
+def _box(numbers: np.ndarray) -> Box:
+    x, y = numbers[0::2], numbers[1::2]
+    return float(x.min()), float(y.min()), float(x.max()), float(y.max())
+
+
+def _first_centre(edge: np.ndarray | float, size: int) -> np.ndarray:
+    """Index of the first pixel whose centre is not before an edge, 0…size."""
+    return np.clip(np.ceil(np.asarray(edge) - 0.5), 0, size).astype(np.int64)
+
+
+def _window(mask: np.ndarray, numbers: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the pixels whose centres may lie inside; one more at the end for an ellipse's outline."""
+    x0, y0, x1, y1 = _box(numbers)
+    height, width = mask.shape
+    rows = slice(int(_first_centre(y0, height)), int(_first_centre(y1, height)))
+    return rows, slice(int(_first_centre(x0, width)), int(_first_centre(x1, width)))
+
+
+def _paint_rectangle(mask: np.ndarray, numbers: np.ndarray) -> None:
+    mask[_window(mask, numbers)] = True
+
+
+def _paint_ellipse(mask: np.ndarray, numbers: np.ndarray) -> None:
+    x0, y0, x1, y1 = _box(numbers)
+    if x0 == x1 or y0 == y1:
+        return
+    rows, columns = _window(mask, np.array([x0, y0, x1 + 1, y1 + 1]))
+    u = (np.arange(columns.start, columns.stop) + 0.5 - (x0 + x1) / 2) / ((x1 - x0) / 2)
+    v = (np.arange(rows.start, rows.stop) + 0.5 - (y0 + y1) / 2) / ((y1 - y0) / 2)
+    mask[rows, columns] |= u[None] ** 2 + v[:, None] ** 2 <= 1
+
+
+def _paint_polygon(mask: np.ndarray, numbers: np.ndarray) -> None:
+    """Scan lines: every edge flips, in each row it crosses, all pixels from the crossing rightwards."""
+    rows, columns = _window(mask, numbers)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    if height <= 0 or width <= 0:
+        return
+    xa, ya = numbers[0::2], numbers[1::2]
+    xb, yb = np.roll(xa, -1), np.roll(ya, -1)
+    # half-open in y, so that a vertex on a centre line counts for one of its two edges
+    first = np.clip(_first_centre(np.minimum(ya, yb), mask.shape[0]), rows.start, rows.stop)
+    last = np.clip(_first_centre(np.maximum(ya, yb), mask.shape[0]), rows.start, rows.stop)
+    # one column more than needed takes the crossings right of the window
+    flips = np.zeros(height * (width + 1), dtype=np.int64)
+    for part in _chunks(last - first):
+        counts = (last - first)[part]
+        edge = np.repeat(np.arange(part.start, part.stop), counts)
+        row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
+        x = xa[edge] + (row + 0.5 - ya[edge]) * (xb[edge] - xa[edge]) / (yb[edge] - ya[edge])
+        column = np.clip(_first_centre(x, mask.shape[1]), columns.start, columns.stop) - columns.start
+        flips += np.bincount((row - rows.start) * (width + 1) + column, minlength=len(flips))
+    # uint8 wraps at 256, which keeps the parity
+    odd = np.cumsum(flips.reshape(height, width + 1)[:, :width], axis=1, dtype=np.uint8) & 1
+    mask[rows, columns] |= odd.astype(bool)
+
+
+def _chunks(counts: np.ndarray) -> list[slice]:
+    """Consecutive edges with about _CROSSINGS_AT_ONCE crossings together."""
+    group = (np.cumsum(counts) - counts) // _CROSSINGS_AT_ONCE
+    starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(counts)]
+    return [slice(a, b) for a, b in pairwise(starts)]
+
+
+_PAINTERS: dict[str, Callable[[np.ndarray, np.ndarray], None]] = {
+    "rectangle": _paint_rectangle,
+    "ellipse": _paint_ellipse,
+    "polygon": _paint_polygon,
+}

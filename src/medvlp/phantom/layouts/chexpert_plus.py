@@ -1,0 +1,203 @@
+"""The rows of CheXpert Plus: phantom reports in that corpus's sections, and made-up demographics."""
+
+import csv
+import io
+import re
+
+import numpy as np
+
+from medvlp.phantom.model import PhantomReport, Study
+from medvlp.phantom.reports import BODY
+
+PLUS_COLUMNS: tuple[str, ...] = (
+    "path_to_image",
+    "path_to_dcm",
+    "frontal_lateral",
+    "ap_pa",
+    "deid_patient_id",
+    "patient_report_date_order",
+    "report",
+    "section_narrative",
+    "section_clinical_history",
+    "section_history",
+    "section_comparison",
+    "section_technique",
+    "section_procedure_comments",
+    "section_findings",
+    "section_impression",
+    "section_end_of_impression",
+    "section_summary",
+    "section_accession_number",
+    "age",
+    "sex",
+    "race",
+    "ethnicity",
+    "interpreter_needed",
+    "insurance_type",
+    "recent_bmi",
+    "deceased",
+    "split",
+)
+"""The columns of ``df_chexpert_plus_240401.csv``."""
+
+_REPORT, _PATIENT = 7_251, 7_252  # purposes of the random streams
+_OLDEST = 89  # older patients are given this age
+_SECTIONS = {
+    "INDICATION": "clinical_history",
+    "REASON FOR EXAM": "clinical_history",
+    "REASON FOR EXAMINATION": "clinical_history",
+    "CLINICAL HISTORY": "clinical_history",
+    "HISTORY": "history",
+    "COMPARISON": "comparison",
+    "COMPARISONS": "comparison",
+    "TECHNIQUE": "technique",
+    "FINDINGS": "findings",
+    "AP VIEW OF THE CHEST": "findings",
+    "PA VIEW OF THE CHEST": "findings",
+    "IMPRESSION": "impression",
+    "FINDINGS AND IMPRESSION": "impression",
+    "RECOMMENDATION(S)": "end_of_impression",
+    "NOTIFICATION": "end_of_impression",
+    "ADDENDUM": "end_of_impression",
+}
+"""Section of a phantom report to that of CheXpert Plus; what is not here (title, body, wet read) is narrative."""
+_PRINTED = (
+    "narrative",
+    "clinical_history",
+    "history",
+    "comparison",
+    "technique",
+    "procedure_comments",
+    "findings",
+    "impression",
+    "end_of_impression",
+    "summary",
+    "accession_number",
+)
+_SURROGATES = ("Lindqvist", "Okafor", "Marchetti", "Tanaka", "Novak", "Alvarez", "Haddad", "Brandt")
+_SUMMARIES = ("1-NO SIGNIFICANT ABNORMALITY", "2-ABNORMAL, PREVIOUSLY REPORTED", "4-POSSIBLE SIGNIFICANT FINDINGS")
+_RACES = ("White", "Other", "Unknown", "Asian", "Black", "Pacific Islander", "Native American", "Patient Refused")
+_RACE_SHARES = (0.56, 0.14, 0.12, 0.11, 0.05, 0.01, 0.005, 0.005)
+
+
+def choose_structure(study: Study) -> str | None:
+    """Which sections a report has: most have an impression without findings, as in CheXpert Plus.
+
+    Args:
+        study: whose report is to be worded.
+
+    Returns:
+        A structure for :func:`medvlp.phantom.reports.write_report`: "impression_only" (70 %), "usual" (27 %), or None
+        for one of the phantom's own choice.
+    """
+    share = np.random.default_rng([study.seed, _REPORT]).random()
+    return "impression_only" if share < 0.70 else "usual" if share < 0.97 else None
+
+
+def plus_row(
+    study: Study, report: PhantomReport, path: str, side: str, projection: str, sex: str, age: int | None
+) -> str:
+    """One image's row, without line end; report texts in it have line ends of their own.
+
+    Args:
+        study: the study.
+        report: its report. De-identified spans become invented ages, dates and names, as in CheXpert Plus, which has
+            no gaps; loud readers' impressions are in capitals.
+        path: path of the image below the dataset folder.
+        side: "Frontal" or "Lateral".
+        projection: "AP", "PA", …; blank for laterals.
+        sex: "Male", "Female" or "Unknown".
+        age: in years at the study, or None.
+    """
+    sections = plus_sections(study, report, study.patient.age if age is None else age)
+    rng = np.random.default_rng([study.patient.seed, _PATIENT])
+    body_mass = f"{18 + 24 * study.patient.habitus:.1f}"
+    race = _RACES[int(rng.choice(len(_RACES), p=_RACE_SHARES))]
+    ethnicity, interpreter, insured, weighed, dead = rng.random(5).tolist()
+    known = 0 if age is None else age
+    values = {
+        "path_to_image": path,
+        "path_to_dcm": path.removesuffix(".jpg") + ".dcm",
+        "frontal_lateral": side,
+        "ap_pa": projection,
+        "deid_patient_id": path.split("/")[1],
+        "patient_report_date_order": str(study.number + 1),
+        "report": _print_report(sections),
+        **{f"section_{name}": text for name, text in sections.items()},
+        "age": "" if age is None else str(float(min(age, _OLDEST))),
+        "sex": sex,
+        "race": race,
+        "ethnicity": _choice(ethnicity, {"Non-Hispanic/Non-Latino": 0.76, "Hispanic/Latino": 0.88, "Unknown": 1.0}),
+        "interpreter_needed": _choice(interpreter, {"No": 0.74, "Unknown": 0.92, "Yes": 1.0}),
+        "insurance_type": "Medicare" if known >= 65 else _choice(insured, {"Private Insurance": 0.6, "Medicaid": 1.0}),
+        "recent_bmi": body_mass if weighed > 0.26 else "",
+        "deceased": "Yes" if dead < known / 200 else "No",
+        "split": path.partition("/")[0],
+    }
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow([values.get(name, "") for name in PLUS_COLUMNS])
+    return buffer.getvalue().removesuffix("\n")
+
+
+def _choice(draw: float, limits: dict[str, float]) -> str:
+    return next(name for name, limit in limits.items() if draw < limit)
+
+
+def plus_sections(study: Study, report: PhantomReport, age: int) -> dict[str, str]:
+    """A phantom report in the sections of CheXpert Plus.
+
+    Args:
+        study: the study.
+        report: its report.
+        age: in years, for the gaps that hold one.
+
+    Returns:
+        Name of the section, without ``section_``, to its text. Nothing of the report is lost: what has no section of
+        its own is in "narrative".
+    """
+    rng = np.random.default_rng([study.seed, _REPORT, 1])
+    found: dict[str, list[str]] = {}
+    for name, text in report.sections.items():
+        # A title stands in the section's name; a body has no name.
+        whole = text if name in _SECTIONS or name in {BODY, "EXAMINATION"} else f"{name} {text}".strip()
+        target = _SECTIONS.get(name, "narrative")
+        if whole:
+            found.setdefault(target, []).append(_surrogate(whole, age, rng))
+    sections = {name: "\n".join(found[name]) for name in _PRINTED if name in found}
+    if "technique" in sections and study.reader % 2:
+        sections["procedure_comments"] = sections.pop("technique")
+    if study.reader % 2 and "impression" in sections:
+        sections["impression"] = sections["impression"].upper()
+    if rng.random() < 0.65:
+        sections.setdefault("end_of_impression", "\n")
+    if rng.random() < 0.85:
+        grade = 0 if not study.findings else 1 if study.number else 2
+        sections["summary"] = _SUMMARIES[grade]
+    sections["accession_number"] = f"{int(rng.integers(1_000_000, 100_000_000))}"
+    return {name: sections[name] for name in _PRINTED if name in sections}
+
+
+def _print_report(sections: dict[str, str]) -> str:
+    """The sections one after the other under their names."""
+    lines = []
+    for name in _PRINTED:
+        if name in sections:
+            lines.append(f"{name.replace('_', ' ').upper()}: {sections[name].strip()}\n")
+        elif name == "end_of_impression" and "impression" in sections:
+            lines.append("END OF IMPRESSION\n")
+    return "\n".join(lines)
+
+
+def _surrogate(text: str, age: int, rng: np.random.Generator) -> str:
+    """Fills the gaps of de-identification with invented ages, names and dates."""
+
+    def date() -> str:
+        return "{}/{}/{}".format(*rng.integers((1, 1, 2001), (13, 29, 2018)).tolist())
+
+    def surname() -> str:
+        return _SURROGATES[int(rng.integers(len(_SURROGATES)))]
+
+    text = re.sub(r"___(?=[MF]\b| year old)", str(min(age, _OLDEST)), text)
+    text = re.sub(r"(?<=Dr\. )___|___(?=, M\.D\.)|(?<=by )___(?= to)", lambda _: surname(), text)
+    text = re.sub(r"(?<= at )___", lambda _: "{}:{:02d}".format(*rng.integers((0, 0), (24, 60)).tolist()), text)
+    return re.sub("___", lambda _: date(), text)

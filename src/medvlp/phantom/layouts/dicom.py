@@ -1,0 +1,149 @@
+"""DICOM files as RSNA and SIIM released them: two exports of the same kind of NIH ChestX-ray14 images."""
+
+import io
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydicom import DataElement, config, dcmwrite
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGBaseline8Bit, SecondaryCaptureImageStorage
+
+from medvlp.phantom.layouts.common import encode_jpeg
+from medvlp.phantom.model import Study
+from medvlp.phantom.scene import FIELD_MM
+
+# Fixed, for pydicom's own would change the bytes from version to version. The UID is a UUID's (DICOM PS3.5, B.2).
+_IMPLEMENTATION = "2.25.237498270894513687264205183475609162748"
+_IMPLEMENTATION_NAME = "MEDVLP_PHANTOM"
+# The exports' identifiers hold the second they were made in, in 2018. These lie in the next century, so that none is
+# ever the identifier of a real image.
+_UIDS = "1.2.276.0.7230010.3.1.{kind}.8323329.{process}.{second}.{micro}"
+_FIRST_SECOND = 4_102_444_800  # 2100-01-01
+
+
+def released_uids(index: int, rng: np.random.Generator) -> tuple[str, str, str]:
+    """Identifiers of the shape that the releases have.
+
+    Args:
+        index: position of the image in the phantom; different ones never give the same identifiers.
+        rng: source of the other digits.
+
+    Returns:
+        StudyInstanceUID, SeriesInstanceUID and SOPInstanceUID.
+    """
+    process, micro = (int(number) for number in rng.integers((100, 100_000), (32_768, 900_000)))
+    second = _FIRST_SECOND + index
+    study, series, image = (
+        _UIDS.format(kind=kind, process=process, second=second, micro=micro + step)
+        for kind, step in ((2, 1), (3, 0), (4, 2))
+    )
+    return study, series, image
+
+
+def random_uuid(rng: np.random.Generator) -> str:
+    """A random UUID (version 4) in its usual form of 36 characters."""
+    return str(uuid.UUID(bytes=rng.bytes(16), version=4))
+
+
+def released_header(study: Study, patient_id: str, size: int, age: int | None = None) -> dict[str, Any]:
+    """What the released headers hold beside the pixels; every file of both corpora has these attributes.
+
+    Args:
+        study: gives view, sex and age.
+        patient_id: written as PatientID and as PatientName.
+        size: side of the image in pixels; PixelSpacing is the phantom's own.
+        age: in years, instead of the patient's.
+
+    Returns:
+        DICOM keyword to value. As released, PatientAge has no unit ("62" and not "062Y"), which is not valid DICOM.
+    """
+    spacing = f"{FIELD_MM / size:.6g}"
+    return {
+        "SpecificCharacterSet": "ISO_IR 100",
+        "StudyDate": "19010101",
+        "StudyTime": "000000.00",
+        "AccessionNumber": "",
+        "Modality": "CR",
+        "ConversionType": "WSD",
+        "ReferringPhysicianName": "",
+        "SeriesDescription": f"view: {study.views[0]}",
+        "PatientName": patient_id,
+        "PatientID": patient_id,
+        "PatientBirthDate": "",
+        "PatientSex": study.patient.sex,
+        "PatientAge": str(study.patient.age if age is None else age),
+        "BodyPartExamined": "CHEST",
+        "ViewPosition": study.views[0],
+        "StudyID": "",
+        "SeriesNumber": "1",
+        "InstanceNumber": "1",
+        "PatientOrientation": "",
+        "PixelSpacing": [spacing, spacing],
+    }
+
+
+def dicom_bytes(
+    pixels: np.ndarray,
+    *,
+    sop_uid: str,
+    series_uid: str,
+    study_uid: str,
+    attributes: Mapping[str, Any],
+    monochrome1: bool = False,
+    jpeg: bool = True,
+) -> bytes:
+    """Grey levels as a DICOM Secondary Capture file, the same bytes for the same arguments.
+
+    Args:
+        pixels: (H, W) uint8, bright = dense.
+        sop_uid: SOPInstanceUID.
+        series_uid: SeriesInstanceUID.
+        study_uid: StudyInstanceUID.
+        attributes: more attributes, DICOM keyword to value. Values are written as they are, valid or not.
+        monochrome1: whether the grey levels are stored inverted, as MONOCHROME1; they look the same when shown right.
+        jpeg: JPEG Baseline (Process 1), which is lossy; otherwise Explicit VR Little Endian.
+    """
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = UID(sop_uid)
+    meta.TransferSyntaxUID = JPEGBaseline8Bit if jpeg else ExplicitVRLittleEndian
+    meta.ImplementationClassUID = UID(_IMPLEMENTATION)
+    meta.ImplementationVersionName = _IMPLEMENTATION_NAME
+    height, width = pixels.shape
+    values = {
+        "SOPClassUID": SecondaryCaptureImageStorage,
+        "SOPInstanceUID": sop_uid,
+        "StudyInstanceUID": study_uid,
+        "SeriesInstanceUID": series_uid,
+        **attributes,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME1" if monochrome1 else "MONOCHROME2",
+        "Rows": height,
+        "Columns": width,
+        "BitsAllocated": 8,
+        "BitsStored": 8,
+        "HighBit": 7,
+        "PixelRepresentation": 0,
+    }
+    stored = 255 - pixels if monochrome1 else pixels
+    if jpeg:
+        values |= {"LossyImageCompression": "01", "LossyImageCompressionMethod": "ISO_10918_1"}
+        content = encapsulate([encode_jpeg(stored)])
+    else:
+        content = np.ascontiguousarray(stored).tobytes()
+        content += b"\0" * (len(content) % 2)
+    data = Dataset()
+    data.file_meta = meta
+    for keyword, value in values.items():
+        tag = tag_for_keyword(keyword)
+        assert tag is not None, keyword
+        data.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=config.IGNORE))
+    data.add(DataElement("PixelData", "OB", content))
+    data["PixelData"].is_undefined_length = jpeg
+    buffer = io.BytesIO()
+    dcmwrite(buffer, data, enforce_file_format=True)
+    return buffer.getvalue()

@@ -1,0 +1,332 @@
+"""Decode and resize a corpus once: ``medvlp prepare``, which writes what :mod:`medvlp.io.cache` reads.
+
+The result depends on the files alone, not on the number of processes nor on how often the work was interrupted. Shards
+that are complete, from unchanged files and by the same versions of the packages are kept when the command is given
+again; all others are written anew. Images that cannot be read are entries that name the reason.
+"""
+
+import argparse
+import dataclasses
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from medvlp.datasets import CORPORA, corpus_class
+from medvlp.datasets.corpus import TASKS, Corpus, Records, Task
+from medvlp.errors import ConfigError, DataError
+from medvlp.io.cache import verify
+from medvlp.io.cache_format import PATH_MARK, cache_folder, relative_paths
+from medvlp.io.cache_writer import finish, locked, write_skipped
+from medvlp.io.images import INTENSITIES
+from medvlp.prepare_shards import Plan, Shapes, make_plan, require_room, write
+from medvlp.resizing import build_resize
+from medvlp.text import load_tokenizer
+from medvlp.tokens import TokenCache
+from medvlp.transforms import build_transform
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedFolder:
+    """One cache that :func:`prepare` completed.
+
+    Args:
+        folder: where it is.
+        rule: resize rule.
+        images: images in it, unreadable ones included.
+        kept: images in shards that were there already.
+        masks: masks in it.
+        bytes: of all its files.
+        unreadable: path and reason of the images that cannot be read.
+    """
+
+    folder: Path
+    rule: str
+    images: int
+    kept: int
+    masks: int
+    bytes: int
+    unreadable: tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareResult:
+    """What :func:`prepare` did.
+
+    Args:
+        folders: one cache per resize rule.
+        skipped: what was left out: "record" or "image", its id or path, the reason.
+        seconds: that it took.
+        tokens: folder of the tokens, if a tokenizer was given.
+    """
+
+    folders: tuple[PreparedFolder, ...]
+    skipped: tuple[tuple[str, str, str], ...]
+    seconds: float
+    tokens: Path | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of all files of the caches."""
+        return sum(f.bytes for f in self.folders)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of things left out, by reason."""
+        return dict(Counter(reason for _, _, reason in self.skipped).most_common())
+
+
+def rules_of(transform: str, size: int) -> list[str]:
+    """Resize rules that a transform needs in training and evaluation; mostly one."""
+    return list(dict.fromkeys(build_transform(transform, size, train).resize.name for train in (True, False)))
+
+
+def prepare(
+    corpus: Corpus,
+    out: str | Path,
+    *,
+    transform: str = "g2d_paper",
+    size: int = 224,
+    resize: str | None = None,
+    intensity: str = "standard",
+    task: Task | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+    overwrite: bool = False,
+    tokenizer: Any = None,
+    max_length: int = 256,
+    images_per_shard: int | None = None,
+) -> PrepareResult:
+    """Decode and resize all images of a corpus, and draw their masks.
+
+    A cache that is there is completed: images of earlier calls (for another task, say) stay in it.
+
+    Args:
+        corpus: the corpus, not yet read. With ``on_error: raise`` its first broken record is an error.
+        out: folder of the caches.
+        transform: prepare for this recipe of :mod:`medvlp.transforms`, in training and evaluation.
+        size: side of the images that the model sees, in pixels.
+        resize: a resize rule instead of a transform, such as "square:256".
+        intensity: a key of :data:`medvlp.io.images.INTENSITIES`.
+        task: whose records name the images; None takes every image.
+        workers: processes, each with one thread; None takes one per core. 1 works in this process. With more a script
+            must call this under ``if __name__ == "__main__":``.
+        progress: show a bar on the terminal.
+        overwrite: start anew even if the folder holds a cache.
+        tokenizer: a fast tokenizer, or the folder of one: the texts of all records are tokenised as well.
+        max_length: longer texts are cut to this many tokens, special ones included.
+        images_per_shard: None takes as many as :mod:`medvlp.prepare_shards` allows.
+
+    Returns:
+        What is there now, and what was left out.
+
+    Raises:
+        DataError: the corpus is not readable, the disk has too little room, another process prepares the same cache,
+            or a file changed while it was read.
+        ConfigError: an unknown transform, rule, intensity or task.
+    """
+    start = time.monotonic()
+    if intensity not in INTENSITIES:
+        raise ConfigError(f'there is no intensity rule "{intensity}"; there are {", ".join(INTENSITIES)}')
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}; give at least 1")
+    rules = [build_resize(name) for name in ([resize] if resize is not None else rules_of(transform, size))]
+    records = corpus.records(task)
+    if not len(records):
+        raise DataError(f"{corpus.root} has no records to prepare; left out: {records.dropped.attrs.get('counts', {})}")
+    shapes = _images(records, corpus.root)
+    if tokenizer is not None and "text" not in records.table.column_names:
+        raise ConfigError(
+            f"the records of {corpus.title} for {task} have no texts to tokenise; leave out the tokenizer"
+        )
+    left_out = [
+        ("record", str(item), str(reason))
+        for item, reason in zip(records.dropped["id"], records.dropped["reason"], strict=True)
+    ]
+    with ExitStack() as stack:
+        plans = []
+        for rule in rules:
+            folder = cache_folder(out, corpus.name, intensity, rule.name)
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
+            plans.append(make_plan(folder, rule, corpus.root, shapes, overwrite, images_per_shard))
+        require_room(Path(out), plans)
+        total = sum(len(p.paths) for p in plans)
+        with _bar(progress, total) as advance:
+            advance(sum(p.kept for p in plans))
+            write(plans, corpus.root, intensity, workers, advance)
+        description = {"corpus": corpus.name, "intensity": intensity}
+        folders = tuple(_finished(p, description, left_out) for p in plans)
+    tokens = None
+    if tokenizer is not None:
+        fast = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+        tokens = TokenCache.build(out, fast, max_length, records.table.column("text").to_pylist()).folder
+    unreadable = dict(pair for f in folders for pair in f.unreadable)
+    skipped = (*left_out, *(("image", path, reason) for path, reason in sorted(unreadable.items())))
+    return PrepareResult(folders, skipped, time.monotonic() - start, tokens)
+
+
+def _images(records: Records, root: Path) -> dict[str, Shapes]:
+    """Each image of the records, in the order of the paths, with the lists of shapes on it."""
+    paths = relative_paths(records.table.column("image").to_pylist(), root).to_pylist()
+    if "shapes" not in records.table.column_names:
+        return dict.fromkeys(sorted(set(paths)), ())
+    found: dict[str, dict[tuple[str, ...], None]] = {path: {} for path in sorted(set(paths))}
+    for path, listed in zip(paths, records.table.column("shapes").to_pylist(), strict=True):
+        if listed:
+            found[path][tuple(listed)] = None
+    return {path: tuple(lists) for path, lists in found.items()}
+
+
+def _finished(plan: Plan, description: dict[str, str], left_out: Sequence[tuple[str, str, str]]) -> PreparedFolder:
+    unreadable = sorted((path, reason.replace(PATH_MARK, path)) for path, reason in plan.unreadable.items())
+    write_skipped(plan.folder, [*left_out, *(("image", path, reason) for path, reason in unreadable)])
+    content = finish(
+        plan.folder, plan.shards, {**description, "rule": plan.rule.name}, plan.packages, len(plan.unreadable)
+    )
+    return PreparedFolder(
+        plan.folder,
+        plan.rule.name,
+        content["images"],
+        plan.kept,
+        content["masks"],
+        content["bytes"],
+        tuple(unreadable),
+    )
+
+
+@contextmanager
+def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
+    if not show:
+        yield lambda count: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("preparing images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+# ---------------------------------------------------------------------- command
+
+
+def parse_options(words: Sequence[str]) -> dict[str, Any]:
+    """Options of a corpus from the command line.
+
+    Args:
+        words: ``key=value`` each. A value that reads as a whole number, a decimal number, ``true``, ``false`` or
+            ``none`` (in any case) is that, everything else is text; a key given several times makes a list.
+
+    Raises:
+        ConfigError: a word without a key or without "=".
+    """
+    found: dict[str, list[Any]] = {}
+    for word in words:
+        key, sign, text = word.partition("=")
+        if not sign or not key.isidentifier():
+            raise ConfigError(f'--option takes key=value, not "{word}"')
+        found.setdefault(key, []).append(_literal(text))
+    return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
+
+
+def _literal(text: str) -> Any:
+    names = {"true": True, "false": False, "none": None}
+    if text.lower() in names:
+        return names[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``medvlp prepare``."""
+    parser.add_argument(
+        "--data", required=True, choices=list(CORPORA), metavar="NAME", help="see: medvlp list datasets"
+    )
+    parser.add_argument("--root", type=Path, required=True, help="folder of the corpus")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the caches; data.cache_dir of a run")
+    parser.add_argument("--transform", default="g2d_paper", help="recipe to prepare for (default: g2d_paper)")
+    parser.add_argument("--size", type=int, default=224, help="image side that the model sees (default: 224)")
+    parser.add_argument("--resize", metavar="RULE", help="a resize rule such as square:256, instead of a transform")
+    parser.add_argument("--intensity", default="standard", choices=list(INTENSITIES), metavar="NAME")
+    parser.add_argument("--task", choices=TASKS, help="whose records name the images (default: every image)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenise the texts as well")
+    parser.add_argument("--max-length", type=int, default=256, help="tokens per text (default: 256)")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the corpus, such as version=5; numbers, true, false and none are read as such, and an option"
+        " given several times makes a list",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start anew even if there is a cache")
+    parser.add_argument("--verify", action="store_true", help="only check every byte of the cache that is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """``medvlp prepare``.
+
+    Returns:
+        Exit status: 0, or 1 if ``--verify`` found a damaged cache.
+    """
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    if args.verify:
+        return _verify(args, console)
+    kind = corpus_class(args.data)
+    options = {"on_error": "skip", **parse_options(args.option)}  # broken items are listed, all of them
+    try:
+        corpus = kind(args.root, **options)
+    except TypeError as error:
+        raise ConfigError(f"{kind.title} does not take these options ({error})") from error
+    result = prepare(
+        corpus,
+        args.out,
+        transform=args.transform,
+        size=args.size,
+        resize=args.resize,
+        intensity=args.intensity,
+        task=args.task,
+        workers=args.workers,
+        progress=True,
+        overwrite=args.overwrite,
+        tokenizer=args.tokenizer,
+        max_length=args.max_length,
+    )
+    for folder in result.folders:
+        console.print(
+            f"{folder.folder}: {folder.images} images ({folder.kept} were there, {len(folder.unreadable)} unreadable),"
+            f" {folder.masks} masks, {folder.bytes / 1e6:.1f} MB"
+        )
+    if result.tokens is not None:
+        console.print(f"{result.tokens}: tokens of all texts")
+    for reason, count in result.counts.items():
+        console.print(f"left out: {count} x {reason}", markup=False)
+    if result.skipped:
+        console.print(f"listed in {result.folders[0].folder / 'skipped.csv'}")
+    console.print(f"{result.seconds:.1f} s")
+    return 0
+
+
+def _verify(args: argparse.Namespace, console: Any) -> int:
+    names = [args.resize] if args.resize is not None else rules_of(args.transform, args.size)
+    folders = [cache_folder(args.out, args.data, args.intensity, name) for name in names]
+    problems = [f"{folder}: {problem}" for folder in folders for problem in verify(folder)]
+    for problem in problems:
+        console.print(problem, markup=False)
+    if problems:
+        console.print("repair with the same command and --overwrite instead of --verify")
+        return 1
+    for folder in folders:
+        console.print(f"{folder}: every byte is as it was written")
+    return 0

@@ -1,0 +1,28 @@
+"""Who is in train, validation and test: the published splits rebuilt, our own clean one, and the 1 % and 10 % draws.
+
+A recipe sees ids, patients, views, released parts and raw labels (:class:`SplitInput`) and never an image. What each
+split must give for a known release (sizes, positives, hashes of the ids) stands in the data file ``expected.json``;
+:func:`make_split` compares, and warns of images and patients that two parts share.
+"""
+
+from medvlp.splits.catalog import Expected, SplitInfo, describe, split_names
+from medvlp.splits.draws import FRACTION_RULES, draw_fraction
+from medvlp.splits.fractions import hash_split, nested_fraction
+from medvlp.splits.make import make_split
+from medvlp.splits.types import Part, Split, SplitInput, SplitLeakWarning
+
+__all__ = [
+    "FRACTION_RULES",
+    "Expected",
+    "Part",
+    "Split",
+    "SplitInfo",
+    "SplitInput",
+    "SplitLeakWarning",
+    "describe",
+    "draw_fraction",
+    "hash_split",
+    "make_split",
+    "nested_fraction",
+    "split_names",
+]
