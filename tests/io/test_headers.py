@@ -7,8 +7,9 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
+from medvlp.errors import UnreadableItemError
 from medvlp.io.images import ImageHeader, read_header, read_image
 
 ROOT = Path(os.environ.get("MEDVLP_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
@@ -138,6 +139,18 @@ def test_bombs(tmp_path):
     dicom.save_as(tmp_path / "x.dcm")
     for name in ("x.png", "x.dcm"):
         assert read_header(tmp_path / name).problem == "decompression bomb: 3600000000 pixels"
+
+
+def test_deflated_files_and_bombs(tmp_path, monkeypatch):
+    data = pydicom.dcmread(_dicom(tmp_path / "x.dcm"))
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(tmp_path / "deflated.dcm")
+    assert read_header(tmp_path / "deflated.dcm") == ImageHeader("DICOM", 32, 8, "", 12, "MONOCHROME2")
+    assert np.array_equal(read_image(tmp_path / "deflated.dcm"), read_image(tmp_path / "x.dcm"))
+    monkeypatch.setattr("medvlp.io.headers.MAX_PIXELS", 200)
+    assert read_header(tmp_path / "deflated.dcm").problem == "decompression bomb: more than 400 bytes"
+    with pytest.raises(UnreadableItemError, match="decompression bomb: more than 400 bytes"):
+        read_image(tmp_path / "deflated.dcm")
 
 
 def test_links_out_of_the_corpus(tmp_path):

@@ -1,6 +1,7 @@
 """The data module over any corpus: split × task × fraction, and the phantom in the corpus's layout."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.errors import ConfigError, DataError, TooManySkippedError
 from medvlp.phantom.model import PhantomSpec
 from medvlp.phantom.progress import write_with_progress
-from medvlp.splits import FRACTION_RULES, SplitInput, draw_fraction, make_split, split_names
+from medvlp.splits import FRACTION_RULES, Part, SplitInput, draw_fraction, make_split, split_names
 from medvlp.splits import Split as CorpusSplit
 
 _TARGETS: dict[str, tuple[Target, ...]] = {
@@ -22,6 +23,18 @@ _TARGETS: dict[str, tuple[Target, ...]] = {
     "detection": ("boxes",),
     "grounding": ("boxes", "mask"),
 }
+
+
+def _restricted(split: CorpusSplit, every: Records, records: Records) -> CorpusSplit:
+    """A split of all records on those of a task: a record goes where its image went; the hashes stay those of all."""
+    images = records.column("image")
+    parts = {}
+    for name, part in split.parts.items():
+        order = pd.Series(np.arange(len(part)), index=every.column("image")[part.records]).reindex(images).to_numpy()
+        chosen = np.flatnonzero(~np.isnan(order))
+        if len(chosen):
+            parts[name] = Part(chosen[np.argsort(order[chosen], kind="stable")])
+    return replace(split, parts=parts)
 
 
 class CorpusDataModule(RadiographDataModule):
@@ -117,15 +130,18 @@ class CorpusDataModule(RadiographDataModule):
             DataError: a published split does not have its published counts, and ``check_split`` is on.
         """
         if self._split is None:
-            self._input = self.corpus.split_input(self.records)
-            self._split = make_split(
+            records, drawn_from = self.records, self.corpus.split_task
+            every = records if drawn_from in (None, self.task) else self.corpus.records(drawn_from)
+            split = make_split(
                 self.corpus.name,
                 self.split,
-                self._input,
+                self.corpus.split_input(every),
                 seed=self.split_seed,
                 lists=self.split_lists,
                 strict=self.check_split and not self.corpus.is_phantom,
             )
+            self._input = self.corpus.split_input(records)
+            self._split = split if every is records else _restricted(split, every, records)
         return self._split
 
     def read(self, split: Split) -> RadiographDataset:

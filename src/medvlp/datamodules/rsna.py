@@ -31,6 +31,5 @@ class RSNADataModule(CorpusDataModule):
         test_labels: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            RSNAPneumonia(root, classes=classes, test_labels=test_labels), task=task, split=split, **kwargs
-        )
+        corpus = RSNAPneumonia(root, classes=classes, test_labels=test_labels)
+        super().__init__(corpus, task=task, split=split, **kwargs)

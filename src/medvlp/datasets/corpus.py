@@ -93,6 +93,8 @@ class Corpus(ABC):
     """What its labels allow; the first is the default."""
     tables: ClassVar[tuple[TableSpec, ...]]
     """The released tables."""
+    split_task: ClassVar[Task | None] = None
+    """The task whose records splits are drawn from, where other tasks have fewer or others; None: those of the task."""
     image_folders: ClassVar[tuple[str, ...]] = ()
     """Folders below the root that hold images; the doctor counts files there that no record names."""
     image_counts: ClassVar[dict[str, int]] = {}
@@ -103,6 +105,31 @@ class Corpus(ABC):
             raise ConfigError(f'on_error is "raise" or "skip", not "{on_error}"')
         self.root = Path(root)
         self.on_error = on_error
+
+    @classmethod
+    def variants(cls, root: str | Path) -> tuple[dict[str, str], ...]:
+        """Settings under which a folder can be read, for tools that look at all of it.
+
+        A corpus with an option that has no default, because a folder may hold several editions, names here one dictionary
+        of options for each edition that it finds, values as text.
+
+        Args:
+            root: folder of the corpus; it need not exist.
+        """
+        return ({},)
+
+    @property
+    def image_root(self) -> Path:
+        """Folder that all images lie in: the root, unless they belong to another corpus."""
+        return self.root
+
+    def released_sizes(self) -> dict[str, tuple[int, int]]:
+        """Height and width of images as the released tables tell them, by record id; empty where they do not.
+
+        Raises:
+            DataError: a table is broken.
+        """
+        return {}
 
     @property
     def is_phantom(self) -> bool:

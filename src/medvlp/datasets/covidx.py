@@ -1,8 +1,9 @@
 """COVIDx: images of several sources in ``train/`` and ``test/``, and text lists that class them.
 
-The lists have no header. A line is ``patient file class [source]``, separated by blanks; in the older lists a patient's name
-may itself hold a blank. So the file is the word that ends in an image extension, what precedes it is the patient, the
-next word the class. Lists are named by their version, since versions differ in images, classes and sizes.
+The lists have no header. A line is ``patient file class [source]``, separated by blanks; in the older lists a
+patient's name may itself hold a blank. So the file is the word that ends in an image extension, what precedes it is
+the patient, the next word the class. Lists are named by their version, since versions differ in images, classes and
+sizes.
 """
 
 from collections.abc import Sequence
@@ -29,15 +30,16 @@ _FOLDERS = {"train": "train", "validate": "val", "test": "test"}
 class COVIDx(Corpus):
     """COVIDx in any version of its lists.
 
-    Records are images in the order of the train list, the validation list (COVIDx CXR-4) and the test list. The id is the
-    file name, the patient the first field; for images from RSNA that is the image itself.
+    Records are images in the order of the train list, the validation list (COVIDx CXR-4) and the test list. The id is
+    the file name, the patient the first field; for images from RSNA that is the image itself.
 
     Args:
         root: folder with the lists and the folders ``train`` and ``test`` (and ``val``).
-        version: name of the lists: "COVIDx9A" reads train_COVIDx9A.txt and test_COVIDx9A.txt, in the root or in ``labels``;
-            "kaggle" reads train.txt, test.txt and, where it is there, val.txt.
+        version: name of the lists: "COVIDx9A" reads train_COVIDx9A.txt and test_COVIDx9A.txt, in the root or in
+            ``labels``; "kaggle" reads train.txt, test.txt and, where it is there, val.txt.
         classes: "three" has the labels Normal, Pneumonia and COVID-19, "binary" COVID-19 alone. A list of positive
-            and negative cannot give three: MGCA's code takes each of its lines as COVID-19, silently; here it is an error.
+            and negative cannot give three: MGCA's code takes each of its lines as COVID-19, silently; here it is an
+            error.
         on_error: "raise" on a broken line or a missing image, or "skip" (drop and count) them.
 
     Raises:
@@ -65,6 +67,18 @@ class COVIDx(Corpus):
         self.version = version
         self.classes = classes
 
+    @classmethod
+    def variants(cls, root: str | Path) -> tuple[dict[str, str], ...]:
+        """One for each version of which a test list is there, with the classes that its list has."""
+        found = {}
+        for path in sorted(p for f in (Path(root), Path(root) / "labels") for p in f.glob("test*.txt")):
+            version = "kaggle" if path.name == _KAGGLE["test"] else path.stem.removeprefix("test_")
+            if path.name != _KAGGLE["test"] and version == path.stem:
+                continue
+            words = path.read_text(encoding="utf-8", errors="replace").lower().split()
+            found[version] = "binary" if any(w in _BINARY for w in words) else "three"
+        return tuple({"version": version, "classes": classes} for version, classes in found.items())
+
     def list_path(self, pool: str) -> Path | None:
         """The list of a part ("train", "validate" or "test"), or None where it is not there."""
         if self.version == "kaggle":
@@ -90,7 +104,7 @@ class COVIDx(Corpus):
             if path is None:
                 there = ", ".join(sorted(p.name for f in (self.root, self.root / "labels") for p in f.glob("*.txt")))
                 raise DataError(
-                    f"{self.root} has no {pool} list of version {self.version}; it has {there or 'no list'}; get the list"
+                    f"{self.root} has no {pool} list of version {self.version}; it has {there or 'no list'}; get it"
                     f" from {self.remedy}, or set version to one that is there"
                 )
             parts.append(self._read_list(pool, path, dropped))
@@ -139,13 +153,13 @@ class COVIDx(Corpus):
         first = binary.iloc[0]
         if len(binary) < len(lines):
             raise DataError(
-                f"{first['list']}, row {first['row']}: the lists mix {'/'.join(_BINARY)} with {'/'.join(THREE)}; take all"
-                f" lists of one version, from {self.remedy}"
+                f"{first['list']}, row {first['row']}: the lists mix {'/'.join(_BINARY)} with {'/'.join(THREE)};"
+                f" take all lists of one version, from {self.remedy}"
             )
         if self.classes == "three":
             raise ConfigError(
-                f"{first['list']} knows only positive and negative, so classes: three cannot be had from it; set classes:"
-                " binary, or a version with three classes, such as COVIDx9A"
+                f"{first['list']} knows only positive and negative, so classes: three cannot be had from it; set"
+                " classes: binary, or a version with three classes, such as COVIDx9A"
             )
 
     def _unique(self, lines: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:

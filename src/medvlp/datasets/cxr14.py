@@ -2,8 +2,8 @@
 
 Expected under the root: ``Data_Entry_2017_v2020.csv`` or the older ``Data_Entry_2017.csv``, the images in
 ``images_001/images`` … ``images_012/images`` (or in ``images``, or in the root itself), and, for what needs them,
-``train_val_list.txt``, ``test_list.txt`` and ``BBox_List_2017.csv``. The folder of an image follows from no id, so an index
-of all folders finds it.
+``train_val_list.txt``, ``test_list.txt`` and ``BBox_List_2017.csv``. The folder of an image follows from no id, so an
+index of all folders finds it.
 """
 
 import gzip
@@ -57,14 +57,15 @@ _BOX_SPACE = 1024.0  # pixels: boxes are given on images of this side
 class ChestXray14(Corpus):
     """NIH ChestX-ray14.
 
-    Records are images in the order of the label table; ``pool`` says "train_val" or "test" by the official lists, "" where
-    these are not there. For "detection" they are the images with boxes, for "grounding" the pairs of such an image
-    and a class, whose name is the text; the other images were not searched for boxes, so they are no negatives. Boxes are
-    scaled from the 1024 pixels of the release to the size of the file.
+    Records are images in the order of the label table; ``pool`` says "train_val" or "test" by the official lists, ""
+    where these are not there. For "detection" they are the images with boxes, for "grounding" the pairs of such an
+    image and a class, whose name is the text; the other images were not searched for boxes, so they are no negatives.
+    Boxes are scaled from the 1024 pixels of the release to the size of the file.
 
     Args:
         root: folder of the corpus.
-        labels_version: "v2020", "2017" (the tables differ in about 0.16 % of the rows), or "auto": the newer that is there.
+        labels_version: "v2020", "2017" (the tables differ in about 0.16 % of the rows), or "auto": the newer that is
+            there.
         classes: labels to keep, in this order; None keeps the 14 and "No Finding".
         views: values of View Position to keep, once the split is made.
         on_error: "raise" on a missing image or a broken row, or "skip" (drop and count) them.
@@ -77,6 +78,7 @@ class ChestXray14(Corpus):
     title = "ChestX-ray14"
     source = "the NIH Clinical Center's ChestXray-NIHCC"
     tasks = ("classification", "detection", "grounding")
+    split_task = "classification"
     tables = (
         *(
             TableSpec(
@@ -221,7 +223,9 @@ class ChestXray14(Corpus):
                 elif pool[image] == name:
                     dropped.add(image, row, "repeats an earlier line")
                 else:
-                    raise DataError(f"{path}, row {row}: {image} is in both official lists; get them from {self.remedy}")
+                    raise DataError(
+                        f"{path}, row {row}: {image} is in both official lists; get them from {self.remedy}"
+                    )
         return pool
 
     def _read_list(self, path: Path) -> list[str]:
@@ -249,7 +253,7 @@ class ChestXray14(Corpus):
         return images[~absent]
 
     def _box_rows(self, images: pd.DataFrame, dropped: Dropped, every: bool) -> tuple[pd.DataFrame, set[str]]:
-        """Boxes (id, class, x0, y0, x1, y1, row) of the images, in the 1024 pixels of the release, and ids of broken ones.
+        """Boxes (id, class, x0, y0, x1, y1) of the images, in the 1024 pixels of the release, and ids of broken ones.
 
         Args:
             images: of any pool, or of some of them.
@@ -280,9 +284,7 @@ class ChestXray14(Corpus):
         boxes.insert(1, "class", classes.map({c: i for i, c in enumerate(BOX_CLASSES)}).fillna(-1).astype(int))
         return boxes[~wrong & known.to_numpy()], set(frame["Image Index"][wrong])
 
-    def _scaled(
-        self, images: pd.DataFrame, boxes: pd.DataFrame, dropped: Dropped
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def _scaled(self, images: pd.DataFrame, boxes: pd.DataFrame, dropped: Dropped) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The boxes in pixels of the files, and the images but those whose size cannot be read."""
         boxed = images[images["id"].isin(boxes["id"])]
         headers = read_headers(boxed["image"].tolist())

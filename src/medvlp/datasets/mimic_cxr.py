@@ -160,6 +160,16 @@ class MIMICCXR(Corpus):
         )
         return Records(table, dropped.frame())
 
+    def released_sizes(self) -> dict[str, tuple[int, int]]:
+        """Rows and Columns of the metadata table, where it has them."""
+        meta = self.read_table("mimic-cxr-2.0.0-metadata.csv").frame
+        if "Rows" not in meta or "Columns" not in meta:
+            return {}
+        sizes = meta[["Rows", "Columns"]].apply(pd.to_numeric, errors="coerce").fillna(0).astype(int)
+        known = (sizes > 0).all(axis=1)
+        heights, widths = sizes["Rows"][known].tolist(), sizes["Columns"][known].tolist()
+        return dict(zip(meta["dicom_id"][known], zip(heights, widths, strict=True), strict=True))
+
     def _listed_images(self, pools: Sequence[str], dropped: Dropped) -> pd.DataFrame:
         """Images of released parts in the chosen views: dicom_id, subject_id, study_id, split, view; index = row."""
         splits = self.read_table("mimic-cxr-2.0.0-split.csv").frame

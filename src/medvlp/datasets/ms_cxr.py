@@ -1,8 +1,9 @@
 """MS-CXR: phrases of reports with boxes, on images of MIMIC-CXR.
 
 Expected under the root: ``MS_CXR_Local_Alignment_v1.1.0.csv`` or ``.json`` (release 1.1.0) or the same with ``v1.0.0``
-(release 0.1), and the images of MIMIC-CXR-JPG at ``files/p10/p10000032/s50414267/<dicom_id>.jpg`` there or under another root.
-The table has one row per box; a phrase with several boxes repeats. The json holds the same as COCO annotations.
+(release 0.1), and the images of MIMIC-CXR-JPG at ``files/p10/p10000032/s50414267/<dicom_id>.jpg`` there or under
+another root. The table has one row per box; a phrase with several boxes repeats. The json holds the same as COCO
+annotations.
 """
 
 import json
@@ -48,10 +49,11 @@ class MSCXR(Corpus):
     """MS-CXR 0.1 or 1.1.0.
 
     For "grounding", "segmentation" and "pairs" a record is an image and a phrase, in the order in which the pairs first
-    appear; its boxes are all boxes of that phrase, and its id is the DICOM id and the number of the phrase on that image. For
-    "detection" and "classification" a record is an image with the boxes and findings of all its phrases, since an image that
-    comes twice with half of its boxes would be wrong. A 0 means that no phrase of the finding was marked, not that a
-    reader denied it. ``pool`` is the column ``split`` of release 1.1.0, which is not MIMIC-CXR's split.
+    appear; its boxes are all boxes of that phrase, and its id is the DICOM id and the number of the phrase on that
+    image. For "detection" and "classification" a record is an image with the boxes and findings of all its phrases,
+    since an image that comes twice with half of its boxes would be wrong. A 0 means that no phrase of the finding was
+    marked, not that a reader denied it. ``pool`` is the column ``split`` of release 1.1.0, which is not MIMIC-CXR's
+    split.
 
     Boxes are checked against the image size in the table and scaled where the file is a reduced copy of the image.
 
@@ -92,6 +94,11 @@ class MSCXR(Corpus):
         self.annotations = annotations
 
     @property
+    def image_root(self) -> Path:
+        """Folder of MIMIC-CXR-JPG."""
+        return self.mimic_root
+
+    @property
     def annotation_path(self) -> Path:
         """The table that is read.
 
@@ -121,11 +128,12 @@ class MSCXR(Corpus):
         dropped.extend(rows["dicom_id"][same], rows["row"][same], "repeats an earlier row")
         rows = rows[~same].assign(split=lambda r: r["split"].str.lower().replace(_POOLS))
         by_image = task in ("detection", "classification")
-        rows = self._checked(rows, dropped, path)
+        keys = ["dicom_id"] if by_image else ["dicom_id", "label_text"]
+        rows = self._checked(rows, keys, dropped, path)
         if pools is not None:
             rows = rows[rows["split"].isin(pools)]
         rows = self._on_disk(rows, dropped, path)
-        return Records(self._table(rows, by_image, task), dropped.frame(), box_names=CATEGORIES)
+        return Records(self._table(rows, keys, task), dropped.frame(), box_names=CATEGORIES)
 
     def _csv_rows(self, path: Path) -> pd.DataFrame:
         frame = self.read_table(next(s.name for s in self.tables if s.find(self.root) == path)).frame.copy()
@@ -162,8 +170,8 @@ class MSCXR(Corpus):
         frame = pd.DataFrame(rows, columns=[*_TEXTS, *_BOX, *_SIZE, "split", "two_sizes"])
         return frame.astype({name: object for name in _TEXTS})
 
-    def _checked(self, rows: pd.DataFrame, dropped: Dropped, path: Path) -> pd.DataFrame:
-        """The rows with numbers, without the phrases (of an image) that have a broken row."""
+    def _checked(self, rows: pd.DataFrame, keys: list[str], dropped: Dropped, path: Path) -> pd.DataFrame:
+        """The rows with numbers, without the records (of ``keys``) that have a broken row."""
         numbers = rows[[*_BOX, *_SIZE]].apply(pd.to_numeric, errors="coerce").astype(np.float64)
         x, y, w, h, width, height = (numbers[name] for name in (*_BOX, *_SIZE))
         relative = rows["path"].map(relative_path)
@@ -184,7 +192,8 @@ class MSCXR(Corpus):
             "empty box": (w <= 0) | (h <= 0),
             "box outside the image": (x < 0) | (y < 0) | (x + w > width) | (y + h > height),
             "two rows of one image differ in the path": relative.groupby(rows["dicom_id"]).transform("nunique") > 1,
-            "two rows of one image differ in the split": rows["split"].groupby(rows["dicom_id"]).transform("nunique") > 1,
+            "two rows of one image differ in the split": rows["split"].groupby(rows["dicom_id"]).transform("nunique")
+            > 1,
         }
         if "two_sizes" in rows:
             reasons["image and annotation differ in the image size"] = rows["two_sizes"]
@@ -195,9 +204,10 @@ class MSCXR(Corpus):
             wrong |= at
         rows = rows.assign(relative=relative, patient=parts[0], study=parts[1], **dict(numbers.items()))
         # a phrase that lost a box, or an image that lost a phrase, would be annotated wrongly
-        lost = rows["dicom_id"].isin(rows["dicom_id"][wrong])
-        others = lost & ~wrong
-        dropped.extend(rows["dicom_id"][others], rows["row"][others], "another row of the image is broken", broken=True)
+        units = pd.MultiIndex.from_frame(rows[keys])
+        lost = units.isin(units[wrong.to_numpy()])
+        others = rows[lost & ~wrong]
+        dropped.extend(others["dicom_id"], others["row"], "another row of the record is broken", broken=True)
         return rows[~lost]
 
     def _on_disk(self, rows: pd.DataFrame, dropped: Dropped, path: Path) -> pd.DataFrame:
@@ -210,15 +220,12 @@ class MSCXR(Corpus):
         scales: dict[str, tuple[float, float]] = {}
         for image, file, header in zip(images.itertuples(), files, headers, strict=True):
             scale = (header.width / image.image_width, header.height / image.image_height)
-            problem = header.problem
-            # a reduced copy has whole pixels, so its sides may be off the exact ratio by one
-            slack = max(1 / image.image_width, 1 / image.image_height, 1 / max(1, header.width, 0))
+            problem = ""
             if not header.width or not header.height:
-                problem = problem or "unknown image size"
-            elif abs(scale[0] - scale[1]) > slack * max(scale):
+                problem = header.problem or "unknown image size"
+            # a reduced copy has whole pixels, so that its sides may be off the exact ratio by one
+            elif abs(scale[0] - scale[1]) > max(scale) / min(header.width, header.height):
                 problem = f"the file has {header.width} x {header.height} pixels, another shape than the table says"
-            else:
-                problem = ""
             if problem:
                 where = f"{path} (image {file})"
                 problem = "missing image file" if problem.startswith("missing file") else problem
@@ -227,14 +234,14 @@ class MSCXR(Corpus):
             scales[image.dicom_id] = scale
         paths = dict(zip(images["dicom_id"], files, strict=True))
         rows = rows[~rows["dicom_id"].isin(wrong)]
-        scale = np.array([scales[i] for i in rows["dicom_id"]]).reshape(-1, 2)
+        scale_xy = np.array([scales[i] for i in rows["dicom_id"]]).reshape(-1, 2)
         x, y, w, h = (rows[name].to_numpy() for name in _BOX)
         return rows.assign(
             image=rows["dicom_id"].map(paths),
-            x0=x * scale[:, 0],
-            y0=y * scale[:, 1],
-            x1=(x + w) * scale[:, 0],
-            y1=(y + h) * scale[:, 1],
+            x0=x * scale_xy[:, 0],
+            y0=y * scale_xy[:, 1],
+            x1=(x + w) * scale_xy[:, 0],
+            y1=(y + h) * scale_xy[:, 1],
         )
 
     def _layout(self, images: pd.DataFrame) -> Callable[[str], Path]:
@@ -254,8 +261,7 @@ class MSCXR(Corpus):
         return next((f for f in (released, bare, flat) if any(f(cell).is_file() for cell in first)), released)
 
     @staticmethod
-    def _table(rows: pd.DataFrame, by_image: bool, task: str | None) -> pa.Table:
-        keys = ["dicom_id"] if by_image else ["dicom_id", "label_text"]
+    def _table(rows: pd.DataFrame, keys: list[str], task: str | None) -> pa.Table:
         units = rows.drop_duplicates(keys).reset_index(drop=True)
         number = pd.MultiIndex.from_frame(units[keys]).get_indexer(pd.MultiIndex.from_frame(rows[keys]))
         category = rows["category_name"].map({name: i for i, name in enumerate(CATEGORIES)}).to_numpy(dtype=np.int64)
@@ -274,7 +280,7 @@ class MSCXR(Corpus):
             "study": units["study"],
             "pool": units["split"],
         }
-        if not by_image:
+        if len(keys) > 1:
             nth = units.groupby("dicom_id").cumcount() + 1
             columns |= {"id": units["dicom_id"] + "_" + nth.astype(str), "text": units["label_text"]}
         frame = pd.DataFrame(labels, columns=list(CATEGORIES))

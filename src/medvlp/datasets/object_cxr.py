@@ -1,9 +1,9 @@
 """Object-CXR: foreign objects on chest radiographs, marked with rectangles, ellipses and polygons.
 
-Expected under the root: ``train.csv`` and ``dev.csv`` (and, in later mirrors, ``test.csv``) with the images in folders of the
-same names. A row is an image and its annotation: ``type n n n …`` joined by ``;``, where 0 is a rectangle and 1 an ellipse by
-two corners, 2 a polygon; blank means that there is no object. Some copies call the image column ``image_path`` and put the
-folder before the name.
+Expected under the root: ``train.csv`` and ``dev.csv`` (and, in later mirrors, ``test.csv``) with the images in
+folders of the same names. A row is an image and its annotation: ``type n n n …`` joined by ``;``, where 0 is a
+rectangle and 1 an ellipse by two corners, 2 a polygon; blank means that there is no object. Some copies call the
+image column ``image_path`` and put the folder before the name.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ class ObjectCXR(Corpus):
     """Object-CXR.
 
     Records are images in the order of train.csv, dev.csv and test.csv, with and without objects. Boxes and shapes
-    are in pixels of the file. For tasks with boxes or masks, the headers of the images that have objects are read, since sizes
-    differ: a shape that leaves its image is broken, and with it the image. The corpus names no patients.
+    are in pixels of the file. For tasks with boxes or masks, the headers of the images that have objects are read,
+    since sizes differ: a shape that leaves its image is broken, and with it the image. The corpus names no patients.
 
     Args:
         root: folder of the corpus.
-        polygon_boxes: how a polygon becomes a box: "bounds", the rectangle around it. MGCA's code instead takes a box around
-            the polygon's pole of inaccessibility that may leave the image; that rule is not offered.
+        polygon_boxes: how a polygon becomes a box: "bounds", the rectangle around it. MGCA's code instead takes a box
+            around the polygon's pole of inaccessibility that may leave the image; that rule is not offered.
         on_error: "raise" on a missing image or a broken annotation, or "skip" (drop and count) them.
 
     Raises:

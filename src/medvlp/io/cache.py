@@ -3,9 +3,9 @@
 A cache is a folder ``OUT/CORPUS/INTENSITY-RULE`` that :mod:`medvlp.prepare` writes:
 
 * ``shard-00000.bin``: uint8 pixels of the images, one after the other, without any header;
-* ``shard-00000.arrow``: the shard's index, one row per image (:data:`~medvlp.io.cache_format.INDEX_SCHEMA`); its metadata hold size and SHA-256
-  of the two ``.bin`` files of the shard. It is written last, so a shard is complete or absent;
-* ``masks-00000.bin``, ``masks-00000.arrow``: bit-packed masks of the shard's images (:data:`~medvlp.io.cache_format.MASK_SCHEMA`), if any;
+* ``shard-00000.arrow``: the shard's index, one row per image (``INDEX_SCHEMA`` of :mod:`medvlp.io.cache_format`); its
+  metadata hold size and SHA-256 of the ``.bin`` files. It is written last, so a shard is complete or absent;
+* ``masks-00000.bin``, ``masks-00000.arrow``: bit-packed masks of the shard's images (``MASK_SCHEMA``), if any;
 * ``paths.arrow``: the images of the whole cache, in the order of their paths;
 * ``skipped.csv``: what could not be prepared;
 * ``cache.json``: what the cache is and the size and SHA-256 of every file, written at the very end.

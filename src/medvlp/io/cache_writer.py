@@ -63,7 +63,7 @@ class PreparedMask:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One image after decoding and resizing, or why it cannot be read; see :data:`medvlp.io.cache_format.INDEX_SCHEMA`."""
+    """One image after decoding and resizing, or why it cannot be read; see ``INDEX_SCHEMA``."""
 
     path: str
     source_bytes: int

@@ -10,7 +10,7 @@ import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder, pixel_array
 
 from medvlp.errors import ConfigError, UnreadableItemError
-from medvlp.io.headers import bomb, file_problem, first_line, unreadable
+from medvlp.io.headers import bomb, file_problem, first_line, inflation_bomb, unreadable
 
 _SPACING_TAGS = ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing")
 _DEFER = 1 << 16  # bytes; longer elements (the pixels) are left in the file until the header has been checked
@@ -68,11 +68,14 @@ def read_dicom(path: str | Path, intensity: str = "standard") -> DicomImage:
     if problem := file_problem(path):
         raise unreadable(path, problem)
     try:
-        too_large = inflation_bomb(path)
-        data = None if too_large else pydicom.dcmread(path, defer_size=_DEFER)
+        if too_large := inflation_bomb(path):
+            raise unreadable(path, too_large)
+        data = pydicom.dcmread(path, defer_size=_DEFER)
         # values are parsed on first access, so damage shows here
         photometric = str(data.get("PhotometricInterpretation", "") or "").strip()
         view = str(data.get("ViewPosition", "") or "").strip()
+    except UnreadableItemError:
+        raise
     except Exception as error:  # broken files raise anything from struct.error to AttributeError in the parser
         raise unreadable(path, f"not a readable DICOM file ({first_line(error)})") from error
     if "PixelData" not in data:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -20,11 +21,14 @@ _JPEG_END = b"\xff\xd9"
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # the tag (7FE0,0010), little and big endian
 _ORIENTATION = 0x0112
 _UNDEFINED = 0xFFFFFFFF
+_DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax Deflated Explicit VR Little Endian
+_META_START = 144  # preamble, "DICM", and the element that tells the length of what follows
 
 _REMEDIES = {
     "missing file": "check the path, or fetch the file again",
     "a folder, not a file": "check the path",
     "not a regular file": "check the path",
+    "not a JPEG, PNG or DICOM file": "convert it, or fetch the file again",
     "permission denied": "check the rights of the file",
     "DICOM file without pixel data": "leave it out of the table",
 }
@@ -55,7 +59,8 @@ class ImageHeader:
 
 def unreadable(path: Path, reason: str, remedy: str = "") -> UnreadableItemError:
     """The error for one file, with the usual remedy if none is given."""
-    remedy = remedy or _REMEDIES.get(reason, "fetch the file again")
+    usual = "leave it out of the table, or make it smaller" if reason.startswith("decomp") else "fetch the file again"
+    remedy = remedy or _REMEDIES.get(reason, usual)
     return UnreadableItemError(f"cannot read {path}: {reason}; {remedy}", item_id=path.stem, reason=reason)
 
 
@@ -67,6 +72,35 @@ def first_line(error: BaseException) -> str:
 def bomb(width: int, height: int) -> str:
     """The reason for refusing an image of that size, or ""."""
     return f"decompression bomb: {width * height} pixels" if width * height > MAX_PIXELS else ""
+
+
+def inflation_bomb(path: Path) -> str:
+    """The reason for refusing a DICOM file that is deflated as a whole and too large once inflated, or "".
+
+    pydicom inflates such a file before anything of it can be read; here it is inflated piece by piece, to count.
+
+    Args:
+        path: a DICOM file.
+
+    Returns:
+        "decompression bomb: …" or "".
+
+    Raises:
+        Exception: nearly anything, if the header is broken.
+    """
+    from pydicom.filereader import read_file_meta_info
+
+    meta = read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != _DEFLATED:
+        return ""
+    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with path.open("rb") as file:
+        file.seek(_META_START + int(meta.FileMetaInformationGroupLength))
+        while piece := inflater.unconsumed_tail or file.read(1 << 16):
+            total += len(inflater.decompress(piece, 1 << 20))
+            if total > 2 * MAX_PIXELS:  # pixels of 16 bits
+                return f"decompression bomb: more than {2 * MAX_PIXELS} bytes"
+    return ""
 
 
 def file_problem(path: Path) -> str:
@@ -153,7 +187,7 @@ def read_header(path: str | Path, within: str | Path | None = None) -> ImageHead
             if not kind:
                 return ImageHeader(problem="not a JPEG, PNG or DICOM file")
             try:
-                return _dicom_header(file) if kind == "DICOM" else _raster_header(file, kind)
+                return _dicom_header(file, path) if kind == "DICOM" else _raster_header(file, kind)
             except Exception as error:  # parsers of broken files raise anything from struct.error to KeyError
                 return ImageHeader(format=kind, problem=f"broken header ({first_line(error)})")
     except PermissionError:
@@ -196,16 +230,18 @@ def _ends_with(file: IO[bytes], marker: bytes, scan: int) -> bool:
     return marker in file.read()
 
 
-def _dicom_header(file: IO[bytes]) -> ImageHeader:
+def _dicom_header(file: IO[bytes], path: Path) -> ImageHeader:
     from pydicom import dcmread
 
+    if too_large := inflation_bomb(path):
+        return ImageHeader("DICOM", problem=too_large)
     tags = ["Rows", "Columns", "BitsAllocated", "BitsStored", "SamplesPerPixel", "NumberOfFrames"]
     data = dcmread(file, stop_before_pixels=True, specific_tags=[*tags, "PhotometricInterpretation"])
     height, width = int(data.get("Rows", 0) or 0), int(data.get("Columns", 0) or 0)
     photometric = str(data.get("PhotometricInterpretation", "") or "").strip()
     header = ImageHeader("DICOM", width, height, "", int(data.get("BitsStored", 0) or 0), photometric)
     # a deflated file is no longer read from the file itself
-    deflated = getattr(data.file_meta, "TransferSyntaxUID", None) == "1.2.840.10008.1.2.1.99"
+    deflated = getattr(data.file_meta, "TransferSyntaxUID", None) == _DEFLATED
     return replace(header, problem=bomb(width, height) or ("" if deflated else _pixel_problem(file, data)))
 
 
