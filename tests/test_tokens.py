@@ -22,7 +22,7 @@ def _texts(count: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choices(WORDS, k=rng.randint(1, 25))) + "." for _ in range(count)]
 
 
-TEXTS = [*_texts(120), "", "\udc80 undecodable", "unknown \U0001f600"]
+TEXTS = [*_texts(120), "", "unknown \U0001f600"]
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,12 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def cache(tokenizer, tmp_path_factory):
-    texts = [t for t in TEXTS if t.isprintable()]
-    return TokenCache.build(tmp_path_factory.mktemp("cache"), tokenizer, LENGTH, [*texts, *texts])
+    return TokenCache.build(tmp_path_factory.mktemp("cache"), tokenizer, LENGTH, [*TEXTS, *TEXTS])
 
 
 def test_every_text_is_found(tokenizer, cache):
-    texts = [t for t in TEXTS if t.isprintable()]
-    assert len(cache) == len(set(texts))
-    for text in texts:
+    assert len(cache) == len(set(TEXTS))
+    for text in TEXTS:
         ids, words = cache.get(text)
         encoded = tokenizer([text], truncation=True, max_length=LENGTH)
         assert ids.tolist() == encoded["input_ids"][0]

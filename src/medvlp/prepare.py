@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from medvlp.datasets import CORPORA, corpus_class
 from medvlp.datasets.corpus import TASKS, Corpus, Records, Task
@@ -233,6 +233,17 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
     return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
 
 
+def _as_lists(kind: type[Corpus], options: dict[str, Any]) -> dict[str, Any]:
+    """A single value becomes a list where the corpus takes several."""
+    hints = get_type_hints(kind.__init__)
+    found = {}
+    for key, value in options.items():
+        kinds = {get_origin(k) or k for k in (hints.get(key), *get_args(hints.get(key)))}
+        several = Sequence in kinds and not isinstance(value, list) and value is not None
+        found[key] = [value] if several else value
+    return found
+
+
 def _literal(text: str) -> Any:
     names = {"true": True, "false": False, "none": None}
     if text.lower() in names:
@@ -284,7 +295,8 @@ def run(args: argparse.Namespace) -> int:
     if args.verify:
         return _verify(args, console)
     kind = corpus_class(args.data)
-    options = {"on_error": "skip", **parse_options(args.option)}  # broken items are listed, all of them
+    # broken items are listed, all of them
+    options = {"on_error": "skip", **_as_lists(kind, parse_options(args.option))}
     try:
         corpus = kind(args.root, **options)
     except TypeError as error:

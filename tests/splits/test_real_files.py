@@ -91,6 +91,8 @@ def test_rsna_maco_is_the_first_images_by_id():
     )
     split = make_split("rsna", "maco", full)
     assert split.verified
+    assert make_split("rsna", "clean", full).verified  # the unlabelled test images stay out of it
+    assert make_split("rsna", "mgca", full).left_out.tolist() == list(range(26_684, 29_684))
     assert split.counts["test"] == 3_000
 
 

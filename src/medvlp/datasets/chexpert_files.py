@@ -8,6 +8,7 @@ from pathlib import Path
 from medvlp.errors import DataError
 
 _THREADS = 16
+_CHUNK = 64  # patients per task of a thread
 
 
 def patient_folders(root: Path, batches: Sequence[Path], pool: str, source: str) -> dict[str, str]:
@@ -57,16 +58,18 @@ def views_of(folders: Mapping[str, str], patients: Iterable[str]) -> set[str]:
         patients: whom to list; those without a folder have no images.
     """
     there = [(p, folders[p]) for p in patients if p in folders]
+    chunks = [there[i : i + _CHUNK] for i in range(0, len(there), _CHUNK)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return {f"{patient}/{name}" for patient, names in pool.map(_views, there, chunksize=256) for name in names}
+        return {name for names in pool.map(_views, chunks) for name in names}
 
 
-def _views(patient: tuple[str, str]) -> tuple[str, list[str]]:
+def _views(patients: Sequence[tuple[str, str]]) -> list[str]:
     names = []
-    with os.scandir(patient[1]) as studies:
-        for study in studies:
-            try:
-                names += [f"{study.name}/{name}" for name in os.listdir(study.path)]
-            except NotADirectoryError:
-                continue  # a stray file beside the studies
-    return patient[0], names
+    for patient, folder in patients:
+        with os.scandir(folder) as studies:
+            for study in studies:
+                try:
+                    names += [f"{patient}/{study.name}/{name}" for name in os.listdir(study.path)]
+                except NotADirectoryError:
+                    continue  # a stray file beside the studies
+    return names

@@ -94,7 +94,7 @@ class Corpus(ABC):
     tables: ClassVar[tuple[TableSpec, ...]]
     """The released tables."""
     split_task: ClassVar[Task | None] = None
-    """The task whose records splits are drawn from, where other tasks have fewer or others; None: those of the task."""
+    """The task whose records splits are drawn from, where other tasks have fewer or others; None: each task's own."""
     image_folders: ClassVar[tuple[str, ...]] = ()
     """Folders below the root that hold images; the doctor counts files there that no record names."""
     image_counts: ClassVar[dict[str, int]] = {}

@@ -165,10 +165,9 @@ class MIMICCXR(Corpus):
         meta = self.read_table("mimic-cxr-2.0.0-metadata.csv").frame
         if "Rows" not in meta or "Columns" not in meta:
             return {}
-        sizes = meta[["Rows", "Columns"]].apply(pd.to_numeric, errors="coerce").fillna(0).astype(int)
-        known = (sizes > 0).all(axis=1)
-        heights, widths = sizes["Rows"][known].tolist(), sizes["Columns"][known].tolist()
-        return dict(zip(meta["dicom_id"][known], zip(heights, widths, strict=True), strict=True))
+        sizes = meta[["Rows", "Columns"]].apply(pd.to_numeric, errors="coerce").set_index(meta["dicom_id"])
+        sizes = sizes[((sizes > 0) & (sizes < 1e6)).all(axis=1)].astype(int)
+        return dict(zip(sizes.index, sizes.itertuples(index=False, name=None), strict=True))
 
     def _listed_images(self, pools: Sequence[str], dropped: Dropped) -> pd.DataFrame:
         """Images of released parts in the chosen views: dicom_id, subject_id, study_id, split, view; index = row."""

@@ -43,7 +43,7 @@ class Expected:
     Args:
         release: the release, "" for any.
         seed: the seed, None for any.
-        patients: distinct patients of the input that the numbers were taken with.
+        patients: distinct patients, in the pools of the split, that the numbers were taken with.
         counts: records.
         rows: rows of the label table.
         frontal: records that are no laterals.

@@ -166,7 +166,9 @@ def _compare(
     expected = info.expected_for(release, seed)
     if expected is None:
         return False
-    if expected.patients is not None and expected.patients != pd.Series(inputs.patients, dtype=object).nunique():
+    used = inputs.in_pool(*info.pools) if info.pools else np.ones(len(inputs), dtype=bool)
+    patients = pd.Series(np.asarray(inputs.patients, dtype=object)[used]).nunique()
+    if expected.patients not in (None, patients):
         return False  # a mapping of images to patients that the recorded numbers do not know
     found = _found(inputs, parts, sha256, leaks, expected)
     wrong = [
@@ -194,8 +196,11 @@ def _found(
         "frontal": {p: int(inputs.is_frontal[part.records].sum()) for p, part in parts.items()},
         "sha256": sha256,
     }
-    if expected.positives and len(inputs.labels.columns):
-        classes = target(inputs.labels)
+    try:
+        classes = target(inputs.labels) if expected.positives else None
+    except DataError:  # the labels at hand do not hold the one that the numbers are of
+        classes = None
+    if classes is not None:
         unknown = inputs.labels.isna().all(axis=1).to_numpy()
         found["positives"] = {
             # labels that were published later may not be at hand

@@ -1,0 +1,1 @@
+"""GLoRIA (Huang et al., 2021)."""

@@ -1,0 +1,1 @@
+"""MaCo (Huang et al., 2023)."""

@@ -1,0 +1,506 @@
+"""The checks, in the order in which one would make them by hand: folder, tables, records, images, splits.
+
+Nothing here knows a corpus: what is special about one is declared by its class. A broken tree never raises: an error that
+the reader raises on purpose is shown as it is, any other one as a fault of the reader.
+"""
+
+import copy
+import hashlib
+import json
+import re
+import shlex
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.tables import Table, TableSpec, relative_path
+from medvlp.doctor.pixels import Annotations, Look, Progress, images_below, look_at_all
+from medvlp.doctor.report import Check, Diagnosis, Level, SplitState, TaskState
+from medvlp.errors import ConfigError, MedVLPError
+from medvlp.phantom.truth import MANIFEST
+from medvlp.splits import Split, SplitLeakWarning, describe, make_split, split_names
+
+T = TypeVar("T")
+
+PARTIAL = MANIFEST + ".partial"
+"""Claim of a phantom that is being written, or whose writing was cut short."""
+
+SUMS = "SHA256SUMS.txt"
+
+
+class _Refusal(Exception):
+    """Why something could not be done, in one line."""
+
+    def __init__(self, text: str, *, fault: bool = False, cause: Exception | None = None) -> None:
+        super().__init__(text)
+        self.fault = fault  # of the reader, not of the data
+        self.cause = cause
+
+
+def _attempt(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except MedVLPError as error:
+        raise _Refusal(" ".join(str(error).split()), cause=error) from error
+    except Exception as error:  # the message is left out, since it may quote a report
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}, line {last.lineno}"
+        raise _Refusal(f"the reader failed with {type(error).__name__} ({place})", fault=True, cause=error) from error
+
+
+_FAULT = "this is a fault of medvlp, not of the data; please report it with the file that provokes it"
+
+
+def examine(
+    corpus: Corpus,
+    *,
+    options: dict[str, str] | None = None,
+    deep: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Examine a corpus.
+
+    Args:
+        corpus: its reader; it is read with ``on_error: skip`` whatever its own setting.
+        options: what it was built with, to be shown and put into the commands to type next.
+        deep: decode every image, draw every mask and verify ``SHA256SUMS.txt``.
+        workers: threads for the images; None chooses.
+        progress: called with what is being done, how many are done, and how many there are.
+
+    Returns:
+        The diagnosis. Nothing that is wrong with the data raises.
+    """
+    corpus = copy.copy(corpus)
+    corpus.on_error = "skip"
+    return _Examination(corpus, options or {}, deep, workers, progress).run()
+
+
+class _Examination:
+    def __init__(
+        self, corpus: Corpus, options: dict[str, str], deep: bool, workers: int | None, progress: Progress | None
+    ) -> None:
+        self.corpus = corpus
+        self.deep = deep
+        self.workers = workers
+        self.progress = progress
+        self.result = Diagnosis(corpus.name, corpus.title, corpus.root, options, corpus.is_phantom)
+        self.absent: list[TableSpec] = []  # optional tables that are not there
+        self.records: dict[Task, Records] = {}
+        self.left_out: set[str] = set()  # ids that were dropped for any reason
+
+    def run(self) -> Diagnosis:
+        if self._folder():
+            self._phantom()
+            for spec in self.corpus.tables:
+                self._table(spec)
+            for task in self.corpus.tasks:
+                self._task(task)
+            self._dropped()
+            self._images()
+            if self.deep:
+                self._sums()
+            for name in split_names(self.corpus.name):
+                self._split(name)
+        self._next()
+        return self.result
+
+    def _add(
+        self,
+        name: str,
+        level: Level,
+        found: str,
+        *,
+        expected: str = "",
+        remedy: str = "",
+        items: Any = (),
+    ) -> None:
+        self.result.checks.append(Check(name, level, found, expected, remedy, tuple(map(str, items))))
+
+    def _refused(self, name: str, level: Level, refusal: _Refusal, remedy: str = "") -> None:
+        if refusal.fault:
+            self._add(name, "error", str(refusal), remedy=_FAULT)
+        else:
+            self._add(name, level, str(refusal), remedy=remedy)
+
+    # ------------------------------------------------------------------ folder and tables
+
+    def _folder(self) -> bool:
+        root = self.corpus.root
+        if root.is_dir():
+            try:
+                empty = next(root.iterdir(), None) is None
+            except OSError as error:
+                self._add("folder", "error", f"cannot be listed ({type(error).__name__})", remedy="check its rights")
+                return False
+            if not empty:
+                self._add("folder", "ok", "is there")
+                return True
+            found = "is empty"
+        else:
+            found = "is a file, not a folder" if root.exists() else "does not exist"
+        self._add("folder", "error", found, expected=f"the {self.corpus.title} folder", remedy=self.corpus.remedy)
+        return False
+
+    def _phantom(self) -> None:
+        root, name = self.corpus.root, self.corpus.name
+        again = f"write it again: medvlp phantom --layout {name} --root {shlex.quote(str(root))} --overwrite"
+        if (root / PARTIAL).exists():
+            self._add("phantom", "error", "was not written to its end", remedy=again)
+        elif self.result.phantom:
+            try:
+                manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+                layout, studies = str(manifest["layout"]), int(manifest["studies"])
+                absent = [entry for entry in manifest.get("entries", ()) if not (root / str(entry)).exists()]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                self._add("phantom", "error", f"{MANIFEST} cannot be read ({type(error).__name__})", remedy=again)
+                return
+            if layout != name:
+                self._add("phantom", "error", f"a phantom in the layout of {layout}", expected=name, remedy=again)
+            elif absent:
+                self._add(
+                    "phantom", "warning", f"{len(absent)} of its files or folders are gone", remedy=again, items=absent
+                )
+            else:
+                self._add("phantom", "ok", f"a phantom of {studies:,} studies, not held to the counts of a release")
+
+    def _table(self, spec: TableSpec) -> None:
+        name = f"table {spec.name}"
+        if not self.corpus.has_table(spec.name):
+            if spec.required:
+                self._add(name, "error", "is missing", remedy=f"get it from {self.corpus.remedy}")
+            else:
+                self.absent.append(spec)
+                self._add(name, "note", f"is not there{f'; it is for {spec.needed_for}' if spec.needed_for else ''}")
+            return
+        try:
+            table = _attempt(lambda: self.corpus.read_table(spec.name))
+        except _Refusal as refusal:
+            self._refused(name, "error", refusal)
+            return
+        self._rows(name, table)
+
+    def _rows(self, name: str, table: Table) -> None:
+        rows = len(table.frame) + len(table.repeated)
+        notes = "".join(f"; {note}" for note in table.notes)
+        level: Level = "note" if table.notes else "ok"
+        found = f"{rows:,} rows{notes}"
+        items = [f"row {row}" for row in table.repeated]
+        known = table.spec.rows
+        if self.result.phantom or not known:
+            self._add(name, level, found, items=items)
+        elif rows in known:
+            self._add(name, level, f"{found}, as release {known[rows]}", items=items)
+        else:
+            closest = min(known, key=lambda count: abs(count - rows))
+            what = f"{closest - rows:,} rows are missing" if rows < closest else f"{rows - closest:,} rows too many"
+            expected = " or ".join(f"{count:,} ({release})" for count, release in known.items())
+            self._add(
+                name,
+                "error" if rows < min(known) else "warning",
+                f"{found}: {what}, or the file is another version",
+                expected=f"{expected} rows",
+                remedy=f"get it again from {self.corpus.source}",
+                items=items,
+            )
+
+    # ------------------------------------------------------------------ records
+
+    def _task(self, task: Task) -> None:
+        if self.progress is not None:
+            self.progress(f"reading records for {task}", 0, 0)
+        name = f"task {task}"
+        try:
+            records = _attempt(lambda: self.corpus.records(task))
+        except _Refusal as refusal:
+            # a table that one may well do without is no fault of the folder
+            optional = task != self.corpus.tasks[0] and any(spec.name in str(refusal) for spec in self.absent)
+            self._refused(name, "note" if optional else "error", refusal)
+            self.result.tasks[task] = TaskState(False, reason=str(refusal))
+            return
+        self.records[task] = records
+        if len(records):
+            self.result.tasks[task] = TaskState(True, len(records))
+            self._add(name, "ok", f"{len(records):,} records")
+        else:
+            reason = "no record is left"
+            self.result.tasks[task] = TaskState(False, reason=reason)
+            default = task == self.corpus.tasks[0]
+            self._add(name, "error" if default else "note", reason, remedy="see below what was left out")
+
+    def _dropped(self) -> None:
+        frames = [records.dropped for records in self.records.values()]
+        if not frames:
+            return
+        dropped = pd.concat(frames, ignore_index=True).drop_duplicates(["id", "row", "reason", "broken"])
+        self.left_out = set(dropped["id"])
+        # "ends at 4032 of 2304 pixels": one check for all of a kind
+        kind = dropped["reason"].map(lambda reason: re.sub(r"\d+", "N", reason))
+        for (broken, reason), rows in dropped.groupby([dropped["broken"], kind], sort=True):
+            reason = reason if len(set(rows["reason"])) > 1 else rows["reason"].iloc[0]
+            items = [
+                f"{item or 'no id'}{f' (row {row})' if row >= 0 else ''}"
+                for item, row in zip(rows["id"], rows["row"], strict=True)
+            ]
+            remedy = f"get the files again from {self.corpus.source}" if broken else ""
+            self._add(
+                "records broken" if broken else "records left out",
+                "error" if broken else "note",
+                f"{len(items):,}: {reason}",
+                remedy=f"{remedy}, or set on_error: skip to go on without them" if broken else "",
+                items=items,
+            )
+
+    # ------------------------------------------------------------------ images
+
+    def _annotations(self) -> dict[str, Annotations]:
+        shapes: dict[str, dict[str, None]] = {}
+        boxes: dict[str, dict[tuple[float, ...], None]] = {}
+        for records in self.records.values():
+            columns = records.table.column_names
+            paths = records.table.column("image").to_pylist()
+            for path in paths:
+                shapes.setdefault(path, {})
+                boxes.setdefault(path, {})
+            if "shapes" in columns:
+                for path, some in zip(paths, records.table.column("shapes").to_pylist(), strict=True):
+                    shapes[path].update(dict.fromkeys(some))
+            if "boxes" in columns:
+                for path, flat in zip(paths, records.table.column("boxes").to_pylist(), strict=True):
+                    boxes[path].update(dict.fromkeys(tuple(flat[i : i + 4]) for i in range(0, len(flat), 4)))
+        return {path: Annotations(tuple(shapes[path]), tuple(boxes[path])) for path in sorted(shapes)}
+
+    def _images(self) -> None:
+        annotations = self._annotations()
+        looks = look_at_all(
+            annotations, self.corpus.image_root, deep=self.deep, workers=self.workers, progress=self.progress
+        )
+        headers = [look.header for look in looks.values() if not look.problem]
+        images = self.result.images
+        images.files, images.decoded = len(looks), self.deep
+        images.sizes = dict(Counter(f"{h.width} x {h.height}" for h in headers).most_common())
+        images.kinds = dict(
+            Counter(
+                " ".join(filter(None, (h.format, h.mode, f"{h.bits} bit", h.photometric))) for h in headers
+            ).most_common()
+        )
+        images.monochrome1 = sum(h.photometric == "MONOCHROME1" for h in headers)
+        if headers:
+            seen = "decoded" if self.deep else "with a sound header"
+            sizes = ", ".join(f"{size} ({count:,})" for size, count in list(images.sizes.items())[:3])
+            more = f" and {len(images.sizes) - 3:,} other sizes" if len(images.sizes) > 3 else ""
+            self._add("images", "ok", f"{len(headers):,} {seen}; {sizes}{more}")
+        problems: dict[str, list[str]] = {}
+        for path, look in looks.items():
+            if look.problem:
+                problems.setdefault(re.sub(r"\d+", "N", look.problem), []).append(self._short(path))
+        for problem, paths in sorted(problems.items()):
+            remedy = f"get the files again from {self.corpus.source}, or set on_error: skip to go on without them"
+            self._add("images broken", "error", f"{len(paths):,}: {problem}", remedy=remedy, items=paths)
+        self._marks(looks)
+        if linked := [self._short(path) for path, look in looks.items() if look.linked]:
+            self._add(
+                "images linked",
+                "warning",
+                f"{len(linked):,} are reached by a symbolic link out of {self.corpus.image_root}",
+                remedy="fine if you made the link; replace it by the files otherwise",
+                items=linked,
+            )
+        self._sizes(looks)
+        self._unnamed(set(looks))
+
+    def _short(self, path: str) -> str:
+        path, root = str(Path(path)), str(self.corpus.image_root.absolute())
+        return path.removeprefix(root).lstrip("/\\") if path.startswith(root) else path
+
+    def _marks(self, looks: dict[str, Look]) -> None:
+        marks: dict[str, list[str]] = {}
+        for path, look in looks.items():
+            for reason in sorted(set(look.marks)):
+                marks.setdefault(re.sub(r"\d+", "N", reason), []).append(self._short(path))
+        for reason, paths in sorted(marks.items()):
+            self._add(
+                "annotations",
+                "error",
+                f"{len(paths):,} images: {reason}",
+                remedy=f"get labels and images of one release from {self.corpus.source}",
+                items=paths,
+            )
+
+    def _sizes(self, looks: dict[str, Look]) -> None:
+        try:
+            released = _attempt(self.corpus.released_sizes)
+        except _Refusal as refusal:
+            if refusal.fault:
+                self._refused("image sizes", "error", refusal)
+            return  # the table's own check has said it
+        if not released:
+            return
+        pairs = {
+            path: item
+            for records in self.records.values()
+            for path, item in zip(
+                records.table.column("image").to_pylist(), records.table.column("id").to_pylist(), strict=True
+            )
+            if item in released and not looks[path].problem
+        }
+        other = [
+            self._short(path)
+            for path, item in pairs.items()
+            if (looks[path].header.height, looks[path].header.width) != released[item]
+        ]
+        if not pairs:
+            return
+        if not other:
+            self._add("image sizes", "ok", f"{len(pairs):,} are as the table says")
+        elif 2 * len(other) > len(pairs):
+            found = f"{len(other):,} of {len(pairs):,} differ from the table: this looks like a resized copy"
+            self._add("image sizes", "note", found)
+        else:
+            found = f"{len(other):,} of {len(pairs):,} differ from the table"
+            self._add("image sizes", "warning", found, remedy="get these files again", items=other)
+
+    def _unnamed(self, named: set[str]) -> None:
+        below = images_below(self.corpus.root, self.corpus.image_folders)
+        for folder, paths in below.items():
+            wanted = self.corpus.image_counts.get(folder)
+            if wanted is None or self.result.phantom or len(paths) == wanted:
+                continue
+            difference = wanted - len(paths)
+            what = f"{difference:,} are missing" if difference > 0 else f"{-difference:,} too many"
+            remedy = f"get them from {self.corpus.source}" if difference > 0 else ""
+            self._add(
+                f"folder {folder}",
+                "warning" if difference > 0 else "note",
+                f"{len(paths):,} images: {what}",
+                expected=f"{wanted:,}",
+                remedy=remedy,
+            )
+        root = Path(self.corpus.root.absolute())
+        files = dict.fromkeys(path for paths in below.values() for path in paths)
+        unnamed = []
+        for path in files:
+            relative = Path(path).relative_to(root)
+            names = {relative.stem, relative.name, relative.as_posix()}
+            if path not in named and not names & self.left_out:
+                unnamed.append(relative.as_posix())
+        self.result.images.unnamed = len(unnamed)
+        if unnamed and self.records:
+            self._add("images unnamed", "note", f"{len(unnamed):,} files that no record names", items=unnamed)
+
+    def _sums(self) -> None:
+        path = self.corpus.root / SUMS
+        if not path.is_file():
+            return
+        wrong, absent, count = [], [], 0
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            self._add("checksums", "error", f"{SUMS} cannot be read ({type(error).__name__})")
+            return
+        for number, line in enumerate(lines, 1):
+            digest, _, cell = line.partition(" ")
+            name = relative_path(cell.lstrip(" *"))
+            if not name or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+                continue
+            file = self.corpus.root / name
+            if self.progress is not None:
+                self.progress("verifying checksums", number, len(lines))
+            try:
+                with file.open("rb") as stream:
+                    real = hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError:
+                absent.append(name)
+                continue
+            count += 1
+            if real != digest.lower():
+                wrong.append(name)
+        again = f"get them again from {self.corpus.source}"
+        if wrong:
+            self._add("checksums", "error", f"{len(wrong):,} files differ from {SUMS}", remedy=again, items=wrong)
+        if absent:
+            self._add("checksums", "note", f"{len(absent):,} files of {SUMS} are not there", items=absent)
+        if not wrong:
+            self._add("checksums", "ok", f"{count:,} files are as {SUMS} says")
+
+    # ------------------------------------------------------------------ splits
+
+    def _split(self, name: str) -> None:
+        task = next(iter(self.records), None)
+        default = name == split_names(self.corpus.name)[0]
+        if task is None:
+            self.result.splits[name] = SplitState(False, default, reason="no records can be read")
+            return
+        records = self.records[task]
+        info = describe(self.corpus.name, name)
+        try:
+            split = _attempt(lambda: self._made(name, records))
+        except _Refusal as refusal:
+            self.result.splits[name] = SplitState(False, default, reason=str(refusal))
+            small = self.result.phantom and "too few" in str(refusal)
+            lists = bool(info.needs_lists)
+            level: Level = "note" if lists or small else "error" if default else "warning"
+            self._refused(f"split {name}", level, refusal)
+            return
+        self.result.splits[name] = SplitState(
+            True,
+            default,
+            split.counts,
+            {part: digest[:12] for part, digest in split.sha256.items()},
+            split.verified,
+            split.leaks,
+        )
+        counts = ", ".join(f"{part} {count:,}" for part, count in split.counts.items())
+        leaks = "".join(f"; shares {number:,} {what}" for what, number in split.leaks.items())
+        verified = "; verified" if split.verified else ""
+        self._add(f"split {name}", "note" if split.leaks else "ok", f"{counts}{verified}{leaks}")
+
+    def _made(self, name: str, records: Records) -> Split:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SplitLeakWarning)
+            inputs = self.corpus.split_input(records)
+            split = make_split(self.corpus.name, name, inputs, strict=not self.result.phantom)
+        # the filters that follow a split read labels and views once more
+        for part in split.parts.values():
+            self.corpus.after_split(records.take(part))
+        return split
+
+    # ------------------------------------------------------------------ what next
+
+    def _next(self) -> None:
+        corpus, name = self.corpus, self.corpus.name
+        root = shlex.quote(str(corpus.root))
+        options = "".join(f" --option {shlex.quote(f'{key}={value}')}" for key, value in self.result.options.items())
+        if not corpus.root.is_dir():
+            self.result.next = [f"medvlp phantom --layout {name} --root {root}"]
+        elif not self.result.ok:
+            self.result.next = [f"medvlp doctor {name} {root}{options}"]
+        else:
+            prepare = f"medvlp prepare --data {name} --root {root} --out CACHE{options}"
+            view = f"medvlp view {name} {root} --out VIEW{options}"
+            self.result.next = [prepare, view]
+            if "pairs" in self.records and self.result.tasks["pairs"].runs:
+                module = f"{type(corpus).__name__}DataModule"
+                keys = "".join(
+                    f" --data.init_args.{key} {shlex.quote(str(value))}" for key, value in self.result.options.items()
+                )
+                self.result.next.append(
+                    f"medvlp fit --model G2D --data {module} --data.init_args.root {root}{keys}"
+                    " --data.init_args.task pairs --data.init_args.cache_dir CACHE"
+                )
+
+
+def unreadable(corpus_name: str, title: str, root: Path, error: ConfigError, options: dict[str, str]) -> Diagnosis:
+    """The diagnosis of a corpus that cannot even be set up, for example because no edition of it is found."""
+    result = Diagnosis(corpus_name, title, root, options)
+    result.checks.append(Check("options", "error", " ".join(str(error).split())))
+    return result
+
+
+__all__ = ["PARTIAL", "SUMS", "examine", "unreadable"]
