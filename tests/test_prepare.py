@@ -264,7 +264,7 @@ def test_other_versions_or_damaged_shards_are_written_again(mimic, tmp_path, mon
     repaired = _prepare(mimic, tmp_path / "out").folders[0]
     assert repaired.kept == repaired.images - 7 - (repaired.images - 14 if repaired.images < 21 else 7)
     assert _bytes(folder) == expected
-    monkeypatch.setattr("medvlp.prepare_shards.versions", lambda: {"pillow": "another"})
+    monkeypatch.setattr("medvlp.datasets.shards.versions", lambda: {"pillow": "another"})
     assert _prepare(mimic, tmp_path / "out").folders[0].kept == 0
 
 
@@ -342,7 +342,7 @@ def test_bad_settings(mimic, tmp_path):
 
 
 def test_a_transform_with_two_rules_decodes_once(mimic, tmp_path, monkeypatch):
-    from medvlp import prepare_shards
+    from medvlp.datasets import shards as prepare_shards
 
     asked = []
     read = prepare_shards.read_image

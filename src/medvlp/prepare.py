@@ -17,12 +17,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from medvlp.datasets import CORPORA, corpus_class
 from medvlp.datasets.corpus import TASKS, Corpus, Records, Task
+from medvlp.datasets.shards import Plan, Shapes, make_plan, require_room, write
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.cache import verify
 from medvlp.io.cache_format import PATH_MARK, cache_folder, relative_paths
 from medvlp.io.cache_writer import finish, locked, write_skipped
 from medvlp.io.images import INTENSITIES
-from medvlp.prepare_shards import Plan, Shapes, make_plan, require_room, write
 from medvlp.resizing import build_resize
 from medvlp.text import load_tokenizer
 from medvlp.tokens import TokenCache
@@ -118,7 +118,7 @@ def prepare(
         overwrite: start anew even if the folder holds a cache.
         tokenizer: a fast tokenizer, or the folder of one: the texts of all records are tokenised as well.
         max_length: longer texts are cut to this many tokens, special ones included.
-        images_per_shard: None takes as many as :mod:`medvlp.prepare_shards` allows.
+        images_per_shard: None takes as many as :mod:`medvlp.datasets.shards` allows.
 
     Returns:
         What is there now, and what was left out.

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 
 
 def _gray(image: np.ndarray) -> np.ndarray:
@@ -77,3 +78,81 @@ def save(figure: Figure, path: str | Path, dpi: int = 110) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
     return path
+
+
+_MARK = (255, 176, 0)  # orange of the colour-blind-safe palette of IBM, bright on grey and on black
+_OUTLINE = (100, 143, 255)  # its blue
+
+
+def annotated(
+    image: np.ndarray,
+    *,
+    size: int,
+    mask: np.ndarray | None = None,
+    boxes: np.ndarray | None = None,
+    names: Sequence[str] = (),
+) -> np.ndarray:
+    """A radiograph made small, with the outline of its mask and its boxes.
+
+    Args:
+        image: uint8 (H, W).
+        size: longer side of the result, in pixels; larger images are shrunk, smaller ones enlarged.
+        mask: bool (H, W).
+        boxes: (n, 4) x0, y0, x1, y1 in pixels of ``image``.
+        names: n names of the boxes, or none.
+
+    Returns:
+        uint8 (h, w, 3).
+    """
+    height, width = image.shape
+    scale = size / max(height, width)
+    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    picture = Image.fromarray(image).resize(small, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+    pixels = np.array(picture.convert("RGB"))
+    if mask is not None and mask.any():
+        # as areas, so that a mask of one pixel does not vanish
+        inside = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(small, Image.Resampling.BOX)) > 0
+        padded = np.pad(inside, 1)
+        core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        pixels[inside & ~core] = _OUTLINE
+    if boxes is not None and len(boxes):
+        picture = Image.fromarray(pixels)
+        pen = ImageDraw.Draw(picture)
+        for number, (x0, y0, x1, y1) in enumerate(np.asarray(boxes, dtype=float) * scale):
+            # x1 and y1 are exclusive
+            corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
+            pen.rectangle(corners, outline=_MARK, width=max(1, size // 160))
+            if names:
+                pen.text((x0 + 3, y0 + 1), names[number], fill=_MARK)
+        pixels = np.asarray(picture)
+    return np.array(pixels)
+
+
+def contact_sheet(pictures: Sequence[np.ndarray | None], captions: Sequence[str], columns: int = 4) -> Figure:
+    """Pictures in rows, each with a caption below.
+
+    Args:
+        pictures: n arrays (h, w, 3) uint8; None for one that cannot be shown.
+        captions: n captions; their lines are wrapped.
+        columns: pictures in a row.
+
+    Returns:
+        A matplotlib figure, not shown; save it with :func:`save`.
+    """
+    columns = max(1, min(columns, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
+    wrapped = ["\n".join(line for part in c.split("\n") for line in textwrap.wrap(part, 38)) for c in captions]
+    lines = max((caption.count("\n") + 1 for caption in wrapped if caption), default=0)
+    figure = Figure(figsize=(2.6 * columns, (2.7 + 0.16 * lines) * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    for axis, picture, caption in zip(grid.flat, pictures, wrapped, strict=False):
+        if picture is None:
+            axis.text(0.5, 0.5, "unreadable", ha="center", va="center", color="firebrick", transform=axis.transAxes)
+        else:
+            axis.imshow(picture, interpolation="nearest")
+        style = {"va": "top", "fontsize": 6.5, "family": "sans-serif", "parse_math": False}
+        axis.text(0, -0.02, caption, transform=axis.transAxes, **style)
+    return figure

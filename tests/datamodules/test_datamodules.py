@@ -55,7 +55,7 @@ def test_batches(table):
     assert [int(i.split(".")[0]) % 2 for i in batch["id"]] == batch["label"][:, 0].tolist()
     assert [data.train_set.ids[i] for i in batch["index"]] == batch["id"]
     assert data.label_names == ("Edema",)
-    assert data.preprocess == {"transform": "g2d_paper", "size": 16}
+    assert data.preprocess == {"transform": "g2d_paper", "size": 16, "intensity": "standard"}
     assert len(data.corpus()) == 30
 
 
@@ -117,7 +117,7 @@ def test_too_many_broken_records(table, tmp_path):
     data = _module(table, on_error="skip", max_skipped=0.2)
     data.setup()
     report = data.skipped_at_index
-    assert report.columns.tolist() == ["split", "id", "row", "reason"]
+    assert report.columns.tolist() == ["split", "id", "row", "reason", "broken"]
     assert report["row"].tolist() == [0, 1, 2]
     assert set(report["split"]) == {"train"}
 

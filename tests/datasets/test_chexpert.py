@@ -40,7 +40,7 @@ TEST_VIEWS = [
 ]
 REPORTS = [
     ("train/patient00001/study1/view1_frontal.jpg", "", f"No acute\n{MARKER} disease."),
-    ("train/patient00002/study2/view1_frontal.jpg", f"{MARKER} lungs, as \"quoted\".", "Pulmonary edema, mild."),
+    ("train/patient00002/study2/view1_frontal.jpg", f'{MARKER} lungs, as "quoted".', "Pulmonary edema, mild."),
     ("train/patient00002/study1/view1_frontal.jpg", "", "Normal."),
     ("valid/patient64541/study1/view1_frontal.jpg", "Clear lungs all over.", ""),
 ]
@@ -88,28 +88,25 @@ def test_all_views_with_raw_labels_in_the_order_of_the_files(root):
     assert records.column("id").tolist() == [
         *(f"train/{t[0]}" for t in TRAIN),
         *(f"valid/{v[0]}" for v in VALID),
-        "test/patient64741/study1/view1_frontal.jpg",
-        "test/patient64742/study1/view1_lateral.jpg",
+        *(f"test/{p}" for p in TEST_VIEWS),
     ]
-    assert records.column("pool").tolist() == ["train"] * 5 + ["valid"] + ["test"] * 2
+    assert records.column("pool").tolist() == ["train"] * 5 + ["valid"] + ["test"] * 3
     assert records.column("patient").tolist()[:3] == ["patient00001", "patient00002", "patient00002"]
     assert records.column("study").tolist()[:3] == [
         "patient00001/study1",
         "patient00002/study2",
         "patient00002/study1",
     ]
-    assert records.column("view").tolist() == ["AP", "AP", "PA", "LATERAL", "LL", "AP", "FRONTAL", "LATERAL"]
+    assert records.column("view").tolist() == [*"AP AP PA LATERAL LL AP FRONTAL LATERAL LATERAL".split()]
     assert records.label_names == CHEXPERT_14  # by name, in the order of the csv
     raw = records.table.to_pandas()
     assert raw["Edema"].tolist()[1:4] == [-1, 0, 0]
     assert np.isnan(raw["Edema"][0])
     assert raw["Lung Lesion"][4] == 1
     assert np.isnan(raw["Lung Opacity"][4])
-    assert raw["Enlarged Cardiomediastinum"].tolist()[-2:] == [1, 1]
+    assert raw["Enlarged Cardiomediastinum"].tolist()[-3:] == [1, 1, 1]
     assert all(Path(p).is_file() for p in records.column("image"))
-    assert records.dropped[["id", "row", "reason", "broken"]].values.tolist() == [
-        ["test/patient64741/study1/view2_lateral.jpg", 0, "not the first view of its study", False]
-    ]
+    assert not len(records.dropped)
     assert "text" not in records.table.column_names
 
 
@@ -124,7 +121,7 @@ def test_columns_in_another_order_are_found_by_name(root):
 def test_split_input_counts_ll_as_frontal(root):
     corpus = CheXpert(root)
     inputs = corpus.split_input(corpus.records("classification"))
-    assert inputs.frontal.tolist() == [True, True, True, False, True, True, True, False]
+    assert inputs.frontal.tolist() == [True, True, True, False, True, True, True, False, False]
 
 
 def test_views_are_chosen_after_the_split(root):
@@ -137,6 +134,7 @@ def test_views_are_chosen_after_the_split(root):
     assert kept(views="all") == ["AP", "AP", "PA", "LATERAL", "LL", "AP", "FRONTAL", "LATERAL"]
     assert kept(views=["pa"], test_images="all") == ["PA"]
     assert kept(test_images="all") == ["AP", "AP", "PA", "LL", "AP", "FRONTAL"]
+    assert kept(views="all", test_images="all")[-3:] == ["FRONTAL", "LATERAL", "LATERAL"]
 
 
 def test_policies_are_applied_after_the_split(root):
@@ -166,15 +164,24 @@ def test_policies_are_applied_after_the_split(root):
     assert tuple(corpus.after_split(corpus.records("classification").table).column_names[-14:]) == CHEXPERT_14
 
 
-def test_all_test_images(root):
+def test_a_study_without_a_first_view(root):
+    (root / "test" / TEST_VIEWS[0]).unlink()
+    with pytest.raises(UnreadableItemError, match="row 0, item .*patient64741/study1: no image called view1"):
+        CheXpert(root).records("classification", pools=("test",))
     records = CheXpert(root, test_images="all").records("classification", pools=("test",))
-    assert records.column("id").tolist() == [f"test/{p}" for p in TEST_VIEWS]
-    assert not len(records.dropped)
+    assert records.column("id").tolist() == [f"test/{p}" for p in TEST_VIEWS[1:]]
+
+
+def test_test_images_of_no_listed_study(root):
+    _truth(root / "groundtruth.csv", TEST[1:])
+    records = CheXpert(root).records("classification", pools=("test",))
+    assert records.column("id").tolist() == [f"test/{TEST_VIEWS[2]}"]
+    assert records.dropped["reason"].tolist() == ["no row in groundtruth.csv"] * 2
 
 
 def test_reports_of_chexpert_plus(root):
     records = CheXpert(root).records("pairs")
-    assert len(records) == 8  # recipes see all images
+    assert len(records) == 9  # recipes see all images
     texts = dict(zip(records.column("id"), records.column("text"), strict=True))
     assert texts["train/patient00001/study1/view1_frontal.jpg"] == f"No acute {MARKER} disease."
     assert texts["train/patient00002/study2/view1_frontal.jpg"] == (
@@ -231,7 +238,7 @@ def test_broken_reports_never_show_their_text(root, path):
 def test_a_part_alone_is_enough(root):
     for name in ("train.csv", "valid.csv", "df_chexpert_plus_240401.csv"):
         (root / name).unlink()
-    assert len(CheXpert(root).records("classification")) == 2
+    assert len(CheXpert(root).records("classification")) == 3
     with pytest.raises(DataError, match=r"train.csv is missing; get it from Stanford AIMI"):
         CheXpert(root).records("classification", pools=("train",))
     (root / "groundtruth.csv").unlink()
@@ -242,9 +249,7 @@ def test_a_part_alone_is_enough(root):
 
 def test_the_download_in_batches(root, tmp_path):
     top = tmp_path / "download"
-    one, two, three = (
-        top / f"CheXpert-v1.0 batch {n}" for n in ("1 (validate & csv)", "2 (train 1)", "3 (train 2)")
-    )
+    one, two, three = (top / f"CheXpert-v1.0 batch {n}" for n in ("1 (validate & csv)", "2 (train 1)", "3 (train 2)"))
     for folder in (one, two, three):
         folder.mkdir(parents=True)
     for name in ("train.csv", "valid.csv", "valid"):
@@ -256,7 +261,7 @@ def test_the_download_in_batches(root, tmp_path):
     assert records.column("image")[4] == str(three / "patient00003/study1/view1_frontal.jpg")
     assert all(Path(p).is_file() for p in records.column("image"))
     # the folder above a release works as well, but not above two
-    assert len(CheXpert(root.parent).records("classification", pools=("test",))) == 2
+    assert len(CheXpert(root.parent).records("classification", pools=("test",))) == 3
     _images(root / "train", [TRAIN[0][0]])
     shutil.copytree(root, tmp_path / "two/CheXpert-v1.0")
     shutil.copytree(root, tmp_path / "two/CheXpert-v1.0-small")
@@ -294,7 +299,7 @@ def test_broken_rows(root, reason):
 @pytest.mark.parametrize(
     ("studies", "cells", "reason"),
     [
-        ([*TEST, "patient64743/study1"], None, "no image called view1"),
+        ([*TEST, "patient64743/study1"], None, "missing image file"),
         ([*TEST, "patient64741"], None, "Study is not of the form"),
         (TEST[:1], ",".join(["-1"] * 14), "a label other than 1 and 0"),
         (TEST[:1], "," * 13, "a label other than 1 and 0"),
@@ -306,12 +311,17 @@ def test_broken_studies(root, studies, cells, reason):
     with pytest.raises(UnreadableItemError, match=rf"groundtruth.csv, row {len(studies) - 1}, item .*: {reason}"):
         CheXpert(root).records("classification")
     records = CheXpert(root, on_error="skip").records("classification", pools=("test",))
-    assert len(records) == len(studies) - 1
+    assert records.table["study"].to_pylist() == [
+        s for s in ("patient64741/study1",) * 2 + ("patient64742/study1",) if s in studies[:-1]
+    ]
 
 
 def test_windows_paths_and_repeated_rows(root):
     lines = (root / "train.csv").read_text().splitlines()
-    lines = [lines[0], *(line.replace("/", "\\", 5).replace("Frontal\\Lateral", "Frontal/Lateral") for line in lines[1:])]
+    lines = [
+        lines[0],
+        *(line.replace("/", "\\", 5).replace("Frontal\\Lateral", "Frontal/Lateral") for line in lines[1:]),
+    ]
     (root / "train.csv").write_text("\n".join([*lines, lines[1]]) + "\n")
     records = CheXpert(root).records("classification", pools=("train",))
     assert len(records) == 5
@@ -328,7 +338,9 @@ def test_no_numbers_and_two_truths_of_a_row(root):
 
 
 def test_missing_folders(root, tmp_path):
-    with pytest.raises(DataError, match=r"folder .*none does not exist; get it from .*medvlp phantom --layout chexpert"):
+    with pytest.raises(
+        DataError, match=r"folder .*none does not exist; get it from .*medvlp phantom --layout chexpert"
+    ):
         CheXpert(tmp_path / "none").records()
     shutil.rmtree(root / "train")
     with pytest.raises(DataError, match=r"no folder of a patient lies in .*small/train; get the images from Stanford"):

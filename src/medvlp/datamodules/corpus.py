@@ -1,7 +1,6 @@
 """The data module over any corpus: split × task × fraction, and the phantom in the corpus's layout."""
 
 import os
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,18 +22,6 @@ _TARGETS: dict[str, tuple[Target, ...]] = {
     "detection": ("boxes",),
     "grounding": ("boxes", "mask"),
 }
-
-
-def _restricted(split: CorpusSplit, every: Records, records: Records) -> CorpusSplit:
-    """A split of all records on those of a task: a record goes where its image went; the hashes stay those of all."""
-    images = records.column("image")
-    parts = {}
-    for name, part in split.parts.items():
-        order = pd.Series(np.arange(len(part)), index=every.column("image")[part.records]).reindex(images).to_numpy()
-        chosen = np.flatnonzero(~np.isnan(order))
-        if len(chosen):
-            parts[name] = Part(chosen[np.argsort(order[chosen], kind="stable")])
-    return replace(split, parts=parts)
 
 
 class CorpusDataModule(RadiographDataModule):
@@ -130,50 +117,59 @@ class CorpusDataModule(RadiographDataModule):
             DataError: a published split does not have its published counts, and ``check_split`` is on.
         """
         if self._split is None:
-            records, drawn_from = self.records, self.corpus.split_task
-            every = records if drawn_from in (None, self.task) else self.corpus.records(drawn_from)
-            split = make_split(
+            self._input = self.corpus.listing()
+            self._split = make_split(
                 self.corpus.name,
                 self.split,
-                self.corpus.split_input(every),
+                self._input,
                 seed=self.split_seed,
                 lists=self.split_lists,
                 strict=self.check_split and not self.corpus.is_phantom,
             )
-            self._input = self.corpus.split_input(records)
-            self._split = split if every is records else _restricted(split, every, records)
         return self._split
 
     def read(self, split: Split) -> RadiographDataset:
         """One part of the split; empty if the split has no such part.
 
+        Images of the part that are not among the records (a missing file, an unusable report) were left out when the
+        corpus was indexed, and are listed there.
+
         Raises:
             DataError: the split has no training part.
         """
-        parts = self.split_result.parts
-        if split not in parts and split == "train":
-            raise DataError(f'the split "{self.split}" of {self.corpus.title} has only {", ".join(parts)}, no train')
+        result = self.split_result
+        if split not in result.parts and split == "train":
+            raise DataError(
+                f'the split "{self.split}" of {self.corpus.title} has only {", ".join(result.parts)}, no train'
+            )
         records = self.records
         dropped = Dropped()
-        if split not in parts:
+        if split not in result.parts:
             table = records.table.slice(0, 0)
         else:
-            before = records.take(parts[split])
+            chosen = self._chosen(result.parts[split])
+            before = records.take(chosen)
             table = self.corpus.after_split(before)
-            gone = np.flatnonzero(~np.isin(before.column("id").to_pylist(), table.column("id").to_pylist()))
+            gone = np.flatnonzero(~pd.Index(before.column("id").to_pylist()).isin(table.column("id").to_pylist()))
             ids = before.column("id").take(gone).to_pylist()
-            dropped.extend(ids, parts[split].records[gone].tolist(), "left out by the corpus's options after the split")
-        return RadiographDataset(
-            table, dropped=dropped.frame(), on_error=self.on_error, box_names=records.box_names
-        )
+            dropped.extend(ids, chosen.records[gone].tolist(), "left out by the corpus's options after the split")
+        return RadiographDataset(table, dropped=dropped.frame(), on_error=self.on_error, box_names=records.box_names)
+
+    def _chosen(self, part: Part) -> Part:
+        """A part of the listing as a part of the records: in the order of the part, several records of an image in a row."""
+        assert self._input is not None
+        return self.corpus.chosen(self.records, self._input, part)
 
     def reduced(self, train: RadiographDataset) -> RadiographDataset:
         """The share of the training split that ``fraction`` and ``fraction_rule`` ask for."""
         part = self.split_result.parts["train"]
         assert self._input is not None
-        keep = draw_fraction(self.fraction_rule, self.fraction, self._input, part, seed=self.seed)
+        rule, lists = self.fraction_rule, self.split_lists
+        keep = draw_fraction(rule, self.fraction, self._input, part, seed=self.seed, lists=lists)
         chosen = self._input.ids[part.records[keep]]
-        return train.subset(np.isin(train.ids, chosen))
+        records = self.records
+        keys = pd.Series(self.corpus.split_keys(records), index=records.column("id"))
+        return train.subset(pd.Index(keys[train.ids]).isin(chosen))
 
     @property
     def skipped_at_index(self) -> pd.DataFrame:

@@ -34,6 +34,7 @@ LATERAL, FRONTAL = "LATERAL", "FRONTAL"
 
 _RELEASE = "CheXpert-v1.0"  # of which the names of all released folders begin
 _TRUTH = "groundtruth.csv"
+_FIRST = "/view1_"
 _TABLES = {"train": "train.csv", "valid": "valid.csv"}
 _SIDE, _PROJECTION = "Frontal/Lateral", "AP/PA"
 _RELEASED = ("Path", _SIDE, _PROJECTION, *CHEXPERT_14)
@@ -46,8 +47,8 @@ class CheXpert(Corpus):
     Records are **all** images with their raw labels: the rows of train.csv in the order of the file (pool "train"), of
     valid.csv ("valid"), then the test images in the order of groundtruth.csv ("test"); a part that is not there is left
     out unless it is asked for by name. Published splits draw from all views and look at raw labels, so the choice of
-    views, the label policy, the choice of classes and, for pairs, leaving out images without a report come after the
-    split (:meth:`after_split`).
+    views and of test images, the label policy, the choice of classes and, for pairs, leaving out images without a
+    report come after the split (:meth:`after_split`).
 
     A test label holds for a study. ``test_images`` "first" takes one image per study, the one called view1, as CheXzero
     does: 500 of the 668. An image without a file is found by listing the folders of all patients.
@@ -204,7 +205,7 @@ class CheXpert(Corpus):
         return replace(super().split_input(records), frontal=records.column("view") != LATERAL)
 
     def after_split(self, table: pa.Table) -> pa.Table:
-        """Choose the views, leave out images without a report (pairs), resolve the labels and choose the classes."""
+        """Choose views and test images, leave out images without a report (pairs), resolve the labels and choose the classes."""
         view = np.asarray(table.column("view").to_pylist(), dtype=object)
         pool = np.asarray(table.column("pool").to_pylist(), dtype=object)
         if self.views == "all":
@@ -214,7 +215,8 @@ class CheXpert(Corpus):
         else:
             keep = np.isin(view, self.views)
         if self.test_images == "first":
-            keep |= pool == "test"
+            first = np.array([_FIRST in i for i in table.column("id").to_pylist()], dtype=bool)
+            keep = np.where(pool == "test", first, keep)
         if "text" in table.column_names:
             keep &= np.asarray(table.column("text").to_pylist(), dtype=object) != ""
         table = table.filter(pa.array(keep, type=pa.bool_()))
@@ -279,23 +281,17 @@ class CheXpert(Corpus):
         images = images.sort_values(["study", "number", "path"])
         unlisted = images[~images["study"].isin(studies)]
         dropped.extend("test/" + unlisted["path"], [-1] * len(unlisted), f"no row in {_TRUTH}")
-        if self.test_images == "first":
-            other = images[(images["number"] != 1) & images["study"].isin(studies)]
-            rows = pd.Series(frame.index, index=studies)
-            dropped.extend("test/" + other["path"], other["study"].map(rows), "not the first view of its study")
-            images = images[images["number"] == 1]
-            twice = images["study"][images["study"].duplicated()]
-        else:
-            twice = images["study"].iloc[:0]
+        first = images["study"][images["number"] == 1]
+        one_each = self.test_images == "first"
         reason = pd.Series("", index=frame.index, dtype=object)
-        missing = "no image called view1" if self.test_images == "first" else "missing image file"
         for wrong, text in (
             (frame["Study"] == "", "blank Study"),
             (parts[0].isna(), f"Study is not of the form {_RELEASE}/test/patient64741/study1"),
             (_other_than(labels, (0, 1)), "a label other than 1 and 0"),
             (studies.duplicated() & studies.notna(), "a study listed twice"),
-            (~studies.isin(images["study"]), missing),
-            (studies.isin(twice), "two images called view1"),
+            (~studies.isin(images["study"]), "missing image file"),
+            (one_each & ~studies.isin(first), "no image called view1"),
+            (one_each & studies.isin(first[first.duplicated()]), "two images called view1"),
         ):
             reason[wrong & (reason == "")] = text
         for row in frame.index[reason != ""]:

@@ -16,6 +16,9 @@ from medvlp.errors import ConfigError, DataError, UnreadableItemError
 from medvlp.splits import Part, SplitInput
 
 Task = Literal["pairs", "classification", "segmentation", "detection", "grounding"]
+SIDE_VIEWS: tuple[str, ...] = ("LATERAL", "LL", "RL", "LLAT", "RLAT")
+"""Views that are not frontal, in capitals."""
+
 TASKS: tuple[str, ...] = ("pairs", "classification", "segmentation", "detection", "grounding")
 
 
@@ -110,8 +113,8 @@ class Corpus(ABC):
     def variants(cls, root: str | Path) -> tuple[dict[str, str], ...]:
         """Settings under which a folder can be read, for tools that look at all of it.
 
-        A corpus with an option that has no default, because a folder may hold several editions, names here one dictionary
-        of options for each edition that it finds, values as text.
+        A corpus with an option that has no default, because a folder may hold several editions, names here one
+        dictionary of options for each edition that it finds, values as text.
 
         Args:
             root: folder of the corpus; it need not exist.
@@ -221,8 +224,45 @@ class Corpus(ABC):
         """
         return table
 
+    def listing(self) -> SplitInput:
+        """Every image that the released tables list, whether its file is there or not: what splits are drawn from.
+
+        A split must not shift because a file is missing, a report is empty or a task needs fewer images, so recipes see
+        this and not :meth:`records`. The default takes the records of :attr:`split_task`; corpora whose tables list more
+        than their records hold override it.
+
+        Raises:
+            DataError: a table is missing or broken.
+        """
+        return self.split_input(self.records(self.split_task))
+
+    def split_keys(self, records: Records) -> np.ndarray:
+        """For each record the id of its image in :meth:`listing`, (N,) str."""
+        return records.column("id")
+
+    def chosen(self, records: Records, listing: SplitInput, part: Part) -> Part:
+        """A part of a split of the :meth:`listing` as a part of records.
+
+        Args:
+            records: for any task.
+            listing: what the split was made from.
+            part: of that split.
+
+        Returns:
+            Indices into the records, in the order of the part, several records of an image in a row. Images of the
+            part that are not among the records are left out.
+        """
+        keys = self.split_keys(records)
+        place = pd.Series(np.arange(len(part.records)), index=listing.ids[part.records]).reindex(keys).to_numpy()
+        found = np.flatnonzero(~np.isnan(place))
+        found = found[np.argsort(place[found], kind="stable")]
+        if part.rows is None or records.rows is None:
+            return Part(found, None)
+        # the label rows of both are those of the table, in its order; rows of records that were left out go with them
+        return Part(found, part.rows[np.isin(records.rows[part.rows], found)])
+
     def split_input(self, records: Records) -> SplitInput:
-        """What a split recipe may look at."""
+        """Records as a split recipe may look at them."""
         frame = records.table.select(list(records.label_names)).to_pandas()
         ids = records.column("id")
         patients = records.column("patient")
@@ -233,7 +273,7 @@ class Corpus(ABC):
             patients=np.where(patients == "", ids, patients),
             pool=records.column("pool"),
             views=views,
-            frontal=~upper.isin(("LATERAL", "LL", "RL", "LLAT", "RLAT")).to_numpy(),
+            frontal=~upper.isin(SIDE_VIEWS).to_numpy(),
             labels=frame,
             rows=records.rows,
         )

@@ -69,15 +69,16 @@ class COVIDx(Corpus):
 
     @classmethod
     def variants(cls, root: str | Path) -> tuple[dict[str, str], ...]:
-        """One for each version of which a test list is there, with the classes that its list has."""
-        found = {}
-        for path in sorted(p for f in (Path(root), Path(root) / "labels") for p in f.glob("test*.txt")):
-            version = "kaggle" if path.name == _KAGGLE["test"] else path.stem.removeprefix("test_")
-            if path.name != _KAGGLE["test"] and version == path.stem:
+        """One for each version of which a list is there, with the classes that its lists have."""
+        found: dict[str, str] = {}
+        for path in sorted(p for f in (Path(root), Path(root) / "labels") for p in f.glob("t*.txt")):
+            version = "kaggle" if path.name in _KAGGLE.values() else path.stem.partition("_")[2]
+            if path.stem.partition("_")[0] not in ("train", "test") or not version:
                 continue
             words = path.read_text(encoding="utf-8", errors="replace").lower().split()
-            found[version] = "binary" if any(w in _BINARY for w in words) else "three"
-        return tuple({"version": version, "classes": classes} for version, classes in found.items())
+            if found.get(version) != "binary":
+                found[version] = "binary" if any(w in _BINARY for w in words) else "three"
+        return tuple({"version": version, "classes": classes} for version, classes in sorted(found.items()))
 
     def list_path(self, pool: str) -> Path | None:
         """The list of a part ("train", "validate" or "test"), or None where it is not there."""

@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from medvlp.datasets.base import Dropped, OnError, RadiographDataset, make_table, to_numbers
-from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.corpus import SIDE_VIEWS, Corpus, Records, Task
 from medvlp.datasets.labels import LabelPolicy, apply_policy, select_classes
 from medvlp.datasets.mimic_reports import REPORTS_ZIP, Reports, read_sections
 from medvlp.datasets.tables import TableSpec, read_table
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.reports import CLEANINGS, POLICIES, count_tokens, report_text
+from medvlp.splits import SplitInput
 
 Labels = Literal["chexpert", "negbio", "radiologist", "truth"]
 
@@ -168,6 +170,20 @@ class MIMICCXR(Corpus):
         sizes = meta[["Rows", "Columns"]].apply(pd.to_numeric, errors="coerce").set_index(meta["dicom_id"])
         sizes = sizes[((sizes > 0) & (sizes < 1e6)).all(axis=1)].astype(int)
         return dict(zip(sizes.index, sizes.itertuples(index=False, name=None), strict=True))
+
+    def listing(self) -> SplitInput:
+        """All images of the split table, of any view, with or without a usable report."""
+        splits = self.read_table("mimic-cxr-2.0.0-split.csv").frame
+        meta = self.read_table("mimic-cxr-2.0.0-metadata.csv").frame.set_index("dicom_id")["ViewPosition"]
+        view = splits["dicom_id"].map(meta).fillna("").str.upper().to_numpy(dtype=object)
+        return SplitInput(
+            ids=splits["dicom_id"].to_numpy(dtype=object),
+            patients=splits["subject_id"].to_numpy(dtype=object),
+            pool=splits["split"].to_numpy(dtype=object),
+            views=view,
+            frontal=~np.isin(view.astype(str), SIDE_VIEWS),
+            labels=pd.DataFrame(index=range(len(splits))),
+        )
 
     def _listed_images(self, pools: Sequence[str], dropped: Dropped) -> pd.DataFrame:
         """Images of released parts in the chosen views: dicom_id, subject_id, study_id, split, view; index = row."""

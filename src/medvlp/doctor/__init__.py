@@ -1,7 +1,7 @@
 """``medvlp doctor``: is a corpus folder what it should be, and what can be run on it?
 
-:func:`examine` goes over a corpus and returns a :class:`Diagnosis`: checks with what was found against what is expected,
-and what to do. It knows no corpus; their classes declare tables, folders and counts.
+:func:`examine` goes over a corpus and returns a :class:`Diagnosis`: checks with what was found against what is
+expected, and what to do. It knows no corpus; their classes declare tables, folders and counts.
 """
 
 from medvlp.doctor.command import add_arguments, diagnose, run

@@ -1,7 +1,7 @@
 """The checks, in the order in which one would make them by hand: folder, tables, records, images, splits.
 
-Nothing here knows a corpus: what is special about one is declared by its class. A broken tree never raises: an error that
-the reader raises on purpose is shown as it is, any other one as a fault of the reader.
+Nothing here knows a corpus: what is special about one, its class declares. A broken tree never raises: an error
+that the reader raises on purpose is shown as it is, any other one as a fault of the reader.
 """
 
 import copy
@@ -24,7 +24,7 @@ from medvlp.doctor.pixels import Annotations, Look, Progress, images_below, look
 from medvlp.doctor.report import Check, Diagnosis, Level, SplitState, TaskState
 from medvlp.errors import ConfigError, MedVLPError
 from medvlp.phantom.truth import MANIFEST
-from medvlp.splits import Split, SplitLeakWarning, describe, make_split, split_names
+from medvlp.splits import Split, SplitInput, SplitLeakWarning, describe, make_split, split_names
 
 T = TypeVar("T")
 
@@ -93,6 +93,7 @@ class _Examination:
         self.result = Diagnosis(corpus.name, corpus.title, corpus.root, options, corpus.is_phantom)
         self.absent: list[TableSpec] = []  # optional tables that are not there
         self.records: dict[Task, Records] = {}
+        self.listing: SplitInput | None = None
         self.left_out: set[str] = set()  # ids that were dropped for any reason
 
     def run(self) -> Diagnosis:
@@ -242,8 +243,8 @@ class _Examination:
         self.left_out = set(dropped["id"])
         # "ends at 4032 of 2304 pixels": one check for all of a kind
         kind = dropped["reason"].map(lambda reason: re.sub(r"\d+", "N", reason))
-        for (broken, reason), rows in dropped.groupby([dropped["broken"], kind], sort=True):
-            reason = reason if len(set(rows["reason"])) > 1 else rows["reason"].iloc[0]
+        for (broken, any_number), rows in dropped.groupby([dropped["broken"], kind], sort=True):
+            reason = any_number if len(set(rows["reason"])) > 1 else rows["reason"].iloc[0]
             items = [
                 f"{item or 'no id'}{f' (row {row})' if row >= 0 else ''}"
                 for item, row in zip(rows["id"], rows["row"], strict=True)
@@ -437,15 +438,14 @@ class _Examination:
         if task is None:
             self.result.splits[name] = SplitState(False, default, reason="no records can be read")
             return
-        records = self.records[task]
         info = describe(self.corpus.name, name)
         try:
-            split = _attempt(lambda: self._made(name, records))
+            split = _attempt(lambda: self._made(name, self.records[task]))
         except _Refusal as refusal:
             self.result.splits[name] = SplitState(False, default, reason=str(refusal))
-            small = self.result.phantom and "too few" in str(refusal)
-            lists = bool(info.needs_lists)
-            level: Level = "note" if lists or small else "error" if default else "warning"
+            # phantoms are often too small for a split, and not every folder needs every split
+            small = self.result.phantom and (not default or "too few" in str(refusal))
+            level: Level = "note" if info.needs_lists or small else "error" if default else "warning"
             self._refused(f"split {name}", level, refusal)
             return
         self.result.splits[name] = SplitState(
@@ -464,11 +464,12 @@ class _Examination:
     def _made(self, name: str, records: Records) -> Split:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SplitLeakWarning)
-            inputs = self.corpus.split_input(records)
-            split = make_split(self.corpus.name, name, inputs, strict=not self.result.phantom)
+            if self.listing is None:
+                self.listing = self.corpus.listing()
+            split = make_split(self.corpus.name, name, self.listing, strict=not self.result.phantom)
         # the filters that follow a split read labels and views once more
         for part in split.parts.values():
-            self.corpus.after_split(records.take(part))
+            self.corpus.after_split(records.take(self.corpus.chosen(records, self.listing, part)))
         return split
 
     # ------------------------------------------------------------------ what next

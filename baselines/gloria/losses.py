@@ -1,0 +1,293 @@
+"""GLoRIA's losses: global contrast, word-region contrast, and the features of words that enter it.
+
+Equations in ``docs``' terms: image j has regions c_r, report i has words w. ``s = c_r·w``; ``α`` = softmax of s over the
+words of a report; ``β`` = softmax of temp1·α over the regions; context ``g = Σ_r β c_r``; score
+``S_ji = ln Σ_w exp(temp2·cos(w, g))``; loss = cross-entropy of temp3·S along rows and along columns, added. Everything
+is computed in float32 at least, since s is a raw dot product of hundreds of dimensions that goes into a softmax.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medvlp.errors import ConfigError
+from medvlp.losses.tokens import Entries, entries
+from medvlp_baselines.gloria.local import exact, local_cosine, region_list, word_scores
+
+EPS = 1e-8
+"""Floor of the product of norms under a cosine, as in the released code."""
+
+Aggregation = Literal["sum", "mean", "max"]
+
+
+class WordFeatures(NamedTuple):
+    """What GLoRIA reads from a text encoder.
+
+    Attributes:
+        words: (B, L, D), row 0 [CLS], then the words, [SEP], zeros.
+        sentence: (B, D).
+        mask: (B, L) bool, true at [CLS] and the words: what the local loss uses in training.
+        entries: the entries, for other masks (:func:`zero_shot_mask`).
+    """
+
+    words: Tensor
+    sentence: Tensor
+    mask: Tensor
+    entries: Entries
+
+
+def word_features(
+    hidden: Tensor, word_groups: Tensor, attention_mask: Tensor, layers: Literal["sum", "mean"] = "sum"
+) -> WordFeatures:
+    """Pieces summed into words, layers summed (or averaged), sentence = mean over all rows.
+
+    The mean counts the zero rows of padding, as the released code does; that scales the sentence but leaves its
+    direction, all that the cosine sees. The released code leaves [UNK] out of the number of words, by its bracket, and
+    so drops the last word of such a report; here [UNK] is a word.
+
+    Args:
+        hidden: (K, B, L, D) hidden states of the last K layers (4 in the released configuration).
+        word_groups: (B, L), see :func:`medvlp.losses.tokens.entries`.
+        attention_mask: (B, L).
+        layers: how the layers are combined.
+
+    Returns:
+        Words, sentence and the training mask.
+    """
+    found = entries(word_groups, attention_mask)
+    # Merging is linear: combining the layers first merges one tensor instead of K.
+    (hidden,) = exact(hidden)
+    combined = hidden.sum(0) if layers == "sum" else hidden.mean(0)
+    words = found.merge(combined)
+    return WordFeatures(words, words.mean(1), found.up_to(found.words + 1), found)
+
+
+def zero_shot_mask(found: Entries) -> Tensor:
+    """(B, L) bool: the words without [CLS], which the released inference path leaves out, unlike training.
+
+    The released path takes the number of CHARACTERS of a prompt for its length, so that [SEP] and zero rows take part
+    and floor the score at 0; build that mask with ``found.up_to`` to reproduce it.
+    """
+    mask = found.up_to(found.words + 1)
+    mask[:, 0] = False
+    return mask
+
+
+def local_similarity(
+    regions: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    *,
+    temp1: float = 4.0,
+    temp2: float = 5.0,
+    agg: Aggregation = "sum",
+    word_softmax: bool = True,
+    rescale: bool = False,
+    chunk: int | None = None,
+) -> Tensor:
+    """Score of every image with every report, without forming a context per pair.
+
+    Memory grows with images · regions · words of one chunk of reports, and with the (B, B') result. Attention is
+    computed anew in the backward pass, except where keeping it costs little.
+
+    Args:
+        regions: (B, D, H, W) or (B, R, D) image regions, not normalised.
+        words: (B', L, D) word embeddings, not normalised.
+        mask: (B', L) bool, words that take part. A report without any scores 0 with every image, as one word of
+            cosine 0 would, and gets no gradient.
+        temp1: sharpness of the attention over regions.
+        temp2: sharpness of the aggregation over words.
+        agg: "sum" (training), "mean" of exponentials (the function's unused alternative) or "max" (zero-shot).
+        word_softmax: normalise over words before the softmax over regions, as the code does. Without it the attention
+            is the softmax over regions of temp1·s, the paper's Eq. as remembered (not checked against its text).
+        rescale: divide by temp2, the paper's outer exponent (as above).
+        chunk: reports at a time; chosen from the sizes if None.
+
+    Returns:
+        (B, B'), rows images; at most temp2 + ln(words) for "sum".
+
+    Raises:
+        ConfigError: shapes that do not belong together, or a chunk below 1.
+    """
+    if chunk is not None and chunk < 1:
+        raise ConfigError(f"chunk is a number of reports, at least 1, not {chunk}")
+    if agg not in ("sum", "mean", "max"):
+        raise ConfigError(f'agg is "sum", "mean" or "max", not "{agg}"')
+    regions = region_list(regions)
+    if words.ndim != 3 or mask.shape != words.shape[:2] or words.shape[2] != regions.shape[2]:
+        raise ConfigError(
+            f"regions (B, R, D), words (B', L, D) and mask (B', L) have the shapes {tuple(regions.shape)},"
+            f" {tuple(words.shape)} and {tuple(mask.shape)}"
+        )
+    with torch.autocast(regions.device.type, enabled=False):
+        regions, words = exact(regions, words)
+        mask = mask.bool()
+        cosine = local_cosine(regions, words, mask, temp1, word_softmax, EPS, chunk)
+        # An empty report keeps one word, whose cosine is 0.
+        counted = mask | (~mask.any(1, keepdim=True) & (torch.arange(mask.shape[1], device=mask.device) == 0))
+        scores = (temp2 * cosine).masked_fill(~counted, -torch.inf)
+        if agg == "max":
+            result = scores.amax(-1)
+        else:
+            result = scores.logsumexp(-1)
+            if agg == "mean":
+                result = result - counted.sum(1).to(result.dtype).log()
+        return result / temp2 if rescale else result
+
+
+def word_attention(
+    regions: Tensor, words: Tensor, mask: Tensor, *, temp1: float = 4.0, word_softmax: bool = True
+) -> Tensor:
+    """Attention of each word of report i over the regions of image i, for figures.
+
+    Args:
+        regions: (B, D, H, W) or (B, R, D).
+        words: (B, L, D).
+        mask: (B, L) bool.
+        temp1: as in training.
+        word_softmax: as in training.
+
+    Returns:
+        (B, L, R), each row a distribution over regions; zeros for words outside the mask. ``attention @ regions`` is
+        the words' contexts.
+    """
+    regions = region_list(regions)
+    with torch.autocast(regions.device.type, enabled=False):
+        regions, words = exact(regions, words)
+        scores = word_scores(regions @ words.mT, mask[:, None].bool(), temp1, word_softmax)
+        return scores.softmax(1).mT * mask[..., None]
+
+
+def two_way_cross_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy along rows and along columns, positives on the diagonal.
+
+    Args:
+        logits: (B, B).
+
+    Returns:
+        Image → report and report → image; each ln B for equal logits, 0 (without gradient) for a batch of one.
+
+    Raises:
+        ConfigError: not square.
+    """
+    if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
+        raise ConfigError(f"one report per image is needed, the scores are {tuple(logits.shape)}")
+    target = torch.arange(len(logits), device=logits.device)
+    return F.cross_entropy(logits, target), F.cross_entropy(logits.T, target)
+
+
+def local_loss(
+    regions: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    *,
+    temp1: float = 4.0,
+    temp2: float = 5.0,
+    temp3: float = 10.0,
+    agg: Aggregation = "sum",
+    word_softmax: bool = True,
+    rescale: bool = False,
+    chunk: int | None = None,
+) -> Tensor:
+    """Contrast of temp3 times :func:`local_similarity`, both directions added.
+
+    Returns:
+        A scalar; 2 ln B when all scores are equal.
+    """
+    scores = local_similarity(
+        regions,
+        words,
+        mask,
+        temp1=temp1,
+        temp2=temp2,
+        agg=agg,
+        word_softmax=word_softmax,
+        rescale=rescale,
+        chunk=chunk,
+    )
+    rows, columns = two_way_cross_entropy(temp3 * scores)
+    return rows + columns
+
+
+def global_similarity(image: Tensor, sentence: Tensor) -> Tensor:
+    """Cosines of all images with all reports, the product of norms clamped at 1e-8.
+
+    Args:
+        image: (B, D).
+        sentence: (B', D).
+
+    Returns:
+        (B, B') in [−1, 1].
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        image, sentence = exact(image, sentence)
+        norms = image.norm(dim=1)[:, None] * sentence.norm(dim=1)
+        return image @ sentence.T / norms.clamp_min(EPS)
+
+
+def global_loss(image: Tensor, sentence: Tensor, *, temp3: float = 10.0) -> Tensor:
+    """Contrast of temp3 times the cosines, both directions added.
+
+    Args:
+        image: (B, D).
+        sentence: (B, D).
+        temp3: inverse temperature.
+
+    Returns:
+        A scalar; 2 ln B when all cosines are equal.
+    """
+    rows, columns = two_way_cross_entropy(temp3 * global_similarity(image, sentence))
+    return rows + columns
+
+
+def zero_shot_similarity(
+    regions: Tensor,
+    image: Tensor,
+    words: Tensor,
+    sentence: Tensor,
+    mask: Tensor,
+    *,
+    temp1: float = 4.0,
+    temp2: float = 5.0,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of images with prompts, as the released inference path combines them.
+
+    Args:
+        regions: (N, D, H, W) or (N, R, D).
+        image: (N, D).
+        words: (P, L, D).
+        sentence: (P, D).
+        mask: (P, L) bool; :func:`zero_shot_mask`.
+        temp1: as in training.
+        temp2: factor of the best word's cosine.
+        chunk: prompts at a time.
+
+    Returns:
+        Their mean, the global and the local scores, each (N, P).
+    """
+    whole = global_similarity(image, sentence)
+    local = local_similarity(regions, words, mask, temp1=temp1, temp2=temp2, agg="max", chunk=chunk)
+    return (whole + local) / 2, whole, local
+
+
+def class_scores(similarity: Tensor) -> Tensor:
+    """Best prompt of each class, standardised over the images if there are several.
+
+    The score of an image so depends on the others, as in the released code: use it for reproduction, and the plain
+    maximum where each image must stand alone.
+
+    Args:
+        similarity: (N, C, P) scores of N images with P prompts of each of C classes.
+
+    Returns:
+        (N, C); mean 0 and population standard deviation 1 over the images. A class without spread scores 0.
+    """
+    best = similarity.amax(-1)
+    if len(best) == 1:
+        return best
+    centred = best - best.mean(0)
+    spread = centred.square().mean(0).sqrt()
+    return torch.where(spread > 0, centred / spread.clamp_min(torch.finfo(spread.dtype).tiny), 0)

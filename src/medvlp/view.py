@@ -1,0 +1,317 @@
+"""``medvlp view``: samples of a corpus with their labels, boxes and masks, as pictures and as one page to open.
+
+Samples are chosen so that every label shows up: one after the other, each label (and "no label present") gives its next
+record from an order that the seed shuffles. Report text is written only into the files asked for, never printed.
+"""
+
+import argparse
+import base64
+import html
+import io
+import re
+import textwrap
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from medvlp import viz
+from medvlp.datasets import CORPORA
+from medvlp.datasets.base import RadiographDataset, Sample
+from medvlp.datasets.corpus import TASKS, Corpus, Task
+from medvlp.datasets.options import OPTION_HELP, corpus_from_words
+from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.seeding import derive_seed
+from medvlp.splits import SplitLeakWarning, make_split, split_names
+
+PER_SHEET = 24
+"""Samples on one sheet."""
+
+_EXCERPT = 400  # characters of a report on the page
+_SHEET_EXCERPT = 120  # and on a sheet
+
+
+@dataclass(frozen=True)
+class Card:
+    """One sample, ready to be shown.
+
+    Args:
+        id: of the record.
+        picture: uint8 (h, w, 3), or None if the image is unreadable.
+        labels: names of the labels that are present.
+        facts: view, pool, number of boxes and the like.
+        text: of the report, shortened; "" without one.
+        problem: why the image is unreadable.
+    """
+
+    id: str
+    picture: np.ndarray | None
+    labels: tuple[str, ...]
+    facts: tuple[str, ...]
+    text: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """What :func:`view` wrote.
+
+    Args:
+        page: the HTML file.
+        sheets: the PNG files.
+        cards: what they show.
+    """
+
+    page: Path
+    sheets: tuple[Path, ...]
+    cards: tuple[Card, ...]
+
+    @property
+    def unreadable(self) -> int:
+        """How many of the chosen images cannot be read."""
+        return sum(1 for card in self.cards if card.problem)
+
+
+def choose(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Choose records so that every label is there.
+
+    Args:
+        labels: float32 (N, K), 1 present; NaN and −1 count as not present.
+        count: how many to choose.
+        seed: shuffles the records.
+
+    Returns:
+        int64 indices, ascending, ``min(count, N)`` of them. Round by round, each label that occurs, rarest first, and
+        then the records without any give one that was not yet chosen.
+    """
+    order = np.random.default_rng(derive_seed(seed, len(labels))).permutation(len(labels))
+    present = labels[order] == 1
+    queues = [order[present[:, k]] for k in np.argsort(present.sum(0), kind="stable") if present[:, k].any()]
+    queues.append(order[~present.any(axis=1)])
+    chosen: dict[int, None] = {}
+    iterators = [iter(queue.tolist()) for queue in queues if len(queue)]
+    while iterators and len(chosen) < count:
+        for iterator in list(iterators):
+            record = next((r for r in iterator if r not in chosen), None)
+            if record is None:
+                iterators.remove(iterator)
+            elif len(chosen) < count:
+                chosen[record] = None
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def view(
+    corpus: Corpus,
+    out: str | Path,
+    *,
+    task: Task | None = None,
+    split: str | None = None,
+    part: str = "train",
+    count: int = 24,
+    seed: int = 0,
+    size: int = 256,
+    text: bool = True,
+) -> Viewed:
+    """Write ``sheet-1.png`` … and ``index.html`` with samples of a corpus.
+
+    Args:
+        corpus: its reader; with ``on_error: skip`` broken records are left out, otherwise they are errors.
+        out: folder to write into, made if needed; files of these names are replaced.
+        task: whose records; None takes the corpus's default.
+        split: take them from a part of this split; None takes all records.
+        part: "train", "validate" or "test".
+        count: how many samples.
+        seed: of the choice.
+        size: longer side of a picture, in pixels.
+        text: show reports and phrases too.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConfigError: an unknown split or part, or a number that is not positive.
+        DataError: the corpus cannot be read, or has no records to show.
+    """
+    if count < 1 or size < 16:
+        raise ConfigError(f"count must be at least 1 and size at least 16, not {count} and {size}")
+    table, box_names, title = _records(corpus, task or corpus.tasks[0], split, part)
+    columns = table.column_names
+    targets = [t for t, column in (("mask", "shapes"), ("boxes", "boxes")) if column in columns]
+    dataset = RadiographDataset(table, targets=targets, box_names=box_names)  # type: ignore[arg-type]
+    chosen = choose(dataset.labels.numpy(), count, seed)
+    cards = tuple(_card(dataset, int(i), size, text) for i in chosen)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("sheet-*.png"):
+        if re.fullmatch(r"sheet-\d+\.png", old.name):
+            old.unlink()
+    sheets = []
+    for number, start in enumerate(range(0, len(cards), PER_SHEET), 1):
+        some = cards[start : start + PER_SHEET]
+        figure = viz.contact_sheet([card.picture for card in some], [_caption(card) for card in some])
+        sheets.append(viz.save(figure, out / f"sheet-{number}.png"))
+    page = out / "index.html"
+    page.write_text(_page(title, len(table), cards), encoding="utf-8")
+    return Viewed(page, tuple(sheets), cards)
+
+
+def _records(corpus: Corpus, task: Task, split: str | None, part: str) -> tuple[pa.Table, tuple[str, ...], str]:
+    """The records to choose from, the names of box classes, and what to call them."""
+    records = corpus.records(task)
+    title = f"{corpus.title}, {task}"
+    if split is None:
+        table = records.table
+    else:
+        if split not in split_names(corpus.name):
+            raise ConfigError(f'{corpus.title} has no split "{split}"; it has {", ".join(split_names(corpus.name))}')
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SplitLeakWarning)
+            listing = corpus.listing()
+            made = make_split(corpus.name, split, listing, strict=False)
+        if part not in made.parts:
+            raise ConfigError(f'the split "{split}" has no part "{part}"; it has {", ".join(made.parts)}')
+        table, title = (
+            records.take(corpus.chosen(records, listing, made.parts[part])),
+            f"{title}, {part} of the split {split}",
+        )
+    table = corpus.after_split(table)
+    if not len(table):
+        raise DataError(f"{title} has no records; look at: medvlp doctor {corpus.name} {corpus.root}")
+    return table, records.box_names, title
+
+
+def _card(dataset: RadiographDataset, index: int, size: int, with_text: bool) -> Card:
+    row = dataset.table.slice(index, 1).to_pylist()[0]
+    labels = tuple(name for name in dataset.label_names if row[name] == 1)
+    uncertain = tuple(f"{name} uncertain" for name in dataset.label_names if row[name] == -1)
+    facts = (*uncertain, *(f"{key} {row[key]}" for key in ("view", "pool") if row.get(key)))
+    text = textwrap.shorten(row.get("text") or "", _EXCERPT, placeholder=" …") if with_text else ""
+    try:
+        sample = dataset[index]
+    except UnreadableItemError as error:
+        return Card(row["id"], None, labels, facts, text, error.reason)
+    image = (sample["image"][0].numpy() * 255).round().astype(np.uint8)
+    picture = viz.annotated(
+        image,
+        size=size,
+        mask=sample["mask"][0].numpy() > 0 if "mask" in sample else None,
+        boxes=sample["boxes"].numpy() if "boxes" in sample else None,
+        names=_box_names(dataset, sample),
+    )
+    if "boxes" in sample and len(sample["boxes"]):
+        facts += (f"{len(sample['boxes'])} box{'es' if len(sample['boxes']) > 1 else ''}",)
+    if "mask" in sample and sample["mask"].any():
+        facts += (f"mask of {100 * float(sample['mask'].mean()):.1f} %",)
+    return Card(row["id"], picture, labels, (*facts, f"{image.shape[1]} × {image.shape[0]}"), text)
+
+
+def _box_names(dataset: RadiographDataset, sample: Sample) -> list[str]:
+    # one class needs no name on each box
+    if len(dataset.box_names) < 2 or "boxes" not in sample:
+        return []
+    return [dataset.box_names[int(n)] for n in sample["box_labels"]]
+
+
+def _caption(card: Card) -> str:
+    lines = [card.id, ", ".join(card.labels) or "no label present", card.problem or ", ".join(card.facts)]
+    if card.text:
+        lines.append(textwrap.shorten(card.text, _SHEET_EXCERPT, placeholder=" …"))
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------- the page
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; }
+ul { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); list-style: none;
+  padding: 0; }
+figure { break-inside: avoid; margin: 0; }
+img { background: #000; height: auto; width: 100%; }
+figcaption { overflow-wrap: anywhere; }
+h2 { font-size: .8rem; margin: .4rem 0 .1rem; }
+p { margin: .1rem 0; }
+.facts { font-size: .85rem; opacity: .8; }
+.problem { align-items: center; aspect-ratio: 1; border: 2px dashed #b00; display: flex; justify-content: center;
+  padding: 1rem; text-align: center; }
+blockquote { border-left: 3px solid #8888; font-size: .9rem; margin: .4rem 0 0; padding-left: .6rem; }
+@media print { body { margin: 0; max-width: none; } ul { grid-template-columns: repeat(4, 1fr); } }
+"""
+
+
+def _page(title: str, total: int, cards: tuple[Card, ...]) -> str:
+    broken = sum(1 for card in cards if card.problem)
+    lost = f" {broken} of them cannot be read." if broken else ""
+    marks = " Boxes are orange, outlines of masks blue." if any(card.picture is not None for card in cards) else ""
+    items = "\n".join(f"<li>{_figure(card)}</li>" for card in cards)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:;'
+        " style-src 'unsafe-inline'\">\n"
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{html.escape(title)}</h1>\n<p>{len(cards)} of {total:,} records, chosen so that every label shows up."
+        f"{lost}{marks}</p>\n<ul>\n{items}\n</ul>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _figure(card: Card) -> str:
+    labels = ", ".join(card.labels) or "no label present"
+    if card.picture is None:
+        shown = f'<div class="problem">cannot be read: {html.escape(card.problem)}</div>'
+    else:
+        buffer = io.BytesIO()
+        Image.fromarray(card.picture).save(buffer, "PNG")
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        height, width = card.picture.shape[:2]
+        alt = html.escape(f"Radiograph {card.id}: {labels}; {', '.join(card.facts)}", quote=True)
+        shown = f'<img src="data:image/png;base64,{data}" alt="{alt}" width="{width}" height="{height}">'
+    text = f"<blockquote>{html.escape(card.text)}</blockquote>" if card.text else ""
+    return (
+        f"<figure>{shown}<figcaption><h2>{html.escape(card.id)}</h2><p>{html.escape(labels)}</p>"
+        f'<p class="facts">{html.escape(", ".join(card.facts))}</p>{text}</figcaption></figure>'
+    )
+
+
+# ---------------------------------------------------------------------- command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``medvlp view``."""
+    parser.add_argument("dataset", choices=list(CORPORA), metavar="DATASET", help="see: medvlp list datasets")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the corpus")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures and of index.html")
+    parser.add_argument("--task", choices=TASKS, help="whose records (default: the first task of the dataset)")
+    parser.add_argument("--split", help="take the samples from a part of this split (default: all records)")
+    parser.add_argument("--part", choices=["train", "validate", "test"], default="train", help="part of --split")
+    parser.add_argument("--count", type=int, default=24, help="samples (default: 24)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
+    parser.add_argument("--size", type=int, default=256, help="longer side of a picture in pixels (default: 256)")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help=OPTION_HELP)
+    parser.add_argument("--no-text", action="store_true", help="leave reports and phrases out of the files")
+
+
+def run(args: argparse.Namespace) -> int:
+    """``medvlp view``.
+
+    Returns:
+        Exit status 0; unreadable images are counted and shown as such.
+    """
+    corpus = corpus_from_words(args.dataset, args.root, args.option, on_error="skip")
+    result = view(
+        corpus,
+        args.out,
+        task=args.task,
+        split=args.split,
+        part=args.part,
+        count=args.count,
+        seed=args.seed,
+        size=args.size,
+        text=not args.no_text,
+    )
+    lost = f", {result.unreadable} of them unreadable" if result.unreadable else ""
+    print(f"{result.page}: {len(result.cards)} samples{lost}")
+    return 0
