@@ -102,6 +102,17 @@ def test_samples_are_the_same_with_and_without(phantoms, tmp_path, name, task, t
     assert marked or task != "segmentation"
 
 
+def test_pixels_of_other_rules_are_refused(phantoms, tmp_path):
+    root = phantoms("rsna")
+    _prepare(root, tmp_path, "rsna", resize="square:37")
+    cache = PixelCache.open(tmp_path, "rsna", "standard", "square:37", root)
+    table = _corpus(root, "rsna").records().table
+    with pytest.raises(ConfigError, match="need pixels prepared by standard pad:37, not by standard square:37"):
+        RadiographDataset(table, transform=build_transform("mgca", 32, True)).with_cache(cache)
+    with pytest.raises(ConfigError, match="need pixels prepared by mgca square:37"):
+        RadiographDataset(table, transform=build_transform("g2d_paper", 32, True), intensity="mgca").with_cache(cache)
+
+
 def test_masks_come_from_the_cache(phantoms, tmp_path, monkeypatch):
     root = phantoms("siim")
     result = _prepare(root, tmp_path, "siim", task="segmentation", resize="square_plain:32")

@@ -45,6 +45,7 @@ class ConVIRT(PretrainModule):
         embed_dim: joint dimension; the variant's if None.
         temperature: τ; the variant's if None.
         lambda_image: λ of the paper variant, weight of image → report.
+        options: further arguments of :class:`~medvlp.methods.base.PretrainModule`.
     """
 
     name: ClassVar[str] = "convirt"
@@ -60,6 +61,7 @@ class ConVIRT(PretrainModule):
         embed_dim: int | None = None,
         temperature: float | None = None,
         lambda_image: float = 0.75,
+        **options: Any,
     ) -> None:
         paper = variant == "paper"
         if text is None:
@@ -74,7 +76,7 @@ class ConVIRT(PretrainModule):
                 if paper
                 else OptimConfig(lr=2e-5, weight_decay=0.05, decay_all=True, warmup=0.4, min_lr=1e-8)
             )
-        super().__init__(image=image, text=text, optim=optim, image_size=image_size, prompts=prompts)
+        super().__init__(image=image, text=text, optim=optim, image_size=image_size, prompts=prompts, **options)
         self.global_contrast = paper
         self.temperature = temperature or (0.1 if paper else 0.07)
         self.weights = (lambda_image, 1 - lambda_image) if paper else (1.0, 1.0)

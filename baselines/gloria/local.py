@@ -29,14 +29,6 @@ _KEPT = 3
 """Tensors of that size that a backward pass uses: scores, attention, G times attention."""
 
 
-def exact(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in their common precision, float32 at least."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return tuple(tensor.to(dtype) for tensor in tensors)
-
-
 def region_list(regions: Tensor) -> Tensor:
     """(B, D, H, W) → (B, H·W, D), row by row; (B, R, D) as it is.
 
@@ -83,7 +75,7 @@ def local_cosine(
         (B, B', L); 0 outside the mask.
     """
     regions = regions.contiguous()
-    gram = regions @ regions.mT
+    gram = _Gram.apply(regions)
     per_report = regions.shape[0] * regions.shape[1] * words.shape[1] * regions.element_size()
     keep = chunk is None and _KEPT * per_report * len(words) <= _KEEP_BYTES
     size = chunk or max(1, _CHUNK_BYTES // max(per_report, 1))
@@ -104,6 +96,22 @@ def _attend(
     attention = scores.softmax(-1).mul_(temp1) if word_softmax else scores * temp1
     attention = attention.view(images, count, -1).softmax(1)
     return scores.view(images, count, -1), attention, gram @ attention
+
+
+class _Gram(torch.autograd.Function):
+    """(B, R, D) → (B, R, R). Only symmetric gradients come back here, which saves one of two products."""
+
+    @staticmethod
+    def forward(ctx: Any, regions: Tensor) -> Tensor:
+        ctx.save_for_backward(regions)
+        return regions @ regions.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (regions,) = ctx.saved_tensors
+        with torch.autocast(regions.device.type, enabled=False):
+            return 2 * (grad @ regions)
 
 
 class _LocalCosine(torch.autograd.Function):

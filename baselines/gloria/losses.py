@@ -1,6 +1,6 @@
 """GLoRIA's losses: global contrast, word-region contrast, and the features of words that enter it.
 
-Equations in ``docs``' terms: image j has regions c_r, report i has words w. ``s = c_r·w``; ``α`` = softmax of s over the
+Image j has regions c_r, report i has words w. ``s = c_r·w``; ``α`` = softmax of s over the
 words of a report; ``β`` = softmax of temp1·α over the regions; context ``g = Σ_r β c_r``; score
 ``S_ji = ln Σ_w exp(temp2·cos(w, g))``; loss = cross-entropy of temp3·S along rows and along columns, added. Everything
 is computed in float32 at least, since s is a raw dot product of hundreds of dimensions that goes into a softmax.
@@ -10,11 +10,12 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from medvlp_baselines.gloria.local import local_cosine, region_list, word_scores
 from torch import Tensor
 
 from medvlp.errors import ConfigError
+from medvlp.losses.precision import exact
 from medvlp.losses.tokens import Entries, entries
-from medvlp_baselines.gloria.local import exact, local_cosine, region_list, word_scores
 
 EPS = 1e-8
 """Floor of the product of norms under a cosine, as in the released code."""

@@ -21,6 +21,7 @@ class TemplateMethod(PretrainModule):
         prompts: zero-shot prompt set for validation.
         embed_dim: joint dimension.
         temperature: divisor of the cosines.
+        options: further arguments of :class:`~medvlp.methods.base.PretrainModule`.
     """
 
     name: ClassVar[str] = "template"
@@ -34,8 +35,9 @@ class TemplateMethod(PretrainModule):
         prompts: str | None = "chexpert",
         embed_dim: int = 128,
         temperature: float = 0.07,
+        **options: Any,
     ) -> None:
-        super().__init__(image=image, text=text, optim=optim, image_size=image_size, prompts=prompts)
+        super().__init__(image=image, text=text, optim=optim, image_size=image_size, prompts=prompts, **options)
         self.temperature = temperature
         self.image_head = nn.Linear(self.image_encoder.out_channels, embed_dim)
         self.text_head = nn.Linear(self.text_encoder.width, embed_dim)

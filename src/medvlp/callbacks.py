@@ -88,7 +88,7 @@ def write_embeddings(trainer: L.Trainer) -> Path:
     """Writes what ``predict`` gave to ``embeddings.npz`` in the run's folder (one file per rank beyond the first).
 
     Arrays: ``id`` (N,) str, ``index`` (N,) dataset rows, by which a sampler's duplicates can be dropped, ``image`` and
-    ``text`` (N, d) float32, L2-normalised.
+    ``text`` (N, d) float32, L2-normalised; no ``text`` from a method without a text side.
 
     Args:
         trainer: after ``predict``.
@@ -100,9 +100,13 @@ def write_embeddings(trainer: L.Trainer) -> Path:
     suffix = f"_rank{trainer.global_rank}" if trainer.global_rank else ""
     path = Path(trainer.default_root_dir) / f"embeddings{suffix}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    index, image, text = (torch.cat([batch[k] for batch in batches]).cpu().numpy() for k in ("index", "image", "text"))
+    arrays = {
+        key: torch.cat([batch[key] for batch in batches]).cpu().numpy()
+        for key in ("index", "image", "text")
+        if key in batches[0]
+    }
     ids = np.array([item for batch in batches for item in batch["id"]])
-    np.savez(path, id=ids, index=index, image=image, text=text)
+    np.savez(path, id=ids, **arrays)
     return path
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from medvlp.errors import ConfigError, TokenizerError
 
@@ -258,8 +259,10 @@ class Collate:
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate samples of :class:`~medvlp.datasets.base.RadiographDataset`."""
+        # in a loader worker, torch's own collate stacks in shared memory: one copy less than torch.stack, and the heap
+        # of the worker does not fill up with holes of the size of batches (1.2 GB instead of 40 MB)
         batch: dict[str, Any] = {
-            "image": torch.stack([s["image"] for s in samples]),
+            "image": default_collate([s["image"] for s in samples]),
             "id": [s["id"] for s in samples],
             "index": torch.tensor([s["index"] for s in samples], dtype=torch.int64),
             "label": torch.stack([s["label"] for s in samples]),
@@ -268,7 +271,7 @@ class Collate:
         for key in (*_STACKED, *_LISTED):
             if all(key in s for s in samples):
                 values = [s[key] for s in samples]
-                batch[key] = torch.stack(values) if key in _STACKED else values
+                batch[key] = default_collate(values) if key in _STACKED else values
         if all("text" in s for s in samples):
             batch["text"] = [s["text"] for s in samples]
             if self.tokenizer is not None:

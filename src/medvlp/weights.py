@@ -17,7 +17,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     import torch
 
-    from medvlp.methods.base import CHECKPOINT_KEY
+    from medvlp.methods.checkpoints import CHECKPOINT_KEY
 
     path = Path(path)
     if not path.is_file():
@@ -33,7 +33,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load(path: str | Path, device: str = "cpu") -> "PretrainModule":
+def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> "PretrainModule":
     """Loads a method from a medvlp checkpoint: architecture, weights, tokenizer and preprocessing, nothing else needed.
 
     The file is read as plain values and tensors; no code in it can run, and only registered methods are built.
@@ -41,6 +41,8 @@ def load(path: str | Path, device: str = "cpu") -> "PretrainModule":
     Args:
         path: a checkpoint written by ``medvlp fit``.
         device: where to put the model.
+        averaged: of a run with ``ema_decay`` take the moving average, by which it was validated; False takes the
+            weights that were trained. Runs without have one set of weights, which is taken either way.
 
     Returns:
         The method in eval mode.
@@ -49,7 +51,7 @@ def load(path: str | Path, device: str = "cpu") -> "PretrainModule":
         CheckpointError: no such file, not a medvlp checkpoint, or weights that do not fit.
         ConfigError: its method is not registered here.
     """
-    from medvlp.methods.base import CHECKPOINT_KEY
+    from medvlp.methods.checkpoints import CHECKPOINT_KEY
     from medvlp.registry import get_method
 
     checkpoint = read_checkpoint(path)
@@ -58,6 +60,8 @@ def load(path: str | Path, device: str = "cpu") -> "PretrainModule":
         model = get_method(payload["method"])(**payload["hyperparameters"])
         model.on_load_checkpoint(checkpoint)
         weights, version = checkpoint["state_dict"], payload["version"]
+        if not averaged:
+            weights = checkpoint.get("current_model_state", weights)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: incomplete, or written by another version of medvlp ({type(error).__name__}: {error})"

@@ -7,8 +7,11 @@ shape or a seed: another set of vectors with other sizes must pass as well.
 import dataclasses
 from collections.abc import Callable
 
+import adapters_baselines
 import numpy as np
 import torch
+from adapters_baselines import Arrays
+from adapters_baselines import tensor as _tensor
 from torch import Tensor
 
 from medvlp.encoders.pooling import AttentionPool
@@ -18,13 +21,6 @@ from medvlp.methods.g2d.pseudo_mask import OFFICIAL, PseudoMaskSettings, aggrega
 from medvlp.methods.schedules import warm_restarts, warmup_cosine
 from medvlp.metrics.retrieval import in_batch_accuracy
 from medvlp.metrics.zero_shot import prompt_embeddings, zero_shot_probability
-
-Arrays = dict[str, np.ndarray]
-
-
-def _tensor(array: np.ndarray, grad: bool = False) -> Tensor:
-    tensor = torch.from_numpy(np.asarray(array)).clone()
-    return tensor.requires_grad_() if grad else tensor
 
 
 def convirt_loss(x: Arrays) -> Arrays:
@@ -180,8 +176,8 @@ def mgca_lr_schedule(x: Arrays) -> Arrays:
 
 
 def gradients(x: Arrays) -> Arrays:
-    """The gradients of ConVIRT's, G2D's and MGCA's instance losses; the others wait for their methods."""
-    out: Arrays = {}
+    """The gradients of the losses that are here; those of M-FLAG and of the downstream tasks are not yet."""
+    out = adapters_baselines.gradients(x)
 
     def contrast(stem: str, **weights: float) -> None:
         image, text = _tensor(x[f"{stem}__img_emb"], grad=True), _tensor(x[f"{stem}__txt_emb"], grad=True)
@@ -207,6 +203,7 @@ def gradients(x: Arrays) -> Arrays:
 
 
 ADAPTERS: dict[str, Callable[[Arrays], Arrays]] = {
+    **adapters_baselines.BASELINES,
     "chexzero_softmax": chexzero_softmax,
     "convirt_loss": convirt_loss,
     "g2d_attention_pool": g2d_attention_pool,

@@ -41,7 +41,7 @@ def _module(table, **options):
 
 def test_batches(table):
     data = _module(table)
-    tokenizer = train_wordpiece(data.corpus(), 100)
+    tokenizer = train_wordpiece(data.training_texts(), 100)
     data.attach_tokenizer(tokenizer, max_length=8, padding="max_length")
     batches = list(data.train_dataloader())
     assert len(batches) == 30 // 4 == len(data.train_dataloader())
@@ -56,7 +56,7 @@ def test_batches(table):
     assert [data.train_set.ids[i] for i in batch["index"]] == batch["id"]
     assert data.label_names == ("Edema",)
     assert data.preprocess == {"transform": "g2d_paper", "size": 16, "intensity": "standard"}
-    assert len(data.corpus()) == 30
+    assert len(data.training_texts()) == 30
 
 
 def test_evaluation_keeps_order_and_the_last_batch(table):

@@ -97,7 +97,10 @@ def test_all_views_with_raw_labels_in_the_order_of_the_files(root):
         "patient00002/study2",
         "patient00002/study1",
     ]
-    assert records.column("view").tolist() == [*"AP AP PA LATERAL LL AP FRONTAL LATERAL LATERAL".split()]
+    assert records.column("view").tolist() == [
+        *("AP", "AP", "PA", "LATERAL", "LL"),
+        *("AP", "FRONTAL", "LATERAL", "LATERAL"),
+    ]
     assert records.label_names == CHEXPERT_14  # by name, in the order of the csv
     raw = records.table.to_pandas()
     assert raw["Edema"].tolist()[1:4] == [-1, 0, 0]
@@ -166,7 +169,7 @@ def test_policies_are_applied_after_the_split(root):
 
 def test_a_study_without_a_first_view(root):
     (root / "test" / TEST_VIEWS[0]).unlink()
-    with pytest.raises(UnreadableItemError, match="row 0, item .*patient64741/study1: no image called view1"):
+    with pytest.raises(UnreadableItemError, match=r"row 0, item .*patient64741/study1: no image called view1"):
         CheXpert(root).records("classification", pools=("test",))
     records = CheXpert(root, test_images="all").records("classification", pools=("test",))
     assert records.column("id").tolist() == [f"test/{p}" for p in TEST_VIEWS[1:]]
@@ -218,7 +221,7 @@ def test_reports_elsewhere_and_missing(root, tmp_path):
     assert "text" not in CheXpert(root).records().table.column_names
     with pytest.raises(DataError, match=r"df_chexpert_plus_240401.csv \(for task: pairs\) is missing; get it from"):
         CheXpert(root).records("pairs")
-    with pytest.raises(DataError, match="reports folder .*none does not exist; get CheXpert Plus"):
+    with pytest.raises(DataError, match=r"reports folder .*none does not exist; get CheXpert Plus"):
         CheXpert(root, reports_root=tmp_path / "none").records("pairs")
 
 
@@ -245,6 +248,16 @@ def test_a_part_alone_is_enough(root):
     with pytest.raises(DataError, match=r"holds none of train.csv, valid.csv and groundtruth.csv; get them from"):
         CheXpert(root).records("classification")
     assert len(CheXpert(root).records("classification", pools=())) == 0
+
+
+def test_labels_of_images_that_are_not_there(root):
+    shutil.rmtree(root / "test")
+    records = CheXpert(root).records("classification")
+    assert len(records) == 6
+    assert records.dropped.attrs["counts"] == {"no folder test": 2}
+    assert not records.dropped["broken"].any()
+    with pytest.raises(DataError, match="no folder of a patient lies in"):
+        CheXpert(root).records("classification", pools=("test",))
 
 
 def test_the_download_in_batches(root, tmp_path):
@@ -364,6 +377,12 @@ def test_missing_folders(root, tmp_path):
 def test_unknown_options(root, options):
     with pytest.raises(ConfigError):
         CheXpert(root, **options)
+
+
+def test_paths_of_images_are_absolute(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    records = CheXpert(root.name).records("classification")
+    assert all(Path(p).is_absolute() and Path(p).is_file() for p in records.column("image"))
 
 
 def test_phantom_agrees_with_its_truth(phantom):

@@ -124,6 +124,10 @@ def test_broken_lines(tmp_path, line, reason):
     assert len(records) == 6
     assert records.dropped["row"].tolist() == [6]
     assert records.dropped["broken"].all()
+    # a split must not shift because a file is missing or a line is broken
+    listing = COVIDx(root, version="COVIDx8A").listing()
+    assert len(listing) == 6 + (not line.startswith("nothing") and "contradicts" not in reason)
+    assert listing.labels.isna().any(axis=None) == (len(listing) == 7 and "missing" not in reason)
     assert records.dropped["reason"][0].startswith(reason)
 
 
@@ -138,7 +142,7 @@ def test_repeated_lines_are_counted_and_files_of_two_lists_are_broken(tmp_path):
 
 
 def test_what_is_not_there(tmp_path):
-    with pytest.raises(DataError, match="does not exist; get it from .*medvlp phantom --layout covidx"):
+    with pytest.raises(DataError, match=r"does not exist; get it from .*medvlp phantom --layout covidx"):
         COVIDx(tmp_path / "none", version="COVIDx9A").records()
     root = _write(tmp_path)
     for path in (root / "test").iterdir():

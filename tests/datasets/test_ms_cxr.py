@@ -11,6 +11,7 @@ from medvlp.datasets.ms_cxr import CATEGORIES, MSCXR
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
 from medvlp.phantom.layouts import layout_module
 from medvlp.phantom.model import PhantomSpec
+from medvlp.splits import make_split
 
 HEADER = "dicom_id,category_name,label_text,path,x,y,w,h,image_width,image_height,split"
 SECRET = "a phrase that no message may show"
@@ -122,7 +123,7 @@ def test_images_under_another_root(tmp_path, layout):
     assert len(MSCXR(root, mimic_root=other).records()) == 3
     with pytest.raises(UnreadableItemError, match=r"row 0, item bbbb-02: missing image file"):
         MSCXR(root).records()
-    with pytest.raises(DataError, match="mimic_root .* does not exist"):
+    with pytest.raises(DataError, match=r"mimic_root .* does not exist"):
         MSCXR(root, mimic_root=tmp_path / "none").records()
 
 
@@ -167,7 +168,9 @@ def test_broken_rows(tmp_path, changes, reason):
     with pytest.raises(UnreadableItemError, match=rf"{STEM}\.csv, row \d.*{reason}.*on_error: skip") as caught:
         MSCXR(root).records()
     assert SECRET not in str(caught.value)
-    records = MSCXR(root, on_error="skip").records()
+    corpus = MSCXR(root, on_error="skip")
+    records = corpus.records()
+    assert set(corpus.split_keys(records)) <= set(corpus.listing().ids)
     # the phrase of the broken row goes as a whole, other phrases stay
     assert "bilateral edema" in records.column("text")
     assert records.dropped["broken"].all()
@@ -229,8 +232,11 @@ def phantom(tmp_path_factory):
 def test_phantom_agrees_with_its_truth(phantom):
     records = MSCXR(phantom).records()
     assert len(records.dropped) == 0
-    assert MSCXR(phantom, annotations="json").records().table.drop_columns(["pool"]).equals(
-        records.table.drop_columns(["pool"])
+    assert (
+        MSCXR(phantom, annotations="json")
+        .records()
+        .table.drop_columns(["pool"])
+        .equals(records.table.drop_columns(["pool"]))
     )
     truth = {}
     with (phantom / "truth/boxes.csv").open() as file:
@@ -265,3 +271,15 @@ def test_data_module_on_a_phantom(phantom):
     assert sample["boxes"].shape[1] == 4
     assert sample["text"]
     assert np.isin(sample["label"].numpy(), (0, 1)).all()
+
+
+def test_splits_are_drawn_from_all_listed_images(tmp_path):
+    corpus = MSCXR(_write(tmp_path), on_error="skip")
+    whole = corpus.listing()
+    assert whole.ids.tolist() == ["bbbb-02", "aaaa-01"]
+    (tmp_path / B).unlink()
+    assert corpus.listing().ids.tolist() == whole.ids.tolist()
+    records = corpus.records()
+    part = make_split("ms_cxr", "official", whole, strict=False).parts
+    assert corpus.chosen(records, whole, part["test"]).records.tolist() == [0]
+    assert corpus.chosen(records, whole, part["validate"]).records.tolist() == []

@@ -150,7 +150,7 @@ def test_phantom_agrees_with_its_truth(phantom):
         exact = read_truth_masks(phantom / f"truth/masks/{sample['id']}.npz")["Foreign Object"]
         assert sample["mask"][0].numpy()[exact].all()  # readers draw around an object
         assert sample["mask"].sum() < 4 * exact.sum() + 200
-    split = make_split("object_cxr", "official", ObjectCXR(phantom).split_input(records), strict=False)
+    split = make_split("object_cxr", "official", ObjectCXR(phantom).listing(), strict=False)
     assert sum(split.counts.values()) == 120
 
 
@@ -161,3 +161,11 @@ def test_data_module_on_a_phantom(phantom):
     masks = ObjectCXRDataModule(str(phantom), task="segmentation", split="mgca", batch_size=4, image_size=32)
     masks.setup("fit")
     assert masks.train_set[0]["mask"].shape == (1, 32, 32)
+
+
+def test_splits_are_drawn_from_all_listed_images(tmp_path):
+    corpus = ObjectCXR(_write(tmp_path), on_error="skip")
+    (tmp_path / "train/00002.jpg").unlink()
+    assert corpus.listing().ids.tolist()[:3] == ["00002", "00001", "00003"]
+    assert corpus.listing().labels["Foreign Object"].tolist() == [1, 0, 1, 0, 1, 1, 0]
+    assert len(corpus.records()) == 6

@@ -146,7 +146,7 @@ def test_detailed_classes_in_the_order_asked_for(root):
     assert table["Normal"].to_pylist()[:4] == [0, 1, 0, 0]
     assert "Pneumonia" not in table.column_names
     for wrong in (("Pneumothorax",), ()):
-        with pytest.raises(ConfigError, match="it has Pneumonia|name some of Pneumonia"):
+        with pytest.raises(ConfigError, match=r"it has Pneumonia|name some of Pneumonia"):
             RSNAPneumonia(root, classes=wrong)
 
 
@@ -264,7 +264,7 @@ def test_missing_folders_and_columns(root, tmp_path):
         RSNAPneumonia(root).records()
     _write(root / "stage_2_train_labels.csv", HEADER, ROWS)
     shutil.rmtree(root / "stage_2_train_images")
-    with pytest.raises(DataError, match="image folder .*stage_2_train_images is missing"):
+    with pytest.raises(DataError, match=r"image folder .*stage_2_train_images is missing"):
         RSNAPneumonia(root).records()
 
 
@@ -274,6 +274,12 @@ def test_zipped_table_as_downloaded(root):
         archive.write(table, table.name)
     table.unlink()
     assert len(RSNAPneumonia(root).records("detection")) == 4
+
+
+def test_paths_of_images_are_absolute(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    records = RSNAPneumonia(root.name).records("classification")
+    assert all(Path(p).is_absolute() and Path(p).is_file() for p in records.column("image"))
 
 
 def test_phantom_agrees_with_its_truth(phantom):

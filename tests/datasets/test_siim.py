@@ -136,7 +136,7 @@ def test_pools(root):
     corpus = SIIMPneumothorax(root)
     test = corpus.records("segmentation", pools=("test",))
     assert test.column("id").tolist() == [_id(4)]
-    assert test.rows.tolist() == [0]
+    assert test.rows.tolist() == [-1, -1, -1, -1, 0]  # rows stay those of the table
     assert len(corpus.records("segmentation", pools=())) == 0
 
 
@@ -170,7 +170,7 @@ def test_broken_rows(root, reason):
     assert f"stage_2_train.csv, row {row}, item {_id(1)}: {reason}; get the file again from" in str(caught.value)
     records = SIIMPneumothorax(root, on_error="skip").records("segmentation")
     assert records.column("id").tolist() == [_id(3), _id(2), _id(4)]  # part of a mask is a wrong mask
-    assert records.rows.tolist() == [0, 1, 2]
+    assert records.rows.tolist() == [0, -1, 1, -1, 2]  # the rows of the table, −1 for those of no record
     assert records.dropped[["id", "row", "reason", "broken"]].values.tolist() == [[_id(1), row, reason, True]]
 
 
@@ -205,11 +205,25 @@ def test_copies_of_a_file(root):
         SIIMPneumothorax(root).records()
 
 
+def test_links_to_folders(root, tmp_path):
+    """A corpus may lie on another disk; a link back up does not go round for ever."""
+    shutil.move(root / "dicom-images-train", tmp_path / "disk")
+    (root / "dicom-images-train").symlink_to(tmp_path / "disk")
+    (root / "dicom-images-test/up").symlink_to(root)
+    assert len(SIIMPneumothorax(root).records()) == 4
+
+
 def test_no_images(root):
     for path in root.rglob("*.dcm"):
         path.unlink()
     with pytest.raises(DataError, match=r"no \*.dcm file lies below .*siim; get the images from Kaggle"):
         SIIMPneumothorax(root).records()
+
+
+def test_paths_of_images_are_absolute(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    records = SIIMPneumothorax(root.name).records("classification")
+    assert all(Path(p).is_absolute() and Path(p).is_file() for p in records.column("image"))
 
 
 def test_phantom_agrees_with_its_truth(phantom):

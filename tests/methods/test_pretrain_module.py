@@ -14,7 +14,7 @@ from medvlp import distributed
 from medvlp.callbacks import StudyFigures, ZeroShotReport
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.errors import CheckpointError, ConfigError, NonFiniteLossError
-from medvlp.methods.base import plain
+from medvlp.methods.plain import plain
 from medvlp.methods.g2d.module import G2D
 from medvlp.methods.optim import OptimConfig
 
@@ -155,7 +155,7 @@ def test_run_leaves_its_files(run):
     (figure,) = (folder / "run" / "figures").iterdir()
     assert figure.stat().st_size > 5000
     assert model.label_names == ["Edema", "Fracture"]
-    assert model.preprocess == {"transform": "g2d_paper", "size": SIZE}
+    assert model.preprocess == {"transform": "g2d_paper", "size": SIZE, "intensity": "standard"}
     assert {"recall@1/i2t", "recall@10/t2i", "auroc/mean"} <= set(model.evaluation)
 
 

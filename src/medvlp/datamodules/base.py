@@ -229,7 +229,7 @@ class RadiographDataModule(L.LightningDataModule):
 
     # ------------------------------------------------------------------ text
 
-    def corpus(self) -> list[str]:
+    def training_texts(self) -> list[str]:
         """The training texts, whole, for the training of a vocabulary."""
         self.setup("fit")
         assert self.train_set is not None

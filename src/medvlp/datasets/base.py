@@ -5,7 +5,7 @@ process, and touching a Python object changes its reference count, which copies 
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -134,6 +134,16 @@ def to_numbers(frame: pd.DataFrame, source: str) -> pd.DataFrame:
 class PixelSource(Protocol):
     """Images that were decoded and resized before (:class:`medvlp.io.cache.PixelCache`)."""
 
+    @property
+    def intensity(self) -> str:
+        """The intensity rule that they were decoded with."""
+        ...
+
+    @property
+    def rule(self) -> str:
+        """Name of the rule that they were resized with."""
+        ...
+
     def positions(self, paths: Sequence[str]) -> np.ndarray:
         """Where each image file is stored, int64 (N,)."""
         ...
@@ -143,7 +153,7 @@ class PixelSource(Protocol):
         ...
 
     def mask(self, shapes: Sequence[str], size: tuple[int, int], geometry: Sequence[int]) -> np.ndarray | None:
-        """The union of shapes on an image of ``size``, resized as ``geometry`` says: bool (h, w), or None if not stored."""
+        """The union of shapes on an image of ``size``, resized as ``geometry`` says: bool (h, w), None if absent."""
         ...
 
 
@@ -305,11 +315,16 @@ class RadiographDataset(Dataset[Sample]):
             cache: made with the intensity rule and the resize rule of this dataset's transform.
 
         Raises:
-            ConfigError: the dataset has no transform.
-            DataError: the cache lacks an image.
+            ConfigError: the dataset has no transform, or the pixels were prepared by other rules.
+            DataError: the cache lacks an image, or its file has changed since.
         """
         if self.transform is None:
             raise ConfigError("prepared pixels need a transform; without one the files themselves are read")
+        needed = (self.intensity, self.transform.resize.name)
+        if (cache.intensity, cache.rule) != needed:
+            raise ConfigError(
+                f"the samples need pixels prepared by {' '.join(needed)}, not by {cache.intensity} {cache.rule}"
+            )
         new = copy.copy(self)
         new._cache = cache
         new._positions = cache.positions(self.table.column("image").to_pylist())

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table, to_numbers
 from medvlp.datasets.chexpert_files import patient_folders, views_of
-from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.labels import CHEXPERT_5, CHEXPERT_14, LABEL_POLICIES, Blanks, LabelPolicy, apply_policy
 from medvlp.datasets.tables import Table, TableSpec, read_table
 from medvlp.errors import ConfigError, DataError
@@ -38,6 +38,7 @@ _FIRST = "/view1_"
 _TABLES = {"train": "train.csv", "valid": "valid.csv"}
 _SIDE, _PROJECTION = "Frontal/Lateral", "AP/PA"
 _RELEASED = ("Path", _SIDE, _PROJECTION, *CHEXPERT_14)
+_TEST_STUDY = r"^(?:[^/]+/)?test/(patient\d+)/(study\d+)/?$"
 _IMAGE = r"(patient\d+)/(study\d+)/(view\d+_(?:frontal|lateral)\.jpg)$"
 
 
@@ -172,6 +173,9 @@ class CheXpert(Corpus):
             folders = [self.reports_root]
         return next((f for f in folders if spec.find(f) is not None), None)
 
+    def _has_images(self, pool: str) -> bool:
+        return any((folder / pool).is_dir() for folder in (self.root, *self._batches()))
+
     def _batches(self) -> list[Path]:
         """Folders of the release below the root, in order."""
         if not self.root.is_dir():
@@ -191,21 +195,71 @@ class CheXpert(Corpus):
                 continue
             if pools is None and not self.has_table(name):
                 continue
+            if pools is None and pool != "train" and not self._has_images(pool):
+                # labels are small and images are not: many copies hold the labels of parts that they lack
+                listed = self.read_table(name).frame
+                dropped.extend(listed[self._spec(name).key[0]], listed.index, f"no folder {pool}")
+                continue
             parts.append(self._test(dropped) if pool == "test" else self._listed(pool, dropped))
         if not parts and pools is None:
-            raise DataError(f"{self.root} holds none of train.csv, valid.csv and {_TRUTH}; get them from {self.remedy}")
+            raise self._no_tables()
         images = pd.concat(parts, ignore_index=True) if parts else _no_images()
         columns: dict[str, Any] = {c: images[c] for c in ("id", "image", "patient", "study", "view", "pool")}
         if task == "pairs" or (task is None and self.has_table(PLUS)):
             columns["text"] = self._texts(images["id"], dropped)
         return Records(make_table(columns, images[list(CHEXPERT_14)]), dropped.frame())
 
+    def listing(self) -> SplitInput:
+        """The rows of train.csv and valid.csv, then the images of the studies of groundtruth.csv.
+
+        See :meth:`Corpus.listing`. The table of the test set names studies and no images, so their images are those on
+        the disk, and where a study has no first view there, ``view1_frontal.jpg``.
+
+        Raises:
+            DataError: none of the three tables is there, or one cannot be read.
+        """
+        self.require_root()
+        names = [(pool, name) for pool, name in (*_TABLES.items(), ("test", _TRUTH)) if self.has_table(name)]
+        if not names:
+            raise self._no_tables()
+        tables = {pool: self.read_table(name).frame for pool, name in names}
+        parts = [self._listed_test(f) if pool == "test" else _listed_rows(f, pool) for pool, f in tables.items()]
+        images = pd.concat(parts, ignore_index=True).drop_duplicates("id", ignore_index=True)
+        columns = {c: images[c] for c in ("id", "patient", "view", "pool")}
+        return self.split_input(Records(make_table(columns, images[list(CHEXPERT_14)]), Unnoted().frame()))
+
+    def _no_tables(self) -> DataError:
+        return DataError(f"{self.root} holds none of train.csv, valid.csv and {_TRUTH}; get them from {self.remedy}")
+
+    def _listed_test(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The images of the rows of groundtruth.csv."""
+        names = frame["Study"].str.replace("\\", "/", regex=False)
+        parts = names.str.extract(_TEST_STUDY)
+        study = (parts[0] + "/" + parts[1]).fillna(names)
+        rows = _numbers(frame, (0, 1)).assign(study=study, patient=parts[0].fillna(""))
+        rows = rows[study != ""].drop_duplicates("study")
+        images = self._test_images(patient_folders(self.root, self._batches(), "test"))
+        first = images["study"][images["number"] == 1]
+        added = rows["study"][~rows["study"].isin(first)]
+        absent = pd.DataFrame({"study": added, "path": added + _FIRST + "frontal.jpg", "number": 1, "side": "frontal"})
+        images = pd.concat([images, absent]).sort_values(["study", "number", "path"])
+        merged = rows.merge(images, on="study", how="left")
+        return merged.assign(id="test/" + merged["path"], view=merged["side"].str.upper(), pool="test")
+
+    @staticmethod
+    def _test_images(folders: dict[str, str]) -> pd.DataFrame:
+        """The images of some patients of the test set: study, number, side and path, in this order."""
+        on_disk = pd.Series(sorted(views_of(folders, folders)), dtype=object)
+        images = on_disk.str.extract(r"^(?P<study>.*)/view(?P<number>\d+)_(?P<side>frontal|lateral)\.jpg$")
+        images = images.assign(path=on_disk, number=pd.to_numeric(images["number"]))[images["study"].notna()]
+        return images.sort_values(["study", "number", "path"])
+
     def split_input(self, records: Records) -> SplitInput:
         """As of every corpus, but LL and RL count as frontal, as in the column Frontal/Lateral."""
         return replace(super().split_input(records), frontal=records.column("view") != LATERAL)
 
     def after_split(self, table: pa.Table) -> pa.Table:
-        """Choose views and test images, leave out images without a report (pairs), resolve the labels and choose the classes."""
+        """Choose views and test images, for pairs images with a report, and classes; resolve uncertain labels."""
         view = np.asarray(table.column("view").to_pylist(), dtype=object)
         pool = np.asarray(table.column("pool").to_pylist(), dtype=object)
         if self.views == "all":
@@ -231,11 +285,9 @@ class CheXpert(Corpus):
         table = self.read_table(_TABLES[pool])
         frame, where = table.frame, str(table.path)
         dropped.extend([""] * len(table.repeated), table.repeated, f"repeats an earlier row of {table.path.name}")
-        # the first component repeats the name of the release (or of the small one) and is dropped, as MGCA does
-        paths = frame["Path"].str.replace("\\", "/", regex=False)
-        parts = paths.str.extract(rf"^(?:[^/]+/)?{pool}/{_IMAGE}")
+        parts = _path_parts(frame, pool)
         ids = f"{pool}/" + parts[0] + "/" + parts[1] + "/" + parts[2]
-        side, projection = frame[_SIDE].str.upper(), frame[_PROJECTION].str.upper()
+        side = frame[_SIDE].str.upper()
         labels = to_numbers(frame[list(CHEXPERT_14)], where)
         folders = patient_folders(self.root, self._batches(), pool, self.remedy)
         on_disk = views_of(folders, parts[0].dropna().unique())
@@ -253,7 +305,7 @@ class CheXpert(Corpus):
             self.broken(dropped, frame["Path"][row], int(row), reason[row], where)
         good = reason == ""
         parts = parts[good]
-        view = projection.where(projection != "", side).where(side == FRONTAL, LATERAL)
+        view = _views(frame)
         return pd.DataFrame(
             {
                 "id": ids[good],
@@ -271,14 +323,11 @@ class CheXpert(Corpus):
         frame, where = table.frame, str(table.path)
         dropped.extend([""] * len(table.repeated), table.repeated, f"repeats an earlier row of {table.path.name}")
         names = frame["Study"].str.replace("\\", "/", regex=False)
-        parts = names.str.extract(r"^(?:[^/]+/)?test/(patient\d+)/(study\d+)/?$")
+        parts = names.str.extract(_TEST_STUDY)
         studies = parts[0] + "/" + parts[1]
         labels = to_numbers(frame[list(CHEXPERT_14)], where)
         folders = patient_folders(self.root, self._batches(), "test", self.remedy)
-        on_disk = pd.Series(sorted(views_of(folders, folders)), dtype=object)
-        images = on_disk.str.extract(r"^(?P<study>.*)/view(?P<number>\d+)_(?P<side>frontal|lateral)\.jpg$")
-        images = images.assign(path=on_disk, number=pd.to_numeric(images["number"]))[images["study"].notna()]
-        images = images.sort_values(["study", "number", "path"])
+        images = self._test_images(folders)
         unlisted = images[~images["study"].isin(studies)]
         dropped.extend("test/" + unlisted["path"], [-1] * len(unlisted), f"no row in {_TRUTH}")
         first = images["study"][images["number"] == 1]
@@ -340,6 +389,36 @@ class CheXpert(Corpus):
         named = tuple((n, t.strip()) for n, t in (("findings", findings), ("impression", impression)) if t.strip())
         text = report_text(Sections(report, named), self.report_policy, self.cleaning)
         return text if count_tokens(text) >= self.min_tokens else ""
+
+
+def _path_parts(frame: pd.DataFrame, pool: str) -> pd.DataFrame:
+    """Patient, study and file of each Path; NaN where it is of another form."""
+    # the first component repeats the name of the release (or of the small one) and is dropped, as MGCA does
+    paths = frame["Path"].str.replace("\\", "/", regex=False)
+    return paths.str.extract(rf"^(?:[^/]+/)?{pool}/{_IMAGE}")
+
+
+def _views(frame: pd.DataFrame) -> pd.Series:
+    side, projection = frame[_SIDE].str.upper(), frame[_PROJECTION].str.upper()
+    # a side that cannot be made out is that of the file name; the records do not take such a row
+    named = frame["Path"].str.extract(r"_(frontal|lateral)\.jpg$")[0].str.upper()
+    side = side.where(side.isin((FRONTAL, LATERAL)), named)
+    return projection.where(projection != "", side).where(side == FRONTAL, LATERAL)
+
+
+def _numbers(frame: pd.DataFrame, allowed: Sequence[int]) -> pd.DataFrame:
+    """The labels as far as they can be made out, else NaN."""
+    labels = frame[list(CHEXPERT_14)].apply(pd.to_numeric, errors="coerce").astype(np.float32)
+    return labels.where(labels.isin(allowed))
+
+
+def _listed_rows(frame: pd.DataFrame, pool: str) -> pd.DataFrame:
+    """The images of the rows of train.csv or valid.csv; a Path that cannot be made out is its own id."""
+    frame = frame[frame["Path"] != ""]
+    parts = _path_parts(frame, pool)
+    ids = (f"{pool}/" + parts[0] + "/" + parts[1] + "/" + parts[2]).fillna(frame["Path"])
+    labels = _numbers(frame, (-1, 0, 1))
+    return labels.assign(id=ids, patient=parts[0].fillna(""), view=_views(frame), pool=pool)
 
 
 def _other_than(labels: pd.DataFrame, allowed: Sequence[int]) -> pd.Series:

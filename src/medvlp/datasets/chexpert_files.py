@@ -11,7 +11,7 @@ _THREADS = 16
 _CHUNK = 64  # patients per task of a thread
 
 
-def patient_folders(root: Path, batches: Sequence[Path], pool: str, source: str) -> dict[str, str]:
+def patient_folders(root: Path, batches: Sequence[Path], pool: str, source: str = "") -> dict[str, str]:
     """Find the folder of every patient of a released part.
 
     Args:
@@ -19,10 +19,10 @@ def patient_folders(root: Path, batches: Sequence[Path], pool: str, source: str)
         batches: folders of the release below it. The download holds the training patients directly in them, those of
             the validation set in their folder ``valid``.
         pool: "train", "valid" or "test".
-        source: where to get the corpus, for the remedy in errors.
+        source: where to get the corpus, for the remedy in errors; without it, having none is no error.
 
     Returns:
-        Patient to path.
+        Patient to absolute path.
 
     Raises:
         DataError: there is no such folder, or a patient is in two of them.
@@ -31,7 +31,7 @@ def patient_folders(root: Path, batches: Sequence[Path], pool: str, source: str)
     found: dict[str, str] = {}
     for place in places:
         try:
-            with os.scandir(place) as entries:
+            with os.scandir(os.path.abspath(place)) as entries:
                 # links to folders are fine; whether they lead out of the corpus is for the doctor
                 folders = [e.path for e in entries if e.name.startswith("patient") and e.is_dir()]
         except (FileNotFoundError, NotADirectoryError):
@@ -43,7 +43,7 @@ def patient_folders(root: Path, batches: Sequence[Path], pool: str, source: str)
                     f"{patient} lies in {os.path.dirname(found[patient])} and in {place}; set root to one release"
                 )
             found[patient] = path
-    if not found:
+    if not found and source:
         raise DataError(f"no folder of a patient lies in {' or '.join(map(str, places))}; get the images from {source}")
     return found
 

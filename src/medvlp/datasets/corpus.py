@@ -1,10 +1,10 @@
 """What every corpus is: released files under a root, turned into records that splits, tasks and tools read alike."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -31,10 +31,10 @@ class Records:
             image at least) and one float32 column per label; see :func:`~medvlp.datasets.base.make_table`.
         dropped: what was left out, with columns id, row, reason, broken.
         box_names: names of the classes that ``box_labels`` counts, for detection.
-        rows: (R,) int64, for each row of the released label table, in the order of the file, the record that it belongs
-            to; None if there is one row per record, in the same order.
-        row_shapes: (R,) the shape that each row of the label table holds, "" for none; only where ``rows`` is given and
-            a split may tear the rows of an image apart (SIIM).
+        rows: (R,) int64, for each row of the released label table that ``Corpus.listing().rows`` counts, in the same
+            order, the record that it belongs to, or −1 if that was left out; only where a split may tear the rows of an
+            image apart (SIIM), else None.
+        row_shapes: (R,) the shape that each of these rows holds, "" for none.
     """
 
     table: pa.Table
@@ -58,17 +58,41 @@ class Records:
         return np.asarray(self.table.column(name).to_pylist(), dtype=object)
 
     def take(self, part: Part) -> pa.Table:
-        """The records of one part of a split, with the rows that the part holds and no others."""
+        """The records of one part of a split, with the rows that the part holds and no others.
+
+        Where a part holds some of the rows of an image, so do the shapes, and the boxes if there is one per shape.
+        """
         table = self.table.take(pa.array(part.records))
         if part.rows is None or self.rows is None or self.row_shapes is None:
             return table
-        place = {int(r): i for i, r in enumerate(part.records)}
-        shapes: list[list[str]] = [[] for _ in part.records]
-        for row in part.rows:
-            if self.row_shapes[row]:
-                shapes[place[int(self.rows[row])]].append(self.row_shapes[row])
-        at = table.column_names.index("shapes")
-        return table.set_column(at, "shapes", pa.array(shapes, type=pa.large_list(pa.large_string())))
+        place = np.full(len(self.table) + 1, -1)  # the last entry is that of rows without a record
+        place[part.records] = np.arange(len(part.records))
+        marked = np.array([s != "" for s in self.row_shapes], dtype=bool)
+        # which of the shapes of its record a row holds; rows without a shape are not looked up
+        nth = pd.Series(marked).groupby(self.rows).cumsum().to_numpy() - 1
+        kept: list[list[int]] = [[] for _ in part.records]
+        for row in np.sort(part.rows):
+            if marked[row] and place[self.rows[row]] >= 0:
+                kept[place[self.rows[row]]].append(int(nth[row]))
+        for name, width in (("shapes", 1), ("boxes", 4), ("box_labels", 1)):
+            if name in table.column_names:
+                old = table.column(name)
+                new = [
+                    [v for k in of_record for v in values[k * width : (k + 1) * width]]
+                    for of_record, values in zip(kept, old.to_pylist(), strict=True)
+                ]
+                table = table.set_column(table.column_names.index(name), name, pa.array(new, type=old.type))
+        return table
+
+
+class Unnoted(Dropped):
+    """Stands in for :class:`Dropped` where a table is only listed: nothing is noted, and nothing broken is raised."""
+
+    def add(self, item_id: str, row: int, reason: str, *, broken: bool = False) -> None:
+        """Does nothing."""
+
+    def extend(self, ids: Iterable[Any], rows: Iterable[int], reason: str, *, broken: bool = False) -> None:
+        """Does nothing."""
 
 
 class Corpus(ABC):
@@ -96,8 +120,6 @@ class Corpus(ABC):
     """What its labels allow; the first is the default."""
     tables: ClassVar[tuple[TableSpec, ...]]
     """The released tables."""
-    split_task: ClassVar[Task | None] = None
-    """The task whose records splits are drawn from, where other tasks have fewer or others; None: each task's own."""
     image_folders: ClassVar[tuple[str, ...]] = ()
     """Folders below the root that hold images; the doctor counts files there that no record names."""
     image_counts: ClassVar[dict[str, int]] = {}
@@ -180,7 +202,7 @@ class Corpus(ABC):
         """Note a broken item, or raise it, as ``on_error`` says.
 
         Args:
-            dropped: where it is noted.
+            dropped: where it is noted; :class:`Unnoted` neither notes nor raises.
             item_id: identifier of the item.
             row: 0-based row in its table.
             reason: what is wrong, in a few words.
@@ -190,6 +212,8 @@ class Corpus(ABC):
         Raises:
             UnreadableItemError: ``on_error`` is "raise".
         """
+        if isinstance(dropped, Unnoted):
+            return
         if self.on_error == "raise":
             remedy = remedy or f"get the file again from {self.source}"
             raise UnreadableItemError(
@@ -227,14 +251,17 @@ class Corpus(ABC):
     def listing(self) -> SplitInput:
         """Every image that the released tables list, whether its file is there or not: what splits are drawn from.
 
-        A split must not shift because a file is missing, a report is empty or a task needs fewer images, so recipes see
-        this and not :meth:`records`. The default takes the records of :attr:`split_task`; corpora whose tables list more
-        than their records hold override it.
+        A split is a draw over all rows of a release. It must not shift because a file is missing, an annotation is broken,
+        a report is empty or a task needs fewer images, so recipes see this and not :meth:`records`. No image is looked
+        for; a label that cannot be made out is NaN; rows without an id and rows that repeat an earlier one are left
+        out. ``on_error`` plays no part, since whatever is broken is noted or raised with the records.
+
+        The default takes all records, for a corpus of which only these are known.
 
         Raises:
-            DataError: a table is missing or broken.
+            DataError: a table is missing or cannot be read.
         """
-        return self.split_input(self.records(self.split_task))
+        return self.split_input(self.records())
 
     def split_keys(self, records: Records) -> np.ndarray:
         """For each record the id of its image in :meth:`listing`, (N,) str."""
@@ -262,7 +289,16 @@ class Corpus(ABC):
         return Part(found, part.rows[np.isin(records.rows[part.rows], found)])
 
     def split_input(self, records: Records) -> SplitInput:
-        """Records as a split recipe may look at them."""
+        """Records as a split recipe may look at them.
+
+        Raises:
+            DataError: label rows lack their record; make the split from :meth:`listing`, which has them all.
+        """
+        if records.rows is not None and (records.rows < 0).any():
+            raise DataError(
+                f"{int((records.rows < 0).sum())} label rows of {self.root} belong to images that were left out, which"
+                " would shift a split; make it from listing()"
+            )
         frame = records.table.select(list(records.label_names)).to_pandas()
         ids = records.column("id")
         patients = records.column("patient")

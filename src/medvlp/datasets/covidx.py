@@ -13,9 +13,10 @@ from typing import Literal
 import pandas as pd
 
 from medvlp.datasets.base import Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.folders import IMAGE_SUFFIXES, image_files
 from medvlp.errors import ConfigError, DataError
+from medvlp.splits import SplitInput
 
 Classes = Literal["three", "binary"]
 
@@ -93,8 +94,20 @@ class COVIDx(Corpus):
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Images in the order of the lists; see :meth:`Corpus.records`."""
         self.require_task(task)
-        self.require_root()
         dropped = Dropped()
+        return self._records(self._on_disk(self._lines(pools, dropped), dropped), dropped)
+
+    def listing(self) -> SplitInput:
+        """Every file of the lists, whether it is there or not; see :meth:`Corpus.listing`.
+
+        Of a line that is not of the grammar the first word that names a file counts; its class is unknown.
+        """
+        dropped = Unnoted()
+        return self.split_input(self._records(self._lines(None, dropped).assign(image=""), dropped))
+
+    def _lines(self, pools: Sequence[str] | None, dropped: Dropped) -> pd.DataFrame:
+        """The usable lines of the lists, one per file."""
+        self.require_root()
         parts = []
         for pool in _FOLDERS:
             if pools is not None and pool not in pools:
@@ -113,15 +126,18 @@ class COVIDx(Corpus):
             raise DataError(f"COVIDx has the parts {', '.join(_FOLDERS)}, not {', '.join(pools or ())}")
         lines = pd.concat(parts, ignore_index=True)
         self._require_vocabulary(lines)
-        lines = self._on_disk(self._unique(lines, dropped), dropped)
+        return self._unique(lines, dropped)
+
+    def _records(self, lines: pd.DataFrame, dropped: Dropped) -> Records:
         labels = pd.DataFrame({"COVID-19": lines["label"].isin(_COVID)})
         if self.classes == "three":
             labels = pd.DataFrame({label: lines["label"] == word for word, label in THREE.items()})
+        labels = labels.astype("float32").where(lines["label"] != "")
         columns = {"id": lines["file"], "image": lines["image"], "patient": lines["patient"], "pool": lines["pool"]}
-        return Records(make_table(columns, labels.astype("float32")), dropped.frame())
+        return Records(make_table(columns, labels), dropped.frame())
 
     def _read_list(self, pool: str, path: Path, dropped: Dropped) -> pd.DataFrame:
-        """Columns pool, list, row (0-based line), patient, file, label (in lower case)."""
+        """Columns pool, list, row (0-based line), patient, file, label (in lower case; "" only while listing)."""
         try:
             text = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -138,11 +154,12 @@ class COVIDx(Corpus):
             if len(files) != 1 or at == 0 or len(words) - at not in (2, 3):
                 reason = "malformed line: it must read patient, file, class and perhaps source"
                 self.broken(dropped, words[at] if files else "", row, reason, str(path))
-                continue
-            label = words[at + 1].lower()
-            if label not in THREE and label not in _BINARY:
+                label = ""
+            elif (label := words[at + 1].lower()) not in THREE and label not in _BINARY:
                 self.broken(dropped, words[at], row, "unknown class", str(path))
-                continue
+                label = ""
+            if not label and not (files and isinstance(dropped, Unnoted)):
+                continue  # a listing counts every line that names a file
             name = words[at].replace("\\", "/").rpartition("/")[2]
             rows.append((pool, path, row, " ".join(words[:at]), name, label))
         return pd.DataFrame(rows, columns=["pool", "list", "row", "patient", "file", "label"])
@@ -152,7 +169,7 @@ class COVIDx(Corpus):
         if not len(binary):
             return
         first = binary.iloc[0]
-        if len(binary) < len(lines):
+        if len(binary) < (lines["label"] != "").sum():
             raise DataError(
                 f"{first['list']}, row {first['row']}: the lists mix {'/'.join(_BINARY)} with {'/'.join(THREE)};"
                 f" take all lists of one version, from {self.remedy}"

@@ -7,6 +7,7 @@ index of all folders finds it.
 """
 
 import gzip
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,11 @@ import pandas as pd
 import pyarrow as pa
 
 from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.folders import image_files, read_headers
 from medvlp.datasets.tables import TableSpec
 from medvlp.errors import ConfigError, DataError
+from medvlp.splits import SplitInput
 
 LabelsVersion = Literal["auto", "v2020", "2017"]
 
@@ -78,7 +80,6 @@ class ChestXray14(Corpus):
     title = "ChestX-ray14"
     source = "the NIH Clinical Center's ChestXray-NIHCC"
     tasks = ("classification", "detection", "grounding")
-    split_task = "classification"
     tables = (
         *(
             TableSpec(
@@ -144,6 +145,17 @@ class ChestXray14(Corpus):
             images["text"] = [BOX_CLASSES[c] for c in images["class"]]
         return Records(self._table(images, boxes), dropped.frame(), box_names=BOX_CLASSES)
 
+    def listing(self) -> SplitInput:
+        """Every image of the label table, whether its file is there or not; see :meth:`Corpus.listing`."""
+        self.require_root()
+        dropped = Unnoted()
+        images = self._listed(dropped, None).assign(image="")
+        return self.split_input(Records(self._table(images), dropped.frame()))
+
+    def split_keys(self, records: Records) -> np.ndarray:
+        """Names of the image files, which several records for "grounding" share."""
+        return np.array([os.path.basename(path) for path in records.column("image")], dtype=object)
+
     def after_split(self, table: pa.Table) -> pa.Table:
         """The chosen views and labels; records of a blank view stay."""
         views = pd.Series(table.column("view").to_pylist(), dtype=object).str.upper()
@@ -165,7 +177,10 @@ class ChestXray14(Corpus):
         return found
 
     def _listed(self, dropped: Dropped, pools: Sequence[str] | None) -> pd.DataFrame:
-        """Rows of the label table that can be used: id, patient, view, pool and the 15 labels; the index is the row."""
+        """Rows of the label table that can be used: id, patient, view, pool and the 15 labels; the index is the row.
+
+        While listing (``dropped`` is :class:`Unnoted`) all rows with an id, with NaN for labels that are broken.
+        """
         table = self.read_table(self.label_table)
         if table.repeated:
             ids = ["repeated row"] * len(table.repeated)
@@ -176,11 +191,12 @@ class ChestXray14(Corpus):
         labels = found.reindex(columns=[*NIH_14, NO_FINDING], fill_value=0)
         number = pd.to_numeric(frame["Patient ID"], errors="coerce")
         patient = number.fillna(-1).astype("int64").astype(str).str.zfill(8)
+        both = "No Finding beside a finding"
         reasons = {
             "blank id": frame["Image Index"] == "",
             "blank label": frame["Finding Labels"] == "",
             "unknown label": found[unknown].any(axis=1),
-            "No Finding beside a finding": (labels[NO_FINDING] == 1) & (labels.sum(axis=1) > 1),
+            both: (labels[NO_FINDING] == 1) & (labels.sum(axis=1) > 1),
             "Patient ID is no number": number.isna(),
             "Patient ID is not that of the file name": frame["Image Index"].str[:8] != patient,
         }
@@ -199,7 +215,12 @@ class ChestXray14(Corpus):
                 "pool": frame["Image Index"].map(pool).fillna(""),
             }
         )
-        images = pd.concat([images, labels.astype("float32")], axis=1)[~wrong]
+        labels = labels.astype("float32")
+        if isinstance(dropped, Unnoted):
+            labels[reasons["blank label"] | reasons["unknown label"] | reasons[both]] = np.nan
+            images["patient"] = patient.where(number.notna(), "")
+            wrong = reasons["blank id"]
+        images = pd.concat([images, labels], axis=1)[~wrong]
         return images if pools is None else images[images["pool"].isin(pools)]
 
     def _pools(self, known: set[str], dropped: Dropped, required: bool) -> dict[str, str]:

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 from medvlp.io.headers import ImageHeader, read_header
 
 IMAGE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg")
+_TRIES = 8
 
 
 def image_files(folders: Iterable[Path], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, str]:
@@ -32,3 +34,41 @@ def read_headers(paths: Sequence[str]) -> list[ImageHeader]:
     """Headers of many image files, in order; threads, since network disks make each of them wait."""
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
         return list(pool.map(read_header, paths, chunksize=16))
+
+
+def files_below(folder: Path, suffix: str, *, skip: Iterable[str] = ()) -> list[Path]:
+    """All files of a suffix below a folder, as absolute paths, sorted, so that the order does not depend on the disk.
+
+    Args:
+        folder: where to look; links to folders are followed, each folder is visited once.
+        suffix: with its dot, in any case of letters.
+        skip: names of folders directly in ``folder`` that are left out.
+    """
+    found = []
+    folder = Path(os.path.abspath(folder))
+    skipped = {os.path.join(folder, name) for name in skip}
+    visited = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in visited:  # a link back up would go round for ever
+            folders[:] = []
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(f for f in folders if os.path.join(place, f) not in skipped)
+        found += [os.path.join(place, name) for name in names if name.lower().endswith(suffix)]
+    return [Path(path) for path in sorted(found)]
+
+
+def common_size(paths: Iterable[str | Path]) -> tuple[int, int] | None:
+    """Height and width of a corpus whose images all have one size, from the first readable header among a few.
+
+    Returns:
+        None if none of the first files can be read. Checks against the image's far edge are then left to the loading of
+        the images, which fails with the reason.
+    """
+    for path in islice(paths, _TRIES):
+        header = read_header(Path(path))
+        # a file that is cut short still says how large it would be
+        if header.height and header.width:
+            return header.height, header.width
+    return None

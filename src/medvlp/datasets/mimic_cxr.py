@@ -203,7 +203,8 @@ class MIMICCXR(Corpus):
         meta = self.read_table("mimic-cxr-2.0.0-metadata.csv").frame
         splits = splits.assign(view=splits["dicom_id"].map(meta.set_index("dicom_id")["ViewPosition"]))
         absent = splits["view"].isna()
-        dropped.extend(splits["dicom_id"][absent], splits.index[absent], "not in the metadata table", broken=True)
+        for row in splits.index[absent]:
+            self.broken(dropped, splits["dicom_id"][row], int(row), "not in the metadata table", str(self.root))
         splits = splits[~absent]
         wanted = {"" if v in ("", "unknown") else v.upper() for v in self.views}
         upper = splits["view"].str.upper()
@@ -269,8 +270,17 @@ class MIMICCXR(Corpus):
         else:
             table = self.read_table(_LABEL_TABLES[str(self.labels)])
         frame = table.frame.set_index("study_id")
+        if (frame.index == "").any():
+            row = int(table.frame.index[table.frame["study_id"] == ""][0])
+            raise DataError(f"row {row} of {table.path} has no study_id; get it from {self.remedy}")
         frame = frame.drop(columns=[c for c in _NO_LABELS if c in frame.columns])
         labels = select_classes(to_numbers(frame, str(table.path)), self.classes, self.title)
+        wrong = (labels.notna() & ~labels.isin((-1, 0, 1))).any(axis=1).to_numpy()
+        if wrong.any():
+            row = int(table.frame.index[wrong][0])
+            raise DataError(
+                f"row {row} of {table.path} has a label other than 1, 0, −1 or blank; get it from {self.remedy}"
+            )
         return apply_policy(labels, self.label_policy)
 
     def _image_paths(self, images: pd.DataFrame) -> list[str]:

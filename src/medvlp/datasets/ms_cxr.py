@@ -18,10 +18,11 @@ import pandas as pd
 import pyarrow as pa
 
 from medvlp.datasets.base import Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.folders import read_headers
 from medvlp.datasets.tables import TableSpec, relative_path
 from medvlp.errors import ConfigError, DataError
+from medvlp.splits import SplitInput
 
 Annotations = Literal["auto", "csv", "json"]
 
@@ -121,19 +122,42 @@ class MSCXR(Corpus):
         if not self.mimic_root.is_dir():
             raise DataError(f"mimic_root {self.mimic_root} does not exist; get MIMIC-CXR-JPG from PhysioNet")
         dropped = Dropped()
+        keys = ["dicom_id"] if task in ("detection", "classification") else ["dicom_id", "label_text"]
+        rows = self._rows(keys, dropped)
+        if pools is not None:
+            rows = rows[rows["split"].isin(pools)]
+        rows = self._on_disk(rows, dropped, self.annotation_path)
+        return Records(self._table(rows, keys, task), dropped.frame(), box_names=CATEGORIES)
+
+    def listing(self) -> SplitInput:
+        """Every image of the table, once, whether its file is there or not; see :meth:`Corpus.listing`."""
+        self.require_root()
+        rows = self._read(Unnoted())
+        rows = rows[rows["dicom_id"] != ""]
+        findings = pd.DataFrame({name: rows["category_name"] == name for name in CATEGORIES}).groupby(rows["dicom_id"])
+        # a column split that contradicts itself is broken, for the records to say
+        first = rows[["dicom_id", "path", "split"]].replace("", None).groupby("dicom_id", sort=False).first()
+        patient = first["path"].fillna("").map(relative_path).str.extract(_PATH)[0]
+        columns = {"id": first.index, "patient": patient, "pool": first["split"]}
+        table = make_table(columns, findings.any().reindex(first.index).astype("float32"))
+        return self.split_input(Records(table, Unnoted().frame()))
+
+    def split_keys(self, records: Records) -> np.ndarray:
+        """DICOM ids, which the phrases of an image share."""
+        return np.array([Path(path).stem for path in records.column("image")], dtype=object)
+
+    def _rows(self, keys: list[str], dropped: Dropped) -> pd.DataFrame:
+        """The usable rows of the table, without the records (of ``keys``) that have a broken one."""
+        return self._checked(self._read(dropped), keys, dropped, self.annotation_path)
+
+    def _read(self, dropped: Dropped) -> pd.DataFrame:
+        """The rows of the table as text, each once."""
         path = self.annotation_path
         rows = self._json_rows(path) if path.suffix == ".json" else self._csv_rows(path)
         rows["row"] = rows.index
         same = rows.duplicated([*_TEXTS, *_BOX, *_SIZE, "split"])
         dropped.extend(rows["dicom_id"][same], rows["row"][same], "repeats an earlier row")
-        rows = rows[~same].assign(split=lambda r: r["split"].str.lower().replace(_POOLS))
-        by_image = task in ("detection", "classification")
-        keys = ["dicom_id"] if by_image else ["dicom_id", "label_text"]
-        rows = self._checked(rows, keys, dropped, path)
-        if pools is not None:
-            rows = rows[rows["split"].isin(pools)]
-        rows = self._on_disk(rows, dropped, path)
-        return Records(self._table(rows, keys, task), dropped.frame(), box_names=CATEGORIES)
+        return rows[~same].assign(split=lambda r: r["split"].str.lower().replace(_POOLS))
 
     def _csv_rows(self, path: Path) -> pd.DataFrame:
         frame = self.read_table(next(s.name for s in self.tables if s.find(self.root) == path)).frame.copy()

@@ -13,11 +13,12 @@ from typing import Literal
 import pandas as pd
 
 from medvlp.datasets.base import Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.folders import image_files, read_headers
 from medvlp.datasets.tables import TableSpec, relative_path
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.shapes import bounds, check, parse_object_cxr
+from medvlp.splits import SplitInput
 
 POOLS: tuple[str, ...] = ("train", "dev", "test")
 LABEL = "Foreign Object"
@@ -69,17 +70,21 @@ class ObjectCXR(Corpus):
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Images in the order of the tables; see :meth:`Corpus.records`."""
         self.require_task(task)
-        self.require_root()
         dropped = Dropped()
-        # the first release has no test.csv
-        wanted = [p for p in POOLS if (p in pools if pools is not None else p != "test" or self.has_table("test.csv"))]
-        if not wanted:
-            raise DataError(f"{self.title} has the parts {', '.join(POOLS)}, not {', '.join(pools or ())}")
-        rows = pd.concat([self._part(pool, dropped) for pool in wanted], ignore_index=True)
-        rows = self._unique(rows, dropped)
+        rows = self._on_disk(self._rows(pools, dropped), dropped)
         rows = self._parsed(rows, dropped)
         if task != "classification":
             rows = self._checked(rows, dropped)
+        return self._records(rows, dropped, task)
+
+    def listing(self) -> SplitInput:
+        """Every image of the tables, whether its file is there or not; see :meth:`Corpus.listing`."""
+        dropped = Unnoted()
+        rows = self._rows(None, dropped)
+        rows["shapes"] = [[annotation] if annotation else [] for annotation in rows["annotation"]]
+        return self.split_input(self._records(rows, dropped, "classification"))
+
+    def _records(self, rows: pd.DataFrame, dropped: Dropped, task: Task | None) -> Records:
         columns = {"id": rows["id"], "image": rows["image"], "pool": rows["pool"]}
         labels = pd.DataFrame({LABEL: (rows["shapes"].str.len() > 0).astype("float32")})
         if task == "classification":
@@ -89,8 +94,17 @@ class ObjectCXR(Corpus):
         table = make_table(columns, labels, boxes=boxes, box_labels=numbers, shapes=rows["shapes"].tolist())
         return Records(table, dropped.frame(), box_names=(LABEL,))
 
+    def _rows(self, pools: Sequence[str] | None, dropped: Dropped) -> pd.DataFrame:
+        """Columns id (file name without its ending), image (file name), pool, table, row, annotation, one per image."""
+        self.require_root()
+        # the first release has no test.csv
+        wanted = [p for p in POOLS if (p in pools if pools is not None else p != "test" or self.has_table("test.csv"))]
+        if not wanted:
+            raise DataError(f"{self.title} has the parts {', '.join(POOLS)}, not {', '.join(pools or ())}")
+        rows = pd.concat([self._part(pool, dropped) for pool in wanted], ignore_index=True)
+        return self._unique(rows, dropped)
+
     def _part(self, pool: str, dropped: Dropped) -> pd.DataFrame:
-        """Columns id (file name without its ending), image, pool, table, row, annotation of the images on disk."""
         table = self.read_table(f"{pool}.csv")
         frame = table.frame
         names = frame["image_name"].map(relative_path).str.rpartition("/")[2]
@@ -107,15 +121,23 @@ class ObjectCXR(Corpus):
         for row in part.index[part["id"] == ""]:
             reason = "blank image name" if frame["image_name"][row] == "" else "no image file name inside the corpus"
             self.broken(dropped, "", row, reason, str(table.path))
-        part = part[part["id"] != ""]
-        files = image_files([self.root / pool])
-        if not files:
-            raise DataError(f"{self.root / pool} is missing or holds no image; get the images from {self.remedy}")
-        paths = part["image"].map(files)
-        for row in part.index[paths.isna()]:
-            where = f"{table.path} (sought in {self.root / pool})"
-            self.broken(dropped, part["id"][row], row, "missing image file", where)
-        return part.assign(image=paths)[paths.notna()]
+        if isinstance(dropped, Unnoted):
+            part["id"] = part["id"].where(part["id"] != "", frame["image_name"])  # a listing counts every row with a name
+        return part[part["id"] != ""]
+
+    def _on_disk(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
+        """The rows whose image is there, with its path."""
+        paths = pd.Series("", index=rows.index, dtype=object)
+        for pool in rows["pool"].unique():
+            files = image_files([self.root / pool])
+            if not files:
+                raise DataError(f"{self.root / pool} is missing or holds no image; get the images from {self.remedy}")
+            of_pool = rows["pool"] == pool
+            paths[of_pool] = rows["image"][of_pool].map(files).fillna("")
+        for row in rows[paths == ""].itertuples():
+            where = f"{row.table} (sought in {self.root / row.pool})"
+            self.broken(dropped, row.id, row.row, "missing image file", where)
+        return rows.assign(image=paths)[paths != ""]
 
     def _unique(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
         later = rows.duplicated("id")

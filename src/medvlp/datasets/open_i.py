@@ -14,12 +14,13 @@ import pandas as pd
 import pyarrow as pa
 
 from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.folders import image_files
 from medvlp.datasets.open_i_reports import LABELS, OpenIReport, parse, report_files
 from medvlp.datasets.tables import TableSpec
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.reports import CLEANINGS, count_tokens, report_text
+from medvlp.splits import SplitInput
 
 REPORT_POLICIES: tuple[str, ...] = ("both", "findings", "impression", "longest", "all")
 """The report policies that make sense where sections are marked as such."""
@@ -56,7 +57,6 @@ class OpenI(Corpus):
     title = "Open-I"
     source = "NLM Open-i's Indiana University Chest X-ray Collection (NLMCXR_reports.tgz and NLMCXR_png.tgz)"
     tasks = ("pairs", "classification")
-    split_task = "classification"
     tables = (
         TableSpec(
             _PROJECTIONS,
@@ -106,6 +106,23 @@ class OpenI(Corpus):
         texts: dict[int, str] = {}
         if task != "classification":
             texts, images = self._texts(images, reports, dropped)
+        return self._records(images, reports, texts, task, dropped)
+
+    def listing(self) -> SplitInput:
+        """Every image that a report names, whether it has a file and a text or not; see :meth:`Corpus.listing`."""
+        self.require_root()
+        dropped = Unnoted()
+        images, reports = self._listed(dropped)
+        return self.split_input(self._records(images.assign(image=""), reports, {}, "classification", dropped))
+
+    def _records(
+        self,
+        images: pd.DataFrame,
+        reports: dict[int, OpenIReport],
+        texts: dict[int, str],
+        task: Task | None,
+        dropped: Dropped,
+    ) -> Records:
         columns = {
             "id": images["id"],
             "image": images["image"],

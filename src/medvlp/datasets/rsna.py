@@ -5,6 +5,7 @@ and ``stage_2_test_images/`` as ``<patientId>.dcm``. ``stage_2_detailed_class_in
 ``stage_2_sample_submission.csv`` are read where they serve.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import pandas as pd
 import pyarrow as pa
 
 from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task
-from medvlp.datasets.files import common_size, file_names
+from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
+from medvlp.datasets.folders import common_size, image_files
 from medvlp.datasets.tables import Table, TableSpec, read_table
 from medvlp.errors import ConfigError, DataError
+from medvlp.splits import SplitInput
 
 PNEUMONIA = "Pneumonia"
 DETAILED_CLASSES: tuple[str, ...] = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
@@ -71,7 +73,6 @@ class RSNAPneumonia(Corpus):
             ("patientId", "class"),
             required=False,
             needed_for=f"classes: {', '.join(DETAILED_CLASSES)}",
-            rows={30_227: "stage 2"},
         ),
         TableSpec(
             _SUBMISSION,
@@ -134,6 +135,25 @@ class RSNAPneumonia(Corpus):
         )
         return Records(table, dropped.frame(), box_names=(PNEUMONIA,) if with_boxes else ())
 
+    def listing(self) -> SplitInput:
+        """The images of the label table, then the test images, by their tables alone; see :meth:`Corpus.listing`.
+
+        No label table lists the test images. They are those of ``stage_2_sample_submission.csv`` or, without it, those in
+        their folder.
+        """
+        self.require_root()
+        train = _targets(self.read_table(_LABELS).frame).assign(pool="train")
+        listed, _ = self._listed_test(_dicoms(self.root / _TEST), Unnoted())
+        ids = sorted(set(listed["patientId"]) - {""})
+        targets = pd.Series(dtype=np.float32)
+        if self.test_labels is not None:
+            targets = _targets(self._read_test_labels(self.test_labels)[0]).set_index("id")[PNEUMONIA]
+        test = pd.DataFrame({"id": ids, PNEUMONIA: targets.reindex(ids).to_numpy(np.float32), "pool": "test"})
+        # an image in both tables is a training image
+        images = pd.concat([train, test], ignore_index=True).drop_duplicates("id", ignore_index=True)
+        columns = {"id": images["id"], "patient": images["id"], "pool": images["pool"]}
+        return self.split_input(Records(make_table(columns, images[[PNEUMONIA]]), Unnoted().frame()))
+
     def after_split(self, table: pa.Table) -> pa.Table:
         """Keep the chosen classes; for grounding keep the images that show something to ground, as MedKLIP does."""
         labels = [c for c in table.column_names if c not in RESERVED_COLUMNS]
@@ -162,16 +182,8 @@ class RSNAPneumonia(Corpus):
         folder = self.root / _TEST
         if not folder.is_dir() and required:
             raise DataError(f"the image folder {folder} is missing; get it from {self.remedy}")
-        names = file_names(folder)
-        on_disk = sorted(n.removesuffix(".dcm") for n in names if n.endswith(".dcm"))
-        listed = pd.DataFrame({"patientId": on_disk})
-        where = str(folder)
-        if self.has_table(_SUBMISSION):
-            table = self.read_table(_SUBMISSION)
-            _note_repeated(table, dropped)
-            listed, where = table.frame[["patientId"]], str(table.path)
-            unlisted = sorted(set(on_disk) - set(listed["patientId"]))
-            dropped.extend(unlisted, [-1] * len(unlisted), f"no row in {_SUBMISSION}")
+        files = _dicoms(folder)
+        listed, where = self._listed_test(files, dropped)
         if not folder.is_dir():
             # many copies hold the training images alone, and most splits need no others
             dropped.extend(listed["patientId"], listed.index, f"no folder {_TEST}")
@@ -187,9 +199,9 @@ class RSNAPneumonia(Corpus):
             dropped.extend(frame["patientId"][~known], frame.index[~known], "a label, but no such test image")
             images = self._annotated(frame[known], str(self.test_labels), folder, dropped, has_boxes=has_boxes)
             bare = ~listed["patientId"].isin(frame["patientId"])
-            images = pd.concat([images, self._bare(listed[bare], where, names, dropped)], ignore_index=True)
+            images = pd.concat([images, self._bare(listed[bare], where, files, dropped)], ignore_index=True)
         else:
-            images = self._bare(listed, where, names, dropped)
+            images = self._bare(listed, where, files, dropped)
         images = images.sort_values("id", ignore_index=True).assign(pool="test")
         unlabelled = images[PNEUMONIA].isna() if has_boxes else pd.Series(True, index=images.index)
         if task in _NEED_BOXES and unlabelled.any():
@@ -198,13 +210,23 @@ class RSNAPneumonia(Corpus):
             images = images[~unlabelled]
         return images
 
-    def _bare(self, listed: pd.DataFrame, where: str, names: set[str], dropped: Dropped) -> pd.DataFrame:
+    def _listed_test(self, files: dict[str, str], dropped: Dropped) -> tuple[pd.DataFrame, str]:
+        """PatientIds of the test images, and what lists them: the table, or the folder where there is none."""
+        if not self.has_table(_SUBMISSION):
+            return pd.DataFrame({"patientId": sorted(files)}), str(self.root / _TEST)
+        table = self.read_table(_SUBMISSION)
+        _note_repeated(table, dropped)
+        unlisted = sorted(set(files) - set(table.frame["patientId"]))
+        dropped.extend(unlisted, [-1] * len(unlisted), f"no row in {_SUBMISSION}")
+        return table.frame[["patientId"]], str(table.path)
+
+    def _bare(self, listed: pd.DataFrame, where: str, files: dict[str, str], dropped: Dropped) -> pd.DataFrame:
         """Images of which nothing is known but that they are there."""
-        absent = ~(listed["patientId"] + ".dcm").isin(names)
+        absent = ~listed["patientId"].isin(files.keys())
         for row in listed.index[absent]:
             self.broken(dropped, listed["patientId"][row], int(row), "missing image file", where)
         ids = listed["patientId"][~absent]
-        paths = [str(self.root / _TEST / f"{i}.dcm") for i in ids]
+        paths = [files[i] for i in ids]
         return pd.DataFrame(
             {"id": ids.to_numpy(), "image": paths, "row": ids.index, "boxes": [[] for _ in paths], PNEUMONIA: np.nan}
         )
@@ -234,10 +256,10 @@ class RSNAPneumonia(Corpus):
         self, frame: pd.DataFrame, where: str, folder: Path, dropped: Dropped, *, has_boxes: bool = True
     ) -> pd.DataFrame:
         """One row per image, sorted by id: id, image, row (of its first), boxes, Pneumonia."""
-        names = file_names(folder)
+        files = _dicoms(folder)
         ids = frame["patientId"]
-        present = (ids + ".dcm").isin(names)
-        size = common_size(folder / f"{i}.dcm" for i in sorted(ids[present].unique())) if has_boxes else None
+        present = ids.isin(files.keys())
+        size = common_size(files[i] for i in sorted(ids[present].unique())) if has_boxes else None
         target = pd.to_numeric(frame["Target"], errors="coerce")
         reason = pd.Series("", index=frame.index, dtype=object)
 
@@ -286,7 +308,7 @@ class RSNAPneumonia(Corpus):
         return pd.DataFrame(
             {
                 "id": rows.index.to_numpy(dtype=object),
-                "image": [str(folder / f"{i}.dcm") for i in rows.index],
+                "image": [files[i] for i in rows.index],
                 "row": rows.to_numpy(),
                 "boxes": list(found.values()),
                 PNEUMONIA: target.groupby(frame["patientId"], sort=True).first().to_numpy(dtype=np.float32),
@@ -315,6 +337,20 @@ class RSNAPneumonia(Corpus):
         return images.assign(
             **{c: np.where(of_image.isna(), np.nan, of_image == c).astype(np.float32) for c in DETAILED_CLASSES}
         )
+
+
+def _dicoms(folder: Path) -> dict[str, str]:
+    """PatientId to absolute path."""
+    return {os.path.splitext(name)[0]: path for name, path in image_files([folder], (".dcm",)).items()}
+
+
+def _targets(frame: pd.DataFrame) -> pd.DataFrame:
+    """The images of a label table, sorted by id: id, and Pneumonia or NaN where the Target cannot be made out."""
+    frame = frame[frame["patientId"] != ""]
+    target = pd.to_numeric(frame["Target"], errors="coerce").where(lambda t: t.isin((0, 1)))
+    of_image = target.groupby(frame["patientId"], sort=True)
+    value = of_image.first().where(of_image.nunique() == 1)
+    return pd.DataFrame({"id": value.index.to_numpy(dtype=object), PNEUMONIA: value.to_numpy(np.float32)})
 
 
 def _no_images() -> pd.DataFrame:

@@ -5,6 +5,7 @@ anywhere below it as ``<SOPInstanceUID>.dcm`` (``dicom-images-train/<StudyUID>/<
 released); the file name without its suffix is the ImageId of the table.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ import pandas as pd
 import pyarrow as pa
 
 from medvlp.datasets.base import Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task
-from medvlp.datasets.files import common_size, files_below
+from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
+from medvlp.datasets.folders import common_size, files_below
 from medvlp.datasets.tables import Table, TableSpec, read_table
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.rle import siim_extent
 from medvlp.io.shapes import bounds
+from medvlp.splits import SplitInput
 
 PNEUMOTHORAX = "Pneumothorax"
 Stage = Literal[1, 2, "auto"]
@@ -94,12 +96,14 @@ class SIIMPneumothorax(Corpus):
         frame = frame.assign(pool=[_pool(self.root, paths[i]) for i in frame["ImageId"]])
         if pools is not None:
             frame = frame[frame["pool"].isin(pools)]
-        # factorize numbers the ids by first appearance
-        owner, ids = pd.factorize(frame["ImageId"])
-        shape = np.where(frame["EncodedPixels"] == "-1", "", "rle " + frame["EncodedPixels"]).astype(object)
+        ids = frame["ImageId"].unique()
+        # the rows that the listing counts: all that have an id, of whatever became of their image
+        listed = table.frame[table.frame["ImageId"] != ""]
+        owner = pd.Index(ids).get_indexer(listed["ImageId"])
+        shape = np.where(listed["EncodedPixels"] == "-1", "", "rle " + listed["EncodedPixels"]).astype(object)
         shapes: list[list[str]] = [[] for _ in ids]
         for record, text in zip(owner, shape, strict=True):
-            if text:
+            if text and record >= 0:
                 shapes[record].append(text)
         first = frame.drop_duplicates("ImageId")
         columns = {"id": ids, "image": [str(paths[i]) for i in ids], "patient": ids, "pool": first["pool"]}
@@ -122,6 +126,21 @@ class SIIMPneumothorax(Corpus):
             rows=owner.astype(np.int64),
             row_shapes=None if task == "classification" else tuple(shape),
         )
+
+    def listing(self) -> SplitInput:
+        """The images of the table in the order of their first rows, without a pool; see :meth:`Corpus.listing`."""
+        self.require_root()
+        frame = self._table().frame
+        frame = frame[frame["ImageId"] != ""]
+        # factorize numbers the ids by first appearance
+        owner, ids = pd.factorize(frame["ImageId"])
+        cells = frame["EncodedPixels"]
+        # whether the runs are sound is for the records to say
+        marked = (cells != "-1").astype(np.float32).where(cells != "")
+        of_image = marked.groupby(owner)
+        label = of_image.first().where(of_image.nunique() == 1)
+        table = make_table({"id": ids, "patient": ids}, pd.DataFrame({PNEUMOTHORAX: label}))
+        return self.split_input(Records(table, Unnoted().frame(), rows=owner.astype(np.int64)))
 
     def after_split(self, table: pa.Table) -> pa.Table:
         """For grounding keep the images that show something to ground."""
@@ -195,5 +214,5 @@ def _rle_problem(cell: str, size: tuple[int, int] | None) -> str:
 
 
 def _pool(root: Path, path: Path | None) -> str:
-    folders = path.relative_to(root).parts[:-1] if path is not None else ()
+    folders = path.relative_to(os.path.abspath(root)).parts[:-1] if path is not None else ()
     return "test" if any("test" in folder.lower() for folder in folders) else "train"

@@ -5,12 +5,18 @@ order mark, columns in another order, spaces around names, one empty column at t
 make a wrong sample (a missing column, a row cut short, two rows that contradict each other) is an error.
 """
 
+import gzip
+import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pyarrow import csv
 
 from medvlp.errors import DataError
 
@@ -106,7 +112,9 @@ def read_table(root: Path, spec: TableSpec, *, source: str = "its source") -> Ta
     if path.suffix not in (".gz", ".zip") and path.open("rb").read(3) == _BOM:
         notes.append("starts with a byte order mark")
     frame = _named(frame, spec, path, notes, again)
-    frame = _complete(frame, spec, path, again)
+    if not spec.open_rows and (row := _short_row(path, spec)) is not None:
+        raise DataError(f"row {row} of {path} is cut short: it has fewer fields than the header; {again}")
+    frame = frame.fillna("").apply(lambda column: column.astype(str).str.strip())
     frame, repeated = _unique(frame, spec, path, again)
     if repeated:
         notes.append(f"{len(repeated)} row(s) repeat an earlier row")
@@ -142,14 +150,32 @@ def _named(frame: pd.DataFrame, spec: TableSpec, path: Path, notes: list[str], a
     return frame[wanted]
 
 
-def _complete(frame: pd.DataFrame, spec: TableSpec, path: Path, again: str) -> pd.DataFrame:
-    # with keep_default_na=False only a field that is not there at all becomes NaN
-    absent = frame.isna()
-    if not spec.open_rows and absent.to_numpy().any():
-        row = int(np.flatnonzero(absent.to_numpy().any(axis=1))[0])
-        raise DataError(f"row {row} of {path} is cut short: it lacks {', '.join(frame.columns[absent.iloc[row]])}; {again}")
-    frame = frame.where(~absent, "")
-    return frame.apply(lambda column: column.astype(str).str.strip())
+def _short_row(path: Path, spec: TableSpec) -> int | None:
+    """The first row with fewer fields than the header; pandas takes those that it lacks for blank ones."""
+    short: list[int] = []
+
+    def handle(row: csv.InvalidRow) -> str:
+        if row.actual_columns < row.expected_columns:
+            short.append(row.number - 2)  # counted from 1, with the header
+        return "skip"
+
+    encoding = "utf8" if spec.encoding == "utf-8" else spec.encoding
+    with ExitStack() as stack:
+        if path.suffix == ".zip":
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            stream: IO[bytes] = stack.enter_context(archive.open(archive.namelist()[0]))
+        else:
+            stream = stack.enter_context(gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
+        # Arrow refuses a header without a line end, in which there is no row to be short
+        stack.enter_context(suppress(pa.ArrowInvalid))
+        csv.read_csv(
+            stream,
+            # rows are counted in one thread only
+            read_options=csv.ReadOptions(use_threads=False, encoding=encoding, autogenerate_column_names=True),
+            parse_options=csv.ParseOptions(newlines_in_values=True, invalid_row_handler=handle),
+            convert_options=csv.ConvertOptions(include_columns=["f0"], column_types={"f0": pa.string()}),
+        )
+    return short[0] if short else None
 
 
 def _unique(frame: pd.DataFrame, spec: TableSpec, path: Path, again: str) -> tuple[pd.DataFrame, list[int]]:

@@ -3,10 +3,14 @@
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
+import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
+from timm.models._features import FeatureGetterNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from medvlp.errors import CheckpointError, ConfigError
@@ -23,6 +27,9 @@ class ImageEncoderConfig:
             carry a classifier on top, and the prefixes "module.", "model.", "encoder." or "backbone.".
         depth: keep this many levels of the pyramid and no deeper layers; None keeps all.
         channels_last: keep activations in channels-last memory, faster for CNNs on GPUs and CPUs alike.
+        upsample_to: stretch the images to this side first, bilinearly with aligned corners (released MGCA and GLoRIA:
+            224 px to 299 before a ResNet-50, whose third stage then has 19 × 19 cells); None leaves them.
+        final_norm: of a vision transformer, pass each level through the layer norm that follows the last block (MGCA).
         options: further arguments of ``timm.create_model`` (``output_stride``, ``drop_path_rate``, …).
     """
 
@@ -31,7 +38,24 @@ class ImageEncoderConfig:
     weights: str | None = None
     depth: int | None = None
     channels_last: bool = True
+    upsample_to: int | None = None
+    final_norm: bool = False
     options: dict = field(default_factory=dict)
+
+
+class ImageFeatures(NamedTuple):
+    """What a vision transformer knows of images, where more is asked for than the pyramid.
+
+    Args:
+        pyramid: as :class:`ImageEncoder` gives it.
+        class_token: (B, D) after the last block, and after the final norm where ``final_norm`` is set.
+        attention: (B, heads, P + n, P + n) probabilities of the last block before dropout, P class and register
+            tokens first, rows summing to 1, without gradient; None if not asked for.
+    """
+
+    pyramid: list[Tensor]
+    class_token: Tensor
+    attention: Tensor | None
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -80,8 +104,11 @@ def _names_in_files(name: str) -> list[str]:
     return [name, *([rest] if first == "model" else []), *flattened]
 
 
-def _load_audited(model: nn.Module, path: str) -> None:
-    """Loads a local file into the encoder: every weight of the encoder must be in it, under one common prefix."""
+def _load_audited(model: nn.Module, path: str) -> list[str]:
+    """Loads a local file into the encoder: every weight of the encoder must be in it, under one common prefix.
+
+    A vision transformer's position table of another image size is interpolated (bicubic), which the result notes.
+    """
     found = read_weights(path)
     wanted = model.state_dict()
     sources: dict[str, str] = {}
@@ -94,54 +121,70 @@ def _load_audited(model: nn.Module, path: str) -> None:
         sources = max(sources, under, key=len)
     # num_batches_tracked is a counter that older files lack and nothing here reads.
     missing = [name for name in wanted if name not in sources and not name.endswith("num_batches_tracked")]
+    notes = _fit_positions(model, wanted, found, sources)
     wrong = [name for name, source in sources.items() if found[source].shape != wanted[name].shape]
     if missing or wrong:
         problem = f"{len(missing)} weights missing (first: {missing[0]})" if missing else f"shape of {wrong[0]} differs"
         raise CheckpointError(f"{path}: does not fit this image encoder: {problem}; check `image.name` and `depth`")
     model.load_state_dict({name: found[source] for name, source in sources.items()}, strict=False)
+    return notes
+
+
+def _fit_positions(
+    model: nn.Module, wanted: dict[str, Tensor], found: dict[str, Tensor], sources: dict[str, str]
+) -> list[str]:
+    """Interpolates the position table among the found weights where its grid is not the model's."""
+    transformer = getattr(model, "model", None)
+    source = sources.get("model.pos_embed")
+    if source is None or not isinstance(transformer, VisionTransformer):
+        return []
+    table, target = found[source], wanted["model.pos_embed"]
+    if table.ndim != 3 or table.shape == target.shape or table.shape[2] != target.shape[2]:
+        return []
+    prefix = 0 if transformer.no_embed_class else transformer.num_prefix_tokens
+    old = round((table.shape[1] - prefix) ** 0.5)
+    if old * old != table.shape[1] - prefix:
+        return []
+    new = transformer.patch_embed.grid_size
+    found[source] = resample_abs_pos_embed(table, new_size=list(new), old_size=[old, old], num_prefix_tokens=prefix)
+    return [f"image encoder: the position table of {old}×{old} cells is interpolated to {new[0]}×{new[1]}"]
 
 
 class ImageEncoder(nn.Module):
-    """A timm backbone that returns its feature pyramid.
+    """A timm backbone that returns its feature pyramid. The attention of transformers is torch's fused one.
 
     Attributes:
         channels: of each level, finest first.
-        reductions: stride of each level.
+        reductions: stride of each level, in pixels of the input size.
         out_channels: channels of the deepest level.
+        input_size: side of the images that the backbone sees, after ``upsample_to``.
+        notes: what the user should know about how the weights were loaded.
 
     Args:
         config: which backbone.
-        image_size: side of the training images, for backbones with a position table.
+        image_size: side of the training images. Vision transformers get a position table for it, and interpolate that
+            for images of other sizes.
 
     Raises:
-        ConfigError: timm has no such model, or it has no feature maps.
-        CheckpointError: the weights file does not fit.
+        ConfigError: timm has no such model, it has no feature maps, or no final norm where one is asked for.
+        CheckpointError: the weights file does not fit, or pretrained weights cannot be had.
     """
 
     def __init__(self, config: ImageEncoderConfig, image_size: int = 224) -> None:
         super().__init__()
-        options = dict(config.options)
-        if config.depth is not None:
-            if config.depth < 1:
-                raise ConfigError(f"image.depth must be at least 1, not {config.depth}")
-            options["out_indices"] = tuple(range(config.depth))
-        if config.name.startswith(("vit", "deit", "beit", "eva", "swin")):
-            options.setdefault("img_size", image_size)
-        try:
-            self.model = timm.create_model(config.name, pretrained=config.pretrained, features_only=True, **options)
-        except (RuntimeError, IndexError, AssertionError, TypeError, ValueError) as error:
-            if config.name in timm.list_models():
-                what = f"{config.name!r} with depth {config.depth} and options {config.options}"
-                raise ConfigError(f"image: timm cannot build {what}: {error}") from error
-            similar = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), 5)) or "timm.list_models()"
-            raise ConfigError(
-                f"image.name: timm cannot build {config.name!r} with feature maps ({error}); try {similar}"
-            ) from error
+        if config.depth is not None and config.depth < 1:
+            raise ConfigError(f"image.depth must be at least 1, not {config.depth}")
+        if config.upsample_to is not None and config.upsample_to < 1:
+            raise ConfigError(f"image.upsample_to must be at least 1 px, not {config.upsample_to}")
+        self.upsample_to = config.upsample_to
+        self.input_size = config.upsample_to or image_size
+        self.notes: list[str] = []
+        self.model = _build(config, self.input_size)
         levels: Any = self.model.feature_info
         self.channels: list[int] = list(levels.channels())
         self.reductions: list[int] = list(levels.reduction())
         if config.weights:
-            _load_audited(self.model, config.weights)
+            self.notes += _load_audited(self.model, config.weights)
         # Swin and a few others give (B, H, W, C); timm names its formats.
         self.channels_at_end = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -152,6 +195,16 @@ class ImageEncoder(nn.Module):
         """Channels of the deepest level."""
         return self.channels[-1]
 
+    def grid(self, level: int = -1) -> int:
+        """Side of a level's map of the training images, in cells."""
+        return max(1, -(-self.input_size // self.reductions[level]))
+
+    def _input(self, images: Tensor) -> Tensor:
+        if self.upsample_to is not None and images.shape[-1] != self.upsample_to:
+            side = (self.upsample_to, self.upsample_to)
+            images = F.interpolate(images, size=side, mode="bilinear", align_corners=True)
+        return images.contiguous(memory_format=self.memory_format)
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encodes.
 
@@ -159,7 +212,90 @@ class ImageEncoder(nn.Module):
             images: (B, 3, S, S), in the intensity range that the encoder was or will be trained on.
 
         Returns:
-            The pyramid, finest first: (B, channels[i], S/reductions[i], S/reductions[i]).
+            The pyramid, finest first: (B, channels[i], S/reductions[i], S/reductions[i]), S the input size.
         """
-        pyramid = self.model(images.contiguous(memory_format=self.memory_format))
+        pyramid = self.model(self._input(images))
         return [level.permute(0, 3, 1, 2) for level in pyramid] if self.channels_at_end else pyramid
+
+    def tokens(self, images: Tensor, attention: bool = False) -> ImageFeatures:
+        """Encodes with a vision transformer and keeps its class token.
+
+        Args:
+            images: as in :meth:`forward`.
+            attention: also give the last block's attention probabilities (MGCA). They are computed beside the fused
+                attention, for this block alone.
+
+        Returns:
+            Pyramid, class token and attention.
+
+        Raises:
+            ConfigError: not a vision transformer, or one without class token.
+        """
+        transformer = getattr(self.model, "model", None)
+        if not isinstance(transformer, VisionTransformer) or not transformer.has_class_token:
+            raise ConfigError(
+                "class token and attention need a vision transformer; set image.name: vit_base_patch16_224"
+            )
+        caught: list[Tensor] = []
+        block: Any = transformer.blocks[-1].attn
+        hook = block.register_forward_pre_hook(lambda _, args: caught.append(args[0].detach())) if attention else None
+        try:
+            levels: Any = transformer.forward_intermediates(
+                self._input(images),
+                indices=self.model.out_indices,
+                return_prefix_tokens=True,
+                norm=bool(self.model.norm),
+                intermediates_only=True,
+            )
+        finally:
+            if hook is not None:
+                hook.remove()
+        pyramid = [cells for cells, _ in levels]
+        return ImageFeatures(pyramid, levels[-1][1][:, 0], _attention(block, caught[0]) if attention else None)
+
+
+@torch.no_grad()
+def _attention(block: Any, tokens: Tensor) -> Tensor:
+    """Attention probabilities of a timm attention block: (B, N, D) → (B, heads, N, N)."""
+    batch, count, _ = tokens.shape
+    query, key, _ = block.qkv(tokens).view(batch, count, 3, block.num_heads, -1).permute(2, 0, 3, 1, 4)
+    scores = block.q_norm(query).float() @ block.k_norm(key).float().transpose(2, 3) * block.scale
+    return scores.softmax(-1)
+
+
+def _build(config: ImageEncoderConfig, input_size: int) -> Any:
+    """The backbone as timm builds it for features."""
+    options = dict(config.options)
+    levels: dict[str, Any] = {} if config.depth is None else {"out_indices": tuple(range(config.depth))}
+    attempts = [options]
+    if config.name.startswith(("vit", "deit", "beit", "eva", "swin")):
+        options.setdefault("img_size", input_size)
+        if config.name.startswith(("vit", "deit", "eva")):  # a few of them do not take it
+            attempts = [{"dynamic_img_size": True, **options}, options]
+    for tried in attempts:
+        try:
+            if not config.final_norm:
+                return timm.create_model(
+                    config.name, pretrained=config.pretrained, features_only=True, **levels, **tried
+                )
+            model = timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, **tried)
+            if not isinstance(model, VisionTransformer):
+                raise ConfigError(f"image.final_norm needs a vision transformer, which {config.name!r} is not")
+            # As timm's features_only does it, which always drops the norm.
+            return FeatureGetterNet(model, levels.get("out_indices", 3), norm=True)
+        except OSError as error:  # the hub's own errors among them
+            raise CheckpointError(
+                f"image.pretrained: the weights of {config.name!r} cannot be fetched or read ({type(error).__name__}); "
+                "give a local file as image.weights"
+            ) from error
+        except (RuntimeError, IndexError, AssertionError, TypeError, ValueError) as error:
+            if tried is not attempts[-1] and isinstance(error, TypeError):
+                continue
+            if config.name in timm.list_models():
+                what = f"{config.name!r} with depth {config.depth} and options {config.options}"
+                raise ConfigError(f"image: timm cannot build {what}: {error}") from error
+            similar = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), 5)) or "timm.list_models()"
+            raise ConfigError(
+                f"image.name: timm cannot build {config.name!r} with feature maps ({error}); try {similar}"
+            ) from error
+    raise AssertionError("unreachable")

@@ -2,8 +2,9 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, overload
 
+import torch
 from torch import Tensor, nn
 
 from medvlp.encoders.pooling import pool_tokens
@@ -26,11 +27,19 @@ class TextEncoderConfig:
         lowercase: whether that vocabulary folds case.
         max_length: reports are cut after so many word pieces, [CLS] and [SEP] included.
         padding: "longest" pads to the longest of the batch, "max_length" always to ``max_length``.
-        pooling: how the report vector is made of the token vectors.
+        pooling: how the report vector is made of the token vectors: that of [CLS], their mean or maximum, or the
+            encoder's own "pooler" (a linear map and tanh on [CLS]: MaCo).
         freeze_layers: the first n layers get no gradient (released G2D: 9 of 12).
-        freeze_embeddings: nor do the embeddings, which also spares the backward pass through the frozen layers.
-        dropout: keep the encoder's dropout in training. Released G2D and M-FLAG train without, since they never
-            leave the eval mode in which Hugging Face hands models out; MGCA, GLoRIA, MaCo train with it.
+        freeze_embeddings: nor do the embeddings. Then nothing below the first trained layer is in the graph: no
+            activations are kept and no backward pass runs there. With trained embeddings both go through all layers.
+        dropout: keep the encoder's dropout in training, in frozen layers as well. Released G2D and M-FLAG train
+            without, since they never leave the eval mode in which Hugging Face hands models out; MGCA, GLoRIA, MaCo
+            train with it. Either way it is so from the start, and stays so whatever ``train()`` is called.
+        keep_layers: use the first n layers alone (released MGCA: 6 of Bio_ClinicalBERT's 12); None uses all.
+        positions: "normal", or "zero": every token gets position 0, so the encoder knows no word order (released MGCA
+            and its ConVIRT, which pass token types in the place of positions).
+        token_types: add the token-type embedding; False sets that table to zero and leaves it there (released MGCA,
+            whose encoder has none).
         architecture: a Hugging Face configuration with its "model_type", built with random weights in place of the
             BERT above; checkpoints store the one in use here, so that loading needs no hub.
     """
@@ -43,14 +52,34 @@ class TextEncoderConfig:
     lowercase: bool = True
     max_length: int = 256
     padding: Literal["longest", "max_length"] = "longest"
-    pooling: Literal["cls", "mean", "max"] = "cls"
+    pooling: Literal["cls", "mean", "max", "pooler"] = "cls"
     freeze_layers: int = 0
     freeze_embeddings: bool = False
     dropout: bool = False
+    keep_layers: int | None = None
+    positions: Literal["normal", "zero"] = "normal"
+    token_types: bool = True
     architecture: dict | None = None
 
 
-def _from_pretrained(name: str) -> nn.Module:
+class TextFeatures(NamedTuple):
+    """What an encoder knows of texts, where more is asked for than tokens and report.
+
+    Args:
+        tokens: (B, L, D) of the last layer.
+        report: (B, D), pooled.
+        hidden_states: (B, k, L, D) of the last k layers, in order; None if not asked for.
+        attention: (B, heads, L, L) probabilities of the last layer before dropout, rows summing to 1, columns of
+            padding zero, without gradient; None if not asked for.
+    """
+
+    tokens: Tensor
+    report: Tensor
+    hidden_states: Tensor | None
+    attention: Tensor | None
+
+
+def _from_pretrained(name: str, pooler: bool) -> nn.Module:
     from transformers import AutoModel
 
     try:
@@ -64,7 +93,7 @@ def _from_pretrained(name: str) -> nn.Module:
             f"text.pretrained: {where} {name!r} cannot be loaded ({type(error).__name__}); give a local folder with "
             "config.json, the tokenizer's files and model.safetensors"
         ) from error
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    missing = sorted(key for key in report["missing_keys"] if pooler or not key.startswith("pooler."))
     if missing:  # transformers would go on with random values
         raise CheckpointError(
             f"text.pretrained: {name!r} lacks {len(missing)} weights of its own config.json (first: {missing[0]})"
@@ -73,7 +102,7 @@ def _from_pretrained(name: str) -> nn.Module:
 
 
 class TextEncoder(nn.Module):
-    """A Hugging Face encoder without its pooler.
+    """A Hugging Face encoder, without its pooler where that is not used. Its attention is torch's fused one.
 
     Attributes:
         architecture: Hugging Face configuration as a plain dictionary: enough to build the encoder without the hub.
@@ -86,7 +115,8 @@ class TextEncoder(nn.Module):
 
     Raises:
         CheckpointError: ``config.pretrained`` cannot be loaded.
-        ConfigError: more frozen layers than there are, or ``max_length`` beyond the position table.
+        ConfigError: more frozen or kept layers than there are, ``max_length`` beyond the position table, or a pooler,
+            position table or token types asked of an encoder that has none.
     """
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -97,7 +127,7 @@ class TextEncoder(nn.Module):
             settings = dict(config.architecture)
             self.model = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
         elif config.pretrained:
-            self.model = _from_pretrained(config.pretrained)
+            self.model = _from_pretrained(config.pretrained, config.pooling == "pooler")
         else:
             self.model = AutoModel.from_config(
                 BertConfig(
@@ -110,10 +140,18 @@ class TextEncoder(nn.Module):
                     pad_token_id=0,
                 )
             )
-        # Unused, and parameters without gradient would stall DistributedDataParallel.
-        if getattr(self.model, "pooler", None) is not None:
+        if getattr(self.model, "pooler", None) is None:
+            if config.pooling == "pooler":
+                raise ConfigError(f'text.pooling "pooler": {type(self.model).__name__} has none; use "cls"')
+        elif config.pooling != "pooler":
+            # Unused, and parameters without gradient would stall DistributedDataParallel.
             self.model.pooler = None
         self.pooling = config.pooling
+        if config.keep_layers is not None:
+            _keep_layers(self.model, config.keep_layers)
+        self.zero_positions = config.positions == "zero"
+        if self.zero_positions and _table(self.model, "position_embeddings") is None:
+            raise ConfigError(f'text.positions "zero": {type(self.model).__name__} has no position table')
         self.architecture: dict[str, Any] = _plain_config(self.model.config)
         self.width: int = self.model.config.hidden_size
         self.vocab_size: int = self.model.config.vocab_size
@@ -125,11 +163,22 @@ class TextEncoder(nn.Module):
                 f"text.max_length {config.max_length} exceeds the encoder's position table of {self.max_positions}; "
                 f"set text.max_length to at most {self.max_positions}"
             )
-        if not config.dropout:
-            for module in self.model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
+        self.dropout = config.dropout
         self._freeze(config)
+        if not config.token_types:
+            types = _table(self.model, "token_type_embeddings")
+            if types is None:
+                raise ConfigError(f"text.token_types: false: {type(self.model).__name__} has no token types")
+            nn.init.zeros_(types.weight)
+            types.weight.requires_grad_(False)
+        self.train()  # from_pretrained hands out models in eval mode, and Lightning leaves modes as they are
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        """As always, but without :attr:`dropout` the encoder stays in eval mode, in which it has none."""
+        super().train(mode)
+        if not self.dropout:
+            self.model.eval()
+        return self
 
     def _freeze(self, config: TextEncoderConfig) -> None:
         frozen: list[nn.Module] = []
@@ -143,18 +192,81 @@ class TextEncoder(nn.Module):
         for module in frozen:
             module.requires_grad_(False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    @overload
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, *, hidden_states: int = 0, attention: bool = False
+    ) -> TextFeatures: ...
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, *, hidden_states: int = 0, attention: bool = False
+    ) -> tuple[Tensor, Tensor] | TextFeatures:
         """Encodes.
 
         Args:
             input_ids: (B, L) word-piece ids.
             attention_mask: (B, L), 1 for tokens and 0 for padding.
+            hidden_states: also give the outputs of the last so many layers (GLoRIA: 4).
+            attention: also give the last layer's attention probabilities (MGCA). They are computed beside the fused
+                attention, for this layer alone.
 
         Returns:
-            Token vectors (B, L, D) of the last layer and the report vector (B, D).
+            Token vectors (B, L, D) of the last layer and the report vector (B, D); with one of the two options
+            :class:`TextFeatures`, whose first two these are.
+
+        Raises:
+            ConfigError: more hidden states than layers, or attention of an encoder that is not like BERT.
         """
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return hidden, pool_tokens(hidden, attention_mask, self.pooling)
+        more = bool(hidden_states or attention)
+        options = {"position_ids": torch.zeros_like(input_ids)} if self.zero_positions else {}
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=more, return_dict=True, **options
+        )
+        tokens = outputs.last_hidden_state
+        if self.pooling == "pooler":
+            report = self.model.pooler(tokens)
+        else:
+            report = pool_tokens(tokens, attention_mask, self.pooling)
+        if not more:
+            return tokens, report
+        states: tuple[Tensor, ...] = outputs.hidden_states  # the embeddings first
+        if not 0 <= hidden_states < len(states):
+            raise ConfigError(f"{hidden_states} hidden states of a text encoder with {len(states) - 1} layers")
+        return TextFeatures(
+            tokens,
+            report,
+            torch.stack(states[len(states) - hidden_states :], 1) if hidden_states else None,
+            self._attention(states[-2], attention_mask) if attention else None,
+        )
+
+    @torch.no_grad()
+    def _attention(self, states: Tensor, attention_mask: Tensor) -> Tensor:
+        """Attention probabilities of the last layer, of what goes into it."""
+        block: Any = getattr(getattr(_layers(self.model)[-1], "attention", None), "self", None)
+        if not (hasattr(block, "query") and hasattr(block, "key")):
+            raise ConfigError(f"{type(self.model).__name__} gives no attention weights; use a BERT-like text encoder")
+        batch, length, _ = states.shape
+        heads = self.model.config.num_attention_heads
+        query, key = (part(states).view(batch, length, heads, -1).transpose(1, 2) for part in (block.query, block.key))
+        scores = (query @ key.transpose(2, 3)).float() / query.shape[-1] ** 0.5
+        return scores.masked_fill(attention_mask[:, None, None] == 0, -torch.inf).softmax(-1)
+
+
+def _table(model: nn.Module, name: str) -> nn.Embedding | None:
+    table = getattr(getattr(model, "embeddings", None), name, None)
+    return table if isinstance(table, nn.Embedding) else None
+
+
+def _keep_layers(model: Any, count: int) -> None:
+    layers = _layers(model)
+    if not 1 <= count <= len(layers):
+        raise ConfigError(f"text.keep_layers {count}: the encoder has {len(layers)} layers")
+    del layers[count:]
+    model.config.num_hidden_layers = count
+    if getattr(model.config, "layer_types", None):  # one entry per layer
+        model.config.layer_types = model.config.layer_types[:count]
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:

@@ -156,6 +156,16 @@ class PixelCache:
         folder = cache_folder(out, corpus, intensity, rule)
         return (folder / CACHE_FILE).is_file() or (folder / PATHS_FILE).is_file()
 
+    @property
+    def intensity(self) -> str:
+        """The intensity rule that the images were decoded with."""
+        return self.description["intensity"]
+
+    @property
+    def rule(self) -> str:
+        """Name of the rule that the images were resized with."""
+        return self.description["rule"]
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 

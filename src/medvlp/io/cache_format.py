@@ -116,17 +116,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def changed_sources(
-    root: Path, paths: pa.ChunkedArray | pa.Array, sizes: np.ndarray, times: np.ndarray, *, gone: bool = False
-) -> np.ndarray:
-    """Rows whose source file is another one than an index says.
+def changed_sources(root: Path, paths: pa.ChunkedArray | pa.Array, sizes: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Rows whose source file is another one than an index says; files that are missing now do not count.
 
     Args:
         root: folder of the corpus.
         paths: N paths of the index.
         sizes: int64 (N,) bytes, −1 where the file was missing.
         times: int64 (N,) modification times in nanoseconds.
-        gone: whether a file that is missing now, but was not then, counts as changed.
 
     Returns:
         int64 (M,), ascending.
@@ -147,6 +144,4 @@ def changed_sources(
         parts = list(pool.map(look, range(0, len(paths), 4096)))
     now = np.array([pair for part in parts for pair in part], dtype=np.int64).reshape(-1, 2)
     different = (now[:, 0] != sizes) | (now[:, 1] != times)
-    if not gone:
-        different &= now[:, 0] >= 0
-    return np.flatnonzero(different)
+    return np.flatnonzero(different & (now[:, 0] >= 0))

@@ -61,7 +61,8 @@ def entries(word_groups: Tensor, attention_mask: Tensor) -> Entries:
     """
     if word_groups.shape != attention_mask.shape or word_groups.ndim != 2:
         raise ConfigError(
-            f"word_groups {tuple(word_groups.shape)} and attention_mask {tuple(attention_mask.shape)} must both be (B, L)"
+            f"word_groups and attention_mask are both (B, L), not {tuple(word_groups.shape)}"
+            f" and {tuple(attention_mask.shape)}"
         )
     attended, word = attention_mask.bool(), word_groups >= 0
     same = torch.zeros_like(word)

@@ -1,11 +1,9 @@
-"""What every pre-training method is: the contract, the optimisation, the validation, the checkpoint."""
+"""What every pre-training method is: the contract, the tokenizer, the training."""
 
-import dataclasses
 import hashlib
-import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,29 +17,34 @@ from medvlp import distributed
 from medvlp._version import __version__
 from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
 from medvlp.encoders.text import TextEncoder, TextEncoderConfig
-from medvlp.errors import CheckpointError, ConfigError, NotSupportedError
+from medvlp.errors import ConfigError, NotSupportedError
 from medvlp.losses.contrastive import image_text_contrast
+from medvlp.methods.averaging import MovingAverage
+from medvlp.methods.checkpoints import Checkpoints
+from medvlp.methods.chunks import encode_in_chunks
+from medvlp.methods.evaluation import Evaluation
 from medvlp.methods.guards import NonFiniteGuard, SkippedItems
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
-from medvlp.methods.plain import RUN_FOLDER, config_from, plain, swap_folder
+from medvlp.methods.plain import config_from
 from medvlp.metrics.embeddings import EmbeddingStore
-from medvlp.metrics.retrieval import recall_at_k
-from medvlp.metrics.zero_shot import zero_shot_auroc
-from medvlp.prompts import PromptSet, available, load_prompts
+from medvlp.prompts import load_prompts
 from medvlp.seeding import derive_seed
 from medvlp.text import load_tokenizer, tokenizer_from_state, tokenizer_state, train_wordpiece
 
-CHECKPOINT_KEY = "medvlp"
-"""Where a checkpoint keeps what :func:`medvlp.load` needs beside the weights."""
 
-
-class PretrainModule(L.LightningModule, ABC):
+class PretrainModule(Evaluation, Checkpoints, ABC):
     """Base of every pre-training method.
 
     A method sets :attr:`name`, builds its heads in ``__init__`` after ``super().__init__(...)``, and implements
     :meth:`forward`, :meth:`losses`, :meth:`encode_images` and :meth:`encode_tokens`. The base class tokenises, sums,
     logs, optimises, gathers across ranks, validates by zero-shot AUROC and retrieval, and makes checkpoints that load
-    without anything else. All ``__init__`` arguments must be plain values or dataclasses of them.
+    without anything else. All ``__init__`` arguments must be plain values or dataclasses of them. A method takes the
+    options below as ``**options`` and hands them on.
+
+    ``contrastive_chunks`` is for methods whose :meth:`forward` treats each pair by itself, as all here do but for batch
+    norms in train mode: those use the statistics of the chunk, as on so many devices without synchronisation. What
+    mixes the pairs of a batch belongs into :meth:`losses`, which sees the whole batch, and whose own memory is not cut:
+    GLoRIA's attention of every image to every report, G2D's decoded images. See :mod:`medvlp.methods.chunks`.
 
     Args:
         image: the image encoder.
@@ -49,10 +52,21 @@ class PretrainModule(L.LightningModule, ABC):
         optim: optimiser and schedule.
         image_size: side of the training images in pixels.
         prompts: zero-shot prompt set used in validation, by name or JSON file; None for none.
+        contrastive_chunks: encode the batch of a device in so many chunks, of which one at a time keeps its
+            activations: batches beyond the device's memory, for a second forward pass, with the gradient of the whole.
+        compile: ``torch.compile`` the encoders when training starts: True, or the name of a backend.
+        ema_decay: keep a moving average of the weights with this decay, and validate and save that (see
+            :class:`~medvlp.methods.averaging.MovingAverage`); None keeps none.
+
+    Raises:
+        ConfigError: no chunks, or a decay outside [0, 1); and from the encoders.
     """
 
     name: ClassVar[str] = ""
     """The method's name: its entry point in the group ``medvlp.methods``."""
+
+    has_text: ClassVar[bool] = True
+    """Whether there is a text side; without one no text encoder is built and no tokenizer needed."""
 
     global_contrast: bool = True
     """Whether :meth:`contrast` sees the batches of all ranks (with gradient) or this rank's alone."""
@@ -67,8 +81,15 @@ class PretrainModule(L.LightningModule, ABC):
         optim: OptimConfig | None = None,
         image_size: int = 224,
         prompts: str | None = "chexpert",
+        contrastive_chunks: int = 1,
+        compile: bool | str = False,
+        ema_decay: float | None = None,
     ) -> None:
         super().__init__()
+        if contrastive_chunks < 1:
+            raise ConfigError(f"contrastive_chunks must be at least 1, not {contrastive_chunks}")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ConfigError(f"ema_decay must lie in [0, 1), not {ema_decay}")
         # Collects the arguments of the subclass as well, for the loggers and for the checkpoint.
         self.save_hyperparameters()
         self.image_config: ImageEncoderConfig = config_from(ImageEncoderConfig, image)
@@ -76,11 +97,17 @@ class PretrainModule(L.LightningModule, ABC):
         self.optim_config: OptimConfig = config_from(OptimConfig, optim)
         self.image_size = image_size
         self.image_encoder = ImageEncoder(self.image_config, image_size)
-        self.text_encoder = TextEncoder(self.text_config)
+        for note in self.image_encoder.notes:
+            rank_zero_info(note)
+        self.contrastive_chunks = contrastive_chunks
+        self.compile_encoders = compile
+        self.ema_decay = ema_decay
         self.prompts = load_prompts(prompts) if prompts else None
         self.tokenizer: Any = None
-        if self.text_config.pretrained and self.text_config.architecture is None:
-            self.attach_tokenizer(load_tokenizer(self.text_config.pretrained))
+        if self.has_text:
+            self.text_encoder = TextEncoder(self.text_config)
+            if self.text_config.pretrained and self.text_config.architecture is None:
+                self.attach_tokenizer(load_tokenizer(self.text_config.pretrained))
         self.preprocess: dict[str, Any] = {}
         self.label_names: list[str] = []
         self.evaluation: dict[str, Any] = {}
@@ -128,8 +155,11 @@ class PretrainModule(L.LightningModule, ABC):
             chunk: texts encoded at once.
 
         Raises:
+            NotSupportedError: the method has no text side.
             ConfigError: no tokenizer yet.
         """
+        if not self.has_text:
+            raise NotSupportedError(f"{self.name} has no text side: it cannot embed texts")
         if self.tokenizer is None:
             raise ConfigError("the model has no tokenizer yet: fit it, load a checkpoint, or call attach_tokenizer()")
         parts = []
@@ -158,6 +188,8 @@ class PretrainModule(L.LightningModule, ABC):
 
         By default the cosine of each cell with the study's own report, stretched over each image's range.
         """
+        if not self.has_text:
+            return {}
         try:
             patches = self.embed_patches(batch["image"])
         except NotSupportedError:
@@ -225,7 +257,7 @@ class PretrainModule(L.LightningModule, ABC):
         """Trains the WordPiece vocabulary on the training reports, on one rank, and hands it to all."""
         state: dict[str, Any] = {}
         if self.trainer.is_global_zero:
-            texts = datamodule.corpus()
+            texts = datamodule.training_texts()
             size, fold = self.text_config.vocab_size, self.text_config.lowercase
             digest = hashlib.blake2b(f"{size} {fold} {__version__}".encode(), digest_size=8)
             for text in texts:
@@ -243,17 +275,21 @@ class PretrainModule(L.LightningModule, ABC):
     # ---------------------------------------------------------------- Lightning: set-up and training
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """The guards of every run."""
-        return [NonFiniteGuard(), SkippedItems()]
+        """The guards of every run, and the moving average where one is wanted."""
+        callbacks: list[L.Callback] = [NonFiniteGuard(), SkippedItems()]
+        if self.ema_decay is not None and self.trainer.state.fn == "fit":
+            callbacks.append(MovingAverage(self.ema_decay))
+        return callbacks
 
     def setup(self, stage: str) -> None:
         """Meets the datamodule: tokenizer there and back, preprocessing and label names for the checkpoint."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "attach_tokenizer"):
             return
-        if self.tokenizer is None:
-            self._corpus_tokenizer(datamodule)
-        self._hand_over(datamodule)
+        if self.has_text:
+            if self.tokenizer is None:
+                self._corpus_tokenizer(datamodule)
+            self._hand_over(datamodule)
         self.preprocess = dict(datamodule.preprocess)
         self.label_names = list(datamodule.label_names)
         if self.preprocess.get("size") != self.image_size:
@@ -262,7 +298,20 @@ class PretrainModule(L.LightningModule, ABC):
                 "are interpolated"
             )
 
+    def on_fit_start(self) -> None:
+        """Compiles the encoders where that is wanted.
+
+        Each in place and not the module as a whole: names of weights stay as they are, and losses, logging and
+        collectives stay outside of the graphs.
+        """
+        if self.compile_encoders:
+            options = {"backend": self.compile_encoders} if isinstance(self.compile_encoders, str) else {}
+            for encoder in (self.image_encoder, *([self.text_encoder] if self.has_text else [])):
+                encoder.compile(**options)
+
     def _hand_over(self, datamodule: Any) -> None:
+        if not self.has_text:
+            return
         datamodule.attach_tokenizer(
             self.tokenizer, max_length=self.text_config.max_length, padding=self.text_config.padding
         )
@@ -278,174 +327,21 @@ class PretrainModule(L.LightningModule, ABC):
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         torch.manual_seed(derive_seed(seed, self.current_epoch, batch_idx, self.global_rank))
 
+    def encode(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """:meth:`forward` for training: in :attr:`contrastive_chunks` chunks, the outputs joined."""
+        if self.contrastive_chunks == 1:
+            return self(batch)
+        return encode_in_chunks(self.forward, batch, self.contrastive_chunks, self)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Sum of :meth:`losses`; every term is logged as ``train/<term>``."""
         self._need_two(len(batch["image"]))  # before a batch norm meets a single pair, in words of its own
-        terms = self.losses(batch, self(batch))
+        terms = self.losses(batch, self.encode(batch))
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         size = len(batch["image"])
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, batch_size=size)
         self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()}, on_step=True, batch_size=size)
         return loss
-
-    # ---------------------------------------------------------------- Lightning: validation, test, prediction
-
-    def _evaluation_step(self, batch: dict[str, Any], stage: str) -> None:
-        outputs = self(batch)
-        size = len(batch["image"])
-        if size > 1:  # a last batch of one has no contrast
-            terms = self.losses(batch, outputs)
-            total = torch.stack([term.float() for term in terms.values()]).sum()
-            for key, value in {"loss": total, **terms}.items():
-                self.log(f"{stage}/{key}", value, sync_dist=True, batch_size=size, prog_bar=key == "loss")
-        groups = [int.from_bytes(hashlib.blake2b(t.encode(), digest_size=7).digest(), "big") for t in batch["text"]]
-        self._store.update(
-            outputs["image"],
-            outputs["text"],
-            batch["label"],
-            torch.tensor(groups, device=self.device),
-            batch["index"],
-        )
-
-    def _evaluation_end(self, stage: str) -> None:
-        everything = self._store.compute()
-        self._store.reset()
-        image, text = everything["image"], everything["text"]
-        results: dict[str, float] = {}
-        for direction, queries, keys in (("i2t", image, text), ("t2i", text, image)):
-            for k, value in recall_at_k(queries, keys, groups=everything["group"]).items():
-                results[f"recall@{k}/{direction}"] = value
-        zero_shot = self.zero_shot_auroc(image, everything["label"])
-        results.update({f"auroc/{finding}": value for finding, value in zero_shot.items()})
-        self.evaluation = {"studies": len(image), "zero_shot": zero_shot, **results}
-        if not self.trainer.sanity_checking:
-            # Equal on all ranks already, since the store gathers; the flag only tells Lightning so.
-            self.log_dict({f"{stage}/{k}": v for k, v in results.items()}, sync_dist=True)
-            if "auroc/mean" in results:
-                self.log(f"{stage}/auroc_mean", results["auroc/mean"], prog_bar=True, sync_dist=True)
-
-    def zero_shot_auroc(self, image: Tensor, label: Tensor) -> dict[str, float]:
-        """AUROC of the positive against the negative prompts of each finding.
-
-        Args:
-            image: (N, d) image embeddings.
-            label: (N, K), columns :attr:`label_names`.
-
-        Returns:
-            Finding to AUROC for each finding that has prompts and both a positive and a negative sample, and "mean"
-            over them; empty without prompts or labels.
-        """
-        if self.prompts is None or self.tokenizer is None:
-            return {}
-        return zero_shot_auroc(image, label, self.label_names, self.prompts.prompts, self.embed_text)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Losses, and embeddings for the epoch's end."""
-        self._evaluation_step(batch, "val")
-
-    def on_validation_epoch_end(self) -> None:
-        """Zero-shot AUROC per finding and retrieval R@1/5/10 on the held-out pairs."""
-        self._evaluation_end("val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """As :meth:`validation_step`, on the test split."""
-        self._evaluation_step(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        """As :meth:`on_validation_epoch_end`."""
-        self._evaluation_end("test")
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Ids, dataset rows and L2-normalised embeddings of a batch."""
-        outputs = self(batch)
-        return {
-            "id": batch["id"],
-            "index": batch["index"],
-            "image": F.normalize(outputs["image"].float(), dim=-1),
-            "text": F.normalize(outputs["text"].float(), dim=-1),
-        }
-
-    # ---------------------------------------------------------------- checkpoints
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """The ``__init__`` arguments as plain values, with encoders that build without hub or files."""
-        wanted = inspect.signature(type(self).__init__).parameters
-        values = {key: plain(value) for key, value in self.hparams.items() if key in wanted}
-        values["image"] = plain(dataclasses.replace(self.image_config, pretrained=False, weights=None))
-        values["text"] = plain(
-            dataclasses.replace(self.text_config, pretrained=None, architecture=self.text_encoder.architecture)
-        )
-        if values.get("prompts") not in available():  # a file of this machine; the checkpoint holds its content
-            values["prompts"] = None
-        return {key: value for key, value in values.items() if key in wanted}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves only plain hyper-parameters, weights and the tokenizer in the checkpoint."""
-        if self.tokenizer is None:
-            raise CheckpointError("a checkpoint needs the tokenizer: fit with a medvlp datamodule, or attach one")
-        for key in [key for key in checkpoint if key.startswith("datamodule_hyper") or key == "hparams_name"]:
-            del checkpoint[key]
-        checkpoint["hyper_parameters"] = self.hyperparameters()
-        checkpoint[CHECKPOINT_KEY] = {
-            "method": self.name,
-            "version": __version__,
-            "hyperparameters": checkpoint["hyper_parameters"],
-            "tokenizer": tokenizer_state(self.tokenizer),
-            "preprocess": plain(self.preprocess),
-            "label_names": list(self.label_names),
-            "prompts": plain(self.prompts),
-        }
-        if getattr(self, "_trainer", None) is not None:
-            folder = os.path.realpath(self.trainer.default_root_dir)
-            checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), folder, RUN_FOLDER)
-        # torch.compile wraps modules and would put its marker into every name.
-        checkpoint["state_dict"] = {
-            key.replace("_orig_mod.", ""): value for key, value in checkpoint["state_dict"].items()
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the tokenizer, preprocessing and label names back."""
-        payload = checkpoint.get(CHECKPOINT_KEY)
-        if payload is None:
-            raise CheckpointError(
-                f"{self._checkpoint_path()}this is not a medvlp checkpoint: it has no tokenizer and no method name"
-            )
-        if payload["method"] != self.name:
-            raise CheckpointError(
-                f"{self._checkpoint_path()}the checkpoint is of method {payload['method']!r}, not {self.name!r}; use "
-                "the config.yaml of the run that wrote it"
-            )
-        self.attach_tokenizer(tokenizer_from_state(payload["tokenizer"]))
-        self.preprocess, self.label_names = dict(payload["preprocess"]), list(payload["label_names"])
-        trainer = getattr(self, "_trainer", None)
-        if trainer is None and self.prompts is None and payload.get("prompts"):
-            stored = payload["prompts"]
-            sides = {finding: (tuple(first), tuple(second)) for finding, (first, second) in stored["prompts"].items()}
-            self.prompts = PromptSet(stored["name"], stored["version"], sides)
-        if trainer is not None:
-            folder = os.path.realpath(trainer.default_root_dir)
-            checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), RUN_FOLDER, folder)
-        if trainer is not None and hasattr(getattr(trainer, "datamodule", None), "attach_tokenizer"):
-            self._hand_over(trainer.datamodule)
-
-    def _checkpoint_path(self) -> str:
-        """For messages: the file that the trainer is loading, with a colon, or nothing."""
-        path = getattr(getattr(self, "_trainer", None), "ckpt_path", None)
-        return f"{path}: " if path else ""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As always, but weights that do not fit are a deliberate error.
-
-        Raises:
-            CheckpointError: names or shapes differ.
-        """
-        try:
-            return super().load_state_dict(state_dict, strict=strict, assign=assign)
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{self._checkpoint_path()}weights do not fit {self.name} as it is configured: "
-                f"{' '.join(str(error).split())[:300]}; use the config.yaml of the run that wrote them"
-            ) from error
 
     def trunk(self) -> nn.Module:
         """The image encoder, for tasks to take away."""

@@ -20,7 +20,10 @@ class OptimConfig:
         lr: peak learning rate.
         weight_decay: decoupled for adamw, L2 otherwise.
         betas: of Adam.
-        decay_all: decay norms and biases too, as every released code here does; False spares them.
+        decay_all: decay norms and biases too, as every released code here does; False spares all parameters of one
+            dimension.
+        decay_positions: without ``decay_all``, decay position tables, class and mask tokens and token types, which
+            have more dimensions (as the masked autoencoders do); False spares them as well (as timm does).
         schedule: "warmup_cosine", "warm_restarts" (released G2D), "plateau" (halved when ``val/loss`` stalls for 5
             validations: ConVIRT) or "constant".
         warmup: warm-up length: a share of all steps if below 1, else a number of steps.
@@ -33,27 +36,52 @@ class OptimConfig:
     weight_decay: float = 1e-8
     betas: tuple[float, float] = (0.9, 0.999)
     decay_all: bool = False
+    decay_positions: bool = True
     schedule: Literal["warmup_cosine", "warm_restarts", "plateau", "constant"] = "warmup_cosine"
     warmup: float = 0.05
     min_lr: float = 0.0
     restart_period: int = 200
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
-    """Trainable parameters, those without decay (norms, biases, single vectors) in a group of their own."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
+_POSITIONS = {
+    *("pos_embed", "positional_embedding", "position_embeddings", "relative_position_bias_table"),
+    *("cls_token", "reg_token", "dist_token", "mask_token", "token_type_embeddings"),
+}
+"""Names of learned tables that stand for a place, not for a content, in timm, Hugging Face and here."""
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decay_all: bool, decay_positions: bool = True
+) -> list[dict[str, Any]]:
+    """Trainable parameters, those without decay in a group of their own.
+
+    Args:
+        module: whose parameters.
+        weight_decay: of those that are decayed.
+        decay_all: one group of all.
+        decay_positions: otherwise, whether tables of positions and special tokens are decayed; norms, biases and
+            single vectors are not.
+
+    Returns:
+        One or two groups for an optimiser, none of them empty.
+    """
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if decay_all or not weight_decay:
-        return [{"params": trainable, "weight_decay": weight_decay}]
+        return [{"params": [p for _, p in trainable], "weight_decay": weight_decay}]
+
+    def spared(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim <= 1 or (not decay_positions and not _POSITIONS.isdisjoint(name.split(".")))
+
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for name, p in trainable if not spared(name, p)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trainable if spared(name, p)], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimiser over the module's trainable parameters."""
-    groups = parameter_groups(module, config.weight_decay, config.decay_all)
+    groups = parameter_groups(module, config.weight_decay, config.decay_all, config.decay_positions)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam

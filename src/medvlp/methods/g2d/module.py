@@ -13,6 +13,7 @@ from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.pooling import AttentionPool
 from medvlp.encoders.projection import TextProjector, map_projector
 from medvlp.encoders.text import TextEncoderConfig
+from medvlp.errors import ConfigError
 from medvlp.losses.segmentation import dice_bce_official, dice_bce_paper
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.g2d.pseudo_mask import OFFICIAL, PseudoMask, PseudoMaskSettings, Threshold, pseudo_mask
@@ -111,9 +112,11 @@ class G2D(PretrainModule):
         pixel_loss_start: optimiser steps before the pixel loss counts.
         decoder_widths: channels of the decoder's steps, coarsest first; (256, 128, 64, 32, 16), or as many of its
             last as the pyramid has levels, if None.
+        options: further arguments of :class:`~medvlp.methods.base.PretrainModule`. With ``contrastive_chunks`` the
+            decoder runs per chunk and the masks are made of the whole batch; its logits are kept for all.
 
     Raises:
-        ConfigError: from the encoders.
+        ConfigError: from the encoders, or a decoder on images that are stretched before encoding.
     """
 
     name: ClassVar[str] = "g2d"
@@ -139,6 +142,7 @@ class G2D(PretrainModule):
         text_to_image: float | None = None,
         pixel_loss_start: int | None = None,
         decoder_widths: list[int] | None = None,
+        **options: Any,
     ) -> None:
         rows = _VARIANTS[variant]
         super().__init__(
@@ -147,6 +151,7 @@ class G2D(PretrainModule):
             optim=config_from(OptimConfig, optim) if optim is not None else rows.optim,
             image_size=image_size,
             prompts=prompts,
+            **options,
         )
         self.variant = variant
         self.temperature = temperature
@@ -160,12 +165,16 @@ class G2D(PretrainModule):
             rows.mask, aggregate=aggregate_heads, **{key: v for key, v in changed.items() if v is not None}
         )
         heads = heads or rows.heads
-        grid = max(1, image_size // self.image_encoder.reductions[-1])
+        grid = self.image_encoder.grid()
         self.projector = map_projector(self.image_encoder.out_channels, embed_dim)
         self.pool = AttentionPool(embed_dim, grid, heads, head_dim, query=rows.query)
         self.text_projector = TextProjector(self.text_encoder.width, embed_dim, rows.projector_scope)
         self.decoder: UNetDecoder | None = None
         if decoder_loss != "none":
+            if self.image_encoder.upsample_to is not None:
+                raise ConfigError(
+                    "image.upsample_to: a decoder predicts at the images' own size; set decoder_loss: none"
+                )
             masks = 1 if aggregate_heads else heads
             out_channels = 3 if decoder_loss == "reconstruction" else masks
             self.decoder = UNetDecoder(

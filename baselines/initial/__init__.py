@@ -1,0 +1,1 @@
+"""Image encoders as they are before any pre-training: the floor of every table."""

@@ -1,0 +1,424 @@
+"""MGCA's losses: instances, tokens, prototypes; and the merging of word pieces that precedes them.
+
+``variant: official`` is the released code with its defaults, ``variant: paper`` the equations of the paper. Where the
+paper leaves something open, the docstring says what is taken. All is computed in float32 at least: cosines are divided
+by temperatures near 0.1, and Sinkhorn's scores by 0.05.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp import distributed
+from medvlp.errors import ConfigError
+from medvlp.losses.contrastive import image_text_contrast
+from medvlp.losses.precision import exact
+from medvlp.losses.tokens import entries
+
+Variant = Literal["paper", "official"]
+
+COMMAND_LINE_WEIGHTS = (1.0, 1.0, 1.0)
+"""Weights of the instance, token and prototype terms: the paper's, and the released command line's."""
+
+CONSTRUCTOR_WEIGHTS = (1.0, 0.7, 0.5)
+"""The same of the released class when it is built without the command line."""
+
+
+def _check_variant(variant: str) -> None:
+    if variant not in ("paper", "official"):
+        raise ConfigError(f'variant is "paper" or "official", not "{variant}"')
+
+
+class MergedReport(NamedTuple):
+    """A batch of reports, word by word.
+
+    Attributes:
+        report: (B, D), the [CLS] state.
+        words: (B, L − 1, D), words, then [SEP], then zeros.
+        attention: (B, L − 1), attention that [CLS] pays to each word; without gradient.
+        padding: (B, L − 1) bool, true where there is no word.
+    """
+
+    report: Tensor
+    words: Tensor
+    attention: Tensor
+    padding: Tensor
+
+
+def merge_report(
+    hidden: Tensor, attention: Tensor, word_groups: Tensor, attention_mask: Tensor, variant: Variant = "paper"
+) -> MergedReport:
+    """Sums word pieces into words, and [CLS]'s attention to them.
+
+    Official: a piece at position p gets the attention paid to p + 1 (so the last word gets [SEP]'s, and [SEP] that of
+    the first padding, 0); [SEP] does not count as padding; and where a text fills all L positions, the last position is
+    never read, which loses [SEP] and the last word. The texts must be padded to the released length of 112 for that to
+    mean the same (``padding: max_length``): with padding to the longest text, the longest would lose its last word.
+    Paper: each piece gets its own attention, and only words count; the paper does not say what [SEP] does.
+
+    Args:
+        hidden: (B, L, D) last hidden state.
+        attention: (B, heads, L, L) attention probabilities of the last layer, or (B, L), the mean over heads of the
+            first row.
+        word_groups: (B, L), see :func:`medvlp.losses.tokens.entries`.
+        attention_mask: (B, L).
+        variant: "paper" or "official".
+
+    Returns:
+        Report, words, attention and padding.
+    """
+    _check_variant(variant)
+    (paid,) = exact(attention.detach())
+    if paid.ndim == 4:
+        paid = paid[:, :, 0].mean(1)
+    found = entries(word_groups, attention_mask)
+    words, count = hidden, found.words + 1
+    if variant == "official":
+        paid = torch.cat([paid[:, 1:], paid.new_zeros(len(paid), 1)], 1)
+        cut = attention_mask[:, -1].bool()
+        count = torch.where(cut, (found.count - 2).clamp_min(1), found.count)
+    inside = found.up_to(count)
+    words = found.merge(hidden).masked_fill(~found.up_to(found.count if variant == "paper" else count)[..., None], 0)
+    merged = found.merge(paid[..., None])[..., 0].masked_fill(~inside, 0)
+    return MergedReport(words[:, 0], words[:, 1:], merged[:, 1:], ~inside[:, 1:])
+
+
+def instance_loss(
+    image: Tensor, report: Tensor, *, temperature: float = 0.1, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """Contrast of images and reports in both directions.
+
+    Args:
+        image: (B, d).
+        report: (B, d).
+        temperature: 0.1 in the paper, 0.07 in the code.
+        reduction: "mean" of the two directions (paper) or their "sum" (official).
+
+    Returns:
+        A scalar; ln B or 2 ln B for equal cosines, 0 (without gradient) for a batch of one.
+    """
+    if reduction not in ("mean", "sum"):
+        raise ConfigError(f'reduction is "mean" or "sum", not "{reduction}"')
+    weight = 0.5 if reduction == "mean" else 1.0
+    return image_text_contrast(image, report, temperature=temperature, image_to_text=weight, text_to_image=weight)
+
+
+def clip_weights(weights: Tensor, low: float = 0.1, high: float = 0.9) -> Tensor:
+    """Clips the non-zero weights of each row to their own quantiles, then divides by their sum.
+
+    Args:
+        weights: (B, L), at least 0; zeros do not take part and stay zero.
+        low: lower quantile (linear interpolation).
+        high: upper quantile.
+
+    Returns:
+        (B, L) without gradient, each row of sum 1, or all zeros where there was nothing but zeros.
+    """
+    (weights,) = exact(weights.detach())
+    there = weights != 0
+    last = (there.sum(1, keepdim=True) - 1).clamp_min(0)
+    ordered = weights.masked_fill(~there, torch.inf).sort(1).values
+
+    def quantile(q: float) -> Tensor:
+        place = q * last.to(weights.dtype)
+        below = place.floor()
+        first = ordered.gather(1, below.long())
+        second = ordered.gather(1, torch.minimum(below.long() + 1, last))
+        return torch.lerp(first, second, place - below)
+
+    clipped = torch.minimum(torch.maximum(weights, quantile(low)), quantile(high))
+    clipped = torch.where(there, clipped, 0)
+    total = clipped.sum(1, keepdim=True)
+    return clipped / torch.where(total > 0, total, 1)
+
+
+def soft_match(
+    queries: Tensor, keys: Tensor, temperature: float, padding: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention without parameters: each query's mean of the keys, weighted by softmax of dot products.
+
+    Args:
+        queries: (B, Q, d), L2-normalised.
+        keys: (B, K, d), L2-normalised.
+        temperature: divides the dot products.
+        padding: (B, K) bool, keys without weight.
+
+    Returns:
+        Weights (B, Q, K) and contexts (B, Q, d), not normalised.
+    """
+    scores = queries @ keys.mT / temperature
+    if padding is not None:
+        scores = scores.masked_fill(padding[:, None], torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1)
+    return weights, weights @ keys
+
+
+class CrossAttention(nn.Module):
+    """The paper's Eq. 4: ``o = O Σ_k softmax((Q x)ᵀ(K y_k)/√d) V y_k``, one head, matrices without bias.
+
+    Args:
+        dim: d.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, queries: Tensor, keys: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Contexts of the queries.
+
+        Args:
+            queries: (B, Q, d).
+            keys: (B, K, d).
+            padding: (B, K) bool, keys without weight. Where all are padding, all count alike.
+
+        Returns:
+            (B, Q, d), not normalised.
+        """
+        bias = None
+        q, k, v = self.query(queries)[:, None], self.key(keys)[:, None], self.value(keys)[:, None]
+        if padding is not None:
+            bias = torch.zeros_like(padding, dtype=q.dtype).masked_fill(padding, torch.finfo(q.dtype).min)
+            bias = bias[:, None, None]
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, 0])
+
+
+def token_contrast(
+    tokens: Tensor, contexts: Tensor, weights: Tensor, temperature: float, padding: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Contrast of each token with its context against the others of the same sample, weighted.
+
+    Args:
+        tokens: (B, L, d).
+        contexts: (B, L, d); dot products, so normalise both for cosines.
+        weights: (B, L), of each token's loss.
+        temperature: divides the dot products.
+        padding: (B, L) bool, tokens that are no negatives either (their weights must be 0). None: all are.
+
+    Returns:
+        Token → context and context → token: sums over tokens, means over samples. ln L for equal dot products and
+        weights of sum 1.
+    """
+    scores = tokens @ contexts.mT / temperature
+    positive = scores.diagonal(dim1=1, dim2=2)
+    if padding is not None:
+        # Finite, so that a row of padding alone times its weight of 0 is 0.
+        scores = scores.masked_fill(padding[:, None] | padding[:, :, None], torch.finfo(scores.dtype).min / 2)
+    rows = weights * (scores.logsumexp(2) - positive)
+    columns = weights * (scores.logsumexp(1) - positive)
+    return rows.sum(1).mean(), columns.sum(1).mean()
+
+
+class TokenLoss(NamedTuple):
+    """The two sides of the token alignment, to be added; each already carries the variant's factors."""
+
+    patch: Tensor
+    word: Tensor
+
+
+def token_loss(
+    patches: Tensor,
+    words: Tensor,
+    word_attention: Tensor,
+    padding: Tensor,
+    *,
+    patch_attention: Tensor | None = None,
+    variant: Variant = "paper",
+    temperature: float | None = None,
+    normalise_patch_context: bool | None = None,
+    patch_to_word: nn.Module | None = None,
+    word_to_patch: nn.Module | None = None,
+) -> TokenLoss:
+    """Token alignment between the patches and the words of the same pair.
+
+    Official: parameter-free attention; weights clipped to their 10 % and 90 % quantiles and of sum 1; half of the two
+    directions on each side; padding is hidden from patches looking for words, but stays a negative among the words.
+    Paper: Eq. 4 with ``patch_to_word`` and ``word_to_patch``; raw weights; factor 1/(2 N S), for words 1/(2 N n) with
+    the report's own number of words n; padding takes no part; half of both sides. A report without words has no token
+    loss. Where no attention map exists (ResNet), each patch has weight 1/S in both variants.
+
+    Args:
+        patches: (B, S, d); normalised here.
+        words: (B, L, d), without [CLS]; normalised here.
+        word_attention: (B, L) raw weights of the words, of :func:`merge_report`; no gradient flows into them.
+        padding: (B, L) bool, of :func:`merge_report`.
+        patch_attention: (B, S) attention of the class token to the patches, mean over heads; None for equal weights.
+        variant: "paper" or "official".
+        temperature: 0.07 (paper) or 0.1 (official) if None.
+        normalise_patch_context: L2-normalise the words' mean that a patch finds. Official: only for ResNet, that is
+            where ``patch_attention`` is None; the paper's cosine always does.
+        patch_to_word: (queries, keys, padding) → contexts, e.g. :class:`CrossAttention`, for patches looking for words.
+        word_to_patch: the same for words looking for patches.
+
+    Returns:
+        Patch and word terms.
+
+    Raises:
+        ConfigError: the paper's variant without attention modules, or shapes that do not belong together.
+    """
+    _check_variant(variant)
+    if patches.shape[::2] != words.shape[::2] or padding.shape != words.shape[:2]:
+        raise ConfigError(
+            f"patches (B, S, d), words (B, L, d) and padding (B, L) have the shapes {tuple(patches.shape)},"
+            f" {tuple(words.shape)} and {tuple(padding.shape)}"
+        )
+    paper = variant == "paper"
+    if paper and (patch_to_word is None or word_to_patch is None):
+        raise ConfigError("the paper's token alignment has learnable attention: pass patch_to_word and word_to_patch")
+    tau = temperature or (0.07 if paper else 0.1)
+    if normalise_patch_context is None:
+        normalise_patch_context = paper or patch_attention is None
+    with torch.autocast(patches.device.type, enabled=False):
+        patches, words, word_attention = exact(patches, words, word_attention.detach())
+        patches, words = F.normalize(patches, dim=-1), F.normalize(words, dim=-1)
+        count = patches.shape[1]
+        patch_weights = patches.new_full(patches.shape[:2], 1 / count)
+        if patch_attention is not None:
+            (patch_weights,) = exact(patch_attention.detach())
+            patch_weights = patch_weights if paper else clip_weights(patch_weights)
+        if paper:
+            assert patch_to_word is not None
+            assert word_to_patch is not None
+            patch_context = patch_to_word(patches, words, padding)
+            word_context = word_to_patch(words, patches, None)
+            length = (~padding).sum(1, keepdim=True)
+            word_weights = word_attention.masked_fill(padding, 0) / length.clamp_min(1)
+            patch_weights = patch_weights * (length > 0) / count
+        else:
+            patch_context = soft_match(patches, words, tau, padding)[1]
+            word_context = soft_match(words, patches, tau)[1]
+            word_weights = clip_weights(word_attention)
+        if normalise_patch_context:
+            patch_context = F.normalize(patch_context, dim=-1)
+        patch = token_contrast(patches, patch_context, patch_weights, tau)
+        word = token_contrast(words, F.normalize(word_context, dim=-1), word_weights, tau, padding if paper else None)
+        factor = 0.25 if paper else 0.5  # the paper halves both sides once more
+        return TokenLoss(factor * (patch[0] + patch[1]), factor * (word[0] + word[1]))
+
+
+@torch.no_grad()
+def normalise_prototypes_(weight: Tensor) -> Tensor:
+    """L2-normalises each prototype in place, as the code does before every use, in training and validation.
+
+    Args:
+        weight: (K, d).
+
+    Returns:
+        The same tensor.
+    """
+    return weight.copy_(F.normalize(weight, dim=1))
+
+
+def prototype_scores(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """Dot products of the normalised embeddings with the prototypes as they are.
+
+    Args:
+        embeddings: (B, d).
+        prototypes: (K, d), see :func:`normalise_prototypes_`.
+
+    Returns:
+        (B, K).
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        embeddings, prototypes = exact(embeddings, prototypes)
+        return F.normalize(embeddings, dim=1) @ prototypes.T
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, across_ranks: bool = False) -> Tensor:
+    """Soft assignment of samples to prototypes such that each prototype gets the same share of the batch.
+
+    The released code's iteration, in logarithms: exp(1/0.05) leaves the range of half precision, and large scores that
+    of float32, while the result is the same.
+
+    Args:
+        scores: (B, K).
+        epsilon: entropy of the assignment.
+        iterations: of scaling prototypes, then samples.
+        across_ranks: share the prototypes over the batch of all ranks. The released code always uses the rank's own.
+
+    Returns:
+        (B, K) without gradient, each row of sum 1; 1/K each if all samples score alike.
+    """
+    (logits,) = exact(scores)
+    own = len(logits)
+    if across_ranks:
+        logits = distributed.all_gather(logits)
+    logits = logits / epsilon
+    for _ in range(iterations):
+        logits = logits - logits.logsumexp(0, keepdim=True)
+        logits = logits - logits.logsumexp(1, keepdim=True)
+    codes = logits.softmax(1)
+    first = distributed.rank() * own if across_ranks else 0
+    return codes[first : first + own]
+
+
+def assignment_loss(codes: Tensor, scores: Tensor, temperature: float = 0.2) -> Tensor:
+    """Cross-entropy of softmax(scores / τ) against soft codes, mean over samples.
+
+    Args:
+        codes: (B, K) distributions.
+        scores: (B, K).
+        temperature: τ.
+
+    Returns:
+        A scalar; ln K for equal scores.
+    """
+    return -(codes * (scores / temperature).log_softmax(1)).sum(1).mean()
+
+
+def prototype_loss(
+    image: Tensor,
+    report: Tensor,
+    prototypes: Tensor,
+    *,
+    temperature: float = 0.2,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    across_ranks: bool = False,
+) -> Tensor:
+    """Each modality predicts the other's assignment to prototypes; mean of the two.
+
+    The paper's Eq. 8 lacks the minus sign; both variants minimise the cross-entropy.
+
+    Args:
+        image: (B, d); normalised here.
+        report: (B, d); normalised here.
+        prototypes: (K, d), see :func:`normalise_prototypes_`.
+        temperature: of the predictions.
+        epsilon: see :func:`sinkhorn`.
+        iterations: see :func:`sinkhorn`.
+        across_ranks: see :func:`sinkhorn`.
+
+    Returns:
+        A scalar; ln K when all prototypes score equally.
+    """
+    image_scores, report_scores = prototype_scores(image, prototypes), prototype_scores(report, prototypes)
+    image_codes = sinkhorn(image_scores, epsilon, iterations, across_ranks)
+    report_codes = sinkhorn(report_scores, epsilon, iterations, across_ranks)
+    to_report = assignment_loss(image_codes, report_scores, temperature)
+    to_image = assignment_loss(report_codes, image_scores, temperature)
+    return (to_report + to_image) / 2
+
+
+def weighted_terms(
+    instance: Tensor, token: Tensor, prototype: Tensor, weights: tuple[float, float, float] = COMMAND_LINE_WEIGHTS
+) -> dict[str, Tensor]:
+    """The three terms by name, weighted; the loss is their sum.
+
+    Args:
+        instance: of :func:`instance_loss`.
+        token: sum of :func:`token_loss`.
+        prototype: of :func:`prototype_loss`.
+        weights: λ₁, λ₂, λ₃.
+
+    Returns:
+        "instance", "token" and "prototype".
+    """
+    terms = {"instance": instance, "token": token, "prototype": prototype}
+    return {name: weight * term for (name, term), weight in zip(terms.items(), weights, strict=True)}

@@ -1,0 +1,115 @@
+"""How a method is validated, tested and used for prediction."""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medvlp.metrics.embeddings import EmbeddingStore
+from medvlp.metrics.retrieval import recall_at_k
+from medvlp.metrics.zero_shot import zero_shot_auroc
+from medvlp.prompts import PromptSet
+
+
+class Evaluation(L.LightningModule):
+    """Losses, zero-shot AUROC and retrieval on held-out pairs: the evaluation part of a method."""
+
+    has_text: ClassVar[bool]
+    prompts: PromptSet | None
+    tokenizer: Any
+    label_names: list[str]
+    evaluation: dict[str, Any]
+    _store: EmbeddingStore
+
+    @abstractmethod
+    def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Named loss terms, already weighted."""
+
+    @abstractmethod
+    def embed_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
+        """L2-normalised embeddings of texts."""
+
+    def _evaluation_step(self, batch: dict[str, Any], stage: str) -> None:
+        outputs = self(batch)
+        size = len(batch["image"])
+        if size > 1:  # a last batch of one has no contrast
+            terms = self.losses(batch, outputs)
+            total = torch.stack([term.float() for term in terms.values()]).sum()
+            for key, value in {"loss": total, **terms}.items():
+                self.log(f"{stage}/{key}", value, sync_dist=True, batch_size=size, prog_bar=key == "loss")
+        if not self.has_text:
+            return
+        groups = [int.from_bytes(hashlib.blake2b(t.encode(), digest_size=7).digest(), "big") for t in batch["text"]]
+        self._store.update(
+            outputs["image"],
+            outputs["text"],
+            batch["label"],
+            torch.tensor(groups, device=self.device),
+            batch["index"],
+        )
+
+    def _evaluation_end(self, stage: str) -> None:
+        if not self.has_text:  # nothing to choose by text
+            self.evaluation = {}
+            return
+        everything = self._store.compute()
+        self._store.reset()
+        image, text = everything["image"], everything["text"]
+        results: dict[str, float] = {}
+        for direction, queries, keys in (("i2t", image, text), ("t2i", text, image)):
+            for k, value in recall_at_k(queries, keys, groups=everything["group"]).items():
+                results[f"recall@{k}/{direction}"] = value
+        zero_shot = self.zero_shot_auroc(image, everything["label"])
+        results.update({f"auroc/{finding}": value for finding, value in zero_shot.items()})
+        self.evaluation = {"studies": len(image), "zero_shot": zero_shot, **results}
+        if not self.trainer.sanity_checking:
+            # Equal on all ranks already, since the store gathers; the flag only tells Lightning so.
+            self.log_dict({f"{stage}/{k}": v for k, v in results.items()}, sync_dist=True)
+            if "auroc/mean" in results:
+                self.log(f"{stage}/auroc_mean", results["auroc/mean"], prog_bar=True, sync_dist=True)
+
+    def zero_shot_auroc(self, image: Tensor, label: Tensor) -> dict[str, float]:
+        """AUROC of the positive against the negative prompts of each finding.
+
+        Args:
+            image: (N, d) image embeddings.
+            label: (N, K), columns :attr:`label_names`.
+
+        Returns:
+            Finding to AUROC for each finding that has prompts and both a positive and a negative sample, and "mean"
+            over them; empty without prompts or labels, or for a method without a text side.
+        """
+        if self.prompts is None or self.tokenizer is None:
+            return {}
+        return zero_shot_auroc(image, label, self.label_names, self.prompts.prompts, self.embed_text)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Losses, and embeddings for the epoch's end."""
+        self._evaluation_step(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Zero-shot AUROC per finding and retrieval R@1/5/10 on the held-out pairs."""
+        self._evaluation_end("val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """As :meth:`validation_step`, on the test split."""
+        self._evaluation_step(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """As :meth:`on_validation_epoch_end`."""
+        self._evaluation_end("test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Ids, dataset rows and L2-normalised embeddings of a batch; ``text`` only with a text side."""
+        outputs = self(batch)
+        sides = ("image", "text") if self.has_text else ("image",)
+        return {
+            "id": batch["id"],
+            "index": batch["index"],
+            **{side: F.normalize(outputs[side].float(), dim=-1) for side in sides},
+        }
