@@ -171,7 +171,7 @@ def _watched(root: Path, out: Path, at: int | None, counted=None) -> None:
         counted.value = killer.count
 
 
-def _forked(*args) -> int:
+def _forked(*args) -> int | None:
     process = multiprocessing.get_context("fork").Process(target=_watched, args=args)
     process.start()
     process.join()
@@ -357,7 +357,12 @@ def test_a_transform_with_two_rules_decodes_once(mimic, tmp_path, monkeypatch):
 
     asked = []
     read = prepare_shards.read_image
-    monkeypatch.setattr(prepare_shards, "read_image", lambda path, **o: (asked.append(path), read(path, **o))[1])
+
+    def counting(path, **options):
+        asked.append(path)
+        return read(path, **options)
+
+    monkeypatch.setattr(prepare_shards, "read_image", counting)
     result = prepare(_corpus(mimic), tmp_path, transform="kad", size=24, workers=1)
     assert [f.rule for f in result.folders] == ["shorter:48", "bicubic:24"]
     assert len(asked) == result.folders[0].images

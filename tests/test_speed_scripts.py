@@ -37,3 +37,25 @@ def test_pseudo_mask():
     # OpenCV's window is a disc, kornia's a square.
     assert result["mean_difference_after"] < 0.01
     assert "medvlp, batched" in done.stdout
+
+
+@pytest.mark.slow
+def test_losses():
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "losses.py"), "--quick", "--threads", "1", "--device", "cpu"]
+        + ["--cases", "gloria_local", "mgca_tokens"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["ratio"] > 0
+    assert figures["memory_ratio"] >= 0
+    assert figures["ratio_batch"] == figures["memory_batch"] == 4
+    for name in ("gloria_local", "mgca_tokens"):
+        result = figures["results"][name]["4"]
+        assert result["batched_ms"] > 0
+        assert result["loop_peak_mib"] >= 0
+        assert result["difference"] < 1e-5

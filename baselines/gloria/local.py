@@ -11,6 +11,7 @@ of the same lines (``G β`` serves value and derivative) and lets the attention 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -19,8 +20,8 @@ from medvlp.errors import ConfigError
 _NEVER = -1e30
 """Score of padding: no weight in a softmax, and no infinity that could meet a zero."""
 
-_CHUNK_BYTES = 2**26
-"""Size of one (images, regions, words) tensor of a chunk."""
+_CHUNK_BYTES = {"cpu": 2**25, "other": 2**28}
+"""Size of one (images, regions, words) tensor of a chunk: small enough for caches, large enough to fill a GPU."""
 
 _KEEP_BYTES = 2**29
 """What may be kept from forward to backward instead of being computed anew."""
@@ -58,32 +59,54 @@ def word_scores(dots: Tensor, mask: Tensor, temp1: float, word_softmax: bool) ->
 
 
 def local_cosine(
-    regions: Tensor, words: Tensor, mask: Tensor, temp1: float, word_softmax: bool, eps: float, chunk: int | None
+    regions: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    temp1: float,
+    word_softmax: bool,
+    eps: float,
+    chunk: int | None,
+    trim: bool | None = None,
 ) -> Tensor:
     """Cosine of each word with its context in each image.
 
     Args:
         regions: (B, R, D) float32 or float64.
         words: (B', L, D), same type.
-        mask: (B', L) bool.
+        mask: (B', L) bool, on any device.
         temp1: factor before the softmax over regions.
         word_softmax: see :func:`word_scores`.
         eps: floor of the product of norms.
         chunk: reports at a time; None chooses, and keeps the attention for the backward pass if it is small.
+        trim: read the mask and leave padding out of the products: reports go by length, each chunk as long as its
+            longest. None: if the mask is on the CPU, since reading one on a GPU would mean to wait.
 
     Returns:
         (B, B', L); 0 outside the mask.
     """
     regions = regions.contiguous()
     gram = _Gram.apply(regions)
-    per_report = regions.shape[0] * regions.shape[1] * words.shape[1] * regions.element_size()
-    keep = chunk is None and _KEPT * per_report * len(words) <= _KEEP_BYTES
-    size = chunk or max(1, _CHUNK_BYTES // max(per_report, 1))
-    parts = [
-        _LocalCosine.apply(regions, gram, part, inside, temp1, word_softmax, eps, keep)
-        for part, inside in zip(words.split(size), mask.split(size), strict=True)
-    ]
-    return torch.cat(parts, 1)
+    width = words.shape[1]
+    order, longest = None, [width] * len(words)
+    if mask.device.type == "cpu" if trim is None else trim:
+        lengths = (mask * torch.arange(1, width + 1, device=mask.device)).amax(1).clamp_min(1)
+        lengths, order = lengths.sort(descending=True, stable=True)
+        longest = lengths.tolist()
+    per_word = regions.shape[0] * regions.shape[1] * regions.element_size()
+    budget = _CHUNK_BYTES["cpu" if regions.device.type == "cpu" else "other"]
+    size = chunk or max(1, budget // max(per_word * longest[0], 1))
+    keep = chunk is None and _KEPT * per_word * sum(longest) <= _KEEP_BYTES
+    mask = mask.to(words.device)
+    if order is not None:
+        order = order.to(words.device)
+        words, mask = words[order], mask[order]
+    parts = []
+    for start in range(0, len(words), size):
+        part, inside = (t[start : start + size, : longest[start]] for t in (words, mask))
+        cosine = _LocalCosine.apply(regions, gram, part, inside, temp1, word_softmax, eps, keep)
+        parts.append(F.pad(cosine, (0, width - longest[start])))
+    cosines = torch.cat(parts, 1)
+    return cosines if order is None else cosines[:, order.argsort()]
 
 
 def _attend(

@@ -97,7 +97,8 @@ def local_similarity(
         regions: (B, D, H, W) or (B, R, D) image regions, not normalised.
         words: (B', L, D) word embeddings, not normalised.
         mask: (B', L) bool, words that take part. A report without any scores 0 with every image, as one word of
-            cosine 0 would, and gets no gradient.
+            cosine 0 would, and gets no gradient. A mask on the CPU saves the work on padding, on a GPU too: there, make
+            it before the batch is moved.
         temp1: sharpness of the attention over regions.
         temp2: sharpness of the aggregation over words.
         agg: "sum" (training), "mean" of exponentials (the function's unused alternative) or "max" (zero-shot).
@@ -122,10 +123,13 @@ def local_similarity(
             f"regions (B, R, D), words (B', L, D) and mask (B', L) have the shapes {tuple(regions.shape)},"
             f" {tuple(words.shape)} and {tuple(mask.shape)}"
         )
+    if not regions.numel() or not words.numel():
+        raise ConfigError("the local similarity needs at least one image, one report and room for one word")
     with torch.autocast(regions.device.type, enabled=False):
         regions, words = exact(regions, words)
         mask = mask.bool()
         cosine = local_cosine(regions, words, mask, temp1, word_softmax, EPS, chunk)
+        mask = mask.to(cosine.device)
         # An empty report keeps one word, whose cosine is 0.
         counted = mask | (~mask.any(1, keepdim=True) & (torch.arange(mask.shape[1], device=mask.device) == 0))
         scores = (temp2 * cosine).masked_fill(~counted, -torch.inf)

@@ -62,7 +62,7 @@ def gloria_local(args: argparse.Namespace, batch: int, device: torch.device) -> 
     words = (0.3 * torch.randn(batch, args.words, args.channels, generator=generator)).to(device).requires_grad_()
     shortest = min(args.shortest or args.words, args.words)
     lengths = torch.randint(shortest, args.words + 1, (batch,), generator=generator)
-    mask = (torch.arange(args.words) < lengths[:, None]).to(device)
+    mask = torch.arange(args.words) < lengths[:, None]  # on the CPU: both sides know the lengths without waiting
     kept = lengths.tolist()
     return lambda: local_loss(regions, words, mask), lambda: gloria_loop(regions, words, kept), [regions, words]
 

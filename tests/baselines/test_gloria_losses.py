@@ -100,7 +100,7 @@ def test_attention_is_kept_or_computed_anew(monkeypatch):
     found = []
     for limit in (2**29, 0):
         monkeypatch.setattr(local, "_KEEP_BYTES", limit)
-        monkeypatch.setattr(local, "_CHUNK_BYTES", 2**29 if limit else 700)
+        monkeypatch.setattr(local, "_CHUNK_BYTES", {"cpu": 2**29 if limit else 700})
         regions, words, mask = example()
         regions.requires_grad_()
         words.requires_grad_()
@@ -124,6 +124,21 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_reading_the_lengths_changes_nothing(chunk):
+    found = []
+    for trim in (True, False):
+        regions, words, mask = example((3, 1, 0, 7, 2))
+        regions = regions.flatten(2).mT.contiguous().requires_grad_()
+        words.requires_grad_()
+        cosine = local.local_cosine(regions, words, mask, 4.0, True, 1e-8, chunk, trim)
+        cosine.square().sum().backward()
+        found.append((cosine.detach(), regions.grad, words.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+    assert float(found[0][0].masked_fill(mask, 0).abs().max()) == 0
+
+
 def test_no_tensor_of_contexts_is_formed():
     batch, dim, regions, width = 6, 64, 16, 16
     image, words, mask = example((width,) * batch, batch, dim, (4, 4), width)
@@ -135,6 +150,16 @@ def test_no_tensor_of_contexts_is_formed():
     with Largest() as part:
         local_loss(image, words, mask, chunk=1).backward()
     assert part.most == image.numel()
+
+
+def test_padding_costs_nothing():
+    image, words, mask = example((40, 2, 2, 2, 2, 2), 6, 4, (6, 6), 40)
+    with Largest() as found:
+        local_similarity(image, words, mask, chunk=1)
+    assert found.most == 6 * 36 * 40
+    with Largest() as found:
+        local_similarity(image, words[1:], mask[1:], chunk=5)
+    assert found.most < 6 * 36 * 40
 
 
 def test_padding_has_no_influence():
@@ -283,6 +308,8 @@ def test_mistakes_are_named():
         local_similarity(regions, words, mask, agg="median")
     with pytest.raises(ConfigError, match="shapes"):
         local_similarity(regions, words, mask[:, :-1])
+    with pytest.raises(ConfigError, match="at least one"):
+        local_similarity(regions, words[:0], mask[:0])
     with pytest.raises(ConfigError, match="regions are"):
         local_similarity(regions[0, 0], words, mask)
     with pytest.raises(ConfigError, match="one report per image"):

@@ -156,7 +156,7 @@ class CorpusDataModule(RadiographDataModule):
         return RadiographDataset(table, dropped=dropped.frame(), on_error=self.on_error, box_names=records.box_names)
 
     def _chosen(self, part: Part) -> Part:
-        """A part of the listing as a part of the records: in the order of the part, several records of an image in a row."""
+        """A part of the listing as a part of the records, in the order of the part."""
         assert self._input is not None
         return self.corpus.chosen(self.records, self._input, part)
 

@@ -251,10 +251,10 @@ class Corpus(ABC):
     def listing(self) -> SplitInput:
         """Every image that the released tables list, whether its file is there or not: what splits are drawn from.
 
-        A split is a draw over all rows of a release. It must not shift because a file is missing, an annotation is broken,
-        a report is empty or a task needs fewer images, so recipes see this and not :meth:`records`. No image is looked
-        for; a label that cannot be made out is NaN; rows without an id and rows that repeat an earlier one are left
-        out. ``on_error`` plays no part, since whatever is broken is noted or raised with the records.
+        A split is a draw over all rows of a release. It must not shift because a file is missing, an annotation is
+        broken, a report is empty or a task needs fewer images, so recipes see this and not :meth:`records`. No image is
+        looked for; a label that cannot be made out is NaN; rows without an id and rows that repeat an earlier one are
+        left out. ``on_error`` plays no part, since whatever is broken is noted or raised with the records.
 
         The default takes all records, for a corpus of which only these are known.
 

@@ -227,9 +227,17 @@ class MSCXR(Corpus):
                 self.broken(dropped, rows["dicom_id"][row], int(row), reason, str(path))
             wrong |= at
         rows = rows.assign(relative=relative, patient=parts[0], study=parts[1], **dict(numbers.items()))
+        # numbered before any is left out, so that the id of a phrase does not depend on the others
+        phrases = rows[["dicom_id", "label_text"]].drop_duplicates()
+        number = phrases.groupby("dicom_id").cumcount() + 1
+        same = pd.MultiIndex.from_frame(phrases).get_indexer(pd.MultiIndex.from_frame(rows[["dicom_id", "label_text"]]))
+        rows["nth"] = number.to_numpy()[same]
         # a phrase that lost a box, or an image that lost a phrase, would be annotated wrongly
         units = pd.MultiIndex.from_frame(rows[keys])
         lost = units.isin(units[wrong.to_numpy()])
+        # nobody knows to which phrase of the image such a row belongs, nor, where they disagree, to which of two images
+        strayed = (rows["dicom_id"] == "") | (rows["label_text"] == "") | (parts[2] != rows["dicom_id"])
+        lost |= rows["dicom_id"].isin({*rows["dicom_id"][strayed], *parts[2][strayed].dropna()}).to_numpy()
         others = rows[lost & ~wrong]
         dropped.extend(others["dicom_id"], others["row"], "another row of the record is broken", broken=True)
         return rows[~lost]
@@ -305,8 +313,7 @@ class MSCXR(Corpus):
             "pool": units["split"],
         }
         if len(keys) > 1:
-            nth = units.groupby("dicom_id").cumcount() + 1
-            columns |= {"id": units["dicom_id"] + "_" + nth.astype(str), "text": units["label_text"]}
+            columns |= {"id": units["dicom_id"] + "_" + units["nth"].astype(str), "text": units["label_text"]}
         frame = pd.DataFrame(labels, columns=list(CATEGORIES))
         if task in ("classification", "pairs"):
             return make_table(columns, frame)

@@ -73,8 +73,7 @@ class ObjectCXR(Corpus):
         dropped = Dropped()
         rows = self._on_disk(self._rows(pools, dropped), dropped)
         rows = self._parsed(rows, dropped)
-        if task != "classification":
-            rows = self._checked(rows, dropped)
+        rows = self._checked(rows, dropped)
         return self._records(rows, dropped, task)
 
     def listing(self) -> SplitInput:
@@ -122,7 +121,8 @@ class ObjectCXR(Corpus):
             reason = "blank image name" if frame["image_name"][row] == "" else "no image file name inside the corpus"
             self.broken(dropped, "", row, reason, str(table.path))
         if isinstance(dropped, Unnoted):
-            part["id"] = part["id"].where(part["id"] != "", frame["image_name"])  # a listing counts every row with a name
+            # a listing counts every row with a name
+            part["id"] = part["id"].where(part["id"] != "", frame["image_name"])
         return part[part["id"] != ""]
 
     def _on_disk(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:

@@ -138,8 +138,8 @@ class RSNAPneumonia(Corpus):
     def listing(self) -> SplitInput:
         """The images of the label table, then the test images, by their tables alone; see :meth:`Corpus.listing`.
 
-        No label table lists the test images. They are those of ``stage_2_sample_submission.csv`` or, without it, those in
-        their folder.
+        No label table lists the test images. They are those of ``stage_2_sample_submission.csv`` or, without it, those
+        in their folder.
         """
         self.require_root()
         train = _targets(self.read_table(_LABELS).frame).assign(pool="train")

@@ -229,6 +229,10 @@ class _Examination:
         if len(records):
             self.result.tasks[task] = TaskState(True, len(records))
             self._add(name, "ok", f"{len(records):,} records")
+            if "text" in records.table.column_names:
+                bare = [i for i, t in zip(records.column("id"), records.column("text"), strict=True) if not t]
+                if bare:
+                    self._add(f"{name}: texts", "note", f"{len(bare):,} records have none", items=bare)
         else:
             reason = "no record is left"
             self.result.tasks[task] = TaskState(False, reason=reason)

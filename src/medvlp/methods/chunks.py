@@ -98,14 +98,22 @@ def encode_in_chunks(
         The outputs of the whole batch.
 
     Raises:
-        ConfigError: a batch that cannot be cut, or outputs that cannot be joined.
+        ConfigError: a batch that cannot be cut, a chunk of one pair for a batch norm, or outputs that cannot be joined.
     """
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), KeepBuffers(module)
 
+    parts = split_batch(batch, chunks)
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    if len(parts[-1]["image"]) < 2 and any(norm.training for norm in norms):
+        size = len(batch["image"])
+        raise ConfigError(
+            f"contrastive_chunks {chunks} leaves chunks of one pair of the {size}, which have no statistics for a batch "
+            f"norm; set it to at most {max(1, size // 2)}"
+        )
     made: list[dict[str, Tensor]] = []
-    for part in split_batch(batch, chunks):
+    for part in parts:
         if recompute:
             outputs = checkpoint(encode, part, use_reentrant=False, preserve_rng_state=True, context_fn=contexts)
         else:
