@@ -41,9 +41,9 @@ def test_pseudo_mask():
 
 @pytest.mark.slow
 def test_losses():
+    options = ["--quick", "--threads", "1", "--device", "cpu", "--cases", "gloria_local"]
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "losses.py"), "--quick", "--threads", "1", "--device", "cpu"]
-        + ["--cases", "gloria_local", "mgca_tokens"],
+        [sys.executable, str(SCRIPTS / "losses.py"), *options],
         capture_output=True,
         text=True,
         env=environment(),
@@ -54,8 +54,7 @@ def test_losses():
     assert figures["ratio"] > 0
     assert figures["memory_ratio"] >= 0
     assert figures["ratio_batch"] == figures["memory_batch"] == 4
-    for name in ("gloria_local", "mgca_tokens"):
-        result = figures["results"][name]["4"]
-        assert result["batched_ms"] > 0
-        assert result["loop_peak_mib"] >= 0
-        assert result["difference"] < 1e-5
+    result = figures["results"]["gloria_local"]["4"]
+    assert result["batched_ms"] > 0
+    assert result["loop_peak_mib"] >= 0
+    assert result["difference"] < 1e-5

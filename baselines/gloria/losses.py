@@ -59,8 +59,8 @@ def word_features(
     """
     found = entries(word_groups, attention_mask)
     # Merging is linear: combining the layers first merges one tensor instead of K.
-    (hidden,) = exact(hidden)
-    combined = hidden.sum(0) if layers == "sum" else hidden.mean(0)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    combined = hidden.sum(0, dtype=dtype) if layers == "sum" else hidden.mean(0, dtype=dtype)
     words = found.merge(combined)
     return WordFeatures(words, words.mean(1), found.up_to(found.words + 1), found)
 

@@ -70,11 +70,11 @@ def merge_report(
         Report, words, attention and padding.
     """
     _check_variant(variant)
-    (paid,) = exact(attention.detach())
+    hidden, paid = exact(hidden, attention.detach())
     if paid.ndim == 4:
         paid = paid[:, :, 0].mean(1)
     found = entries(word_groups, attention_mask)
-    words, count = hidden, found.words + 1
+    count = kept = found.words + 1
     if variant == "official":
         paid = torch.cat([paid[:, 1:], paid.new_zeros(len(paid), 1)], 1)
         cut = attention_mask[:, -1].bool()

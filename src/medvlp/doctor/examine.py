@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,7 +80,21 @@ def examine(
     """
     corpus = copy.copy(corpus)
     corpus.on_error = "skip"
+    _remember_tables(corpus)
     return _Examination(corpus, options or {}, deep, workers, progress).run()
+
+
+def _remember_tables(corpus: Corpus) -> None:
+    """Let a corpus read each table once, although every task and the splits ask for it."""
+    read, seen = corpus.read_table, {}
+
+    def remembered(name: str) -> Table:
+        if name not in seen:
+            seen[name] = read(name)
+        table = seen[name]
+        return replace(table, frame=table.frame.copy(), notes=list(table.notes), repeated=list(table.repeated))
+
+    corpus.read_table = remembered  # type: ignore[method-assign]
 
 
 class _Examination:
@@ -219,6 +234,7 @@ class _Examination:
         name = f"task {task}"
         try:
             records = _attempt(lambda: self.corpus.records(task))
+            kept = len(_attempt(lambda: self.corpus.after_split(records.table)))
         except _Refusal as refusal:
             # a table that one may well do without is no fault of the folder
             optional = task != self.corpus.tasks[0] and any(spec.name in str(refusal) for spec in self.absent)
@@ -228,7 +244,8 @@ class _Examination:
         self.records[task] = records
         if len(records):
             self.result.tasks[task] = TaskState(True, len(records))
-            self._add(name, "ok", f"{len(records):,} records")
+            filters = f", {kept:,} with the filters that follow a split" if kept != len(records) else ""
+            self._add(name, "ok", f"{len(records):,} records{filters}")
             if "text" in records.table.column_names:
                 bare = [i for i, t in zip(records.column("id"), records.column("text"), strict=True) if not t]
                 if bare:
@@ -444,7 +461,7 @@ class _Examination:
             return
         info = describe(self.corpus.name, name)
         try:
-            split = _attempt(lambda: self._made(name, self.records[task]))
+            split = _attempt(lambda: self._made(name))
         except _Refusal as refusal:
             self.result.splits[name] = SplitState(False, default, reason=str(refusal))
             # phantoms are often too small for a split, and not every folder needs every split
@@ -465,16 +482,12 @@ class _Examination:
         verified = "; verified" if split.verified else ""
         self._add(f"split {name}", "note" if split.leaks else "ok", f"{counts}{verified}{leaks}")
 
-    def _made(self, name: str, records: Records) -> Split:
+    def _made(self, name: str) -> Split:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SplitLeakWarning)
             if self.listing is None:
                 self.listing = self.corpus.listing()
-            split = make_split(self.corpus.name, name, self.listing, strict=not self.result.phantom)
-        # the filters that follow a split read labels and views once more
-        for part in split.parts.values():
-            self.corpus.after_split(records.take(self.corpus.chosen(records, self.listing, part)))
-        return split
+            return make_split(self.corpus.name, name, self.listing, strict=not self.result.phantom)
 
     # ------------------------------------------------------------------ what next
 

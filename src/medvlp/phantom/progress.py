@@ -20,12 +20,15 @@ def write_with_progress(
     Returns:
         The folder.
     """
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from medvlp.phantom import write_phantom
 
     columns = (TextColumn("writing the phantom"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
+    # without a terminal there is nothing to draw on, and nothing to leave behind
+    console = Console(stderr=True)
+    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=spec.studies)
         return write_phantom(
             layout,
