@@ -24,19 +24,19 @@ from medvlp.phantom.model import Difficulty
 LAYOUTS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mimic_cxr": ("mimic_cxr", 14, {}),
     "chexpert": ("chexpert", 14, {"classes": None, "label_policy": "keep"}),
-    "rsna": ("rsna", 14, {"classes": ("Pneumonia", "Normal", "No Lung Opacity / Not Normal", "Lung Opacity")}),
+    "rsna": ("rsna", 11, {"classes": ("Pneumonia", "Normal", "No Lung Opacity / Not Normal", "Lung Opacity")}),
     "siim": ("siim", 14, {"stage": 2}),
     "covidx": ("covidx", 26, {"version": "COVIDx9A"}),
     "cxr14": ("cxr14", 16, {"labels_version": "v2020"}),
     "object_cxr": ("object_cxr", 14, {}),
-    "ms_cxr": ("ms_cxr", 14, {"annotations": "csv"}),
-    "ms_cxr_json": ("ms_cxr", 14, {"annotations": "json"}),
+    "ms_cxr": ("ms_cxr", 7, {"annotations": "csv"}),
+    "ms_cxr_json": ("ms_cxr", 7, {"annotations": "json"}),
     "open_i": ("open_i", 14, {}),
 }
 """Name in DAMAGES to layout, number of studies, and options of the reader."""
 
-TRIALS = 34
-"""Damages per layout; where fewer are known, they come again with another seed."""
+TRIALS = 20
+"""Damages per layout at least; where fewer are known, they come again with another seed. Over 400 in all."""
 
 Digests = dict[tuple[str, str], str]
 
@@ -129,7 +129,8 @@ def sound(request, tmp_path_factory) -> Sound:
     (root / "phantom.json").write_text(json.dumps(manifest | {"entries": []}))
     tree = Tree(layout, root, (), options)
     corpus = corpus_of(tree, "raise")
-    paths = {p for task in corpus.tasks for p in corpus.records(task).table.column("image").to_pylist()}
+    tables = (corpus.after_split(corpus.records(task).table) for task in corpus.tasks)
+    paths = {p for table in tables for p in table.column("image").to_pylist()}
     tree = Tree(layout, root, tuple(sorted(str(Path(p).relative_to(root)) for p in paths)), options)
     digests, texts, errors = served(tree, "raise")
     remarks, _ = remarks_of(tree)
@@ -148,7 +149,8 @@ def judge(sound: Sound, tree: Tree, damage: Damage) -> None:
     if damage.harmful:
         assert "error" in {level for _, level, _ in new}, f"no error among what the doctor says: {new}"
     assert not any(json.dumps(t)[1:-1] in text for t in sound.texts), "a report's text in the diagnosis"
-    for on_error in ("skip", "raise"):
+    # what is harmless is served alike by both
+    for on_error in ("skip", "raise") if damage.harmful else ("skip",):
         digests, _, errors = served(tree, on_error)
         wrong = [key for key, value in digests.items() if sound.digests.get(key) != value]
         assert not wrong, f"wrong samples: {wrong}"

@@ -31,13 +31,13 @@ class ConVIRT(PretrainModule):
     There is no official training code. ``variant: paper`` is the paper's form (λ = 0.75, τ = 0.1, 512 dimensions,
     max-pooled ClinicalBERT whose embeddings and first 6 layers are frozen); ``variant: mgca`` is the re-implementation
     in the MGCA repository, on which several tables rest (plain sum of both directions, τ = 0.07, 128 dimensions,
-    batch-normed heads, [CLS], contrast per rank). The random sentence per report and the augmentations are the
+    batch-normed heads, images stretched to 299 px, [CLS] of 6 BERT layers without word order, contrast per rank). The random sentence per report and the augmentations are the
     datamodule's: ``text_sampling: sentence``, ``transform: convirt``.
 
     Args:
         variant: "paper" or "mgca".
-        image: image encoder; ResNet-50 by default.
-        text: text encoder; Bio_ClinicalBERT by default, pooled and frozen as the variant says.
+        image: image encoder; ResNet-50 by default, of the size that the variant says.
+        text: text encoder; Bio_ClinicalBERT by default, cut, pooled and frozen as the variant says.
         optim: optimiser and schedule; by default Adam at 1e-4 with halving on a plateau (paper), or AdamW at 2e-5
             with 40 % warm-up and cosine (mgca).
         image_size: side of the images in pixels.
@@ -68,8 +68,18 @@ class ConVIRT(PretrainModule):
             text = (
                 TextEncoderConfig(pretrained=_CLINICAL_BERT, pooling="max", freeze_layers=6, freeze_embeddings=True)
                 if paper
-                else TextEncoderConfig(pretrained=_CLINICAL_BERT, max_length=112, padding="max_length", dropout=True)
+                else TextEncoderConfig(
+                    pretrained=_CLINICAL_BERT,
+                    max_length=112,
+                    padding="max_length",
+                    dropout=True,
+                    keep_layers=6,
+                    positions="zero",
+                    token_types=False,
+                )
             )
+        if image is None and not paper:
+            image = ImageEncoderConfig(upsample_to=299)
         if optim is None:
             optim = (
                 OptimConfig(optimizer="adam", lr=1e-4, weight_decay=1e-6, decay_all=True, schedule="plateau")

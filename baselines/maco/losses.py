@@ -24,6 +24,14 @@ def _check_variant(variant: str) -> None:
         raise ConfigError(f'variant is "paper" or "official", not "{variant}"')
 
 
+def _check_pairs(image: Tensor, text: Tensor, logit: Tensor) -> None:
+    if image.shape != text.shape or image.ndim != 2 or logit.numel() != len(image):
+        raise ConfigError(
+            f"image and text are (n, d) and the logits (n,), not {tuple(image.shape)}, {tuple(text.shape)} and"
+            f" {tuple(logit.shape)}: the text encoder may be of another width, or one of them not gathered"
+        )
+
+
 def random_masking(
     tokens: Tensor, ratio: float, noise: Tensor | None = None, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,7 +167,11 @@ def contrast_official(image: Tensor, text: Tensor, logit: Tensor, scale: Tensor 
 
     Returns:
         A scalar; ln n for equal cosines (whatever the weights), 0 (without gradient) for n = 1.
+
+    Raises:
+        ConfigError: image, text and logit do not belong together.
     """
+    _check_pairs(image, text, logit)
     with torch.autocast(image.device.type, enabled=False):
         image, text, logit = exact(image, text, logit)
         logits = scale * (F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T)
@@ -223,7 +235,11 @@ def contrast_paper(
 
     Returns:
         A scalar; ln n for equal cosines, 0 (without gradient) for n = 1.
+
+    Raises:
+        ConfigError: image, text and logit do not belong together, or a group below 1.
     """
+    _check_pairs(image, text, logit)
     with torch.autocast(image.device.type, enabled=False):
         image, text = exact(image, text)
         softness, weight = paper_weights(logit, group, tau1, tau2)

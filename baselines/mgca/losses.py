@@ -1,8 +1,8 @@
-"""MGCA's losses: instances, tokens, prototypes; and the merging of word pieces that precedes them.
+"""MGCA's losses of instances and tokens, and the merging of word pieces that precedes them.
 
 ``variant: official`` is the released code with its defaults, ``variant: paper`` the equations of the paper. Where the
 paper leaves something open, the docstring says what is taken. All is computed in float32 at least: cosines are divided
-by temperatures near 0.1, and Sinkhorn's scores by 0.05.
+by temperatures near 0.1.
 """
 
 from typing import Literal, NamedTuple
@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp import distributed
 from medvlp.errors import ConfigError
 from medvlp.losses.contrastive import image_text_contrast
 from medvlp.losses.precision import exact
@@ -74,13 +73,14 @@ def merge_report(
     if paid.ndim == 4:
         paid = paid[:, :, 0].mean(1)
     found = entries(word_groups, attention_mask)
-    count = kept = found.words + 1
     if variant == "official":
         paid = torch.cat([paid[:, 1:], paid.new_zeros(len(paid), 1)], 1)
-        cut = attention_mask[:, -1].bool()
-        count = torch.where(cut, (found.count - 2).clamp_min(1), found.count)
-    inside = found.up_to(count)
-    words = found.merge(hidden).masked_fill(~found.up_to(found.count if variant == "paper" else count)[..., None], 0)
+        full = attention_mask[:, -1].bool()
+        kept = counted = torch.where(full, (found.count - 2).clamp_min(1), found.count)
+    else:
+        kept, counted = found.count, found.words + 1
+    words = found.merge(hidden).masked_fill(~found.up_to(kept)[..., None], 0)
+    inside = found.up_to(counted)
     merged = found.merge(paid[..., None])[..., 0].masked_fill(~inside, 0)
     return MergedReport(words[:, 0], words[:, 1:], merged[:, 1:], ~inside[:, 1:])
 
@@ -301,111 +301,6 @@ def token_loss(
         return TokenLoss(factor * (patch[0] + patch[1]), factor * (word[0] + word[1]))
 
 
-@torch.no_grad()
-def normalise_prototypes_(weight: Tensor) -> Tensor:
-    """L2-normalises each prototype in place, as the code does before every use, in training and validation.
-
-    Args:
-        weight: (K, d).
-
-    Returns:
-        The same tensor.
-    """
-    return weight.copy_(F.normalize(weight, dim=1))
-
-
-def prototype_scores(embeddings: Tensor, prototypes: Tensor) -> Tensor:
-    """Dot products of the normalised embeddings with the prototypes as they are.
-
-    Args:
-        embeddings: (B, d).
-        prototypes: (K, d), see :func:`normalise_prototypes_`.
-
-    Returns:
-        (B, K).
-    """
-    with torch.autocast(embeddings.device.type, enabled=False):
-        embeddings, prototypes = exact(embeddings, prototypes)
-        return F.normalize(embeddings, dim=1) @ prototypes.T
-
-
-@torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, across_ranks: bool = False) -> Tensor:
-    """Soft assignment of samples to prototypes such that each prototype gets the same share of the batch.
-
-    The released code's iteration, in logarithms: exp(1/0.05) leaves the range of half precision, and large scores that
-    of float32, while the result is the same.
-
-    Args:
-        scores: (B, K).
-        epsilon: entropy of the assignment.
-        iterations: of scaling prototypes, then samples.
-        across_ranks: share the prototypes over the batch of all ranks. The released code always uses the rank's own.
-
-    Returns:
-        (B, K) without gradient, each row of sum 1; 1/K each if all samples score alike.
-    """
-    (logits,) = exact(scores)
-    own = len(logits)
-    if across_ranks:
-        logits = distributed.all_gather(logits)
-    logits = logits / epsilon
-    for _ in range(iterations):
-        logits = logits - logits.logsumexp(0, keepdim=True)
-        logits = logits - logits.logsumexp(1, keepdim=True)
-    codes = logits.softmax(1)
-    first = distributed.rank() * own if across_ranks else 0
-    return codes[first : first + own]
-
-
-def assignment_loss(codes: Tensor, scores: Tensor, temperature: float = 0.2) -> Tensor:
-    """Cross-entropy of softmax(scores / τ) against soft codes, mean over samples.
-
-    Args:
-        codes: (B, K) distributions.
-        scores: (B, K).
-        temperature: τ.
-
-    Returns:
-        A scalar; ln K for equal scores.
-    """
-    return -(codes * (scores / temperature).log_softmax(1)).sum(1).mean()
-
-
-def prototype_loss(
-    image: Tensor,
-    report: Tensor,
-    prototypes: Tensor,
-    *,
-    temperature: float = 0.2,
-    epsilon: float = 0.05,
-    iterations: int = 3,
-    across_ranks: bool = False,
-) -> Tensor:
-    """Each modality predicts the other's assignment to prototypes; mean of the two.
-
-    The paper's Eq. 8 lacks the minus sign; both variants minimise the cross-entropy.
-
-    Args:
-        image: (B, d); normalised here.
-        report: (B, d); normalised here.
-        prototypes: (K, d), see :func:`normalise_prototypes_`.
-        temperature: of the predictions.
-        epsilon: see :func:`sinkhorn`.
-        iterations: see :func:`sinkhorn`.
-        across_ranks: see :func:`sinkhorn`.
-
-    Returns:
-        A scalar; ln K when all prototypes score equally.
-    """
-    image_scores, report_scores = prototype_scores(image, prototypes), prototype_scores(report, prototypes)
-    image_codes = sinkhorn(image_scores, epsilon, iterations, across_ranks)
-    report_codes = sinkhorn(report_scores, epsilon, iterations, across_ranks)
-    to_report = assignment_loss(image_codes, report_scores, temperature)
-    to_image = assignment_loss(report_codes, image_scores, temperature)
-    return (to_report + to_image) / 2
-
-
 def weighted_terms(
     instance: Tensor, token: Tensor, prototype: Tensor, weights: tuple[float, float, float] = COMMAND_LINE_WEIGHTS
 ) -> dict[str, Tensor]:
@@ -414,7 +309,7 @@ def weighted_terms(
     Args:
         instance: of :func:`instance_loss`.
         token: sum of :func:`token_loss`.
-        prototype: of :func:`prototype_loss`.
+        prototype: of :func:`~medvlp_baselines.mgca.prototypes.prototype_loss`.
         weights: λ₁, λ₂, λ₃.
 
     Returns:

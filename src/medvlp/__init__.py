@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 from medvlp._version import __version__
 
 if TYPE_CHECKING:
+    from medvlp.datamodules.chexpert import CheXpertDataModule
+    from medvlp.datamodules.covidx import COVIDxDataModule
+    from medvlp.datamodules.cxr14 import ChestXray14DataModule
     from medvlp.datamodules.mimic_cxr import MIMICCXRDataModule
+    from medvlp.datamodules.ms_cxr import MSCXRDataModule
+    from medvlp.datamodules.object_cxr import ObjectCXRDataModule
+    from medvlp.datamodules.open_i import OpenIDataModule
     from medvlp.datamodules.pairs import PairsDataModule
+    from medvlp.datamodules.rsna import RSNADataModule
+    from medvlp.datamodules.siim import SIIMDataModule
     from medvlp.methods.base import PretrainModule
     from medvlp.methods.g2d.module import G2D
     from medvlp.phantom import PhantomSpec, write_phantom
@@ -18,11 +26,19 @@ if TYPE_CHECKING:
     from medvlp.weights import load
 
 _PUBLIC = {
+    "COVIDxDataModule": "medvlp.datamodules.covidx",
+    "CheXpertDataModule": "medvlp.datamodules.chexpert",
+    "ChestXray14DataModule": "medvlp.datamodules.cxr14",
     "G2D": "medvlp.methods.g2d.module",
     "MIMICCXRDataModule": "medvlp.datamodules.mimic_cxr",
+    "MSCXRDataModule": "medvlp.datamodules.ms_cxr",
+    "ObjectCXRDataModule": "medvlp.datamodules.object_cxr",
+    "OpenIDataModule": "medvlp.datamodules.open_i",
     "PairsDataModule": "medvlp.datamodules.pairs",
     "PhantomSpec": "medvlp.phantom",
     "PretrainModule": "medvlp.methods.base",
+    "RSNADataModule": "medvlp.datamodules.rsna",
+    "SIIMDataModule": "medvlp.datamodules.siim",
     "get_method": "medvlp.registry",
     "load": "medvlp.weights",
     "write_phantom": "medvlp.phantom",
@@ -30,10 +46,18 @@ _PUBLIC = {
 
 __all__ = [
     "G2D",
+    "COVIDxDataModule",
+    "CheXpertDataModule",
+    "ChestXray14DataModule",
     "MIMICCXRDataModule",
+    "MSCXRDataModule",
+    "ObjectCXRDataModule",
+    "OpenIDataModule",
     "PairsDataModule",
     "PhantomSpec",
     "PretrainModule",
+    "RSNADataModule",
+    "SIIMDataModule",
     "__version__",
     "get_method",
     "load",

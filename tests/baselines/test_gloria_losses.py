@@ -267,6 +267,7 @@ def test_words_of_a_tokenized_batch():
         torch.testing.assert_close(found.sentence[i], torch.stack(rows).mean(0))
     mean = word_features(hidden, batch["word_groups"], batch["attention_mask"], "mean")
     torch.testing.assert_close(mean.words * 4, found.words)
+    assert word_features(hidden.bfloat16(), batch["word_groups"], batch["attention_mask"]).words.dtype == torch.float32
 
 
 def test_merging_many_layers_at_once_and_padding_on_the_left():

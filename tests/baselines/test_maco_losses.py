@@ -153,6 +153,15 @@ def test_paper_weights_of_a_group():
         maco.paper_weights(logit, 0)
 
 
+@pytest.mark.parametrize("contrast", [maco.contrast_official, maco.contrast_paper])
+def test_contrast_wants_pairs(contrast):
+    for image, text, logit in ((4, 5, 4), (4, 4, 3)):
+        with pytest.raises(ConfigError, match="image and text"):
+            contrast(normal(image, 3), normal(text, 3), normal(logit), 0.03)
+    with pytest.raises(ConfigError, match="another width"):
+        contrast(normal(4, 3), normal(4, 6), normal(4), 0.03)
+
+
 def test_autocast_does_not_reach_the_logits():
     image, text, logit = normal(6, 32).float(), normal(6, 32, seed=1).float(), normal(6).float()
     plain = maco.contrast_official(image, text, logit, 33.3), maco.contrast_paper(image, text, logit, 0.03)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from medvlp_baselines.mgca import losses as mgca
+from medvlp_baselines.mgca import prototypes as proto
 
 from medvlp.errors import ConfigError
 
@@ -229,41 +230,41 @@ def sinkhorn_of_exponentials(scores, epsilon=0.05, iterations=3):
 @pytest.mark.parametrize("iterations", [1, 3, 20])
 def test_sinkhorn_is_that_of_exponentials(iterations):
     scores = normal(7, 11).tanh()
-    codes = mgca.sinkhorn(scores, iterations=iterations)
+    codes = proto.sinkhorn(scores, iterations=iterations)
     torch.testing.assert_close(codes, sinkhorn_of_exponentials(scores, iterations=iterations))
     torch.testing.assert_close(codes.sum(1), torch.ones(7, dtype=torch.float64))
 
 
 def test_sinkhorn_stays_finite():
     same = torch.ones(5, 8).half()
-    prototypes = mgca.normalise_prototypes_(torch.randn(500, 8))
-    codes = mgca.sinkhorn(mgca.prototype_scores(same, prototypes))
+    prototypes = proto.normalise_prototypes_(torch.randn(500, 8))
+    codes = proto.sinkhorn(proto.prototype_scores(same, prototypes))
     torch.testing.assert_close(codes, torch.full((5, 500), 1 / 500))
-    assert torch.isfinite(mgca.sinkhorn(1000 * torch.randn(5, 8))).all()
-    assert torch.isfinite(mgca.sinkhorn(torch.randn(1, 8))).all()
+    assert torch.isfinite(proto.sinkhorn(1000 * torch.randn(5, 8))).all()
+    assert torch.isfinite(proto.sinkhorn(torch.randn(1, 8))).all()
 
 
 def test_sinkhorn_over_ranks_is_that_of_the_whole_batch(monkeypatch):
     scores = normal(8, 5)
-    whole = mgca.sinkhorn(scores)
-    monkeypatch.setattr(mgca.distributed, "all_gather", lambda x: scores)
+    whole = proto.sinkhorn(scores)
+    monkeypatch.setattr(proto.distributed, "all_gather", lambda x: scores)
     for rank in range(2):
-        monkeypatch.setattr(mgca.distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(proto.distributed, "rank", lambda rank=rank: rank)
         own = scores[4 * rank : 4 * rank + 4]
-        torch.testing.assert_close(mgca.sinkhorn(own, across_ranks=True), whole[4 * rank : 4 * rank + 4])
-        assert not torch.allclose(mgca.sinkhorn(own), whole[4 * rank : 4 * rank + 4])
+        torch.testing.assert_close(proto.sinkhorn(own, across_ranks=True), whole[4 * rank : 4 * rank + 4])
+        assert not torch.allclose(proto.sinkhorn(own), whole[4 * rank : 4 * rank + 4])
 
 
 def test_prototype_loss_is_the_loop():
     image, report = normal(6, 4).requires_grad_(), normal(6, 4, seed=1).requires_grad_()
-    prototypes = mgca.normalise_prototypes_(normal(9, 4, seed=2)).requires_grad_()
+    prototypes = proto.normalise_prototypes_(normal(9, 4, seed=2)).requires_grad_()
     total = 0.0
     scores = [F.normalize(e, dim=1) @ prototypes.T for e in (image, report)]
     codes = [sinkhorn_of_exponentials(s.detach()) for s in scores]
     for code, score in ((codes[0], scores[1]), (codes[1], scores[0])):
         for q, s in zip(code, score, strict=True):
             total = total - (q * (s.exp() ** 5 / (s.exp() ** 5).sum()).log()).sum() / 12
-    made = mgca.prototype_loss(image, report, prototypes)
+    made = proto.prototype_loss(image, report, prototypes)
     torch.testing.assert_close(made, total)
     leaves = (image, report, prototypes)
     for got, wanted in zip(torch.autograd.grad(made, leaves), torch.autograd.grad(total, leaves), strict=True):
@@ -271,21 +272,21 @@ def test_prototype_loss_is_the_loop():
 
 
 def test_equal_prototypes_give_the_logarithm_of_their_number():
-    prototypes = mgca.normalise_prototypes_(torch.ones(500, 16))
-    loss = mgca.prototype_loss(torch.randn(4, 16), torch.randn(4, 16), prototypes)
+    prototypes = proto.normalise_prototypes_(torch.ones(500, 16))
+    loss = proto.prototype_loss(torch.randn(4, 16), torch.randn(4, 16), prototypes)
     assert float(loss) == pytest.approx(math.log(500), rel=1e-5)
 
 
 def test_autocast_does_not_reach_the_logits():
     patches, words, attention, padding = (t.float() if t.is_floating_point() else t for t in tokens())
-    prototypes = mgca.normalise_prototypes_(torch.randn(9, 4))
+    prototypes = proto.normalise_prototypes_(torch.randn(9, 4))
 
     def every_loss():
         sides = mgca.token_loss(patches, words, attention, padding, variant="official")
         return torch.stack(
             [
                 *sides,
-                mgca.prototype_loss(patches[:, 0], words[:, 0], prototypes),
+                proto.prototype_loss(patches[:, 0], words[:, 0], prototypes),
                 mgca.instance_loss(*[words[:, 0]] * 2),
             ]
         )

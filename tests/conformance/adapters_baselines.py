@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from medvlp_baselines.gloria import losses as gloria
 from medvlp_baselines.maco import losses as maco
 from medvlp_baselines.mgca import losses as mgca
+from medvlp_baselines.mgca import prototypes as proto
 from torch import Tensor
 
 Arrays = dict[str, np.ndarray]
@@ -213,19 +214,19 @@ def mgca_cta_vit(x: Arrays) -> Arrays:
 def mgca_cpa(x: Arrays) -> Arrays:
     """All keys."""
     image, text = tensor(x["img_emb"]), tensor(x["txt_emb"])
-    prototypes = mgca.normalise_prototypes_(tensor(x["proto_weight"]))
+    prototypes = proto.normalise_prototypes_(tensor(x["proto_weight"]))
     epsilon, rounds, tau = float(x["epsilon"]), int(x["sinkhorn_iterations"]), float(x["proto_temperature"])
-    image_scores, text_scores = (mgca.prototype_scores(e, prototypes) for e in (image, text))
-    image_code, text_code = (mgca.sinkhorn(scores, epsilon, rounds) for scores in (image_scores, text_scores))
-    loss = mgca.prototype_loss(image, text, prototypes, temperature=tau, epsilon=epsilon, iterations=rounds)
+    image_scores, text_scores = (proto.prototype_scores(e, prototypes) for e in (image, text))
+    image_code, text_code = (proto.sinkhorn(scores, epsilon, rounds) for scores in (image_scores, text_scores))
+    loss = proto.prototype_loss(image, text, prototypes, temperature=tau, epsilon=epsilon, iterations=rounds)
     return numbers(
         proto_weight_normalised=prototypes,
         img_proto_out=image_scores,
         report_proto_out=text_scores,
         img_code=image_code,
         report_code=text_code,
-        loss_i2t_proto=mgca.assignment_loss(image_code, text_scores, tau),
-        loss_t2i_proto=mgca.assignment_loss(text_code, image_scores, tau),
+        loss_i2t_proto=proto.assignment_loss(image_code, text_scores, tau),
+        loss_t2i_proto=proto.assignment_loss(text_code, image_scores, tau),
         loss_proto=loss,
     )
 
@@ -336,8 +337,8 @@ def gradients(x: Arrays) -> Arrays:
 
     part = inputs("mgca_cpa")
     image, text = tensor(part["img_emb"], grad=True), tensor(part["txt_emb"], grad=True)
-    prototypes = mgca.normalise_prototypes_(tensor(part["proto_weight"])).requires_grad_()
-    loss = mgca.prototype_loss(
+    prototypes = proto.normalise_prototypes_(tensor(part["proto_weight"])).requires_grad_()
+    loss = proto.prototype_loss(
         image,
         text,
         prototypes,

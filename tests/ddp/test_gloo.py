@@ -1,11 +1,11 @@
-"""Two gloo processes against one: same loss, same gradients, same evaluation."""
+"""Two gloo processes against one: same loss, same gradients, same evaluation; also where they encode in chunks."""
 
 import socket
 
 import ddp_workers
 import pytest
 import torch
-from ddp_workers import CASES, WORLD
+from ddp_workers import CASES, CHUNKED, WORLD
 
 TOLERANCE = 1e-5
 
@@ -40,7 +40,7 @@ def _distance(gradients: dict, wanted: dict) -> float:
     )
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *CHUNKED])
 def test_two_processes_equal_one(ranks, alone, case):
     whole = alone[case]
     assert ("pixel" in whole["terms"]) == case.startswith("g2d")

@@ -131,14 +131,12 @@ def test_a_resumed_run_ends_where_the_whole_one_ends(run, tmp_path):
 
 
 def test_checkpoints_with_and_without_an_average_resume_each_other(run, tmp_path):
-    folder, _, watch = run
-    for start, decay in ((folder / "run" / "step=4.ckpt", None), (None, DECAY)):
+    without = tmp_path / "without.ckpt"
+    fit = trainer(tmp_path / "w", max_epochs=1, limit_train_batches=2, enable_checkpointing=False)
+    fit.fit(build(ema_decay=None), datamodule=datamodule(tmp_path / "data"))
+    fit.save_checkpoint(without)
+    for start, decay in ((run[0] / "run" / "step=4.ckpt", None), (without, DECAY)):
         model = build(ema_decay=decay)
-        if start is None:
-            start = tmp_path / "without.ckpt"
-            fit = trainer(tmp_path / "w", max_epochs=1, limit_train_batches=2, enable_checkpointing=False)
-            fit.fit(build(ema_decay=None), datamodule=datamodule(tmp_path / "data"))
-            fit.save_checkpoint(start)
         fit = trainer(tmp_path / "r", max_epochs=2, limit_train_batches=3, enable_checkpointing=False)
         fit.fit(model, datamodule=datamodule(tmp_path / "data"), ckpt_path=str(start))
         assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -148,7 +148,7 @@ def test_a_batch_is_cut_along_its_samples():
 def test_batches_that_cannot_be_cut():
     with pytest.raises(ConfigError, match="contrastive_chunks is 5, but the batch holds 4"):
         split_batch(batch(4), 5)
-    with pytest.raises(ConfigError, match="'sentences'.* 9 rows for 4"):
+    with pytest.raises(ConfigError, match=r"'sentences'.* 9 rows for 4"):
         split_batch({**batch(4), "sentences": torch.zeros(9, 2)}, 2)
     with pytest.raises(ConfigError, match="at least 1"):
         TemplateMethod(**sizes(contrastive_chunks=0))

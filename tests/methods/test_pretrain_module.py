@@ -14,9 +14,9 @@ from medvlp import distributed
 from medvlp.callbacks import StudyFigures, ZeroShotReport
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.errors import CheckpointError, ConfigError, NonFiniteLossError
-from medvlp.methods.plain import plain
 from medvlp.methods.g2d.module import G2D
 from medvlp.methods.optim import OptimConfig
+from medvlp.methods.plain import plain
 
 
 def g2d(**changes):

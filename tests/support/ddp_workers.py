@@ -27,6 +27,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Global contrast: two processes with half of the batch each must equal one with all of it."""
 
+CHUNKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "g2d chunked": ("g2d", {"variant": "paper", "text_to_image": 1.0}),
+    "convirt chunked": ("convirt", {"variant": "paper"}),
+}
+"""Each process encodes its half in :data:`CHUNKS` chunks, one process the whole in one; norms in eval mode."""
+
+CHUNKS = 2
+
 LOCAL = ("g2d", {"variant": "official", "pixel_loss_start": 0})
 """Contrast per rank."""
 
@@ -114,7 +122,7 @@ class Step(nn.Module):
         self.method = method
 
     def forward(self, items: dict[str, Any]) -> dict[str, Tensor]:
-        return self.method.losses(items)
+        return self.method.losses(items, self.method.encode(items))
 
 
 def outcome(step: nn.Module, method: nn.Module, items: dict[str, Any], times: int = 1) -> dict[str, Any]:
@@ -129,11 +137,22 @@ def outcome(step: nn.Module, method: nn.Module, items: dict[str, Any], times: in
     }
 
 
+def freeze_norms(module: nn.Module) -> nn.Module:
+    """Every batch norm in eval mode, in place."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.eval()
+    return module
+
+
 def alone() -> dict[str, Any]:
     """One process: each case on the whole batch, and the local case on both halves."""
     made = {}
     for case, (method, options) in CASES.items():
         model = build(method, options)
+        made[case] = outcome(Step(model), model, part(None))
+    for case, (method, options) in CHUNKED.items():
+        model = freeze_norms(build(method, options))
         made[case] = outcome(Step(model), model, part(None))
     for rank in range(WORLD):
         model = build(*LOCAL)
@@ -203,6 +222,9 @@ def work(rank: int, folder: str, root: str, port: int) -> None:
     made: dict[str, Any] = {"gather": _gather(rank)}
     for case, (method, options) in CASES.items():
         model = synchronise(build(method, options))
+        made[case] = outcome(DistributedDataParallel(Step(model)), model, part(rank), times=2)
+    for case, (method, options) in CHUNKED.items():
+        model = freeze_norms(build(method, {**options, "contrastive_chunks": CHUNKS}))
         made[case] = outcome(DistributedDataParallel(Step(model)), model, part(rank), times=2)
     model = build(*LOCAL)
     made["local"] = outcome(DistributedDataParallel(Step(model)), model, part(rank), times=2)

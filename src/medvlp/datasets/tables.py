@@ -165,8 +165,7 @@ def _short_row(path: Path, spec: TableSpec) -> int | None:
             archive = stack.enter_context(zipfile.ZipFile(path))
             stream: IO[bytes] = stack.enter_context(archive.open(archive.namelist()[0]))
         else:
-            opened = gzip.open if path.suffix == ".gz" else open
-            stream = stack.enter_context(opened(path, "rb"))
+            stream = stack.enter_context(gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb"))
         # Arrow refuses a header without a line end, in which there is no row to be short
         stack.enter_context(suppress(pa.ArrowInvalid))
         csv.read_csv(
