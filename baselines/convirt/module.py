@@ -31,8 +31,9 @@ class ConVIRT(PretrainModule):
     There is no official training code. ``variant: paper`` is the paper's form (λ = 0.75, τ = 0.1, 512 dimensions,
     max-pooled ClinicalBERT whose embeddings and first 6 layers are frozen); ``variant: mgca`` is the re-implementation
     in the MGCA repository, on which several tables rest (plain sum of both directions, τ = 0.07, 128 dimensions,
-    batch-normed heads, images stretched to 299 px, [CLS] of 6 BERT layers without word order, contrast per rank). The random sentence per report and the augmentations are the
-    datamodule's: ``text_sampling: sentence``, ``transform: convirt``.
+    batch-normed heads, images stretched to 299 px, [CLS] of 6 BERT layers without word order, contrast per rank). The
+    random sentence per report and the augmentations are the datamodule's: ``text_sampling: sentence``,
+    ``transform: convirt``.
 
     Args:
         variant: "paper" or "mgca".

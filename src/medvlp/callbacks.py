@@ -100,7 +100,7 @@ def write_embeddings(trainer: L.Trainer) -> Path:
     suffix = f"_rank{trainer.global_rank}" if trainer.global_rank else ""
     path = Path(trainer.default_root_dir) / f"embeddings{suffix}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
+    arrays: dict[str, Any] = {
         key: torch.cat([batch[key] for batch in batches]).cpu().numpy()
         for key in ("index", "image", "text")
         if key in batches[0]

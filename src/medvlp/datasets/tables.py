@@ -164,8 +164,10 @@ def _short_row(path: Path, spec: TableSpec) -> int | None:
         if path.suffix == ".zip":
             archive = stack.enter_context(zipfile.ZipFile(path))
             stream: IO[bytes] = stack.enter_context(archive.open(archive.namelist()[0]))
+        elif path.suffix == ".gz":
+            stream = stack.enter_context(gzip.GzipFile(path))  # type: ignore[arg-type]
         else:
-            stream = stack.enter_context(gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb"))
+            stream = stack.enter_context(path.open("rb"))
         # Arrow refuses a header without a line end, in which there is no row to be short
         stack.enter_context(suppress(pa.ArrowInvalid))
         csv.read_csv(

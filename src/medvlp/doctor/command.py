@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deep", action="store_true", help="decode every image, draw every mask, verify SHA256SUMS.txt"
     )
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help=OPTION_HELP)
+    parser.add_argument("--lists", type=Path, metavar="DIR", help="the authors' list files, for splits that need them")
     parser.add_argument("--workers", type=int, help="threads (default: by the number of cores)")
     parser.add_argument("--json", action="store_true", help="print one JSON object with every item, and nothing else")
 
@@ -44,7 +45,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         with _bar(not args.json) as progress:
             diagnoses = diagnose(
-                args.dataset, args.root, args.option, deep=args.deep, workers=args.workers, progress=progress
+                args.dataset,
+                args.root,
+                args.option,
+                lists=args.lists,
+                deep=args.deep,
+                workers=args.workers,
+                progress=progress,
             )
     except ConfigError as error:
         return _usage(str(error))
@@ -73,6 +80,7 @@ def diagnose(
     root: Path,
     words: list[str],
     *,
+    lists: Path | None = None,
     deep: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -83,7 +91,8 @@ def diagnose(
         name: a key of :data:`medvlp.datasets.CORPORA`.
         root: folder of the corpus.
         words: options of the corpus, ``key=value``.
-        deep: see :func:`~medvlp.doctor.examine.examine`.
+        lists: see :func:`~medvlp.doctor.examine.examine`.
+        deep: likewise.
         workers: likewise.
         progress: likewise.
 
@@ -99,7 +108,7 @@ def diagnose(
     for variant in variants:
         options = {**variant, **given}
         corpus = corpus_from_words(name, root, [f"{key}={value}" for key, value in options.items()], on_error="skip")
-        diagnoses.append(examine(corpus, options=options, deep=deep, workers=workers, progress=progress))
+        diagnoses.append(examine(corpus, options=options, lists=lists, deep=deep, workers=workers, progress=progress))
     if not diagnoses:
         found = "holds no list of any edition" if root.is_dir() else "does not exist"
         error = ConfigError(f"the {kind.title} folder {root} {found}; get it from {kind.source}")

@@ -62,6 +62,7 @@ def examine(
     corpus: Corpus,
     *,
     options: dict[str, str] | None = None,
+    lists: str | Path | None = None,
     deep: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -71,6 +72,7 @@ def examine(
     Args:
         corpus: its reader; it is read with ``on_error: skip`` whatever its own setting.
         options: what it was built with, to be shown and put into the commands to type next.
+        lists: folder with the authors' list files, for the splits that need them.
         deep: decode every image, draw every mask and verify ``SHA256SUMS.txt``.
         workers: threads for the images; None chooses.
         progress: called with what is being done, how many are done, and how many there are.
@@ -81,7 +83,7 @@ def examine(
     corpus = copy.copy(corpus)
     corpus.on_error = "skip"
     _remember_tables(corpus)
-    return _Examination(corpus, options or {}, deep, workers, progress).run()
+    return _Examination(corpus, options or {}, lists, deep, workers, progress).run()
 
 
 def _remember_tables(corpus: Corpus) -> None:
@@ -99,9 +101,16 @@ def _remember_tables(corpus: Corpus) -> None:
 
 class _Examination:
     def __init__(
-        self, corpus: Corpus, options: dict[str, str], deep: bool, workers: int | None, progress: Progress | None
+        self,
+        corpus: Corpus,
+        options: dict[str, str],
+        lists: str | Path | None,
+        deep: bool,
+        workers: int | None,
+        progress: Progress | None,
     ) -> None:
         self.corpus = corpus
+        self.lists = lists
         self.deep = deep
         self.workers = workers
         self.progress = progress
@@ -487,7 +496,7 @@ class _Examination:
             warnings.simplefilter("ignore", SplitLeakWarning)
             if self.listing is None:
                 self.listing = self.corpus.listing()
-            return make_split(self.corpus.name, name, self.listing, strict=not self.result.phantom)
+            return make_split(self.corpus.name, name, self.listing, lists=self.lists, strict=not self.result.phantom)
 
     # ------------------------------------------------------------------ what next
 

@@ -109,8 +109,8 @@ def encode_in_chunks(
     if len(parts[-1]["image"]) < 2 and any(norm.training for norm in norms):
         size = len(batch["image"])
         raise ConfigError(
-            f"contrastive_chunks {chunks} leaves chunks of one pair of the {size}, which have no statistics for a batch "
-            f"norm; set it to at most {max(1, size // 2)}"
+            f"contrastive_chunks {chunks} makes chunks of one of the {size} pairs, which have no statistics for a "
+            f"batch norm; set it to at most {max(1, size // 2)}"
         )
     made: list[dict[str, Tensor]] = []
     for part in parts:
