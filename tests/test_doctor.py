@@ -302,7 +302,7 @@ def test_a_fault_of_a_reader_is_an_error_and_not_an_exception(faulty):
     assert "KeyError (test_doctor.py, line" in fault.found
     assert "report it" in fault.remedy
     assert TEXT not in json.dumps(diagnosis.as_dict())
-    assert "as release 1.0" in checks(diagnosis, "ok")["table listed.csv"].found
+    assert "2 rows (1.0)" in checks(diagnosis, "ok")["table listed.csv"].found
 
 
 def test_annotations_are_held_against_the_real_size(faulty):

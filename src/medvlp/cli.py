@@ -49,7 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="list methods, datasets or tasks")
     listing.add_argument("what", nargs="?", choices=["methods", "datasets", "tasks"], default="methods")
     phantom = commands.add_parser("phantom", help="write rendered radiographs with reports in a corpus's layout")
-    phantom.add_argument("--layout", default="mimic_cxr", help='corpus whose layout is written, or "all", each in a folder of its own below the root (default: mimic_cxr)')
+    phantom.add_argument(
+        "--layout",
+        default="mimic_cxr",
+        help='corpus whose layout is written, or "all": each in its own folder below the root (default: mimic_cxr)',
+    )
     phantom.add_argument("--root", type=Path, required=True, help="folder to write")
     phantom.add_argument("--studies", type=int, default=1000)
     phantom.add_argument("--seed", type=int, default=0)

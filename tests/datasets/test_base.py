@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from medvlp.datasets.base import RadiographDataset, make_table
-from medvlp.splits import hash_split, nested_fraction
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.splits import hash_split, nested_fraction
 from medvlp.transforms import build_transform
 
 

@@ -149,7 +149,8 @@ def test_broken_report(root, problem):
     else:
         path.write_bytes(b" \n" if problem == "empty" else b"\xff\xfe SECRET")
     with pytest.raises(
-        UnreadableItemError, match=f"report of study s50000002 under .*row 2, item a3: {problem} report file.*on_error: skip"
+        UnreadableItemError,
+        match=f"report of study s50000002 under .*row 2, item a3: {problem} report file.*on_error: skip",
     ) as caught:
         read_mimic_cxr(root, split="train")
     assert "SECRET" not in str(caught.value)
@@ -197,7 +198,9 @@ def test_missing_pieces_are_named(root, tmp_path):
     for path in root.glob("mimic-cxr-2.0.0-metadata*"):
         path.unlink()
     _csv(root / "mimic-cxr-2.0.0-metadata.csv", "dicom_id,View", ["a1,PA"])
-    with pytest.raises(DataError, match=r"metadata\.csv(\.gz)? lacks the column\(s\) ViewPosition; it has dicom_id, View"):
+    with pytest.raises(
+        DataError, match=r"metadata\.csv(\.gz)? lacks the column\(s\) ViewPosition; it has dicom_id, View"
+    ):
         read_mimic_cxr(root, split="train")
 
 

@@ -124,7 +124,7 @@ class RadiographDataModule(L.LightningDataModule):
         self.val_set: RadiographDataset | None = None
         self.test_set: RadiographDataset | None = None
         self.collate = Collate(None)
-        self.image_root = Path(".")
+        self.image_root: str | Path | None = None
         self._caches: dict[str, PixelCache | None] = {}
 
     # ------------------------------------------------------------------ datasets
@@ -180,7 +180,7 @@ class RadiographDataModule(L.LightningDataModule):
         return prepared if cache is None or not len(prepared) else prepared.with_cache(cache)
 
     def _pixel_cache(self, dataset: RadiographDataset) -> PixelCache | None:
-        if self.cache_dir is None or not self.cache_name or dataset.transform is None:
+        if self.cache_dir is None or not self.cache_name or self.image_root is None or dataset.transform is None:
             return None
         rule = dataset.transform.resize.name
         if rule not in self._caches:
@@ -188,8 +188,8 @@ class RadiographDataModule(L.LightningDataModule):
             there = PixelCache.exists(self.cache_dir, self.cache_name, self.intensity, rule)
             if not there:
                 rank_zero_warn(
-                    f"{self.cache_dir} holds no prepared images of {self.cache_name} for {self.intensity} {rule}, so each"
-                    f" file is decoded in each epoch; prepare them once with: medvlp prepare --data {self.cache_name}"
+                    f"{self.cache_dir} holds no prepared images of {self.cache_name} for {self.intensity} {rule}, so"
+                    f" each file is decoded in each epoch; prepare them once with: medvlp prepare --data {self.cache_name}"
                     f" --root {self.image_root} --out {self.cache_dir} --transform {self.transform}"
                     f" --size {self.image_size} --intensity {self.intensity}",
                     category=UserWarning,
@@ -326,7 +326,9 @@ class RadiographDataModule(L.LightningDataModule):
             if world_size > 1 and len(dataset)
             else SequentialSampler(dataset)
         )
-        return PlainErrorLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options(dataset))
+        return PlainErrorLoader(
+            dataset, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options(dataset)
+        )
 
     def _loader_options(self, dataset: RadiographDataset) -> dict[str, Any]:
         return {

@@ -1,9 +1,9 @@
 """MIMIC-CXR-JPG and the reports of MIMIC-CXR, as PhysioNet releases them (and as the phantom imitates them).
 
 Expected under the root: ``mimic-cxr-2.0.0-split.csv[.gz]``, ``mimic-cxr-2.0.0-metadata.csv[.gz]``, optionally the
-label tables, and the images at ``files/p10/p10000032/s50414267/<dicom_id>.jpg``. The reports are sought, in the reports
-root and then in the root, as files ``files/p10/p10000032/s50414267.txt`` or in ``mimic-cxr-reports.zip``. Releases 2.0.0
-and 2.1.0 differ only in the table of the radiologist's labels of the test reports.
+label tables, and the images at ``files/p10/p10000032/s50414267/<dicom_id>.jpg``. The reports are sought, in the
+reports root and then in the root, as files ``files/p10/p10000032/s50414267.txt`` or in ``mimic-cxr-reports.zip``.
+Releases 2.0.0 and 2.1.0 differ only in the table of the radiologist's labels of the test reports.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,8 +45,8 @@ _NO_LABELS = ("subject_id", "split", "dicom_id")  # columns of label tables that
 class MIMICCXR(Corpus):
     """MIMIC-CXR-JPG 2.0.0 or 2.1.0 with the reports of MIMIC-CXR 2.0.0.
 
-    Records are images, in the order of the split table, of the chosen views. For "pairs" (and where no task is named) their
-    study needs a usable report; for "classification" no report is read.
+    Records are images, in the order of the split table, of the chosen views. For "pairs" (and where no task is named)
+    their study needs a usable report; for "classification" no report is read.
 
     Args:
         root: folder of MIMIC-CXR-JPG.
@@ -197,7 +197,8 @@ class MIMICCXR(Corpus):
             )
         if not known & set(pools):
             raise DataError(
-                f'the split table under {self.root} has no split "{", ".join(pools)}"; it has {", ".join(sorted(known))}'
+                f'the split table under {self.root} has no split "{", ".join(pools)}"; it has'
+                f" {', '.join(sorted(known))}"
             )
         splits = splits[splits["split"].isin(pools)]
         meta = self.read_table("mimic-cxr-2.0.0-metadata.csv").frame
@@ -223,8 +224,8 @@ class MIMICCXR(Corpus):
         parsed = read_sections(Reports(roots), studies, self.cache_dir)
         if len(parsed) and all(problem == "missing report file" for problem, _ in parsed.values()):
             raise DataError(
-                f"no report of the listed studies lies under {' or '.join(map(str, roots))}; download {REPORTS_ZIP} from"
-                " PhysioNet's MIMIC-CXR into that folder, or set reports_root"
+                f"no report of the listed studies lies under {' or '.join(map(str, roots))}; download {REPORTS_ZIP}"
+                " from PhysioNet's MIMIC-CXR into that folder, or set reports_root"
             )
         texts, reasons, broken = {}, {}, set()
         for study, (problem, sections) in parsed.items():
@@ -263,8 +264,8 @@ class MIMICCXR(Corpus):
             spec = TableSpec("labels.csv", ("study_id",), others=True)
             if spec.find(self.root / "truth") is None:
                 raise DataError(
-                    f"{self.root / 'truth' / spec.name} is missing: labels: truth exist for phantoms only; use chexpert or"
-                    f" negbio, or write a phantom with: medvlp phantom --layout {self.name} --root {self.root}"
+                    f"{self.root / 'truth' / spec.name} is missing: labels: truth exist for phantoms only; use chexpert"
+                    f" or negbio, or write a phantom with: medvlp phantom --layout {self.name} --root {self.root}"
                 )
             table = read_table(self.root / "truth", spec, source=self.remedy)
         else:
@@ -319,6 +320,4 @@ def read_mimic_cxr(root: str | Path, *, split: str, **options: object) -> Radiog
         raise ConfigError(f'split "{split}" is unknown; there are {", ".join(SPLITS)}')
     corpus = MIMICCXR(root, **options)  # type: ignore[arg-type]
     records = corpus.records("pairs", pools=(SPLITS[split],))
-    return RadiographDataset(
-        records.table.drop_columns(["pool"]), dropped=records.dropped, on_error=corpus.on_error
-    )
+    return RadiographDataset(records.table.drop_columns(["pool"]), dropped=records.dropped, on_error=corpus.on_error)

@@ -45,6 +45,7 @@ class Reports:
                 self.archives.append((path, members))
 
     def files(self, subject: str, study: str) -> list[Path]:
+        """Where a report may lie, nested as released or flat."""
         name = f"s{study}.txt"
         group, patient = f"p{subject[:2]}", f"p{subject}"
         below = (Path("files") / group / patient / name, Path(group) / patient / name, Path("files") / name, Path(name))

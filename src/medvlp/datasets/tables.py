@@ -1,8 +1,8 @@
 """The tables of a corpus as released: what they must hold, and reading them without guessing.
 
-Every cell stays a string, since ids are names and a blank is not zero. What mirrors do to such files (compression, a byte
-order mark, columns in another order, spaces around names, one empty column at the end) is put up with and noted; what could
-make a wrong sample (a missing column, a row cut short, two rows that contradict each other) is an error.
+Every cell stays a string, since ids are names and a blank is not zero. What mirrors do to such files (compression, a
+byte order mark, columns in another order, spaces around names, one empty column at the end) is put up with and noted;
+what could make a wrong sample (a missing column, a row cut short, two rows that contradict each other) is an error.
 """
 
 import gzip

@@ -221,7 +221,7 @@ class _Examination:
         if self.result.phantom or not known:
             self._add(name, level, found, items=items)
         elif rows in known:
-            self._add(name, level, f"{found}, as release {known[rows]}", items=items)
+            self._add(name, level, f"{found} ({known[rows]})", items=items)
         else:
             closest = min(known, key=lambda count: abs(count - rows))
             what = f"{closest - rows:,} rows are missing" if rows < closest else f"{rows - closest:,} rows too many"
