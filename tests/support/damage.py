@@ -90,6 +90,12 @@ def delete_image(rng: np.random.Generator, tree: Tree) -> Damage:
     return Damage(f"deleted {path.name}")
 
 
+def delete_all_images(rng: np.random.Generator, tree: Tree) -> Damage:
+    for image in tree.images:
+        (tree.root / image).unlink()
+    return Damage("deleted all images")
+
+
 def image_to_text(rng: np.random.Generator, tree: Tree) -> Damage:
     path = _image(rng, tree)
     path.write_text("<html><body>404 Not Found</body></html>\n" * 20)
@@ -101,6 +107,14 @@ def image_to_folder(rng: np.random.Generator, tree: Tree) -> Damage:
     path.unlink()
     path.mkdir()
     return Damage(f"{path.name} is a folder")
+
+
+def delete_boxed_images(rng: np.random.Generator, tree: Tree) -> Damage | None:
+    names = {row[0] for row in read_rows(tree.root / _BBOX)[1:]}
+    paths = [tree.root / image for image in tree.images if Path(image).name in names]
+    for path in paths:
+        path.unlink()
+    return Damage("deleted all images with boxes") if paths else None
 
 
 def bomb(rng: np.random.Generator, tree: Tree) -> Damage:
@@ -500,6 +514,7 @@ IMAGE: list[Apply] = [
     truncate_image,
     empty_image,
     delete_image,
+    delete_all_images,
     image_to_text,
     image_to_folder,
     bomb,
@@ -665,6 +680,7 @@ DAMAGES: dict[str, list[Apply]] = {
         *TREE,
         *IMAGE,
         stray_image,
+        delete_boxed_images,
         *of_table(_ENTRY, ("Image Index", "Finding Labels", "Patient ID", "View Position")),
         empty_column(_ENTRY),
         delete_file(_BBOX, harmful=False),

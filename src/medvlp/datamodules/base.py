@@ -189,8 +189,8 @@ class RadiographDataModule(L.LightningDataModule):
             if not there:
                 rank_zero_warn(
                     f"{self.cache_dir} holds no prepared images of {self.cache_name} for {self.intensity} {rule}, so"
-                    f" each file is decoded in each epoch; prepare them once with: medvlp prepare --data {self.cache_name}"
-                    f" --root {self.image_root} --out {self.cache_dir} --transform {self.transform}"
+                    f" each file is decoded in each epoch; prepare them once with: medvlp prepare"
+                    f" --data {self.cache_name} --root {self.image_root} --out {self.cache_dir} --transform {self.transform}"
                     f" --size {self.image_size} --intensity {self.intensity}",
                     category=UserWarning,
                 )

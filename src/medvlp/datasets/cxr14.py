@@ -142,7 +142,8 @@ class ChestXray14(Corpus):
         images, boxes = self._scaled(images, boxes, dropped)
         if task == "grounding":
             images = images.merge(boxes[["id", "class"]].drop_duplicates().sort_values(["id", "class"]), on="id")
-            images["text"] = [BOX_CLASSES[c] for c in images["class"]]
+            # typed, since an empty list would become a column of numbers
+            images["text"] = pd.Series([BOX_CLASSES[c] for c in images["class"]], index=images.index, dtype=object)
         return Records(self._table(images, boxes), dropped.frame(), box_names=BOX_CLASSES)
 
     def listing(self) -> SplitInput:
