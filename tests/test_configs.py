@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from medvlp.cli import build_cli
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 PAPER = FOLDER / "pretrain" / "g2d" / "paper.yaml"
-OVERLAYS = sorted((FOLDER / "ablations" / "g2d").glob("*.yaml"))
+OVERLAYS = sorted((FOLDER / "ablations").glob("*/*.yaml"))
 CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(OVERLAYS))
 
 
@@ -78,16 +80,16 @@ def test_paper_values():
 
 # ---------------------------------------------------------------- overlays
 
-# A file, because jsonargparse 4.53 reads "null" in a nested option as the text "None".
+# Files, because jsonargparse 4.53 reads "null" in a nested option as the text "None".
+TINY_TEXT = {"pretrained": None, "hidden_size": 32, "num_layers": 1, "num_heads": 2}
 TINY = {
-    "model": {
-        "class_path": "G2D",
-        "init_args": {
-            "image": {"name": "resnet18"},
-            "text": {"pretrained": None, "hidden_size": 32, "num_layers": 1, "num_heads": 2},
-        },
-    }
+    "g2d": {"class_path": "G2D", "init_args": {"image": {"name": "resnet18"}, "text": TINY_TEXT}},
+    "gloria": {
+        "class_path": "GLoRIA",
+        "init_args": {"image": {"name": "resnet18"}, "text": {**TINY_TEXT, "num_layers": 4}},
+    },
 }
+"""Per method with ablations: what makes its encoders tiny."""
 
 
 def _flat(value: Any, at: str = "") -> dict[str, Any]:
@@ -108,27 +110,31 @@ def _resulting(*argv: str | Path) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    """An overlay that makes the encoders tiny."""
-    return write_config(tmp_path_factory.mktemp("tiny") / "tiny.yaml", TINY)
+def bases(tmp_path_factory) -> Callable[[str], tuple[list[str | Path], dict[str, Any]]]:
+    """By method: the options of its paper's config with tiny encoders, and the settings that they result in."""
+    folder = tmp_path_factory.mktemp("tiny")
 
+    @cache
+    def base(method: str) -> tuple[list[str | Path], dict[str, Any]]:
+        tiny = write_config(folder / f"{method}.yaml", {"model": TINY[method]})
+        argv = ["--config", FOLDER / "pretrain" / method / "paper.yaml", "--config", tiny]
+        return argv, _resulting(*argv)[1]
 
-@pytest.fixture(scope="module")
-def paper(tiny) -> dict[str, Any]:
-    """The paper's settings, with tiny encoders."""
-    return _resulting("--config", PAPER, "--config", tiny)[1]
+    return base
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=_id)
-def test_overlay(path, paper, tiny, tmp_path, monkeypatch):
+def test_overlay(path, bases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    method = path.parent.name
+    argv, paper = bases(method)
     settings = _settings(path)
     root = settings["trainer"].pop("default_root_dir")
-    assert root == f"runs/ablations/g2d/{path.stem}"
+    assert root == f"runs/ablations/{method}/{path.stem}"
     assert settings.pop("trainer") == {}
     named = {f"model.init_args.{key}": value for key, value in _flat(settings["model"]["init_args"]).items()}
     assert set(settings) == {"model"}
-    cli, config = _resulting("--config", PAPER, "--config", tiny, "--config", path)
+    cli, config = _resulting(*argv, "--config", path)
     assert config.keys() == paper.keys()
     changed = {key for key, value in config.items() if value != paper[key]}
     for key, value in named.items():
@@ -142,7 +148,8 @@ def test_overlay(path, paper, tiny, tmp_path, monkeypatch):
     assert changed - places - {"trainer.default_root_dir"} <= named.keys()
     choice = "the paper's choice" in path.read_text()
     assert (changed - places == {"trainer.default_root_dir"}) == choice
-    assert config["model.class_path"] == paper["model.class_path"] == "medvlp.G2D"
+    assert config["model.class_path"] == paper["model.class_path"]
+    assert type(cli.model).__name__ == settings["model"]["class_path"] == TINY[method]["class_path"]
 
 
 def test_every_row_of_the_ablation_tables_has_its_config():
@@ -155,13 +162,14 @@ def test_every_row_of_the_ablation_tables_has_its_config():
         "table5f": {"without_body_mask", "without_smoothing", "with_both"},
         "table8": {"own_masks", "shuffled_masks"},
     }
-    assert {path.stem for path in OVERLAYS} == {f"{table}_{row}" for table, names in rows.items() for row in names}
+    there = {path.stem for path in OVERLAYS if path.parent.name == "g2d"}
+    assert there == {f"{table}_{row}" for table, names in rows.items() for row in names}
 
 
 def test_rows_differ_within_a_table():
-    seen: dict[str, list[Any]] = {}
+    seen: dict[tuple[str, str], list[Any]] = {}
     for path in OVERLAYS:
-        seen.setdefault(path.stem.split("_")[0], []).append(_settings(path)["model"]["init_args"])
+        seen.setdefault((path.parent.name, path.stem.split("_")[0]), []).append(_settings(path)["model"]["init_args"])
     for rows in seen.values():
         assert all(first != second for i, first in enumerate(rows) for second in rows[:i])
 

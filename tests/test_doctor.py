@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -265,6 +266,26 @@ def test_report_text_never_appears(mimic, capsys):
         captured = capsys.readouterr()
         assert TEXT not in captured.out + captured.err
         assert "undecodable report file" in captured.out
+
+
+def test_reports_that_are_damaged_in_their_archive_are_broken_items(mimic):
+    path = mimic / "mimic-cxr-reports.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for report in sorted((mimic / "files").rglob("*.txt")):
+            archive.write(report, str(report.relative_to(mimic)))
+            report.unlink()
+        places = [(i.filename, i.header_offset + 30 + len(i.filename)) for i in archive.infolist()]
+    corpus = corpus_class("mimic_cxr")(mimic)
+    assert examine(corpus).ok
+    data = bytearray(path.read_bytes())
+    for _, start in places[::2]:
+        data[start : start + 20] = bytes(range(20))
+    path.write_bytes(data)
+    (lost,) = examine(corpus).at("error")
+    assert "damaged in mimic-cxr-reports.zip" in lost.found
+    assert lost.items
+    path.write_bytes(data[: len(data) // 2])
+    assert "not a readable zip file" in checks(examine(corpus), "error")["task pairs"].found
 
 
 class Faulty(Corpus):

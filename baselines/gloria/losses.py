@@ -256,6 +256,8 @@ def zero_shot_similarity(
     *,
     temp1: float = 4.0,
     temp2: float = 5.0,
+    word_softmax: bool = True,
+    rescale: bool = False,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of images with prompts, as the released inference path combines them.
@@ -268,13 +270,16 @@ def zero_shot_similarity(
         mask: (P, L) bool; :func:`zero_shot_mask`.
         temp1: as in training.
         temp2: factor of the best word's cosine.
+        word_softmax: as in training.
+        rescale: as in training; the local score is then the best word's cosine itself.
         chunk: prompts at a time.
 
     Returns:
         Their mean, the global and the local scores, each (N, P).
     """
     whole = global_similarity(image, sentence)
-    local = local_similarity(regions, words, mask, temp1=temp1, temp2=temp2, agg="max", chunk=chunk)
+    options: dict = {"temp1": temp1, "temp2": temp2, "word_softmax": word_softmax, "rescale": rescale}
+    local = local_similarity(regions, words, mask, agg="max", chunk=chunk, **options)
     return (whole + local) / 2, whole, local
 
 

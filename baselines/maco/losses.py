@@ -106,21 +106,20 @@ def unpatchify(patches: Tensor, patch: int, channels: int = 3) -> Tensor:
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, side * patch, side * patch)
 
 
-def reconstruction_loss(
-    prediction: Tensor, images: Tensor, mask: Tensor, patch: int, normalise_target: bool = False
+def reconstruction_errors(
+    prediction: Tensor, images: Tensor, patch: int, normalise_target: bool = False
 ) -> Tensor:
-    """Mean squared error of the removed patches, over the whole batch.
+    """Mean squared error of each patch.
 
     Args:
         prediction: (B, L, patch² · C).
         images: (B, C, H, W) targets; with super-resolution the image of twice the encoder's side.
-        mask: (B, L), 1 at removed patches.
         patch: side of the target's patches, see :func:`patchify`.
         normalise_target: subtract each target patch's mean and divide by its standard deviation (variance with n − 1,
             plus 1e-6). Off in the released command.
 
     Returns:
-        A scalar; 0 if nothing was removed.
+        (B, L), float32 at least.
 
     Raises:
         ConfigError: prediction and target have different shapes.
@@ -132,7 +131,28 @@ def reconstruction_loss(
     if normalise_target:
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         target = (target - mean) / (variance + 1e-6).sqrt()
-    error = (prediction - target).square().mean(-1)
+    return (prediction - target).square().mean(-1)
+
+
+def reconstruction_loss(
+    prediction: Tensor, images: Tensor, mask: Tensor, patch: int, normalise_target: bool = False
+) -> Tensor:
+    """Mean squared error of the removed patches, over the whole batch.
+
+    Args:
+        prediction: (B, L, patch² · C).
+        images: see :func:`reconstruction_errors`.
+        mask: (B, L), 1 at removed patches.
+        patch: see :func:`reconstruction_errors`.
+        normalise_target: see :func:`reconstruction_errors`.
+
+    Returns:
+        A scalar; 0 if nothing was removed.
+
+    Raises:
+        ConfigError: prediction and target have different shapes.
+    """
+    error = reconstruction_errors(prediction, images, patch, normalise_target)
     return (error * mask).sum() / mask.sum().clamp_min(1)
 
 

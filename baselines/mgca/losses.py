@@ -180,12 +180,31 @@ class CrossAttention(nn.Module):
         Returns:
             (B, Q, d), not normalised.
         """
-        bias = None
+        bias, dtype = None, queries.dtype
+        # The losses' float32 against weights of a model in true half precision; else nothing happens here.
+        queries, keys = queries.to(self.query.weight.dtype), keys.to(self.query.weight.dtype)
         q, k, v = self.query(queries)[:, None], self.key(keys)[:, None], self.value(keys)[:, None]
         if padding is not None:
             bias = torch.zeros_like(padding, dtype=q.dtype).masked_fill(padding, torch.finfo(q.dtype).min)
             bias = bias[:, None, None]
-        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, 0])
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, 0]).to(dtype)
+
+    def weights(self, queries: Tensor, keys: Tensor, padding: Tensor | None = None) -> Tensor:
+        """The attention alone, for figures.
+
+        Args:
+            queries: (B, Q, d).
+            keys: (B, K, d).
+            padding: (B, K) bool, keys without weight.
+
+        Returns:
+            (B, Q, K), rows of sum 1.
+        """
+        queries, keys = queries.to(self.query.weight.dtype), keys.to(self.query.weight.dtype)
+        scores = (self.query(queries) @ self.key(keys).mT).float() / queries.shape[-1] ** 0.5
+        if padding is not None:
+            scores = scores.masked_fill(padding[:, None], torch.finfo(scores.dtype).min)
+        return scores.softmax(-1)
 
 
 def token_contrast(

@@ -84,15 +84,17 @@ def _list(what: str) -> None:
         for entry in methods():
             table.add_row(entry.name, entry.target, entry.package)
     elif what == "datasets":
+        from medvlp.datamodules import DATA_MODULES
         from medvlp.datasets import CORPORA, corpus_class
         from medvlp.splits import split_names
 
-        for column in ("dataset", "name", "tasks", "splits (the first is the default)"):
+        for column in ("name", "dataset", "data module", "tasks", "splits (the first is the default)"):
             table.add_column(column)
         for name in CORPORA:
             corpus = corpus_class(name)
-            table.add_row(corpus.title, name, ", ".join(corpus.tasks), ", ".join(split_names(name)))
-        table.add_row("own table of images and texts", "pairs", "pairs", "a column, or by hash")
+            splits = ", ".join(split_names(name))
+            table.add_row(name, corpus.title, DATA_MODULES[name], ", ".join(corpus.tasks), splits)
+        table.add_row("pairs", "own table of images and texts", DATA_MODULES["pairs"], "pairs", "a column, or by hash")
     else:
         for column in ("task", "how it runs"):
             table.add_column(column)
@@ -161,8 +163,7 @@ def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> "Lightning
 
     # Imported so that LightningCLI knows their short names.
     import medvlp.callbacks
-    import medvlp.datamodules.pairs
-    from medvlp.datasets import CORPORA
+    from medvlp.datamodules import DATA_MODULES
     from medvlp.methods.base import PretrainModule
     from medvlp.registry import import_all
     from medvlp.weights import read_checkpoint
@@ -187,8 +188,8 @@ def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> "Lightning
             print(f"embeddings written to {path}")
 
     import_all()
-    for corpus in CORPORA:
-        importlib.import_module(f"medvlp.datamodules.{corpus}")
+    for module in DATA_MODULES:
+        importlib.import_module(f"medvlp.datamodules.{module}")
     torch.set_float32_matmul_precision("high")
     words = sys.argv[1:] if argv is None else argv
     return CLI(

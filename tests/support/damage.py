@@ -152,6 +152,12 @@ def dicom_without_pixels(rng: np.random.Generator, tree: Tree) -> Damage:
     return Damage(f"{path.name} has no pixel data")
 
 
+def all_bombs(rng: np.random.Generator, tree: Tree) -> Damage:
+    for image in tree.images:
+        bomb(rng, Tree(tree.name, tree.root, (image,)))
+    return Damage("all images claim 60000 x 60000 pixels")
+
+
 def stray_image(rng: np.random.Generator, tree: Tree) -> Damage:
     path = _image(rng, tree)
     shutil.copy(path, path.with_name(f"copy_of_{path.name}"))
@@ -266,9 +272,11 @@ def empty_file(name: str) -> Apply:
     return partial(_empty_file, name)
 
 
-def _bad_bytes(name: str, rng: np.random.Generator, tree: Tree) -> Damage:
+def _bad_bytes(name: str, rng: np.random.Generator, tree: Tree) -> Damage | None:
     path = tree.root / name
     data = path.read_bytes()
+    if not data:
+        return None
     data = gzip.decompress(data) if path.suffix == ".gz" else data
     at = int(rng.integers(len(data) // 2, len(data)))
     data = data[:at] + b"\xff\xfe\x80" + data[at:]
@@ -518,6 +526,7 @@ IMAGE: list[Apply] = [
     image_to_text,
     image_to_folder,
     bomb,
+    all_bombs,
     link_out,
     link_to_nothing,
 ]

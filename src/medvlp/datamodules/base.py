@@ -33,7 +33,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from medvlp.datamodules.sampler import PlainErrorLoader, ResumableLoader, ResumableSampler
-from medvlp.datasets.base import RadiographDataset, Target
+from medvlp.datasets.base import RadiographDataset, Target, TextSampling
 from medvlp.errors import ConfigError, DataError, TooManySkippedError
 from medvlp.io.cache import PixelCache
 from medvlp.io.images import INTENSITIES
@@ -66,7 +66,8 @@ class RadiographDataModule(L.LightningDataModule):
         intensity: how files become grey levels, a name of medvlp.io.images.INTENSITIES.
         seed: seed of the sample order, the augmentation and the fraction.
         fraction: share of the training patients, in (0, 1]; smaller shares lie inside larger ones.
-        text_sampling: "whole" text, or one random "sentence" of it (ConVIRT).
+        text_sampling: the "whole" text, one random "sentence" of it (ConVIRT), or a random part of its "sentences" or
+            "pieces" in random order (MaCo); see :func:`medvlp.datasets.base.sample_text`.
         on_error: "raise" on the first unreadable item, or "skip": count it and take the next readable one.
         max_skipped: largest share of unreadable items that on_error: skip tolerates.
         pin_memory: page-locked batches, for faster copies to a CUDA device.
@@ -90,7 +91,7 @@ class RadiographDataModule(L.LightningDataModule):
         intensity: str = "standard",
         seed: int = 0,
         fraction: float = 1.0,
-        text_sampling: Literal["whole", "sentence"] = "whole",
+        text_sampling: TextSampling = "whole",
         on_error: Literal["raise", "skip"] = "raise",
         max_skipped: float = 0.05,
         pin_memory: bool = False,
@@ -190,8 +191,8 @@ class RadiographDataModule(L.LightningDataModule):
                 rank_zero_warn(
                     f"{self.cache_dir} holds no prepared images of {self.cache_name} for {self.intensity} {rule}, so"
                     f" each file is decoded in each epoch; prepare them once with: medvlp prepare"
-                    f" --data {self.cache_name} --root {self.image_root} --out {self.cache_dir} --transform {self.transform}"
-                    f" --size {self.image_size} --intensity {self.intensity}",
+                    f" --data {self.cache_name} --root {self.image_root} --out {self.cache_dir}"
+                    f" --transform {self.transform} --size {self.image_size} --intensity {self.intensity}",
                     category=UserWarning,
                 )
             self._caches[rule] = (
@@ -251,6 +252,8 @@ class RadiographDataModule(L.LightningDataModule):
         """The collate of a loader; with a cache folder, tokens are looked up there instead of being made again."""
         texts = dataset.texts
         if self.cache_dir is None or self.collate.tokenizer is None or not texts:
+            return self.collate
+        if self.text_sampling in ("sentences", "pieces"):  # hardly ever the same text twice
             return self.collate
         if self.text_sampling == "sentence":
             texts = [sentence for text in texts for sentence in (split_sentences(text) or [text])]

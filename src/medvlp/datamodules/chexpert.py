@@ -61,5 +61,5 @@ class CheXpertDataModule(CorpusDataModule):
             min_tokens=min_tokens,
         )
         super().__init__(corpus, task=task, split=split, **kwargs)
-        if task == "pairs" and self.text_sampling == "sentence" and cleaning == "mgca":
-            raise ConfigError("text_sampling: sentence needs sentence ends, which cleaning: mgca removes; use none")
+        if task == "pairs" and self.text_sampling != "whole" and cleaning == "mgca":
+            raise ConfigError(f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: mgca removes; use none")

@@ -57,5 +57,5 @@ class MIMICCXRDataModule(CorpusDataModule):
         super().__init__(corpus, task=task, split=split, **kwargs)
         # parsed reports are kept beside the prepared images
         corpus.cache_dir = Path(self.cache_dir) if self.cache_dir else None
-        if self.text_sampling == "sentence" and cleaning == "mgca":
-            raise ConfigError("text_sampling: sentence needs sentence ends, which cleaning: mgca removes; use none")
+        if self.text_sampling != "whole" and cleaning == "mgca":
+            raise ConfigError(f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: mgca removes; use none")

@@ -45,7 +45,7 @@ class OpenIDataModule(CorpusDataModule):
             classes=classes,
         )
         super().__init__(corpus, task=task, split=split, **kwargs)
-        if self.text_sampling == "sentence" and cleaning in ("mgca", "gloria"):
+        if self.text_sampling != "whole" and cleaning in ("mgca", "gloria"):
             raise ConfigError(
-                f"text_sampling: sentence needs sentence ends, which cleaning: {cleaning} removes; use none"
+                f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: {cleaning} removes; use none"
             )

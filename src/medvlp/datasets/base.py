@@ -24,7 +24,8 @@ from medvlp.resizing import Geometry
 from medvlp.seeding import derive_seed
 from medvlp.transforms import ImageTransform
 
-TextSampling = Literal["whole", "sentence"]
+TextSampling = Literal["whole", "sentence", "sentences", "pieces"]
+"""How a sample's text is made of its report, see :func:`sample_text`."""
 OnError = Literal["raise", "skip"]
 Target = Literal["mask", "boxes"]
 Sample = dict[str, Any]
@@ -182,7 +183,7 @@ class RadiographDataset(Dataset[Sample]):
         targets: what else a sample holds: "mask" (needs the column ``shapes``), "boxes" (needs ``boxes``).
         intensity: how files become grey levels, a key of :data:`medvlp.io.images.INTENSITIES`.
         seed: run seed.
-        text_sampling: "whole" text, or one random "sentence" of it (ConVIRT).
+        text_sampling: what of the text a sample holds, see :func:`sample_text`.
         on_error: "raise" an :class:`UnreadableItemError`, or "skip": take the next readable item instead, and
             report that item's own index, so that an evaluator can drop the duplicate.
         dropped: what was left out when the table was made, with columns id, row, reason, broken.
@@ -216,8 +217,8 @@ class RadiographDataset(Dataset[Sample]):
         missing = [c for c in ("id", "image", *(needed[t] for t in targets)) if c not in table.column_names]
         if missing:
             raise DataError(f"the record table lacks the column(s) {missing}; it has {table.column_names}")
-        if text_sampling not in ("whole", "sentence"):
-            raise ConfigError(f'text_sampling is "whole" or "sentence", not "{text_sampling}"')
+        if text_sampling not in get_args(TextSampling):
+            raise ConfigError(f'text_sampling is one of {", ".join(get_args(TextSampling))}, not "{text_sampling}"')
         if on_error not in ("raise", "skip"):
             raise ConfigError(f'on_error is "raise" or "skip", not "{on_error}"')
         if intensity not in INTENSITIES:
@@ -425,8 +426,40 @@ class RadiographDataset(Dataset[Sample]):
 
     def _text(self, row: int, epoch: int) -> str:
         text = self.table.column("text")[row].as_py()
-        if self.text_sampling == "sentence":
-            sentences = split_sentences(text)
-            if sentences:
-                return sentences[derive_seed(self.seed, epoch, row, 1) % len(sentences)]
+        return sample_text(text, self.text_sampling, derive_seed(self.seed, epoch, row, 1))
+
+
+def sample_text(text: str, sampling: TextSampling, seed: int) -> str:
+    """Draw a part of a text.
+
+    =========  ============================================================================================
+    whole      the text
+    sentence   one random sentence (ConVIRT, GLoRIA)
+    sentences  the sentences in random order, of which the first k are kept, k random from 1 to all (MaCo)
+    pieces     the same with what lies between full stops, as MaCo's code does it: what follows the last full stop
+               counts as a piece, so now and then all sentences are kept; for ``cleaning: maco``
+    =========  ============================================================================================
+
+    Args:
+        text: the text of a study.
+        sampling: how.
+        seed: of this sample.
+
+    Returns:
+        The drawn text; never empty where the text holds a sentence (a piece), else the text itself.
+    """
+    if sampling == "whole":
         return text
+    if sampling == "pieces":
+        parts = [" ".join(piece.split()) for piece in text.split(".")]
+        parts = [f"{piece}." if piece else "" for piece in parts]
+    else:
+        parts = split_sentences(text)
+    if not any(parts):
+        return text
+    if sampling == "sentence":
+        return parts[seed % len(parts)]
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(parts))
+    kept = [parts[i] for i in order[: generator.integers(1, len(parts) + 1)] if parts[i]]
+    return " ".join(kept or [next(parts[i] for i in order if parts[i])])

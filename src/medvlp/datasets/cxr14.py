@@ -211,7 +211,7 @@ class ChestXray14(Corpus):
             {
                 "id": frame["Image Index"],
                 "patient": patient,
-                "study": frame["Image Index"].str.rpartition(".")[0],
+                "study": frame["Image Index"].map(lambda name: name.rpartition(".")[0]),
                 "view": frame["View Position"],
                 "pool": frame["Image Index"].map(pool).fillna(""),
             }

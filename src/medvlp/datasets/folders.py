@@ -68,7 +68,7 @@ def common_size(paths: Iterable[str | Path]) -> tuple[int, int] | None:
     """
     for path in islice(paths, _TRIES):
         header = read_header(Path(path))
-        # a file that is cut short still says how large it would be
-        if header.height and header.width:
+        # a file that is cut short still says how large it would be, a decompression bomb lies
+        if header.height and header.width and "bomb" not in header.problem:
             return header.height, header.width
     return None

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,6 +94,7 @@ def read_sections(
                 return None
 
         contents = list(pool.map(from_file, places, chunksize=64))
+    damaged: set[int] = set()
     by_archive: dict[Path, list[int]] = {}
     for i, place in enumerate(places):
         if place.path is not None and place.member:
@@ -100,10 +102,15 @@ def read_sections(
     for path, indices in by_archive.items():
         with zipfile.ZipFile(path) as archive:
             for i in indices:
-                contents[i] = archive.read(places[i].member)
+                try:
+                    contents[i] = archive.read(places[i].member)
+                except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError):
+                    damaged.add(i)  # a wrong checksum, broken or encrypted data
     result: dict[str, tuple[str, Sections | None]] = {}
-    for (_, study), place, data in zip(pairs, places, contents, strict=True):
-        if place.path is None or (data is None and place.size != 0):
+    for i, ((_, study), place, data) in enumerate(zip(pairs, places, contents, strict=True)):
+        if i in damaged:
+            result[study] = (f"damaged in {REPORTS_ZIP}", None)
+        elif place.path is None or (data is None and place.size != 0):
             result[study] = ("missing report file", None)
         elif data is None or not data.strip():
             result[study] = ("empty report file", None)

@@ -106,10 +106,10 @@ class ObjectCXR(Corpus):
     def _part(self, pool: str, dropped: Dropped) -> pd.DataFrame:
         table = self.read_table(f"{pool}.csv")
         frame = table.frame
-        names = frame["image_name"].map(relative_path).str.rpartition("/")[2]
+        names = frame["image_name"].map(lambda cell: relative_path(cell).rpartition("/")[2]).astype(object)
         part = pd.DataFrame(
             {
-                "id": names.str.rpartition(".")[0],
+                "id": names.map(lambda name: name.rpartition(".")[0]).astype(object),
                 "image": names,
                 "pool": pool,
                 "table": str(table.path),

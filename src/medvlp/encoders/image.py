@@ -195,6 +195,12 @@ class ImageEncoder(nn.Module):
         """Channels of the deepest level."""
         return self.channels[-1]
 
+    @property
+    def has_class_token(self) -> bool:
+        """Whether this is a vision transformer with a class token, so that :meth:`tokens` works."""
+        transformer = getattr(self.model, "model", None)
+        return isinstance(transformer, VisionTransformer) and bool(transformer.has_class_token)
+
     def grid(self, level: int = -1) -> int:
         """Side of a level's map of the training images, in cells."""
         return max(1, -(-self.input_size // self.reductions[level]))
@@ -232,7 +238,7 @@ class ImageEncoder(nn.Module):
             ConfigError: not a vision transformer, or one without class token.
         """
         transformer = getattr(self.model, "model", None)
-        if not isinstance(transformer, VisionTransformer) or not transformer.has_class_token:
+        if not self.has_class_token or not isinstance(transformer, VisionTransformer):
             raise ConfigError(
                 "class token and attention need a vision transformer; set image.name: vit_base_patch16_224"
             )

@@ -1,0 +1,485 @@
+"""MaCo: masked contrastive learning of radiographs and reports (Huang et al., 2023)."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from medvlp import distributed
+from medvlp.encoders.image import ImageEncoderConfig
+from medvlp.encoders.text import TextEncoderConfig
+from medvlp.errors import ConfigError, NotSupportedError
+from medvlp.methods.base import PretrainModule
+from medvlp.methods.optim import OptimConfig
+from medvlp.methods.plain import config_from
+from medvlp_baselines.maco import losses as maco
+from medvlp_baselines.maco.autoencoder import (
+    Decoder,
+    encode_patches,
+    fixed_noise,
+    initialise,
+    initialise_transformer,
+    patch_tokens,
+    shrink,
+    transformer_of,
+)
+
+_LARGEST_SCALE = 100.0  # CLIP's, of the cosines
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """The rows of the paper-against-code table that concern the model."""
+
+    super_resolution: bool
+    positions: Literal["mae", "official"]
+    text: TextEncoderConfig
+    optim: OptimConfig
+
+
+def _bert(layers: int) -> TextEncoderConfig:
+    return TextEncoderConfig(
+        hidden_size=768,
+        num_layers=layers,
+        num_heads=12,
+        vocab_size=30000,
+        max_length=100,
+        pooling="pooler",
+        dropout=True,
+    )
+
+
+def _adamw(lr: float, warmup: float) -> OptimConfig:
+    return OptimConfig(lr=lr, weight_decay=0.05, betas=(0.9, 0.95), warmup=warmup)
+
+
+_VARIANTS: dict[str, _Variant] = {
+    "paper": _Variant(super_resolution=False, positions="mae", text=_bert(12), optim=_adamw(4.5e-4, 2 / 30)),
+    "official": _Variant(super_resolution=True, positions="official", text=_bert(6), optim=_adamw(2.5e-4, 2 / 51)),
+}
+
+
+class Reconstruction(NamedTuple):
+    """What the decoder makes of masked images, all (B, 3, S, S) in the intensities of the images.
+
+    Args:
+        predicted: every patch as predicted.
+        hidden: 1 where a patch was hidden, (B, 1, S, S).
+        pasted: the visible patches of the image and the predicted hidden ones.
+    """
+
+    predicted: Tensor
+    hidden: Tensor
+    pasted: Tensor
+
+
+class MaCo(PretrainModule):
+    """A masked autoencoder whose visible patches are contrasted with the report.
+
+    ``L = λ · L_mae (Eq. 1) + (1 − λ) · L_align (Eq. 3)``. A linear function of which patches are visible weighs each
+    pair in the contrast. Where paper and released code differ, ``variant`` decides; each argument left at None takes
+    the variant's value:
+
+    =====================  ========================================  ===========================================
+    what                   paper                                     official
+    =====================  ========================================  ===========================================
+    total                  0.9 · reconstruction + 0.1 · contrast     plain sum (λ is read and ignored)
+    directions             image → report                            both
+    weights                softmax in groups of 16, in the           softplus of each, as a factor of the logits
+                           temperature and on the loss               and, in two further terms, on the loss
+    temperature            log-parameter, cosines × 100 at most      the factor itself, start 1/0.03, no limit
+    correlation bias       none (a softmax does not see it)          one
+    target                 image of 224 px                           image of 448 px, halved for the encoder
+    position table         MAE's                                     MAE's with a slip in the frequencies
+    BERT                   12 layers, own start                      6 layers, Xavier-uniform start
+    optimisation           4.5e-4                                    2.5e-4
+    =====================  ========================================  ===========================================
+
+    The paper leaves open, and the code decides for both: ViT-B/16, half of the patches hidden, a decoder of 4 blocks
+    of width 768 with 6 heads, BERT's pooler, raw pixels as targets, 2 epochs of warm-up. In the released configuration
+    BERT has 384 channels, which cannot be contrasted with 768; both variants follow the paper's 768.
+
+    Sampling of report sentences, augmentation, batch and epochs are the datamodule's and the trainer's:
+    ``text_sampling: sentences`` or ``pieces``, ``transform: maco``; see ``experiments/pretrain/maco/``.
+
+    In training, forward sees the visible patches. In evaluation embeddings are those of the whole image, and the losses
+    are taken with masks that depend on the study alone.
+
+    Args:
+        variant: "paper" or "official".
+        image: image encoder, a timm vision transformer; ViT-B/16 with random weights by default. Its final norm is
+            always on, and its position table fixed: a sine-cosine table, or the one that comes with loaded weights.
+        text: text encoder; a BERT trained from scratch by default. Its width is that of the joint space.
+        optim: optimiser and schedule.
+        image_size: side of the images of the datamodule in pixels; 224, or 448 with super-resolution, if None.
+        prompts: zero-shot prompt set for validation.
+        contrast: "weighted", "plain" (CLIP's: no weights, mean of both directions), or "none" (a masked autoencoder
+            without a text side), the rows of Table 6.
+        mask_ratio: share of the patches that is hidden, in [0, 1).
+        super_resolution: halve the images for the encoder (bicubic) and reconstruct them at full size.
+        normalise_target: reconstruct patches of zero mean and unit variance.
+        balance: λ of the paper variant.
+        temperature: τ3 at the start.
+        group: mini-group D of the paper variant's weights.
+        tau1: of the weight in the temperature (paper).
+        tau2: of the weight on the loss (paper).
+        decoder_dim: channels of the decoder.
+        decoder_depth: its blocks.
+        decoder_heads: its attention heads.
+        grounding_temperature: τ of :meth:`patch_weights` (Fig. 5: 0.01 to 0.1).
+        options: further arguments of :class:`~medvlp.methods.base.PretrainModule`.
+
+    Raises:
+        ConfigError: not a plain vision transformer, sizes that the patches do not divide, or a value out of range.
+    """
+
+    name: ClassVar[str] = "maco"
+    has_text: bool = True  # type: ignore[misc]  # of the object, not the class: contrast "none" has no text side
+
+    def __init__(
+        self,
+        variant: maco.Variant = "paper",
+        image: ImageEncoderConfig | None = None,
+        text: TextEncoderConfig | None = None,
+        optim: OptimConfig | None = None,
+        image_size: int | None = None,
+        prompts: str | None = "chexpert",
+        contrast: Literal["weighted", "plain", "none"] = "weighted",
+        mask_ratio: float = 0.5,
+        super_resolution: bool | None = None,
+        normalise_target: bool = False,
+        balance: float = 0.9,
+        temperature: float = 0.03,
+        group: int = 16,
+        tau1: float = 1.0,
+        tau2: float = 16.0,
+        decoder_dim: int = 768,
+        decoder_depth: int = 4,
+        decoder_heads: int = 6,
+        grounding_temperature: float = 0.02,
+        **options: Any,
+    ) -> None:
+        if variant not in _VARIANTS:
+            raise ConfigError(f'variant is "paper" or "official", not "{variant}"')
+        if contrast not in ("weighted", "plain", "none"):
+            raise ConfigError(f'contrast is "weighted", "plain" or "none", not "{contrast}"')
+        if not 0 <= balance <= 1:
+            raise ConfigError(f"balance must lie in [0, 1], not {balance}")
+        for key, value in (("temperature", temperature), ("tau1", tau1), ("tau2", tau2)):
+            if value <= 0:
+                raise ConfigError(f"{key} must be positive, not {value}")
+        if group < 1 or grounding_temperature <= 0:
+            raise ConfigError(f"group {group}, grounding_temperature {grounding_temperature}: both must be positive")
+        rows = _VARIANTS[variant]
+        doubled = rows.super_resolution if super_resolution is None else super_resolution
+        factor = 2 if doubled else 1
+        side = (224 * factor if image_size is None else image_size) // factor
+        self.has_text = contrast != "none"
+        given = ImageEncoderConfig("vit_base_patch16_224") if image is None else config_from(ImageEncoderConfig, image)
+        if given.upsample_to is not None:
+            raise ConfigError("image.upsample_to: MaCo's encoder takes images as they come; leave it at null")
+        super().__init__(
+            image=dataclasses.replace(given, final_norm=True, options={**given.options, "img_size": side}),
+            text=rows.text if text is None else text,
+            optim=rows.optim if optim is None else optim,
+            image_size=side * factor if image_size is None else image_size,
+            prompts=prompts if self.has_text else None,
+            **options,
+        )
+        self.variant = variant
+        self.contrast_kind = contrast
+        self.mask_ratio = mask_ratio
+        self.super_resolution = doubled
+        self.normalise_target = normalise_target
+        self.balance = balance
+        self.group, self.tau1, self.tau2 = group, tau1, tau2
+        self.grounding_temperature = grounding_temperature
+        vit = self.vit
+        patch = vit.patch_embed.patch_size[0]
+        if self.image_size != side * factor or side % patch:
+            raise ConfigError(
+                f"image_size {self.image_size} must be a multiple of {patch * factor} px: patches of {patch}"
+                f"{', of the image at half its size' if doubled else ''}"
+            )
+        self.grid = side // patch
+        self.target_patch = patch * factor
+        kept = int(self.grid**2 * (1 - mask_ratio)) if 0 <= mask_ratio < 1 else 0
+        if kept < 1:
+            raise ConfigError(f"mask_ratio {mask_ratio} of {self.grid**2} patches must lie in [0, 1) and leave some")
+        width = self.image_encoder.out_channels
+        if not (given.pretrained or given.weights):
+            initialise_transformer(vit, rows.positions)
+        vit.pos_embed.requires_grad_(False)
+        self.decoder = Decoder(
+            width, self.grid, decoder_dim, decoder_depth, decoder_heads, 3 * self.target_patch**2, rows.positions
+        )
+        initialise(self.decoder)
+        nn.init.normal_(self.decoder.mask_token, std=0.02)
+        self.image_head: nn.Linear | None = None
+        self.correlation: nn.Linear | None = None
+        if not self.has_text:
+            return
+        self.image_head = nn.Linear(width, self.text_encoder.width)
+        initialise(self.image_head)
+        if variant == "official" and not self.text_config.pretrained:
+            for part in self.text_encoder.modules():
+                if isinstance(part, nn.Linear):
+                    initialise(part)
+        start = torch.tensor(1 / temperature)
+        self.logit_scale = nn.Parameter(start if variant == "official" else start.log())
+        if contrast == "weighted":
+            self.correlation = nn.Linear(self.grid**2, 1, bias=variant == "official")
+            for parameter in self.correlation.parameters():
+                nn.init.zeros_(parameter)
+
+    @property
+    def vit(self) -> VisionTransformer:
+        """timm's vision transformer inside the image encoder."""
+        return transformer_of(self.image_encoder)
+
+    @property
+    def temperature(self) -> Tensor:
+        """τ3, what the cosines are divided by: a scalar."""
+        return 1 / self.logit_scale if self.variant == "official" else (-self.logit_scale).exp()
+
+    # ---------------------------------------------------------------- embeddings
+
+    def _encoder_input(self, images: Tensor) -> Tensor:
+        """Images of the encoder's side, with super-resolution; otherwise as they come."""
+        if not self.super_resolution:
+            return images
+        # The released code's resize of tensors did not smooth before it dropped pixels.
+        return shrink(images, self.image_size // 2, antialias=self.variant == "paper")
+
+    def _pooled(self, encoded: Tensor) -> Tensor:
+        if self.image_head is None:
+            return encoded[:, 1:].mean(1)
+        return maco.image_embedding(encoded, self.image_head.weight, self.image_head.bias)
+
+    def _patches(self, images: Tensor) -> tuple[Tensor, int, int]:
+        """Encoded patches of the whole image, (B, 1 + h · w, D), h and w."""
+        tokens, height, width = patch_tokens(self.vit, self._encoder_input(images))
+        return encode_patches(self.vit, tokens), height, width
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, d): mean of the projected patches, none hidden; (B, D), not projected, without a text."""
+        return self._pooled(self._patches(images)[0])
+
+    def encode_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, L) ids and mask → (N, d): the report vector of the text encoder, without a projection.
+
+        Raises:
+            NotSupportedError: contrast "none".
+            ConfigError: longer than the position table.
+        """
+        if not self.has_text:
+            raise NotSupportedError('maco with contrast "none" has no text side: it cannot embed texts')
+        if input_ids.shape[1] > self.text_encoder.max_positions:
+            raise ConfigError(
+                f"texts of {input_ids.shape[1]} tokens exceed the text encoder's {self.text_encoder.max_positions} "
+                "positions; cut them to text.max_length"
+            )
+        return self.text_encoder(input_ids, attention_mask)[1]
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """L2-normalised projected patches, none hidden: (B, 3, S, S) → (B, d, h, w).
+
+        The released grounding multiplies them by :meth:`patch_weights`, and does not normalise.
+
+        Raises:
+            NotSupportedError: contrast "none".
+        """
+        if self.image_head is None:
+            raise NotSupportedError('maco with contrast "none" has no joint space')
+        encoded, height, width = self._patches(images)
+        cells = self.image_head(encoded[:, 1:])
+        return F.normalize(cells.float(), dim=2).transpose(1, 2).reshape(len(images), -1, height, width)
+
+    def patch_weights(self, temperature: float | None = None) -> Tensor:
+        """How much each patch counts in grounding: softmax of the correlation weights, (g, g), of sum 1.
+
+        Args:
+            temperature: τ; ``grounding_temperature`` if None.
+
+        Raises:
+            NotSupportedError: the model has no correlation weights.
+        """
+        weights = maco.grounding_weights(self.correlation_map(), temperature or self.grounding_temperature)
+        return weights.view(self.grid, self.grid)
+
+    def correlation_map(self) -> Tensor:
+        """The learned weights of the patches (Fig. 4): (g, g), any sign, all zero at the start.
+
+        Raises:
+            NotSupportedError: the model has none.
+        """
+        if self.correlation is None:
+            raise NotSupportedError(f'maco with contrast "{self.contrast_kind}" has no correlation weights')
+        return self.correlation.weight.detach().float().view(self.grid, self.grid)
+
+    # ---------------------------------------------------------------- training
+
+    def _draw(self, images: Tensor) -> Tensor:
+        return torch.rand(len(images), self.grid**2, device=images.device)
+
+    def _predict(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encoded visible tokens, mask and predicted patches."""
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            raise ConfigError(
+                f"images of {images.shape[-2]} × {images.shape[-1]} px: MaCo hides and reconstructs patches of "
+                f"{self.image_size} px images; set data.image_size and model.image_size alike"
+            )
+        tokens, _, _ = patch_tokens(self.vit, self._encoder_input(images))
+        visible, mask, restore = maco.random_masking(tokens, self.mask_ratio, noise)
+        encoded = encode_patches(self.vit, visible)
+        return encoded, mask, self.decoder(encoded, restore)
+
+    def _masked(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        encoded, mask, predicted = self._predict(images, noise)
+        error = maco.reconstruction_errors(predicted, images, self.target_patch, self.normalise_target)
+        outputs = {
+            "image": self._pooled(encoded),
+            # Every sample has as many hidden patches, so the mean of these is the mean over all hidden patches.
+            "reconstruction": (error * mask).sum(1) / mask.sum(1).clamp_min(1),
+        }
+        if self.correlation is not None:
+            with torch.autocast(images.device.type, enabled=False):
+                outputs["logit"] = self.correlation((1 - mask).to(self.correlation.weight.dtype))[:, 0]
+        return outputs
+
+    def encode(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """As the base class, with the noise of the masks drawn for the whole batch, however it is cut."""
+        if self.training and "mask_noise" not in batch:
+            batch = {**batch, "mask_noise": self._draw(batch["image"])}
+        return super().encode(batch)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Encodes a batch.
+
+        Args:
+            batch: as in the base class; in training ``mask_noise`` (B, patches), of which the least stay visible, is
+                taken from it if it is there.
+
+        Returns:
+            ``image`` and, with a text side, ``text``, both (B, d); in training also ``reconstruction`` (B,), the mean
+            squared error of a sample's hidden patches, and ``logit`` (B,), the correlation with the report.
+        """
+        images = batch["image"]
+        if self.training:
+            noise = batch.get("mask_noise")
+            outputs = self._masked(images, self._draw(images) if noise is None else noise)
+        else:
+            outputs = {"image": self.encode_images(images)}
+        if self.has_text:
+            outputs["text"] = self.encode_tokens(batch["input_ids"], batch["attention_mask"])
+        return outputs
+
+    def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """``reconstruction`` and, unless there is none, ``contrast``, both weighted."""
+        outputs = self(batch) if outputs is None else outputs
+        if "reconstruction" not in outputs:  # evaluation, where forward hides nothing
+            outputs = {**outputs, **self._masked(batch["image"], self._fixed(batch))}
+        reconstruction = outputs["reconstruction"].mean()
+        if not self.has_text:
+            return {"reconstruction": reconstruction}
+        return maco.weighted_terms(reconstruction, self._contrast(outputs), self.variant, self.balance)
+
+    def _contrast(self, outputs: dict[str, Tensor]) -> Tensor:
+        image, text = outputs["image"], outputs["text"]
+        if self.correlation is None:
+            return self.contrast(image, text, temperature=self.temperature, image_to_text=0.5, text_to_image=0.5)
+        self._need_two(len(image))
+        # Groups and weights run over the batch of all ranks, so every rank computes the whole loss.
+        image, text, logit = (distributed.all_gather(x) for x in (image, text, outputs["logit"]))
+        if self.variant == "official":
+            return maco.contrast_official(image, text, logit, self.logit_scale)
+        return maco.contrast_paper(image, text, logit, self.temperature, self.group, self.tau1, self.tau2)
+
+    def _fixed(self, batch: dict[str, Any]) -> Tensor:
+        images = batch["image"]
+        index = batch.get("index")
+        rows = torch.arange(len(images)) if index is None else index
+        return fixed_noise(rows.to(images.device), self.grid**2)
+
+    def on_fit_start(self) -> None:
+        """Compiles what training runs through; the image encoder's own forward is not among it."""
+        super().on_fit_start()
+        if self.compile_encoders:
+            options = {"backend": self.compile_encoders} if isinstance(self.compile_encoders, str) else {}
+            for part in (self.vit.blocks, self.decoder.blocks):
+                part.compile(**options)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Logs τ3, and holds the paper variant's at 0.01 or more, as CLIP does."""
+        if not self.has_text:
+            return
+        if self.variant == "paper":
+            with torch.no_grad():
+                self.logit_scale.clamp_(max=math.log(_LARGEST_SCALE))
+        self.log("train/temperature", self.temperature.detach(), on_step=True, on_epoch=False)
+
+    # ---------------------------------------------------------------- looking inside
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> Reconstruction:
+        """Hides patches and predicts them.
+
+        Args:
+            images: (B, 3, S, S) of the training size.
+            noise: (B, patches), of which the least stay visible; the same masks at every call if None.
+
+        Returns:
+            The predicted image, what was hidden, and both put together. With ``normalise_target`` the predicted patches
+            get the mean and the standard deviation of the true ones.
+
+        Raises:
+            ConfigError: images of another size.
+        """
+        if noise is None:
+            noise = fixed_noise(torch.arange(len(images), device=images.device), self.grid**2)
+        _, mask, predicted = self._predict(images, noise)
+        predicted = predicted.float()
+        if self.normalise_target:
+            variance, mean = torch.var_mean(maco.patchify(images.float(), self.target_patch), dim=-1, keepdim=True)
+            predicted = predicted * (variance + 1e-6).sqrt() + mean
+        whole = maco.unpatchify(predicted, self.target_patch)
+        hidden = mask.view(-1, 1, self.grid, self.grid)
+        hidden = F.interpolate(hidden, size=images.shape[-2:], mode="nearest")
+        return Reconstruction(whole, hidden, torch.where(hidden > 0, whole, images.float()))
+
+    @torch.no_grad()
+    def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Maps (B, 1, S, S) in [0, 1], stretched over their ranges.
+
+        ``similarity to the report`` (weighted by :meth:`patch_weights` where there are weights, as in the paper's
+        grounding), ``correlation weight`` (the same for all images) and ``reconstruction`` of the hidden patches amid
+        the visible ones.
+        """
+        images = batch["image"]
+        size = (images.shape[-2], images.shape[-1])
+        maps: dict[str, Tensor] = {}
+        if self.has_text:
+            report = F.normalize(self.encode_tokens(batch["input_ids"], batch["attention_mask"]).float(), dim=-1)
+            similarity = torch.einsum("bdhw,bd->bhw", self.embed_patches(images), report)[:, None]
+            if self.correlation is not None:
+                weight = F.interpolate(self.patch_weights()[None, None], size=similarity.shape[-2:], mode="bilinear")
+                similarity = similarity * weight
+            maps["similarity to the report"] = F.interpolate(_stretched(similarity), size=size, mode="bilinear")
+        if self.correlation is not None:
+            weights = _stretched(self.correlation_map()[None, None])
+            maps["correlation weight"] = F.interpolate(weights, size=size, mode="nearest").expand(len(images), -1, -1, -1)
+        if size == (self.image_size, self.image_size):
+            rebuilt = self.reconstruct(images, self._fixed(batch)).pasted.mean(1, keepdim=True)
+            maps["reconstruction"] = _stretched(rebuilt)
+        return maps
+
+
+def _stretched(maps: Tensor) -> Tensor:
+    """Each map (1, h, w) of (B, 1, h, w) over its own range to [0, 1]; constant maps become 0."""
+    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(1e-12)
