@@ -188,7 +188,7 @@ def test_checkpoint_stands_alone(fitted):
     model = medvlp.load(fitted / "checkpoints" / "last.ckpt")
     assert model.name == "g2d"
     assert model.embed_text(["no pneumothorax"]).shape == (1, 16)
-    assert model.preprocess == {"transform": "phantom", "size": 64}
+    assert model.preprocess == {"transform": "phantom", "size": 64, "intensity": "standard"}
 
 
 # ---------------------------------------------------------------- bad input: one line, with the place and the remedy
@@ -202,7 +202,7 @@ def _says(line: str, *parts: str | Path) -> None:
 def test_missing_root(command, config, tmp_path):
     missing = tmp_path / "nowhere"
     line = command("fit", "--config", config[0], "--data.root", missing).error()
-    _says(line, missing, "download", "medvlp phantom")
+    _says(line, missing, "get it from PhysioNet", "medvlp phantom")
 
 
 def test_table_without_a_column(command, config, broken):
@@ -335,7 +335,11 @@ def test_bad_items_are_skipped_and_listed(command, config, broken, tmp_path):
     done = command(*argv, "--data.on_error", "skip", "--data.max_skipped", "0.2", "--trainer.max_epochs", "2").ok()
     listed = pd.read_csv(run / "skipped.csv").set_index("id")["reason"]
     assert listed.index.is_unique
-    for row, reason in ((truncated, "not a JPEG"), (missing, "missing file"), (empty, "empty report file")):
+    for row, reason in (
+        (truncated, "truncated or broken image"),
+        (missing, "missing file"),
+        (empty, "empty report file"),
+    ):
         assert reason in listed[row["dicom_id"]]
     assert "2 items skipped so far" in done.err
     assert "left out at indexing" in done.err

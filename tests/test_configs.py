@@ -86,7 +86,16 @@ TINY = {
     "g2d": {"class_path": "G2D", "init_args": {"image": {"name": "resnet18"}, "text": TINY_TEXT}},
     "gloria": {
         "class_path": "GLoRIA",
-        "init_args": {"image": {"name": "resnet18"}, "text": {**TINY_TEXT, "num_layers": 4}},
+        "init_args": {"image": {"name": "resnet18", "pretrained": False}, "text": {**TINY_TEXT, "num_layers": 4}},
+    },
+    # Its backbone is one of its ablations.
+    "mgca": {"class_path": "MGCA", "init_args": {"image": {"pretrained": False}, "text": TINY_TEXT}},
+    "maco": {
+        "class_path": "MaCo",
+        "init_args": {
+            "image": {"pretrained": False, "options": {"embed_dim": 32, "depth": 3, "num_heads": 2}},
+            "text": TINY_TEXT,
+        },
     },
 }
 """Per method with ablations: what makes its encoders tiny."""
@@ -139,7 +148,7 @@ def test_overlay(path, bases, tmp_path, monkeypatch):
     changed = {key for key, value in config.items() if value != paper[key]}
     for key, value in named.items():
         assert config[key] == value
-        assert getattr(cli.model.hparams, key.removeprefix("model.init_args.")) == value
+        assert _flat(dict(cli.model.hparams))[key.removeprefix("model.init_args.")] == value
     # The run's folder and what lies in it move together; an ablation must not write over the paper's run.
     places = {key for key in changed if key.startswith(("trainer.callbacks.", "trainer.logger."))}
     assert len(places) == 3

@@ -21,7 +21,7 @@ from medvlp.datasets.base import RadiographDataset
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
 from medvlp.io.cache import PixelCache, verify
 from medvlp.phantom import PhantomSpec, write_phantom
-from medvlp.prepare import add_arguments, parse_options, prepare, rules_of, run
+from medvlp.prepare import add_arguments, prepare, rules_of, run
 from medvlp.text import Collate, train_wordpiece
 from medvlp.tokens import TokenCache
 from medvlp.transforms import build_transform
@@ -383,27 +383,11 @@ def test_tokens_are_prepared_too(mimic, tmp_path):
     Collate(load_tokenizer(tmp_path / "tokenizer"), 20, tokens=tokens)
 
 
-def test_options_of_a_corpus():
-    words = ["version=5", "rate=0.5", "strict=True", "stage=none", "name=a=b", "views=PA", "views=AP", "empty="]
-    assert parse_options(words) == {
-        "version": 5,
-        "rate": 0.5,
-        "strict": True,
-        "stage": None,
-        "name": "a=b",
-        "views": ["PA", "AP"],
-        "empty": "",
-    }
-    for wrong in ("version", "=5", "a b=1"):
-        with pytest.raises(ConfigError, match="key=value"):
-            parse_options([wrong])
-
-
 def test_the_command(mimic, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     common = ["--data", "mimic_cxr", "--root", str(mimic), "--out", str(tmp_path / "out"), "--resize", "square:32"]
-    common += ["--workers", "1", "--option", "views=PA"]
+    common += ["--workers", "1", "--option", "views=[PA]"]
     assert run(parser.parse_args([*common, "--verify"])) == 1
     capsys.readouterr()
     assert run(parser.parse_args(common)) == 0

@@ -5,13 +5,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from medvlp_baselines.maco.losses import position_table
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from medvlp.encoders.image import ImageEncoder
 from medvlp.errors import ConfigError
-from medvlp_baselines.maco.losses import position_table
 
 
 def transformer_of(encoder: ImageEncoder) -> VisionTransformer:

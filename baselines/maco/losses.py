@@ -106,9 +106,7 @@ def unpatchify(patches: Tensor, patch: int, channels: int = 3) -> Tensor:
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, side * patch, side * patch)
 
 
-def reconstruction_errors(
-    prediction: Tensor, images: Tensor, patch: int, normalise_target: bool = False
-) -> Tensor:
+def reconstruction_errors(prediction: Tensor, images: Tensor, patch: int, normalise_target: bool = False) -> Tensor:
     """Mean squared error of each patch.
 
     Args:

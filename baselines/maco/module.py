@@ -7,16 +7,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
-
-from medvlp import distributed
-from medvlp.encoders.image import ImageEncoderConfig
-from medvlp.encoders.text import TextEncoderConfig
-from medvlp.errors import ConfigError, NotSupportedError
-from medvlp.methods.base import PretrainModule
-from medvlp.methods.optim import OptimConfig
-from medvlp.methods.plain import config_from
 from medvlp_baselines.maco import losses as maco
 from medvlp_baselines.maco.autoencoder import (
     Decoder,
@@ -28,6 +18,16 @@ from medvlp_baselines.maco.autoencoder import (
     shrink,
     transformer_of,
 )
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from medvlp import distributed
+from medvlp.encoders.image import ImageEncoderConfig
+from medvlp.encoders.text import TextEncoderConfig
+from medvlp.errors import ConfigError, NotSupportedError
+from medvlp.methods.base import PretrainModule
+from medvlp.methods.optim import OptimConfig
+from medvlp.methods.plain import config_from
 
 _LARGEST_SCALE = 100.0  # CLIP's, of the cosines
 
@@ -239,7 +239,7 @@ class MaCo(PretrainModule):
 
     @property
     def vit(self) -> VisionTransformer:
-        """timm's vision transformer inside the image encoder."""
+        """Timm's vision transformer inside the image encoder."""
         return transformer_of(self.image_encoder)
 
     @property
@@ -472,7 +472,9 @@ class MaCo(PretrainModule):
             maps["similarity to the report"] = F.interpolate(_stretched(similarity), size=size, mode="bilinear")
         if self.correlation is not None:
             weights = _stretched(self.correlation_map()[None, None])
-            maps["correlation weight"] = F.interpolate(weights, size=size, mode="nearest").expand(len(images), -1, -1, -1)
+            maps["correlation weight"] = F.interpolate(weights, size=size, mode="nearest").expand(
+                len(images), -1, -1, -1
+            )
         if size == (self.image_size, self.image_size):
             rebuilt = self.reconstruct(images, self._fixed(batch)).pasted.mean(1, keepdim=True)
             maps["reconstruction"] = _stretched(rebuilt)

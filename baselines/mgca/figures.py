@@ -17,12 +17,12 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from medvlp_baselines.mgca.module import MGCA, stretch
 from torch import Tensor
 
 from medvlp import viz
 from medvlp.errors import ConfigError
 from medvlp.losses.tokens import entries
-from medvlp_baselines.mgca.module import MGCA, stretch
 
 _COLOURS = 20
 _THUMBNAIL = 128
@@ -103,11 +103,11 @@ def _scatter(axis: Axes, points: np.ndarray, groups: Sequence[str | None], title
     counts = Counter(group for group in groups if group is not None)
     shown = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_COLOURS]]
     rest = np.array([group not in shown for group in groups])
-    axis.scatter(*points[rest].T, s=6, color="0.8", linewidths=0, label="others" if rest.any() else None)
+    axis.scatter(points[rest, 0], points[rest, 1], s=6, color="0.8", linewidths=0, label="others" if rest.any() else None)
     palette = matplotlib.colormaps["tab20"]
     for number, name in enumerate(shown):
         here = np.array([group == name for group in groups])
-        axis.scatter(*points[here].T, s=8, color=palette(number), linewidths=0, label=f"{name} ({counts[name]})")
+        axis.scatter(points[here, 0], points[here, 1], s=8, color=palette(number), linewidths=0, label=f"{name} ({counts[name]})")
     axis.set_title(title, fontsize=10)
     axis.set_xticks([])
     axis.set_yticks([])
@@ -182,9 +182,9 @@ def prototype_figure(
     for which in np.lexsort((numbers, -sizes))[:prototypes]:
         members = np.flatnonzero(clusters == numbers[which])
         closest = members[np.argsort(-scores[members], kind="stable")][:nearest]
-        names = Counter(truth[i] for i in members if truth[i] is not None).most_common(1)
+        names = Counter(truth[int(i)] for i in members if truth[int(i)] is not None).most_common(1)
         most = f", {names[0][1]} of them {names[0][0]}" if names else ""
-        for rank, item in enumerate(closest):
+        for rank, item in enumerate(closest.tolist()):
             head = f"prototype {numbers[which]}: {sizes[which]} of {len(clusters)} images{most}\n" if rank == 0 else ""
             pictures.append(thumbnails[item])
             captions.append(f"{head}{truth[item] or 'no single finding'}, cosine {scores[item]:.2f}")
@@ -298,7 +298,7 @@ class MGCAFigures(L.Callback):
             viz.save(words_figure(study), folder / f"words-{number}.png")
         if len(self._truth) < _FEWEST:
             rank_zero_warn(
-                f"only {len(self._truth)} of the images have exactly one positive label: no tsne.png and no prototypes.png"
+                f"{len(self._truth)} images have exactly one positive label, too few for tsne.png and prototypes.png"
             )
             return
         embeddings = np.stack(self._embeddings)

@@ -5,6 +5,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from medvlp_baselines.mgca.heads import ProjectionHead, repeat_words
+from medvlp_baselines.mgca.losses import CrossAttention, MergedReport, Variant, merge_report, soft_match, token_loss
+from medvlp_baselines.mgca.prototypes import normalise_prototypes_, prototype_loss, prototype_scores
 from torch import Tensor, nn
 
 from medvlp.encoders.image import ImageEncoderConfig
@@ -13,9 +16,6 @@ from medvlp.errors import ConfigError
 from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.optim import OptimConfig
-from medvlp_baselines.mgca.heads import ProjectionHead, repeat_words
-from medvlp_baselines.mgca.losses import CrossAttention, MergedReport, Variant, merge_report, soft_match, token_loss
-from medvlp_baselines.mgca.prototypes import normalise_prototypes_, prototype_loss, prototype_scores
 
 
 @dataclass(frozen=True)
@@ -369,7 +369,7 @@ class MGCA(PretrainModule):
     def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """``regions of the words`` and, of a vision transformer, ``class token's attention``: (B, 1, S, S) in [0, 1].
 
-        Each word counts as much as [CLS] attends to it. Without the token term: the cosine of each cell with the report.
+        Each word counts as much as [CLS] attends to it. Without the token term: each cell's cosine with the report.
         """
         if self.patch_head is None:
             return super().explain(batch)

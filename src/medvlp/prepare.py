@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from medvlp.datasets import CORPORA, corpus_class
+from medvlp.datasets import CORPORA
 from medvlp.datasets.corpus import TASKS, Corpus, Records, Task
+from medvlp.datasets.options import OPTION_HELP, corpus_from_words
 from medvlp.datasets.shards import Plan, Shapes, make_plan, require_room, write
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.cache import verify
@@ -214,48 +215,6 @@ def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
 # ---------------------------------------------------------------------- command
 
 
-def parse_options(words: Sequence[str]) -> dict[str, Any]:
-    """Options of a corpus from the command line.
-
-    Args:
-        words: ``key=value`` each. A value that reads as a whole number, a decimal number, ``true``, ``false`` or
-            ``none`` (in any case) is that, everything else is text; a key given several times makes a list.
-
-    Raises:
-        ConfigError: a word without a key or without "=".
-    """
-    found: dict[str, list[Any]] = {}
-    for word in words:
-        key, sign, text = word.partition("=")
-        if not sign or not key.isidentifier():
-            raise ConfigError(f'--option takes key=value, not "{word}"')
-        found.setdefault(key, []).append(_literal(text))
-    return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
-
-
-def _as_lists(kind: type[Corpus], options: dict[str, Any]) -> dict[str, Any]:
-    """A single value becomes a list where the corpus takes several."""
-    hints = get_type_hints(kind.__init__)
-    found = {}
-    for key, value in options.items():
-        kinds = {get_origin(k) or k for k in (hints.get(key), *get_args(hints.get(key)))}
-        several = Sequence in kinds and not isinstance(value, list) and value is not None
-        found[key] = [value] if several else value
-    return found
-
-
-def _literal(text: str) -> Any:
-    names = {"true": True, "false": False, "none": None}
-    if text.lower() in names:
-        return names[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``medvlp prepare``."""
     parser.add_argument(
@@ -271,14 +230,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenise the texts as well")
     parser.add_argument("--max-length", type=int, default=256, help="tokens per text (default: 256)")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="option of the corpus, such as version=5; numbers, true, false and none are read as such, and an option"
-        " given several times makes a list",
-    )
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help=OPTION_HELP)
     parser.add_argument("--overwrite", action="store_true", help="start anew even if there is a cache")
     parser.add_argument("--verify", action="store_true", help="only check every byte of the cache that is there")
 
@@ -294,13 +246,8 @@ def run(args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True, highlight=False)
     if args.verify:
         return _verify(args, console)
-    kind = corpus_class(args.data)
     # broken items are listed, all of them
-    options = {"on_error": "skip", **_as_lists(kind, parse_options(args.option))}
-    try:
-        corpus = kind(args.root, **options)
-    except TypeError as error:
-        raise ConfigError(f"{kind.title} does not take these options ({error})") from error
+    corpus = corpus_from_words(args.data, args.root, args.option, on_error="skip")
     result = prepare(
         corpus,
         args.out,

@@ -23,6 +23,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "g2d paper": ("g2d", {"variant": "paper"}),
     "g2d both directions": ("g2d", {"variant": "paper", "text_to_image": 1.0, "aggregate_heads": False}),
     "convirt paper": ("convirt", {"variant": "paper"}),
+    "gloria paper": ("gloria", {"variant": "paper", "text_layers": 1}),
     "template": ("template", {}),
 }
 """Global contrast: two processes with half of the batch each must equal one with all of it."""
@@ -30,6 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 CHUNKED: dict[str, tuple[str, dict[str, Any]]] = {
     "g2d chunked": ("g2d", {"variant": "paper", "text_to_image": 1.0}),
     "convirt chunked": ("convirt", {"variant": "paper"}),
+    "gloria chunked": ("gloria", {"variant": "paper", "text_layers": 1}),
 }
 """Each process encodes its half in :data:`CHUNKS` chunks, one process the whole in one; norms in eval mode."""
 

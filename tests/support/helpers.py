@@ -62,10 +62,13 @@ def batch(count: int = 4, size: int = SIZE, length: int = 7, vocabulary: int = 4
     g = torch.Generator().manual_seed(count)
     mask = torch.ones(count, length, dtype=torch.int64)
     mask[0, length - 2 :] = 0
+    # every piece a word, but for the first and the last token of each text
+    groups = (torch.arange(length) - 1).where((torch.arange(length) < mask.sum(1, keepdim=True) - 1), -1)
     return {
         "image": chests(count, size) + 0.05 * torch.rand(count, 1, size, size, generator=g),
         "input_ids": torch.randint(5, vocabulary, (count, length), generator=g) * mask,
         "attention_mask": mask,
+        "word_groups": groups,
         "text": [f"report {i}" for i in range(count)],
         "id": [f"item{i}" for i in range(count)],
         "index": torch.arange(count),

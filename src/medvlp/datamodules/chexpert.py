@@ -62,4 +62,6 @@ class CheXpertDataModule(CorpusDataModule):
         )
         super().__init__(corpus, task=task, split=split, **kwargs)
         if task == "pairs" and self.text_sampling != "whole" and cleaning == "mgca":
-            raise ConfigError(f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: mgca removes; use none")
+            raise ConfigError(
+                f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: mgca removes; use none"
+            )

@@ -58,4 +58,6 @@ class MIMICCXRDataModule(CorpusDataModule):
         # parsed reports are kept beside the prepared images
         corpus.cache_dir = Path(self.cache_dir) if self.cache_dir else None
         if self.text_sampling != "whole" and cleaning == "mgca":
-            raise ConfigError(f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: mgca removes; use none")
+            raise ConfigError(
+                f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: mgca removes; use none"
+            )

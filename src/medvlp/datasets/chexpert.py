@@ -289,7 +289,7 @@ class CheXpert(Corpus):
         ids = f"{pool}/" + parts[0] + "/" + parts[1] + "/" + parts[2]
         side = frame[_SIDE].str.upper()
         labels = to_numbers(frame[list(CHEXPERT_14)], where)
-        folders = patient_folders(self.root, self._batches(), pool, self.remedy)
+        folders = patient_folders(self.root, self._batches(), pool, self.remedy if len(frame) else "")
         on_disk = views_of(folders, parts[0].dropna().unique())
         reason = pd.Series("", index=frame.index, dtype=object)
         for wrong, text in (
@@ -326,7 +326,7 @@ class CheXpert(Corpus):
         parts = names.str.extract(_TEST_STUDY)
         studies = parts[0] + "/" + parts[1]
         labels = to_numbers(frame[list(CHEXPERT_14)], where)
-        folders = patient_folders(self.root, self._batches(), "test", self.remedy)
+        folders = patient_folders(self.root, self._batches(), "test", self.remedy if len(frame) else "")
         images = self._test_images(folders)
         unlisted = images[~images["study"].isin(studies)]
         dropped.extend("test/" + unlisted["path"], [-1] * len(unlisted), f"no row in {_TRUTH}")

@@ -142,7 +142,7 @@ class COVIDx(Corpus):
             text = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is no text in UTF-8; get it again from {self.remedy}") from error
-        if not text.strip():
+        if not text:
             raise DataError(f"{path} is an empty file; get it again from {self.remedy}")
         rows = []
         for row, line in enumerate(text.split("\n")):
