@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from medvlp.encoders.image import ImageEncoder
 from medvlp.errors import ConfigError
 
+NEEDS_TRANSFORMER = (
+    "MaCo hides patches of a plain vision transformer with a class token and a position table; set image.name: "
+    "vit_base_patch16_224, or another vit_*_patch*"
+)
+
 
 def transformer_of(encoder: ImageEncoder) -> VisionTransformer:
     """The vision transformer of an image encoder.
@@ -24,10 +29,7 @@ def transformer_of(encoder: ImageEncoder) -> VisionTransformer:
     found = getattr(encoder.model, "model", None)
     plain = isinstance(found, VisionTransformer) and found.has_class_token and found.num_prefix_tokens == 1
     if not plain or found.no_embed_class or found.pos_embed is None:  # type: ignore[union-attr]
-        raise ConfigError(
-            "MaCo hides patches of a plain vision transformer with a class token and a position table; set image.name: "
-            "vit_base_patch16_224, or another vit_*_patch*"
-        )
+        raise ConfigError(NEEDS_TRANSFORMER)
     return found  # type: ignore[return-value]
 
 

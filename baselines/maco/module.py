@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from medvlp_baselines.maco import losses as maco
 from medvlp_baselines.maco.autoencoder import (
+    NEEDS_TRANSFORMER,
     Decoder,
     encode_patches,
     fixed_noise,
@@ -183,6 +184,8 @@ class MaCo(PretrainModule):
         given = ImageEncoderConfig("vit_base_patch16_224") if image is None else config_from(ImageEncoderConfig, image)
         if given.upsample_to is not None:
             raise ConfigError("image.upsample_to: MaCo's encoder takes images as they come; leave it at null")
+        if not given.name.startswith(("vit_", "deit_")):  # timm would complain of an option that nobody set
+            raise ConfigError(NEEDS_TRANSFORMER)
         super().__init__(
             image=dataclasses.replace(given, final_norm=True, options={**given.options, "img_size": side}),
             text=rows.text if text is None else text,
