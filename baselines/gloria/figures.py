@@ -64,7 +64,8 @@ def entry_texts(tokenizer: Any, input_ids: list[int], word_groups: list[int], at
 def word_figures(model: GLoRIA, batch: dict[str, Any], words: int = 7, studies: int | None = None) -> list[Figure]:
     """One sheet per study: the radiograph, and the attention of the words that match their regions best.
 
-    Maps are stretched from 0 to each map's maximum; the captions give the cosine of the word with what it attends to.
+    Maps are stretched from 0 to each map's maximum, so that a word which looks everywhere alike is bright everywhere.
+    The captions give the cosine of the word with what it attends to. Punctuation is left out.
 
     Args:
         model: with a tokenizer.
@@ -80,25 +81,28 @@ def word_figures(model: GLoRIA, batch: dict[str, Any], words: int = 7, studies: 
     """
     if model.tokenizer is None:
         raise ConfigError("the model has no tokenizer yet: fit it, load a checkpoint, or call attach_tokenizer()")
-    keys = ("image", "input_ids", "attention_mask", "word_groups")
+    keys = ("image", "input_ids", "word_groups", "attention_mask")
     part = {key: batch[key][:studies] for key in keys if key in batch}
     maps, cosines, inside = model.attend(part)
-    count = min(words, maps.shape[1])
-    best = cosines.masked_fill(~inside, -torch.inf).topk(count, dim=1).indices.sort(1).values  # in reading order
+    columns = (part[key].tolist() for key in keys[1:])
+    texts = [entry_texts(model.tokenizer, *rows) for rows in zip(*columns, strict=True)]
+    # Signs of punctuation are words to the loss, but nothing to look at.
+    spoken = torch.tensor(
+        [[re.search(r"\w", t) is not None for t in row + [""] * (maps.shape[1] - len(row))] for row in texts]
+    )
+    inside = inside & spoken.to(inside.device)
+    best = cosines.masked_fill(~inside, -torch.inf).topk(min(words, maps.shape[1]), dim=1).indices
+    best = best.sort(1).values  # in reading order
     chosen = maps.gather(1, best[..., None, None].expand(-1, -1, *maps.shape[2:]))
     chosen = chosen / chosen.amax((2, 3), keepdim=True).clamp_min(1e-12)
-    size = tuple(part["image"].shape[-2:])
-    heat = F.interpolate(chosen, size=size, mode="bilinear").clamp(0, 1).cpu().numpy()
+    heat = F.interpolate(chosen, size=part["image"].shape[-2:], mode="bilinear").clamp(0, 1).cpu().numpy()
     images = part["image"].float().cpu().numpy()
-    columns = [part[key].tolist() for key in keys[1:]]
-    ids, masks, groups = columns
-    cosine, is_word, places = cosines.tolist(), inside.tolist(), best.tolist()
+    cosine, is_shown, places = cosines.tolist(), inside.tolist(), best.tolist()
     figures = []
     for study, image in enumerate(images):
-        texts = entry_texts(model.tokenizer, ids[study], groups[study], masks[study])
-        shown = [(k, place) for k, place in enumerate(places[study]) if is_word[study][place]]
+        shown = [(k, place) for k, place in enumerate(places[study]) if is_shown[study][place]]
         pictures = [overlay(image), *(overlay(image, heat[study, k]) for k, _ in shown)]
-        captions = [f"{texts[place]}\ncosine {cosine[study][place]:.2f}" for _, place in shown]
+        captions = [f"{texts[study][place]}\ncosine {cosine[study][place]:.2f}" for _, place in shown]
         figures.append(viz.contact_sheet(pictures, ["radiograph", *captions]))
     return figures
 

@@ -62,7 +62,7 @@ class GLoRIA(PretrainModule):
 
     Both: images stretched to 299 px, the deepest level pooled for the image and the level before it for the regions;
     the last four layers of Bio_ClinicalBERT summed, word pieces summed into words; dropout in BERT. One random sentence
-    per report and the transform are the datamodule's: ``text_sampling: sentence``, ``transform: mgca``.
+    per report and the transform are the datamodule's: ``text_sampling: gloria``, ``transform: mgca``.
 
     With ``contrastive_chunks`` the encoders run in chunks; the local loss, which sees the whole batch, cuts its own
     memory.

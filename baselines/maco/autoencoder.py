@@ -1,7 +1,7 @@
 """The parts of MaCo's masked autoencoder that are not timm's: an encoder of visible patches, and the decoder."""
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +19,25 @@ NEEDS_TRANSFORMER = (
 )
 
 
-def transformer_of(encoder: ImageEncoder) -> VisionTransformer:
+def transformer_of(encoder: ImageEncoder) -> Any:
     """The vision transformer of an image encoder.
 
     Raises:
         ConfigError: it is none, or one without the layout of a masked autoencoder: one class token with a place in
             the position table, and no register tokens.
     """
-    found = getattr(encoder.model, "model", None)
+    found: Any = getattr(encoder.model, "model", None)
     plain = isinstance(found, VisionTransformer) and found.has_class_token and found.num_prefix_tokens == 1
-    if not plain or found.no_embed_class or found.pos_embed is None:  # type: ignore[union-attr]
+    if not plain or found.no_embed_class or found.pos_embed is None:
         raise ConfigError(NEEDS_TRANSFORMER)
-    return found  # type: ignore[return-value]
+    return found
 
 
-def patch_tokens(vit: VisionTransformer, images: Tensor) -> tuple[Tensor, int, int]:
+def patch_tokens(vit: Any, images: Tensor) -> tuple[Tensor, int, int]:
     """Patches with their positions, before anything is hidden.
 
     Args:
-        vit: from :func:`transformer_of`.
+        vit: timm's, as :func:`transformer_of` gives it.
         images: (B, 3, H, W). The position table is interpolated (bicubic) where its grid is another one.
 
     Returns:
@@ -53,7 +53,7 @@ def patch_tokens(vit: VisionTransformer, images: Tensor) -> tuple[Tensor, int, i
     return tokens + table[:, 1:], height, width
 
 
-def encode_patches(vit: VisionTransformer, tokens: Tensor) -> Tensor:
+def encode_patches(vit: Any, tokens: Tensor) -> Tensor:
     """Class token and the given patches through all blocks and the last norm: (B, n, D) → (B, 1 + n, D)."""
     first = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(tokens), -1, -1)
     tokens = vit.norm_pre(vit.pos_drop(torch.cat([first.to(tokens.dtype), tokens], 1)))
@@ -76,13 +76,15 @@ class Decoder(nn.Module):
         ConfigError: ``heads`` do not divide ``dim``, or a ``dim`` that the position table does not allow.
     """
 
+    positions: Tensor
+
     def __init__(
         self, width: int, grid: int, dim: int, depth: int, heads: int, out: int, positions: Literal["mae", "official"]
     ) -> None:
         super().__init__()
         if heads < 1 or dim % heads or depth < 1:
             raise ConfigError(f"decoder_dim {dim}, decoder_depth {depth}, decoder_heads {heads}: heads must divide dim")
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.embed = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         # Not in checkpoints: it follows from the settings.
@@ -126,7 +128,7 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
-def initialise_transformer(vit: VisionTransformer, positions: Literal["mae", "official"]) -> None:
+def initialise_transformer(vit: Any, positions: Literal["mae", "official"]) -> None:
     """A vision transformer without pretrained weights as the masked autoencoders start it.
 
     Args:

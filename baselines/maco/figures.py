@@ -49,7 +49,7 @@ def weight_figure(model: MaCo) -> Figure:
 
 
 def reconstruction_figure(model: MaCo, images: Tensor, names: list[str], noise: Tensor | None = None) -> Figure:
-    """One row per study: the image, its visible patches, the prediction of all, and both put together.
+    """One row per study: the image, its visible patches, and these with the predicted hidden ones.
 
     Args:
         model: any MaCo.
@@ -58,7 +58,7 @@ def reconstruction_figure(model: MaCo, images: Tensor, names: list[str], noise: 
         noise: of the masks, see :meth:`~medvlp_baselines.maco.module.MaCo.reconstruct`.
 
     Returns:
-        A figure; the grey levels of a row are those of its image.
+        A figure; the grey levels of a row are those of its image, and its error is in the model's intensities.
 
     Raises:
         ConfigError: no image, or images of another size.
@@ -68,17 +68,16 @@ def reconstruction_figure(model: MaCo, images: Tensor, names: list[str], noise: 
     made = model.reconstruct(images, noise)
     true = images.float()
     low, high = true.amin((1, 2, 3), keepdim=True), true.amax((1, 2, 3), keepdim=True)
-    scaled = [((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1) for x in (true, made.predicted, made.pasted)]
-    visible = torch.where(made.hidden > 0, torch.full_like(scaled[0], _HIDDEN), scaled[0])
-    rows = torch.stack([scaled[0], visible, scaled[1], scaled[2]], 1)  # (B, 4, 3, S, S)
-    pictures = (rows.permute(0, 1, 3, 4, 2) * 255).round().to(torch.uint8).cpu().numpy()
-    error = ((made.predicted - true).square() * made.hidden).mean((1, 2, 3)) / made.hidden.mean((1, 2, 3)).clamp_min(
-        1e-9
-    )
+    image, pasted = (((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1).mean(1) for x in (true, made.pasted))
+    visible = torch.where(made.hidden[:, 0] > 0, torch.full_like(image, _HIDDEN), image)
+    gray = (torch.stack([image, visible, pasted], 1) * 255).round().to(torch.uint8)
+    pictures = gray[..., None].expand(-1, -1, -1, -1, 3).cpu().numpy()
+    error = (made.predicted - true).square() * made.hidden
+    mean = error.mean((1, 2, 3)) / made.hidden.mean((1, 2, 3)).clamp_min(1e-9)
     captions = []
-    for name, value in zip(names, error.tolist(), strict=True):
-        captions += [name, f"visible: {1 - model.mask_ratio:.0%}", "predicted", f"pasted, MSE of hidden {value:.3g}"]
-    return viz.contact_sheet([picture for row in pictures for picture in row], captions, columns=4)
+    for name, value in zip(names, mean.tolist(), strict=True):
+        captions += [name, f"visible: {1 - model.mask_ratio:.0%}", f"hidden ones predicted, MSE {value:.3g}"]
+    return viz.contact_sheet([picture for row in pictures for picture in row], captions, columns=3)
 
 
 class MaCoFigures(L.Callback):

@@ -19,7 +19,6 @@ from medvlp_baselines.maco.autoencoder import (
     shrink,
     transformer_of,
 )
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from medvlp import distributed
@@ -69,7 +68,7 @@ class Reconstruction(NamedTuple):
     """What the decoder makes of masked images, all (B, 3, S, S) in the intensities of the images.
 
     Args:
-        predicted: every patch as predicted.
+        predicted: every patch as predicted; only hidden ones are trained, the others mean nothing.
         hidden: 1 where a patch was hidden, (B, 1, S, S).
         pasted: the visible patches of the image and the predicted hidden ones.
     """
@@ -241,8 +240,8 @@ class MaCo(PretrainModule):
                 nn.init.zeros_(parameter)
 
     @property
-    def vit(self) -> VisionTransformer:
-        """Timm's vision transformer inside the image encoder."""
+    def vit(self) -> Any:
+        """The vision transformer of timm inside the image encoder."""
         return transformer_of(self.image_encoder)
 
     @property

@@ -71,14 +71,16 @@ def study_words(model: MGCA, batch: dict[str, Any], count: int = 4, wanted: Sequ
     place = entries(batch["word_groups"], batch["attention_mask"]).index.cpu().numpy()
     ids = batch["input_ids"].cpu().numpy()
     images = batch["image"].float().cpu().numpy()
+    special = set(model.tokenizer.all_special_ids)  # [SEP], and [UNK], which is no word
     ranks = {word.lower(): rank for rank, word in enumerate(wanted)}
     made = []
     for study in range(len(ids)):
         found: dict[str, int] = {}
         for entry in np.flatnonzero(~padding[study])[np.argsort(-attention[study][~padding[study]], kind="stable")]:
             # entry 0 is [CLS], which the words do not count
-            word = model.tokenizer.decode(ids[study][place[study] == entry + 1].tolist()).strip()
-            if sum(letter.isalpha() for letter in word) >= 3:
+            pieces = ids[study][place[study] == entry + 1].tolist()
+            word = model.tokenizer.decode(pieces).strip()
+            if sum(letter.isalpha() for letter in word) >= 3 and special.isdisjoint(pieces):
                 found.setdefault(word, int(entry))
         order = sorted(found, key=lambda word: ranks.get(word.lower(), len(ranks)))  # stable
         chosen = {word: regions[study, found[word]] for word in order[:count]}
@@ -103,11 +105,15 @@ def _scatter(axis: Axes, points: np.ndarray, groups: Sequence[str | None], title
     counts = Counter(group for group in groups if group is not None)
     shown = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_COLOURS]]
     rest = np.array([group not in shown for group in groups])
-    axis.scatter(points[rest, 0], points[rest, 1], s=6, color="0.8", linewidths=0, label="others" if rest.any() else None)
+    axis.scatter(
+        points[rest, 0], points[rest, 1], s=6, color="0.8", linewidths=0, label="others" if rest.any() else None
+    )
     palette = matplotlib.colormaps["tab20"]
     for number, name in enumerate(shown):
         here = np.array([group == name for group in groups])
-        axis.scatter(points[here, 0], points[here, 1], s=8, color=palette(number), linewidths=0, label=f"{name} ({counts[name]})")
+        axis.scatter(
+            points[here, 0], points[here, 1], s=8, color=palette(number), linewidths=0, label=f"{name} ({counts[name]})"
+        )
     axis.set_title(title, fontsize=10)
     axis.set_xticks([])
     axis.set_yticks([])

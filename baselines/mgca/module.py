@@ -257,7 +257,9 @@ class MGCA(PretrainModule):
         features = self.text_encoder(ids, mask, attention=True)
         assert features.attention is not None
         merged = self._merged(batch, features.tokens, features.attention)
-        words = repeat_words(merged.words, merged.padding) if self.variant == "paper" else merged.words
+        words = merged.words.to(features.tokens.dtype)
+        if self.variant == "paper":
+            words = repeat_words(words, merged.padding)
         outputs = {
             "image": image,
             "text": self.text_head(features.report),

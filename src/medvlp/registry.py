@@ -1,5 +1,6 @@
 """Finds methods through the entry-point group ``medvlp.methods``: built-in, baseline and outside ones alike."""
 
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
@@ -67,7 +68,7 @@ def get_method(name: str) -> "type[PretrainModule]":
 
     try:
         found = entries[name].load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a stranger's module may raise anything while it is imported
         raise ConfigError(f"method {name!r} ({entries[name].value}) cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, PretrainModule)):
         raise ConfigError(f"method {name!r}: {entries[name].value} is not a PretrainModule")
@@ -77,5 +78,15 @@ def get_method(name: str) -> "type[PretrainModule]":
 
 
 def import_all() -> "dict[str, type[PretrainModule]]":
-    """Imports every registered method, so that the command line knows their class names."""
-    return {name: get_method(name) for name in _entries()}
+    """Imports every registered method, so that the command line knows their class names.
+
+    A method that cannot be imported is left out with a warning that names it: one broken plug-in must not stop the runs
+    of all others.
+    """
+    found = {}
+    for name in _entries():
+        try:
+            found[name] = get_method(name)
+        except ConfigError as error:
+            warnings.warn(f"{error}; it is left out", stacklevel=2)
+    return found

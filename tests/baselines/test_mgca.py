@@ -98,9 +98,11 @@ def test_two_steps_a_checkpoint_and_figures(variant, data_of, tmp_path):
         words = "the lungs are clear", "large left effusion"
         torch.testing.assert_close(again.embed_text(words), model.embed_text(words))
 
-    run.predict(again, datamodule=data_of())
+    held_out = data_of(classes=["Edema", "Mass", "Nodule", "Pneumothorax", "Fracture"])
+    held_out.attach_tokenizer(again.tokenizer, max_length=48, padding=again.text_config.padding)
+    run.predict(again, dataloaders=held_out.val_dataloader())
     written = {path.name for path in (tmp_path / "figures" / "mgca").iterdir()}
-    assert {"words-0.png", "words-1.png"} <= written
+    assert written == {"words-0.png", "words-1.png", "tsne.png", "prototypes.png"}
     assert all(path.stat().st_size > 10_000 for path in (tmp_path / "figures" / "mgca").iterdir())
 
 
@@ -126,8 +128,10 @@ def test_chunks_equal_the_whole_batch(variant, chunks):
         terms = model.losses(data, model.encode(data))
         torch.stack(list(terms.values())).sum().backward()
         made.append((terms, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
-    torch.testing.assert_close(made[0][0], made[1][0], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(made[0][1], made[1][1], rtol=1e-6, atol=1e-9)
+    # The encoders give attention weights in float32.
+    torch.testing.assert_close(made[0][0], made[1][0], rtol=1e-7, atol=1e-7)
+    for name, gradient in made[0][1].items():
+        assert float((made[1][1][name] - gradient).abs().max() / gradient.abs().max().clamp_min(1e-6)) < 1e-6, name
 
 
 @VARIANTS
@@ -162,14 +166,14 @@ def test_equal_embeddings(variant):
     out = {name: torch.ones_like(value) for name, value in model(data).items()}
     out["padding"] = torch.zeros_like(out["padding"], dtype=torch.bool)
     terms = model.losses(data, out)
-    assert float(terms["instance"]) == pytest.approx((1 if variant == "paper" else 2) * math.log(6), rel=1e-5)
+    assert terms["instance"].item() == pytest.approx((1 if variant == "paper" else 2) * math.log(6), rel=1e-5)
     # Equal embeddings score the prototypes alike for all: so the assignment is even, whatever the prediction.
-    assert float(terms["prototype"]) >= math.log(20) - 1e-4
+    assert terms["prototype"].item() >= math.log(20) - 1e-4
     cells, words = out["patches"].shape[1], out["words"].shape[1]
     wanted = math.log(cells) + math.log(words)
     if variant == "paper":  # weights as they are (1 for the words, 1/S for cells), over 2 N S, and half of both sides
         wanted = (math.log(cells) / cells + math.log(words)) / 2
-    assert float(terms["token"]) == pytest.approx(wanted, rel=1e-4)
+    assert terms["token"].item() == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +213,7 @@ def test_padding_does_not_reach_the_papers_words():
     first, second = model(data)["words"], model(longer)["words"]
     # rows repeat whole words, so that the mix changes a little with the length, and far less than zeros would do
     kept = ~model(data)["padding"]
-    assert float((first - second[:, : first.shape[1]])[kept].abs().mean()) < 0.15
+    assert (first - second[:, : first.shape[1]])[kept].abs().mean().item() < 0.15
     model.eval()
     with torch.no_grad():
         first, second = model(data), model(longer)
@@ -308,7 +312,18 @@ def test_another_image_size():
 
 def test_texts_that_are_too_long(tmp_path):
     with pytest.raises(ConfigError, match="position table"):
-        build(text={"architecture": {"model_type": "bert", "max_position_embeddings": 16, "hidden_size": 32}})
+        build(
+            text={
+                "architecture": {
+                    "model_type": "bert",
+                    "max_position_embeddings": 16,
+                    "num_attention_heads": 2,
+                    "hidden_size": 32,
+                    "num_hidden_layers": 1,
+                    "vocab_size": 200,
+                }
+            }
+        )
     model = build().eval()
     model.attach_tokenizer(tokenizer())
     assert torch.isfinite(model.embed_text(["clear lungs " * 500])).all()
@@ -333,8 +348,8 @@ def test_what_is_missing_is_named():
     model, data = build(), pairs()
     with pytest.raises(ConfigError, match="word_groups"):
         model({key: value for key, value in data.items() if key != "word_groups"})
+    plain = build(token_weight=0).eval()
     with pytest.raises(ConfigError, match="token_weight 0"):
-        plain = build(token_weight=0).eval()
         plain.word_regions(plain(data))
     with pytest.raises(ConfigError, match="prototype_weight 0"):
         build(prototype_weight=0).cluster_scores(torch.zeros(1, 16))

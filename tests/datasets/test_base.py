@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from medvlp.datasets.base import RadiographDataset, make_table
+from medvlp.datasets.base import RadiographDataset, make_table, sample_text
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.io.reports import clean_text, gloria_sentences
 from medvlp.splits import hash_split, nested_fraction
 from medvlp.transforms import build_transform
 
@@ -84,6 +85,15 @@ def test_one_random_sentence(folder):
     assert drawn == {"Number 1 here.", "Size 2.5 cm.", "Third."}
     assert data[1, 7]["text"] == data[1, 7]["text"]
     assert data.texts[1].count(".") == 4  # the corpus stays whole
+
+
+def test_one_random_sentence_as_gloria_makes_them():
+    text = "1. No acute disease.  Normal.\n2. Small LEFT effusion, 2.5 cm, is stable since May. The heart is large."
+    made = {sample_text(text, "gloria", seed) for seed in range(30)}
+    # "Normal" is one word, "2." reads like the number of a list.
+    assert made == {"no acute disease", "small left effusion", "5 cm is stable since may", "the heart is large"}
+    assert " ".join(gloria_sentences(text)) == clean_text(text, "gloria")
+    assert sample_text("Normal.", "gloria", 3) == "Normal."  # no sentence of two words
 
 
 def test_raise_names_file_row_and_remedy(folder):

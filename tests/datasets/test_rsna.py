@@ -222,13 +222,24 @@ def test_two_blank_ids_are_two_items(root):
     ],
 )
 def test_broken_classes(root, line, reason):
-    rows = [r for r in CLASSES if not r.startswith("c")] + [line]
+    rows = [r for r in CLASSES if not (r[0] == "c" == line[0])] + [line]
     _write(root / "stage_2_detailed_class_info.csv", "patientId,class", rows)
     with pytest.raises(UnreadableItemError, match=rf"stage_2_detailed_class_info.csv, row \d, item .*{reason}"):
         RSNAPneumonia(root).records()
     records = RSNAPneumonia(root, on_error="skip").records()
     assert records.dropped["reason"].tolist() == [reason]
     assert line[:8] not in records.column("id")
+
+
+def test_an_image_without_a_class_is_no_image_of_no_class(root):
+    rows = [r for r in CLASSES if not r.startswith("b")]
+    _write(root / "stage_2_detailed_class_info.csv", "patientId,class", rows)
+    with pytest.raises(UnreadableItemError, match="item b0000000: no detailed class"):
+        RSNAPneumonia(root).records()
+    records = RSNAPneumonia(root, on_error="skip").records()
+    assert records.dropped[["id", "reason"]].values.tolist() == [["b0000000", "no detailed class"]]
+    assert "b0000000" not in records.column("id")
+    assert "b0000000" in RSNAPneumonia(root).records("detection").column("id"), "boxes need no class"
 
 
 def test_listed_test_image_without_a_file(root):

@@ -73,15 +73,17 @@ def test_lists_in_the_authors_format(tmp_path):
     ids = [f"0000000{i}_000.png" for i in range(8)]
     inputs = split_inputs.inputs(ids, patients=[i[:8] for i in ids], pool="train_val")
     labelled = [f"{i} 0 0 1" for i in ids]
-    write_lists(tmp_path, train_list=labelled[3::-1], val_list=labelled[3:6], test_list=labelled[6:])
+    folder = tmp_path / "above" / "lists"
+    folder.mkdir(parents=True)
+    write_lists(folder, train_list=labelled[3::-1], val_list=labelled[3:6], test_list=labelled[6:])
     with pytest.warns(UserWarning, match="1 images train&validate"):
-        split = make_split("cxr14", "maco", inputs, lists=tmp_path, strict=False)
+        split = make_split("cxr14", "maco", inputs, lists=folder, strict=False)
     assert split.parts["train"].records.tolist() == [3, 2, 1, 0]  # in the order of the list
     assert split.leaks == {"images train&validate": 1, "patients train&validate": 1}
     with pytest.raises(DataError, match="counts of train: expected 78,468, found 4"):
-        make_split("cxr14", "maco", inputs, lists=tmp_path)
+        make_split("cxr14", "maco", inputs, lists=folder)
     with pytest.warns(UserWarning, match="shares"):  # the folder above the lists will do as well
-        above = make_split("cxr14", "maco", inputs, lists=tmp_path.parent, strict=False)
+        above = make_split("cxr14", "maco", inputs, lists=folder.parent, strict=False)
     assert above.digest == split.digest
 
 

@@ -19,18 +19,33 @@ WORLD = 2
 PAIRS = 6
 SIZE = 64
 
+_MACO: dict[str, Any] = {
+    "image": image_config(
+        name="vit_tiny_patch16_224", depth=None, options={"embed_dim": 32, "depth": 3, "num_heads": 2}
+    ),
+    **{"super_resolution": False, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+    # A group of pairs of both processes.
+    "group": 4,
+}
+PATCHES = (SIZE // 16) ** 2
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "g2d paper": ("g2d", {"variant": "paper"}),
     "g2d both directions": ("g2d", {"variant": "paper", "text_to_image": 1.0, "aggregate_heads": False}),
     "convirt paper": ("convirt", {"variant": "paper"}),
     "gloria paper": ("gloria", {"variant": "paper", "text_layers": 1}),
     "template": ("template", {}),
+    "mgca paper": ("mgca", {"variant": "paper", "num_prototypes": 12, "head_dim": 24}),
+    "maco paper": ("maco", {"variant": "paper", **_MACO}),
+    "maco official": ("maco", {"variant": "official", **_MACO}),
 }
 """Global contrast: two processes with half of the batch each must equal one with all of it."""
 
 CHUNKED: dict[str, tuple[str, dict[str, Any]]] = {
     "g2d chunked": ("g2d", {"variant": "paper", "text_to_image": 1.0}),
     "convirt chunked": ("convirt", {"variant": "paper"}),
+    "mgca chunked": ("mgca", {"variant": "paper", "num_prototypes": 12, "head_dim": 24}),
+    "maco chunked": ("maco", {"variant": "paper", **_MACO}),
     "gloria chunked": ("gloria", {"variant": "paper", "text_layers": 1}),
 }
 """Each process encodes its half in :data:`CHUNKS` chunks, one process the whole in one; norms in eval mode."""
@@ -94,7 +109,7 @@ def build(method: str, options: dict[str, Any]) -> nn.Module:
         "text": text_config(pooling="max" if method == "convirt" else "cls"),
         "image_size": SIZE,
         "prompts": None,
-        "embed_dim": 16,
+        **({} if method == "maco" else {"embed_dim": 16}),  # its joint space is the text encoder's
         **options,
     }
     model = get_method(method)(**arguments).double().train()
@@ -110,6 +125,7 @@ def part(rank: int | None) -> dict[str, Any]:
     """The whole batch, or a rank's half of it."""
     whole = batch(PAIRS, SIZE)
     whole["image"] = whole["image"].double()
+    whole["mask_noise"] = torch.rand(PAIRS, PATCHES, generator=torch.Generator().manual_seed(0))
     if rank is None:
         return whole
     half = PAIRS // WORLD

@@ -37,7 +37,7 @@ from medvlp.datasets.base import RadiographDataset, Target, TextSampling
 from medvlp.errors import ConfigError, DataError, TooManySkippedError
 from medvlp.io.cache import PixelCache
 from medvlp.io.images import INTENSITIES
-from medvlp.io.reports import split_sentences
+from medvlp.io.reports import gloria_sentences, split_sentences
 from medvlp.splits import nested_fraction
 from medvlp.text import Collate
 from medvlp.tokens import TokenCache
@@ -66,8 +66,9 @@ class RadiographDataModule(L.LightningDataModule):
         intensity: how files become grey levels, a name of medvlp.io.images.INTENSITIES.
         seed: seed of the sample order, the augmentation and the fraction.
         fraction: share of the training patients, in (0, 1]; smaller shares lie inside larger ones.
-        text_sampling: the "whole" text, one random "sentence" of it (ConVIRT), or a random part of its "sentences" or
-            "pieces" in random order (MaCo); see :func:`medvlp.datasets.base.sample_text`.
+        text_sampling: the "whole" text, one random "sentence" of it (ConVIRT) or of those that GLoRIA's code makes
+            ("gloria"), or a random part of its "sentences" or "pieces" in random order (MaCo); see
+            :func:`medvlp.datasets.base.sample_text`.
         on_error: "raise" on the first unreadable item, or "skip": count it and take the next readable one.
         max_skipped: largest share of unreadable items that on_error: skip tolerates.
         pin_memory: page-locked batches, for faster copies to a CUDA device.
@@ -255,8 +256,9 @@ class RadiographDataModule(L.LightningDataModule):
             return self.collate
         if self.text_sampling in ("sentences", "pieces"):  # hardly ever the same text twice
             return self.collate
-        if self.text_sampling == "sentence":
-            texts = [sentence for text in texts for sentence in (split_sentences(text) or [text])]
+        if self.text_sampling in ("sentence", "gloria"):
+            split = gloria_sentences if self.text_sampling == "gloria" else split_sentences
+            texts = [sentence for text in texts for sentence in (split(text) or [text])]
         length, padding = self.collate.max_length, self.collate.padding
         tokens = TokenCache.build(self.cache_dir, self.collate.tokenizer, length, texts)
         return Collate(self.collate.tokenizer, max_length=length, padding=padding, tokens=tokens)

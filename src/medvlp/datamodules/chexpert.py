@@ -61,7 +61,7 @@ class CheXpertDataModule(CorpusDataModule):
             min_tokens=min_tokens,
         )
         super().__init__(corpus, task=task, split=split, **kwargs)
-        if task == "pairs" and self.text_sampling != "whole" and cleaning == "mgca":
+        if task == "pairs" and self.text_sampling != "whole" and cleaning in ("mgca", "gloria"):
             raise ConfigError(
-                f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: mgca removes; use none"
+                f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: {cleaning} removes; use none"
             )

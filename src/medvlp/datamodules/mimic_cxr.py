@@ -57,7 +57,7 @@ class MIMICCXRDataModule(CorpusDataModule):
         super().__init__(corpus, task=task, split=split, **kwargs)
         # parsed reports are kept beside the prepared images
         corpus.cache_dir = Path(self.cache_dir) if self.cache_dir else None
-        if self.text_sampling != "whole" and cleaning == "mgca":
+        if self.text_sampling != "whole" and cleaning in ("mgca", "gloria"):
             raise ConfigError(
-                f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: mgca removes; use none"
+                f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: {cleaning} removes; use none"
             )

@@ -18,13 +18,13 @@ from torch.utils.data import Dataset
 
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
 from medvlp.io.images import INTENSITIES, read_image
-from medvlp.io.reports import split_sentences
+from medvlp.io.reports import gloria_sentences, split_sentences
 from medvlp.io.shapes import draw
 from medvlp.resizing import Geometry
 from medvlp.seeding import derive_seed
 from medvlp.transforms import ImageTransform
 
-TextSampling = Literal["whole", "sentence", "sentences", "pieces"]
+TextSampling = Literal["whole", "sentence", "gloria", "sentences", "pieces"]
 """How a sample's text is made of its report, see :func:`sample_text`."""
 OnError = Literal["raise", "skip"]
 Target = Literal["mask", "boxes"]
@@ -434,7 +434,8 @@ def sample_text(text: str, sampling: TextSampling, seed: int) -> str:
 
     =========  ============================================================================================
     whole      the text
-    sentence   one random sentence (ConVIRT, GLoRIA)
+    sentence   one random sentence (ConVIRT)
+    gloria     one random sentence of those that GLoRIA's code makes: lower case, words only, two of them at least
     sentences  the sentences in random order, of which the first k are kept, k random from 1 to all (MaCo)
     pieces     the same with what lies between full stops, as MaCo's code does it: what follows the last full stop
                counts as a piece, so now and then all sentences are kept; for ``cleaning: maco``
@@ -454,10 +455,10 @@ def sample_text(text: str, sampling: TextSampling, seed: int) -> str:
         parts = [" ".join(piece.split()) for piece in text.split(".")]
         parts = [f"{piece}." if piece else "" for piece in parts]
     else:
-        parts = split_sentences(text)
+        parts = gloria_sentences(text) if sampling == "gloria" else split_sentences(text)
     if not any(parts):
         return text
-    if sampling == "sentence":
+    if sampling in ("sentence", "gloria"):
         return parts[seed % len(parts)]
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(parts))

@@ -201,6 +201,10 @@ class MIMICCXR(Corpus):
                 f" {', '.join(sorted(known))}"
             )
         splits = splits[splits["split"].isin(pools)]
+        for name in ("dicom_id", "subject_id", "study_id"):
+            for row in splits.index[splits[name] == ""]:
+                self.broken(dropped, splits["dicom_id"][row], int(row), f"blank {name}", str(self.root))
+            splits = splits[splits[name] != ""]
         meta = self.read_table("mimic-cxr-2.0.0-metadata.csv").frame
         splits = splits.assign(view=splits["dicom_id"].map(meta.set_index("dicom_id")["ViewPosition"]))
         absent = splits["view"].isna()

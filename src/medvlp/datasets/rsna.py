@@ -316,7 +316,7 @@ class RSNAPneumonia(Corpus):
         )
 
     def _with_classes(self, images: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
-        """Add the three detailed classes as one-hot columns, NaN where an image has none."""
+        """Add the three detailed classes as one-hot columns."""
         table = self.read_table(_CLASSES)
         # one row per box: a join before this would multiply rows
         frame = table.frame.drop_duplicates(["patientId", "class"])
@@ -334,9 +334,12 @@ class RSNAPneumonia(Corpus):
         images = images[~images["id"].isin(wrong["patientId"])]
         known = frame[~frame["patientId"].isin(wrong["patientId"])].set_index("patientId")["class"]
         of_image = images["id"].map(known)
-        return images.assign(
-            **{c: np.where(of_image.isna(), np.nan, of_image == c).astype(np.float32) for c in DETAILED_CLASSES}
-        )
+        unknown = of_image.isna()
+        for row, item in zip(images["row"][unknown], images["id"][unknown], strict=True):
+            # the table lists every training image
+            self.broken(dropped, item, int(row), "no detailed class", str(table.path))
+        images, of_image = images[~unknown], of_image[~unknown]
+        return images.assign(**{c: (of_image == c).to_numpy(np.float32) for c in DETAILED_CLASSES})
 
 
 def _dicoms(folder: Path) -> dict[str, str]:

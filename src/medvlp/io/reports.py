@@ -6,7 +6,7 @@ What the methods feed their text encoders, as policy + cleaning of :func:`report
 method              policy             cleaning      and, in the sampler or tokenizer rather than here
 ==================  =================  ============  ==============================================================
 ConVIRT, MGCA       both               mgca          texts of fewer than 3 tokens are left out
-GLoRIA              impression         gloria        one random sentence per step
+GLoRIA              impression         gloria        one random sentence per step: none, text_sampling: gloria
 G2D (code)          both               g2d_official  nothing left out
 MaCo                all                maco          sentences shuffled, the first k kept, k random in 1…n
 MRM, REFERS         all                none
@@ -220,14 +220,27 @@ def _clean_mgca(text: str) -> str:
     return " ".join(" ".join(words) for words in _word_sentences(text) if words)
 
 
-def _clean_gloria(text: str) -> str:
+def gloria_sentences(text: str) -> list[str]:
+    """The sentences that GLoRIA's code makes of a text and draws from: what ``cleaning: gloria`` joins.
+
+    Args:
+        text: with its sentence ends.
+
+    Returns:
+        Lower-case words without punctuation; sentences of one word are left out, and so is what follows a sentence with
+        which the number of words is exactly 5.
+    """
     kept, count = [], 0
     for words in _word_sentences(text):
-        kept += words
+        kept += [" ".join(words)] if words else []
         count += len(words)
         if count == _GLORIA_WORDS:
             break
-    return " ".join(kept)
+    return kept
+
+
+def _clean_gloria(text: str) -> str:
+    return " ".join(gloria_sentences(text))
 
 
 def _clean_maco(text: str) -> str:
