@@ -15,6 +15,7 @@ import pandas as pd
 from medvlp.datasets.base import Dropped, OnError, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.folders import IMAGE_SUFFIXES, image_files
+from medvlp.datasets.tables import rows_of
 from medvlp.errors import ConfigError, DataError
 from medvlp.splits import SplitInput
 
@@ -186,7 +187,7 @@ class COVIDx(Corpus):
         same = later & lines.duplicated(["list", "patient", "file", "label"])
         dropped.extend(lines["file"][same], lines["row"][same], "repeats an earlier line")
         first = lines.drop_duplicates("file").set_index("file")["list"]
-        for line in lines[later & ~same].itertuples():
+        for line in rows_of(lines[later & ~same]):
             other = first[line.file]
             reason = "contradicts an earlier line" if other == line.list else f"also listed in {other.name}"
             self.broken(dropped, line.file, line.row, reason, str(line.list))
@@ -202,7 +203,7 @@ class COVIDx(Corpus):
                 raise DataError(f"{folder} is missing or holds no image; get the images from {self.remedy}")
             of_pool = lines["pool"] == pool
             lines.loc[of_pool, "image"] = lines["file"][of_pool].map(files).fillna("")
-        for line in lines[lines["image"] == ""].itertuples():
+        for line in rows_of(lines[lines["image"] == ""]):
             where = f"{line.list} (sought in {self.root / _FOLDERS[line.pool]})"
             self.broken(dropped, line.file, line.row, "missing image file", where)
         return lines[lines["image"] != ""].reset_index(drop=True)

@@ -298,7 +298,7 @@ class ChestXray14(Corpus):
         }
         wrong = np.zeros(len(frame), dtype=bool)
         for reason, rows in reasons.items():
-            for at in np.flatnonzero(rows & ~wrong):
+            for at in np.flatnonzero(rows & ~wrong).tolist():
                 self.broken(dropped, frame["Image Index"].iloc[at], int(frame.index[at]), reason, str(table.path))
             wrong |= rows
         boxes = pd.DataFrame(corners, columns=["x0", "y0", "x1", "y1"], index=frame.index)

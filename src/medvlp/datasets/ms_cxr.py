@@ -20,7 +20,7 @@ import pyarrow as pa
 from medvlp.datasets.base import Dropped, OnError, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.folders import read_headers
-from medvlp.datasets.tables import TableSpec, relative_path
+from medvlp.datasets.tables import TableSpec, relative_path, rows_of
 from medvlp.errors import ConfigError, DataError
 from medvlp.splits import SplitInput
 
@@ -250,7 +250,7 @@ class MSCXR(Corpus):
         headers = read_headers(files)
         wrong = []
         scales: dict[str, tuple[float, float]] = {}
-        for image, file, header in zip(images.itertuples(), files, headers, strict=True):
+        for image, file, header in zip(rows_of(images), files, headers, strict=True):
             scale = (header.width / image.image_width, header.height / image.image_height)
             problem = ""
             if not header.width or not header.height:

@@ -15,7 +15,7 @@ import pandas as pd
 from medvlp.datasets.base import Dropped, OnError, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.folders import image_files, read_headers
-from medvlp.datasets.tables import TableSpec, relative_path
+from medvlp.datasets.tables import TableSpec, relative_path, rows_of
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.shapes import bounds, check, parse_object_cxr
 from medvlp.splits import SplitInput
@@ -134,7 +134,7 @@ class ObjectCXR(Corpus):
                 raise DataError(f"{self.root / pool} is missing or holds no image; get the images from {self.remedy}")
             of_pool = rows["pool"] == pool
             paths[of_pool] = rows["image"][of_pool].map(files).fillna("")
-        for row in rows[paths == ""].itertuples():
+        for row in rows_of(rows[paths == ""]):
             where = f"{row.table} (sought in {self.root / row.pool})"
             self.broken(dropped, row.id, row.row, "missing image file", where)
         return rows.assign(image=paths)[paths != ""]
@@ -144,7 +144,7 @@ class ObjectCXR(Corpus):
         same = rows.duplicated(["id", "pool", "annotation"])
         dropped.extend(rows["id"][same], rows["row"][same], "repeats an earlier row")
         first = rows.drop_duplicates("id").set_index("id")["table"]
-        for row in rows[later & ~same].itertuples():
+        for row in rows_of(rows[later & ~same]):
             other = Path(first[row.id]).name
             reason = "contradicts an earlier row" if first[row.id] == row.table else f"also listed in {other}"
             self.broken(dropped, row.id, row.row, reason, row.table)
@@ -153,7 +153,7 @@ class ObjectCXR(Corpus):
     def _parsed(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
         """The rows with their shapes; those that are not of the grammar are broken."""
         parsed: list[list[str] | None] = []
-        for row in rows.itertuples():
+        for row in rows_of(rows):
             try:
                 parsed.append(parse_object_cxr(row.annotation))
             except DataError as error:
@@ -166,7 +166,7 @@ class ObjectCXR(Corpus):
         """The rows whose shapes lie in their image."""
         annotated = rows[rows["shapes"].str.len() > 0]
         wrong = []
-        for row, header in zip(annotated.itertuples(), read_headers(annotated["image"].tolist()), strict=True):
+        for row, header in zip(rows_of(annotated), read_headers(annotated["image"].tolist()), strict=True):
             if not header.width or not header.height:
                 self.broken(dropped, row.id, row.row, header.problem or "unknown image size", row.image)
                 wrong.append(row.Index)

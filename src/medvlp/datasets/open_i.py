@@ -17,7 +17,7 @@ from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.folders import image_files
 from medvlp.datasets.open_i_reports import LABELS, OpenIReport, parse, report_files
-from medvlp.datasets.tables import TableSpec
+from medvlp.datasets.tables import TableSpec, rows_of
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.reports import CLEANINGS, count_tokens, report_text
 from medvlp.splits import SplitInput
@@ -184,7 +184,7 @@ class OpenI(Corpus):
         known = set(images["id"])
         paths = {_image_id(name, known): path for name, path in files.items()}
         images = images.assign(image=images["id"].map(paths))
-        for image in images[images["image"].isna()].itertuples():
+        for image in rows_of(images[images["image"].isna()]):
             self.broken(dropped, image.id, image.row, "missing image file", f"{image.place} (sought under {self.root})")
         return images[images["image"].notna()].reset_index(drop=True)
 

@@ -187,7 +187,7 @@ class SIIMPneumothorax(Corpus):
         ids, cells = frame["ImageId"], frame["EncodedPixels"]
         empty = cells == "-1"
         reason = pd.Series("", index=frame.index, dtype=object)
-        reason[~empty] = [_rle_problem(cell, size) for cell in cells[~empty]]
+        reason.update(cells[~empty].map(lambda cell: _rle_problem(cell, size)))
         mixed = empty.groupby(ids).transform("nunique") > 1
         reason[mixed & (reason == "")] = "both -1 and a mask"
         reason[ids.map(lambda i: i in paths and paths[i] is None)] = "two image files that differ"

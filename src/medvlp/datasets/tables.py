@@ -7,11 +7,11 @@ what could make a wrong sample (a missing column, a row cut short, two rows that
 
 import gzip
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -194,6 +194,11 @@ def _unique(frame: pd.DataFrame, spec: TableSpec, path: Path, again: str) -> tup
         item = "/".join(str(frame.iloc[row][k]) for k in keys)
         raise DataError(f"{path}: row {row} contradicts an earlier row of the same {', '.join(keys)} {item}; {again}")
     return frame[~same_row], np.flatnonzero(same_row.to_numpy()).tolist()
+
+
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """Rows as named tuples with ``Index``; what a cell holds is known to the reader of the table alone."""
+    return iter(frame.itertuples())
 
 
 def relative_path(cell: str) -> str:
