@@ -47,6 +47,7 @@ CHUNKED: dict[str, tuple[str, dict[str, Any]]] = {
     "mgca chunked": ("mgca", {"variant": "paper", "num_prototypes": 12, "head_dim": 24}),
     "maco chunked": ("maco", {"variant": "paper", **_MACO}),
     "gloria chunked": ("gloria", {"variant": "paper", "text_layers": 1}),
+    "template chunked": ("template", {}),
 }
 """Each process encodes its half in :data:`CHUNKS` chunks, one process the whole in one; norms in eval mode."""
 
