@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from medvlp.errors import ConfigError, TokenizerError
 if TYPE_CHECKING:  # importing transformers takes seconds, and `medvlp --help` should not
     from transformers import PreTrainedTokenizerFast
 
-    from medvlp.tokens import TokenCache
 
 SPECIAL_TOKENS: tuple[str, ...] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """BERT's special tokens; their ids are 0 to 4 in every vocabulary trained here."""
@@ -219,6 +218,20 @@ _STACKED = ("mask", "size", "geometry")
 _LISTED = ("boxes", "box_labels")
 
 
+class TokenSource(Protocol):
+    """Texts that were tokenised before (:class:`medvlp.tokens.TokenCache`)."""
+
+    folder: Path
+
+    def belongs_to(self, tokenizer: "PreTrainedTokenizerFast", max_length: int) -> bool:
+        """Whether the tokens are those that this tokenizer gives, cut to this length."""
+        ...
+
+    def get(self, text: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Token ids and word groups of a text, int32 (L,) each, or None if it is not there."""
+        ...
+
+
 class Collate:
     """Turns a list of samples into a batch; :mod:`medvlp.datamodules.base` lists the keys.
 
@@ -241,15 +254,13 @@ class Collate:
         tokenizer: "PreTrainedTokenizerFast | None",
         max_length: int = 256,
         padding: Literal["longest", "max_length"] = "longest",
-        tokens: "TokenCache | None" = None,
+        tokens: "TokenSource | None" = None,
     ) -> None:
         if padding not in ("longest", "max_length"):
             raise ConfigError(f'padding is "longest" or "max_length", not "{padding}"')
         if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
             raise ConfigError("the batches need word positions, which only a fast tokenizer knows")
-        if tokens is not None and (
-            tokenizer is None or tokens.folder_of(tokens.folder.parent, tokenizer, max_length) != tokens.folder
-        ):
+        if tokens is not None and not (tokenizer is not None and tokens.belongs_to(tokenizer, max_length)):
             raise ConfigError(f"{tokens.folder} holds tokens of another tokenizer or another length")
         _quiet_parallelism()
         self.tokenizer = tokenizer

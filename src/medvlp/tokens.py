@@ -97,6 +97,10 @@ class TokenCache:
         text = json.dumps([tokenizer_state(tokenizer), max_length, _FORMAT], sort_keys=True)
         return Path(cache_dir) / f"tokens-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
+    def belongs_to(self, tokenizer: "PreTrainedTokenizerFast", max_length: int) -> bool:
+        """Whether the tokens are those that this tokenizer gives, cut to this length."""
+        return self.folder_of(self.folder.parent, tokenizer, max_length) == self.folder
+
     @classmethod
     def build(
         cls, cache_dir: str | Path, tokenizer: "PreTrainedTokenizerFast", max_length: int, texts: Iterable[str]

@@ -11,9 +11,12 @@ descriptions of the release that agree; no file of the release was at hand [unve
 
 ``truth/`` (see :data:`medvlp.phantom.layouts.common.TRUTH_TABLES`) has for ``image_id`` the path below the root with
 ``_`` for ``/`` and without suffix, for example ``train_patient00001_study1_view1_frontal``.
+
+From 100 studies on, each odd case of the released files occurs: in ``train.csv`` 1, 0, −1 and blank in every label
+(but for findings that the phantom does not have), a frontal image with AP/PA "LL", a patient of Sex "Unknown" and Age
+0, a patient's second study listed before the first.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,6 @@ from medvlp.phantom.layouts.common import Rows, lines_of, save_file, save_truth,
 from medvlp.phantom.layouts.labels import exact_labels, report_labels
 from medvlp.phantom.model import PhantomSpec, Study
 from medvlp.phantom.reports import write_report
-from medvlp.phantom.truth import is_complete_tree
 
 LAYOUT = "chexpert"
 LABELS: tuple[str, ...] = (
@@ -74,57 +76,6 @@ class _Job:
     @property
     def folder(self) -> str:
         return f"{self.split}/patient{self.patient:05d}/study{self.study.number + 1}"
-
-
-def is_complete(root: Path, spec: PhantomSpec) -> bool:
-    """Whether ``root`` holds a finished tree of ``spec``.
-
-    Args:
-        root: folder of the tree; it need not exist.
-        spec: what the tree must have been written from.
-    """
-    return is_complete_tree(Path(root), LAYOUT, spec)
-
-
-def write(
-    spec: PhantomSpec,
-    root: Path,
-    *,
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Writes the tree of a phantom.
-
-    Args:
-        spec: what to write. From 100 studies on, each odd case of the released files occurs: in ``train.csv`` 1, 0, −1
-            and blank in every label (but for findings that the phantom does not have), a frontal image with AP/PA
-            "LL", a patient of Sex "Unknown" and Age 0, a patient's second study listed before the first.
-        root: folder of the tree, made if needed.
-        workers: number of processes, at least 1; the bytes do not depend on it.
-        progress: called with the number of studies finished so far.
-        overwrite: whether another phantom in ``root`` is replaced.
-
-    Returns:
-        ``root``. A complete tree of the same spec is left as it is.
-
-    Raises:
-        ConfigError: a setting is out of its range, or the phantom has more than 99,999 patients.
-        DataError: ``root`` holds something else.
-    """
-    return common.write_tree(
-        LAYOUT,
-        root,
-        spec,
-        entries=ENTRIES,
-        folders=ENTRIES[:3],
-        jobs=_jobs,
-        write_job=_write_study,
-        write_tables=_write_tables,
-        workers=workers,
-        progress=progress,
-        overwrite=overwrite,
-    )
 
 
 def _jobs(spec: PhantomSpec) -> list[_Job]:
@@ -241,3 +192,7 @@ def _misread(cells: list[str], exact: list[str]) -> list[str]:
             if value not in column and spare:
                 column[spare[0][-1]] = value
     return [",".join(line) for line in table]
+
+
+TREE = common.Layout(LAYOUT, ENTRIES, ENTRIES[:3], _jobs, _write_study, _write_tables)
+is_complete, write = TREE.is_complete, TREE.write

@@ -1,7 +1,7 @@
 """What the writers of the corpus layouts share: running the jobs, saving files, the truth beside them, image encoders.
 
 A layout plans one job for each study, writes a job's files in any process, and at last the tables from what the jobs
-return (:class:`Rows`). :func:`write_tree` runs this; the same spec gives the same bytes, whatever the processes.
+return (:class:`Rows`). :meth:`Layout.write` runs this; the same spec gives the same bytes, whatever the processes.
 """
 
 import gzip
@@ -65,64 +65,82 @@ def lines_of(rows: Iterable[Rows], table: str) -> list[str]:
     return [line for row in rows for line in row.lines.get(table, ())]
 
 
-def write_tree(
-    layout: str,
-    root: Path,
-    spec: PhantomSpec,
-    *,
-    entries: Sequence[str],
-    folders: Sequence[str],
-    jobs: Callable[[PhantomSpec], Sequence[Any]],
-    write_job: Callable[[Path, PhantomSpec, Any], Rows],
-    write_tables: Callable[[Path, PhantomSpec, list[Rows]], dict[str, Any]],
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Writes a tree: the files of every job, then the tables, last the manifest.
+@dataclass(frozen=True)
+class Layout:
+    """The writer of a layout: what it makes, and the functions that make it.
 
     Args:
-        layout: name of the layout.
-        root: folder of the tree, made if needed.
-        spec: what to write.
-        entries: names of all files and folders that the writer makes directly in ``root``, but for the manifest.
-        folders: folders below ``root`` that exist even if they stay empty.
-        jobs: plans the tree, one job for each study; runs before ``root`` is touched.
+        name: of the layout.
+        entries: names of all files and folders that the writer makes directly in the root, but for the manifest.
+        folders: folders below the root that exist even if they stay empty.
+        jobs: plans the tree, one job for each study; runs before the root is touched.
         write_job: writes the files of one job. With more than one worker it runs in other processes, so it and the
             jobs must be picklable (a function of a module).
         write_tables: writes the tables from the rows, which come sorted by key, and gives facts for the manifest
             (counts). A ``sha256`` among them replaces the digest over all files that is put there otherwise.
-        workers: number of processes, at least 1; the bytes do not depend on it.
-        progress: called with the number of studies finished so far.
-        overwrite: whether another phantom in ``root`` is replaced.
-
-    Returns:
-        ``root``. A complete tree of the same spec is left as it is.
-
-    Raises:
-        ConfigError: a setting is out of its range.
-        DataError: ``root`` holds something else.
     """
-    root = Path(root)
-    if workers < 1:
-        raise ConfigError(f"workers is {workers}; give at least 1.")
-    if is_complete_tree(root, layout, spec):
+
+    name: str
+    entries: Sequence[str]
+    folders: Sequence[str]
+    jobs: Callable[[PhantomSpec], Sequence[Any]]
+    write_job: Callable[[Path, PhantomSpec, Any], Rows]
+    write_tables: Callable[[Path, PhantomSpec, list[Rows]], dict[str, Any]]
+
+    def is_complete(self, root: Path, spec: PhantomSpec) -> bool:
+        """Whether ``root`` holds a finished tree of ``spec``.
+
+        Args:
+            root: folder of the tree; it need not exist.
+            spec: what the tree must have been written from.
+        """
+        return is_complete_tree(Path(root), self.name, spec)
+
+    def write(
+        self,
+        spec: PhantomSpec,
+        root: Path,
+        *,
+        workers: int = 1,
+        progress: Callable[[int], None] | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Writes the tree of a phantom: the files of every job, then the tables, last the manifest.
+
+        Args:
+            spec: what to write.
+            root: folder of the tree, made if needed.
+            workers: number of processes, at least 1; the bytes do not depend on it.
+            progress: called with the number of studies finished so far.
+            overwrite: whether another phantom in ``root`` is replaced.
+
+        Returns:
+            ``root``. A complete tree of the same spec is left as it is.
+
+        Raises:
+            ConfigError: a setting is out of its range.
+            DataError: ``root`` holds something else.
+        """
+        root = Path(root)
+        if workers < 1:
+            raise ConfigError(f"workers is {workers}; give at least 1.")
+        if self.is_complete(root, spec):
+            return root
+        planned = self.jobs(spec)
+        begin_tree(root, self.name, spec, self.entries, overwrite=overwrite)
+        for folder in ("truth/masks", *self.folders):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        rows: list[Rows] = []
+        for done in _run(root, spec, planned, self.write_job, workers):
+            rows += done
+            if progress is not None:
+                progress(len(rows))
+        rows.sort(key=lambda row: row.key)
+        facts = self.write_tables(root, spec, rows)
+        if "sha256" not in facts:
+            facts["sha256"] = _digest(root, self.entries, rows)
+        finish_tree(root, self.name, spec, facts)
         return root
-    planned = jobs(spec)
-    begin_tree(root, layout, spec, entries, overwrite=overwrite)
-    for folder in ("truth/masks", *folders):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    rows: list[Rows] = []
-    for done in _run(root, spec, planned, write_job, workers):
-        rows += done
-        if progress is not None:
-            progress(len(rows))
-    rows.sort(key=lambda row: row.key)
-    facts = write_tables(root, spec, rows)
-    if "sha256" not in facts:
-        facts["sha256"] = _digest(root, entries, rows)
-    finish_tree(root, layout, spec, facts)
-    return root
 
 
 def _run(

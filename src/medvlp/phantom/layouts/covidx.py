@@ -14,10 +14,13 @@ one without any finding is normal. Studies with other findings alone have no cla
 the manifest counts them). As in COVIDx, the source tells the class: every normal image is RSNA's, and sources differ
 in file names and types. Patients of the phantom's train and validate splits lie in ``train/``, for a user cuts the
 validation part himself. RSNA's and sirm's patient names are, as in COVIDx, one for each image.
+
+From 100 studies on, each odd case of the lists occurs, as far as there are studies of the class: lines of three, four
+and five fields, the source ``rnsa`` (a slip of the release for rsna), files of type jpg, jpeg, JPG and png, and
+images of mode L, RGB and RGBA.
 """
 
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,6 @@ from medvlp.phantom import cases, render
 from medvlp.phantom.layouts import common
 from medvlp.phantom.layouts.common import Rows, lines_of, save_file, save_truth, write_lines
 from medvlp.phantom.model import PhantomSpec, Study
-from medvlp.phantom.truth import is_complete_tree
 
 LAYOUT = "covidx"
 CLASSES: tuple[str, ...] = ("normal", "pneumonia", "COVID-19")
@@ -64,57 +66,6 @@ class _Job:
     name: str
     mode: str
     short: bool  # the 8A line has no source
-
-
-def is_complete(root: Path, spec: PhantomSpec) -> bool:
-    """Whether ``root`` holds a finished tree of ``spec``.
-
-    Args:
-        root: folder of the tree; it need not exist.
-        spec: what the tree must have been written from.
-    """
-    return is_complete_tree(Path(root), LAYOUT, spec)
-
-
-def write(
-    spec: PhantomSpec,
-    root: Path,
-    *,
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Writes the tree of a phantom.
-
-    Args:
-        spec: what to write. From 100 studies on, each odd case of the lists occurs, as far as there are studies of the
-            class: lines of three, four and five fields, the source ``rnsa`` (a slip of the release for rsna), files of
-            type jpg, jpeg, JPG and png, and images of mode L, RGB and RGBA.
-        root: folder of the tree, made if needed.
-        workers: number of processes, at least 1; the bytes do not depend on it.
-        progress: called with the number of studies finished so far.
-        overwrite: whether another phantom in ``root`` is replaced.
-
-    Returns:
-        ``root``. A complete tree of the same spec is left as it is.
-
-    Raises:
-        ConfigError: a setting is out of its range.
-        DataError: ``root`` holds something else.
-    """
-    return common.write_tree(
-        LAYOUT,
-        root,
-        spec,
-        entries=ENTRIES,
-        folders=("train", "test"),
-        jobs=_jobs,
-        write_job=_write_study,
-        write_tables=_write_tables,
-        workers=workers,
-        progress=progress,
-        overwrite=overwrite,
-    )
 
 
 def class_of(study: Study) -> str | None:
@@ -277,3 +228,7 @@ def _write_tables(root: Path, spec: PhantomSpec, rows: list[Rows]) -> dict[str, 
         "left_out": spec.studies - len(rows),
         "classes": {name: labels.count(name) for name in CLASSES},
     }
+
+
+TREE = common.Layout(LAYOUT, ENTRIES, ("train", "test"), _jobs, _write_study, _write_tables)
+is_complete, write = TREE.is_complete, TREE.write

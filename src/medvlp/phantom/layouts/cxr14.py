@@ -8,9 +8,12 @@ and ``test_list.txt`` the official split, by patient.
 The 14 labels are mined from the phantom's reports, as NIH's are: what a report states is a label; what it hedges or
 leaves out is not. ``truth/`` holds what there is to see. The images are ``spec.size`` pixels square, whereas the boxes
 are, as released, in the 1024-pixel space of the original images: scale them by ``size / 1024``.
+
+From 100 studies on, each odd case of the release occurs: an RGBA image, gaps in the numbers of patients and follow-
+ups, rows out of order, a patient in two image folders, ages such as ``058Y`` (older table).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +26,6 @@ from medvlp.phantom.layouts import common
 from medvlp.phantom.layouts.common import Rows, lines_of, save_file, save_truth, write_lines
 from medvlp.phantom.model import PhantomSpec, RenderedView, Study
 from medvlp.phantom.reports import write_report
-from medvlp.phantom.truth import is_complete_tree
 
 LAYOUT = "cxr14"
 LABELS: dict[str, str] = {
@@ -94,57 +96,6 @@ class _Job:
     @property
     def name(self) -> str:
         return _name(self.patient, self.follow_up)
-
-
-def is_complete(root: Path, spec: PhantomSpec) -> bool:
-    """Whether ``root`` holds a finished tree of ``spec``.
-
-    Args:
-        root: folder of the tree; it need not exist.
-        spec: what the tree must have been written from.
-    """
-    return is_complete_tree(Path(root), LAYOUT, spec)
-
-
-def write(
-    spec: PhantomSpec,
-    root: Path,
-    *,
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Writes the tree of a phantom.
-
-    Args:
-        spec: what to write. From 100 studies on, each odd case of the release occurs: an RGBA image, gaps in the
-            numbers of patients and follow-ups, rows out of order, a patient in two image folders, ages such as
-            ``058Y`` (older table).
-        root: folder of the tree, made if needed.
-        workers: number of processes, at least 1; the bytes do not depend on it.
-        progress: called with the number of studies finished so far.
-        overwrite: whether another phantom in ``root`` is replaced.
-
-    Returns:
-        ``root``. A complete tree of the same spec is left as it is.
-
-    Raises:
-        ConfigError: a setting is out of its range.
-        DataError: ``root`` holds something else.
-    """
-    return common.write_tree(
-        LAYOUT,
-        root,
-        spec,
-        entries=ENTRIES,
-        folders=[f"{folder}/images" for folder in _FOLDERS],
-        jobs=_jobs,
-        write_job=_write_study,
-        write_tables=_write_tables,
-        workers=workers,
-        progress=progress,
-        overwrite=overwrite,
-    )
 
 
 def _name(patient: int, follow_up: int) -> str:
@@ -269,3 +220,7 @@ def _write_tables(root: Path, spec: PhantomSpec, rows: list[Rows]) -> dict[str, 
         "patients": len({row.key[0] for row in rows}),
         "boxes": len(boxes),
     }
+
+
+TREE = common.Layout(LAYOUT, ENTRIES, [f"{folder}/images" for folder in _FOLDERS], _jobs, _write_study, _write_tables)
+is_complete, write = TREE.is_complete, TREE.write

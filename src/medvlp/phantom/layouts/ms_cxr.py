@@ -8,12 +8,14 @@ Listed, and written, are the frontal images that show one of the eight findings.
 say of the finding, whatever the study's report says, and its boxes are the finding's exact boxes, one per connected
 part. Lung Opacity stands for the phantom's Infiltration and COVID-19. The column ``split`` is drawn by patient and is
 not MIMIC-CXR's.
+
+Phrases with several boxes and images with several phrases occur as the findings have it.
 """
 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,6 @@ from medvlp.phantom import render
 from medvlp.phantom.layouts import common, mimic_cxr
 from medvlp.phantom.layouts.common import Rows, lines_of, save_file, save_truth, write_lines
 from medvlp.phantom.model import PhantomSpec, Study
-from medvlp.phantom.truth import is_complete_tree
 from medvlp.phantom.wording import describe
 
 LAYOUT = "ms_cxr"
@@ -69,55 +70,6 @@ class _Job:
     study: Study
     path: str
     split: str
-
-
-def is_complete(root: Path, spec: PhantomSpec) -> bool:
-    """Whether ``root`` holds a finished tree of ``spec``.
-
-    Args:
-        root: folder of the tree; it need not exist.
-        spec: what the tree must have been written from.
-    """
-    return is_complete_tree(Path(root), LAYOUT, spec)
-
-
-def write(
-    spec: PhantomSpec,
-    root: Path,
-    *,
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Writes the tree of a phantom.
-
-    Args:
-        spec: what to write. Phrases with several boxes and images with several phrases occur as the findings have it.
-        root: folder of the tree, made if needed.
-        workers: number of processes, at least 1; the bytes do not depend on it.
-        progress: called with the number of studies finished so far; studies without one of the findings do not count.
-        overwrite: whether another phantom in ``root`` is replaced.
-
-    Returns:
-        ``root``. A complete tree of the same spec is left as it is.
-
-    Raises:
-        ConfigError: a setting is out of its range.
-        DataError: ``root`` holds something else.
-    """
-    return common.write_tree(
-        LAYOUT,
-        root,
-        spec,
-        entries=ENTRIES,
-        folders=("files",),
-        jobs=_jobs,
-        write_job=_write_study,
-        write_tables=_write_tables,
-        workers=workers,
-        progress=progress,
-        overwrite=overwrite,
-    )
 
 
 def _jobs(spec: PhantomSpec) -> list[_Job]:
@@ -198,3 +150,7 @@ def _write_tables(root: Path, spec: PhantomSpec, rows: list[Rows]) -> dict[str, 
         "phrases": len(lines_of(rows, "phrases")),
         "boxes": len(annotations),
     }
+
+
+TREE = common.Layout(LAYOUT, ENTRIES, ("files",), _jobs, _write_study, _write_tables)
+is_complete, write = TREE.is_complete, TREE.write

@@ -9,11 +9,14 @@ An annotation joins shapes by ``;``. A shape is its type and integers: ``0 x1 y1
 y2`` an ellipse between these corners, ``2 x y x y …`` a polygon. Coordinates are pixel edges of the saved image, so x2
 and y2 lie just beyond the last pixel. A reader draws around an object: every shape covers the centres of all pixels of
 its part of the truth mask. Only the finding Foreign Object is annotated; support devices are not, as in the release.
+
+From three studies with a foreign object on, each shape type occurs; from one on, an image with several shapes.
+``size`` is that of the drawn image; 60 % of the images are then cropped or padded by up to 6 % at each side. A crop
+never cuts a foreign object.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +28,6 @@ from medvlp.phantom.fields import parts
 from medvlp.phantom.layouts import common
 from medvlp.phantom.layouts.common import Rows, lines_of, save_file, save_truth, write_lines
 from medvlp.phantom.model import Finding, PhantomSpec, RenderedView, Study
-from medvlp.phantom.truth import is_complete_tree
 
 LAYOUT = "object_cxr"
 _FOLDERS = {"train": "train", "validate": "dev", "test": "test"}
@@ -66,57 +68,6 @@ class _Job:
     @property
     def name(self) -> str:
         return f"{self.number:05d}.jpg"
-
-
-def is_complete(root: Path, spec: PhantomSpec) -> bool:
-    """Whether ``root`` holds a finished tree of ``spec``.
-
-    Args:
-        root: folder of the tree; it need not exist.
-        spec: what the tree must have been written from.
-    """
-    return is_complete_tree(Path(root), LAYOUT, spec)
-
-
-def write(
-    spec: PhantomSpec,
-    root: Path,
-    *,
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Writes the tree of a phantom.
-
-    Args:
-        spec: what to write. From three studies with a foreign object on, each shape type occurs; from one on, an image
-            with several shapes. ``size`` is that of the drawn image; 60 % of the images are then cropped or padded by
-            up to 6 % at each side. A crop never cuts a foreign object.
-        root: folder of the tree, made if needed.
-        workers: number of processes, at least 1; the bytes do not depend on it.
-        progress: called with the number of studies finished so far.
-        overwrite: whether another phantom in ``root`` is replaced.
-
-    Returns:
-        ``root``. A complete tree of the same spec is left as it is.
-
-    Raises:
-        ConfigError: a setting is out of its range.
-        DataError: ``root`` holds something else.
-    """
-    return common.write_tree(
-        LAYOUT,
-        root,
-        spec,
-        entries=ENTRIES,
-        folders=tuple(_FOLDERS.values()),
-        jobs=_jobs,
-        write_job=_write_study,
-        write_tables=_write_tables,
-        workers=workers,
-        progress=progress,
-        overwrite=overwrite,
-    )
 
 
 def _numbers(spec: PhantomSpec, folders: list[str]) -> list[int]:
@@ -326,3 +277,7 @@ def _write_tables(root: Path, spec: PhantomSpec, rows: list[Rows]) -> dict[str, 
         "annotated": len(lines_of(rows, "annotated")),
         "shapes": {name: sum(shape[0] == kind for shape in shapes) for kind, name in names.items()},
     }
+
+
+TREE = common.Layout(LAYOUT, ENTRIES, tuple(_FOLDERS.values()), _jobs, _write_study, _write_tables)
+is_complete, write = TREE.is_complete, TREE.write

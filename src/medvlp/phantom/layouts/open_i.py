@@ -8,12 +8,14 @@ removed to hide identities reads ``XXXX``, and now and then so does a harmless w
 Each study of the phantom is a report of its own; the collection names no patients. ``truth/reports.jsonl`` has one
 line for each report, those without an image too. The elements with image features (``globalImageFeatures``) are left
 out.
+
+From 100 studies on, each odd case of the collection occurs: a report without findings, without impression, without
+both, without an image; ``XXXX``; gaps in the report numbers.
 """
 
 import json
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,6 @@ from medvlp.phantom.layouts.common import Rows, lines_of, save_file, save_truth,
 from medvlp.phantom.layouts.mesh import automatic_term, major_term
 from medvlp.phantom.model import PhantomReport, PhantomSpec, Study
 from medvlp.phantom.reports import write_report
-from medvlp.phantom.truth import is_complete_tree
 
 LAYOUT = "open_i"
 ENTRIES: tuple[str, ...] = ("ecgen-radiology", "NLMCXR_png", "truth")
@@ -50,56 +51,6 @@ class _Job:
     shape: str
     imaged: bool
     blanked: bool  # a harmless word of the report reads XXXX
-
-
-def is_complete(root: Path, spec: PhantomSpec) -> bool:
-    """Whether ``root`` holds a finished tree of ``spec``.
-
-    Args:
-        root: folder of the tree; it need not exist.
-        spec: what the tree must have been written from.
-    """
-    return is_complete_tree(Path(root), LAYOUT, spec)
-
-
-def write(
-    spec: PhantomSpec,
-    root: Path,
-    *,
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Writes the tree of a phantom.
-
-    Args:
-        spec: what to write. From 100 studies on, each odd case of the collection occurs: a report without findings,
-            without impression, without both, without an image; ``XXXX``; gaps in the report numbers.
-        root: folder of the tree, made if needed.
-        workers: number of processes, at least 1; the bytes do not depend on it.
-        progress: called with the number of studies finished so far.
-        overwrite: whether another phantom in ``root`` is replaced.
-
-    Returns:
-        ``root``. A complete tree of the same spec is left as it is.
-
-    Raises:
-        ConfigError: a setting is out of its range.
-        DataError: ``root`` holds something else.
-    """
-    return common.write_tree(
-        LAYOUT,
-        root,
-        spec,
-        entries=ENTRIES,
-        folders=ENTRIES[:2],
-        jobs=_jobs,
-        write_job=_write_study,
-        write_tables=_write_tables,
-        workers=workers,
-        progress=progress,
-        overwrite=overwrite,
-    )
 
 
 def _jobs(spec: PhantomSpec) -> list[_Job]:
@@ -270,3 +221,7 @@ def _write_tables(root: Path, spec: PhantomSpec, rows: list[Rows]) -> dict[str, 
         "patients": len({record["patient"] for record in records}),
         "without_image": sum(not record["images"] for record in records),
     }
+
+
+TREE = common.Layout(LAYOUT, ENTRIES, ENTRIES[:2], _jobs, _write_study, _write_tables)
+is_complete, write = TREE.is_complete, TREE.write

@@ -6,9 +6,11 @@ Target 1 if it shows one of :data:`OPACITIES`; its boxes enclose what shows of t
 release's images have 1024 × 1024 pixels, these have the phantom's size). It is "Normal" if the study has no finding.
 As in the release there are no lateral views, and a ``patientId`` names one image, so that patients cannot be told.
 ``truth/`` (see :data:`medvlp.phantom.layouts.common.TRUTH_TABLES`) knows the patients; ``image_id`` is the patientId.
+
+From 100 studies on, each odd case of the released files occurs, if ``spec.findings`` has the opacities: images of
+three and four boxes, a file in MONOCHROME1, an age of 155 years.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ from medvlp.phantom.layouts import common
 from medvlp.phantom.layouts.common import Rows, lines_of, save_file, save_truth, write_lines
 from medvlp.phantom.layouts.dicom import dicom_bytes, random_uuid, released_header, released_uids
 from medvlp.phantom.model import PhantomSpec, RenderedView, Study
-from medvlp.phantom.truth import is_complete_tree
 
 LAYOUT = "rsna"
 OPACITIES: tuple[str, ...] = ("Pneumonia", "Consolidation", "Infiltration")
@@ -54,56 +55,6 @@ class _Job:
     least_boxes: int = 1
     monochrome1: bool = False
     wrong_age: bool = False
-
-
-def is_complete(root: Path, spec: PhantomSpec) -> bool:
-    """Whether ``root`` holds a finished tree of ``spec``.
-
-    Args:
-        root: folder of the tree; it need not exist.
-        spec: what the tree must have been written from.
-    """
-    return is_complete_tree(Path(root), LAYOUT, spec)
-
-
-def write(
-    spec: PhantomSpec,
-    root: Path,
-    *,
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Writes the tree of a phantom.
-
-    Args:
-        spec: what to write. From 100 studies on, each odd case of the released files occurs, if ``spec.findings`` has
-            the opacities: images of three and four boxes, a file in MONOCHROME1, an age of 155 years.
-        root: folder of the tree, made if needed.
-        workers: number of processes, at least 1; the bytes do not depend on it.
-        progress: called with the number of studies finished so far.
-        overwrite: whether another phantom in ``root`` is replaced.
-
-    Returns:
-        ``root``. A complete tree of the same spec is left as it is.
-
-    Raises:
-        ConfigError: a setting is out of its range.
-        DataError: ``root`` holds something else.
-    """
-    return common.write_tree(
-        LAYOUT,
-        root,
-        spec,
-        entries=ENTRIES,
-        folders=ENTRIES[:2],
-        jobs=_jobs,
-        write_job=_write_image,
-        write_tables=_write_tables,
-        workers=workers,
-        progress=progress,
-        overwrite=overwrite,
-    )
 
 
 def _jobs(spec: PhantomSpec) -> list[_Job]:
@@ -249,3 +200,7 @@ def _write_tables(root: Path, spec: PhantomSpec, rows: list[Rows]) -> dict[str, 
         "patients": len(set(lines_of(rows, "patient"))),
         "positive": len({line.partition(",")[0] for line in labels if line.endswith(",1")}),
     }
+
+
+TREE = common.Layout(LAYOUT, ENTRIES, ENTRIES[:2], _jobs, _write_image, _write_tables)
+is_complete, write = TREE.is_complete, TREE.write

@@ -12,9 +12,11 @@ An image with several rows has the union of their masks, which may overlap. Runs
 is the phantom's size (1024 in the release). As in the release there are no lateral views, and PatientID is another
 random name for each image. ``truth/`` (see :data:`medvlp.phantom.layouts.common.TRUTH_TABLES`) knows the patients; its
 ``image_id`` is the SOPInstanceUID.
+
+From 100 studies on, each odd case of the released files occurs, if ``spec.findings`` has the pneumothorax: an image
+of several rows with overlapping masks, a file without any row.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,6 @@ from medvlp.phantom.layouts import common
 from medvlp.phantom.layouts.common import Rows, lines_of, save_file, save_truth, write_lines
 from medvlp.phantom.layouts.dicom import dicom_bytes, random_uuid, released_header, released_uids
 from medvlp.phantom.model import PhantomSpec, RenderedView, Study
-from medvlp.phantom.truth import is_complete_tree
 
 LAYOUT = "siim"
 ENTRIES: tuple[str, ...] = ("dicom-images-train", "dicom-images-test", "train-rle.csv", "stage_2_train.csv", "truth")
@@ -46,56 +47,6 @@ class _Job:
     split: str
     several_rows: bool = False
     no_row: bool = False
-
-
-def is_complete(root: Path, spec: PhantomSpec) -> bool:
-    """Whether ``root`` holds a finished tree of ``spec``.
-
-    Args:
-        root: folder of the tree; it need not exist.
-        spec: what the tree must have been written from.
-    """
-    return is_complete_tree(Path(root), LAYOUT, spec)
-
-
-def write(
-    spec: PhantomSpec,
-    root: Path,
-    *,
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Writes the tree of a phantom.
-
-    Args:
-        spec: what to write. From 100 studies on, each odd case of the released files occurs, if ``spec.findings`` has
-            the pneumothorax: an image of several rows with overlapping masks, a file without any row.
-        root: folder of the tree, made if needed.
-        workers: number of processes, at least 1; the bytes do not depend on it.
-        progress: called with the number of studies finished so far.
-        overwrite: whether another phantom in ``root`` is replaced.
-
-    Returns:
-        ``root``. A complete tree of the same spec is left as it is.
-
-    Raises:
-        ConfigError: a setting is out of its range.
-        DataError: ``root`` holds something else.
-    """
-    return common.write_tree(
-        LAYOUT,
-        root,
-        spec,
-        entries=ENTRIES,
-        folders=ENTRIES[:2],
-        jobs=_jobs,
-        write_job=_write_image,
-        write_tables=_write_tables,
-        workers=workers,
-        progress=progress,
-        overwrite=overwrite,
-    )
 
 
 def _has_pneumothorax(study: Study) -> bool:
@@ -209,3 +160,7 @@ def _write_tables(root: Path, spec: PhantomSpec, rows: list[Rows]) -> dict[str, 
         "patients": len(set(lines_of(rows, "patient"))),
         "without_row": len(lines_of(rows, "without_row")),
     }
+
+
+TREE = common.Layout(LAYOUT, ENTRIES, ENTRIES[:2], _jobs, _write_image, _write_tables)
+is_complete, write = TREE.is_complete, TREE.write
