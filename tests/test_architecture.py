@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,6 @@ def test_import_contracts():
 
 def test_contracts_would_notice():
     """The analysis sees both packages, and imports inside functions."""
-    grimp = pytest.importorskip("grimp")
     graph = grimp.build_graph("medvlp", "medvlp_baselines", include_external_packages=True, cache_dir=None)
     assert "medvlp.losses.contrastive" in graph.find_modules_directly_imported_by("medvlp.methods.base")
     assert "medvlp.methods.base" in graph.find_modules_directly_imported_by("medvlp_baselines.convirt.module")

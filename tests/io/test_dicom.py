@@ -17,6 +17,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from skimage import exposure
 
 from medvlp.errors import ConfigError, UnreadableItemError
 from medvlp.io.dicom import read_dicom
@@ -211,7 +212,6 @@ def test_intensity_of_mgca(tmp_path, photometric):
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_intensity_of_medklip(tmp_path, photometric):
-    exposure = pytest.importorskip("skimage.exposure", reason="the reference is scikit-image's")
     values = np.random.default_rng(0).gamma(2, 300, (50, 40)).astype(np.uint16) % 4096
     path = _write(tmp_path / "x.dcm", values, bits=12, photometric=photometric, **WINDOW)
     expected = (255 * exposure.equalize_hist(values / 255.0)).astype(np.uint8)
