@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from adapters_baselines import Arrays
 from adapters_baselines import tensor as _tensor
+from adapters_detection import ADAPTERS_DETECTION, GRADIENTS_DETECTION
+from adapters_tasks import ADAPTERS_TASKS, GRADIENTS_TASKS
+from adapters_zero_shot import ADAPTERS_ZERO_SHOT, GRADIENTS_ZERO_SHOT
 from torch import Tensor
 
 from medvlp.encoders.pooling import AttentionPool
@@ -176,7 +179,7 @@ def mgca_lr_schedule(x: Arrays) -> Arrays:
 
 
 def gradients(x: Arrays) -> Arrays:
-    """The gradients of the losses that are here; those of M-FLAG and of the downstream tasks are not yet."""
+    """The gradients of the losses that are here; that of M-FLAG is not yet."""
     out = adapters_baselines.gradients(x)
 
     def contrast(stem: str, **weights: float) -> None:
@@ -199,10 +202,32 @@ def gradients(x: Arrays) -> Arrays:
     ).backward()
     assert logits.grad is not None
     out["g2d_bce_dice__d_pred_logits"] = logits.grad.numpy()
+    for stem, task_gradients in (GRADIENTS_TASKS | GRADIENTS_DETECTION | GRADIENTS_ZERO_SHOT).items():
+        own = {key.removeprefix(f"{stem}__"): value for key, value in x.items() if key.startswith(f"{stem}__")}
+        out.update(task_gradients(own))
     return out
 
 
-ADAPTERS: dict[str, Callable[[Arrays], Arrays]] = {
+def _together(*rooms: dict[str, Callable[[Arrays], Arrays]]) -> dict[str, Callable[[Arrays], Arrays]]:
+    """One adapter per file; those that several rooms give for one file are put together, each key from one room."""
+
+    def joined(parts: list[Callable[[Arrays], Arrays]]) -> Callable[[Arrays], Arrays]:
+        def adapter(x: Arrays) -> Arrays:
+            out: Arrays = {}
+            for part in parts:
+                found = part(x)
+                assert not set(out) & set(found)
+                out.update(found)
+            return out
+
+        adapter.__doc__ = " ".join(part.__doc__ or "" for part in parts)
+        return adapter
+
+    stems = dict.fromkeys(stem for room in rooms for stem in room)
+    return {stem: joined([room[stem] for room in rooms if stem in room]) for stem in stems}
+
+
+_METHODS: dict[str, Callable[[Arrays], Arrays]] = {
     **adapters_baselines.BASELINES,
     "chexzero_softmax": chexzero_softmax,
     "convirt_loss": convirt_loss,
@@ -215,3 +240,5 @@ ADAPTERS: dict[str, Callable[[Arrays], Arrays]] = {
     "mgca_ita": mgca_ita,
     "mgca_lr_schedule": mgca_lr_schedule,
 }
+
+ADAPTERS = _together(_METHODS, ADAPTERS_TASKS, ADAPTERS_DETECTION, ADAPTERS_ZERO_SHOT)
