@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from helpers import sizes
+from helpers import datamodule, sizes, trainer
 from medvlp_baselines.template.module import TemplateMethod
 from torch import nn
 
@@ -99,3 +99,29 @@ def test_formulas_at_their_corners():
     assert warmup_cosine(4, lr=1, warmup=4, total=10) == 1
     assert warmup_cosine(2, lr=1, warmup=4, total=10, start_lr=0.5) == 0.75
     assert warm_restarts(15, lr=1, period=10) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+def test_the_fused_kernel_makes_the_same_steps(kind):
+    torch.manual_seed(0)
+    ours, plain = nn.Linear(5, 3), nn.Linear(5, 3)
+    plain.load_state_dict(ours.state_dict())
+    fast = build_optimizer(ours, OptimConfig(optimizer=kind, lr=0.01, weight_decay=0.1, decay_all=True))
+    assert all(group["fused"] for group in fast.param_groups)
+    settings = {"momentum": 0.9} if kind == "sgd" else {}
+    slow = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[kind](
+        plain.parameters(), lr=0.01, weight_decay=0.1, fused=False, foreach=False, **settings
+    )
+    for _ in range(5):
+        x = torch.randn(8, 5)
+        for model, optimizer in ((ours, fast), (plain, slow)):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_fused_optimiser_can_be_clipped_in_half_precision(tmp_path):
+    run = trainer(tmp_path, max_steps=1, precision="bf16-mixed", gradient_clip_val=0.25)
+    run.fit(TemplateMethod(**sizes()), datamodule=datamodule(tmp_path, batch_size=4))
+    assert run.optimizers[0].param_groups[0]["fused"]

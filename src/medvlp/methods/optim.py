@@ -80,13 +80,24 @@ def parameter_groups(
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
-    """The optimiser over the module's trainable parameters."""
+    """The optimiser over the module's trainable parameters.
+
+    On a CPU torch's own choice reads and writes all weights several times a step; the fused kernel does so once. On
+    other devices the choice is left to torch.
+    """
     groups = parameter_groups(module, config.weight_decay, config.decay_all, config.decay_positions)
+    fused = True if all(p.device.type == "cpu" for group in groups for p in group["params"]) else None
+    optimizer: Optimizer
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    first, second = config.betas
-    return kind(groups, lr=config.lr, betas=(first, second))
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=fused)
+    else:
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        first, second = config.betas
+        optimizer = kind(groups, lr=config.lr, betas=(first, second), fused=fused)
+    # Fused kernels could undo a gradient scaler's factor themselves, and Lightning does not clip where they might. They
+    # need not: with this mark gone the scaler does it before the step, as for any other optimiser.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float) -> dict[str, Any] | None:
