@@ -23,6 +23,7 @@ skipped        list of (id, reason) unreadable items that others in the batch st
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from medvlp.datamodules.sampler import PlainErrorLoader, ResumableLoader, ResumableSampler
 from medvlp.datasets.base import RadiographDataset, Target, TextSampling
@@ -45,10 +46,17 @@ from medvlp.transforms import TRANSFORMS, build_transform
 
 Split = Literal["train", "validate", "test"]
 
+CHECKPOINT = "checkpoint"
+"""As ``transform``: the transform, image size and intensity rule that the model's own checkpoint was trained with."""
+
 
 def _one_thread(worker_id: int) -> None:
     # workers are the parallelism; more threads in each only fight over the same cores
     torch.set_num_threads(1)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class RadiographDataModule(L.LightningDataModule):
@@ -62,7 +70,8 @@ class RadiographDataModule(L.LightningDataModule):
         eval_batch_size: samples per device in validation and testing; None uses batch_size.
         num_workers: loader processes; 0 loads in the main process.
         image_size: side of the images that the model sees, in pixels.
-        transform: a name of medvlp.transforms.TRANSFORMS.
+        transform: a name of medvlp.transforms.TRANSFORMS, or "checkpoint": transform, image_size and intensity of
+            the checkpoint that the trainer's task starts from, whatever is given here.
         intensity: how files become grey levels, a name of medvlp.io.images.INTENSITIES.
         seed: seed of the sample order, the augmentation and the fraction.
         fraction: share of the training patients, in (0, 1]; smaller shares lie inside larger ones.
@@ -101,7 +110,7 @@ class RadiographDataModule(L.LightningDataModule):
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise ConfigError(f"batch sizes must be positive, not {batch_size} and {eval_batch_size}")
-        if transform not in TRANSFORMS:
+        if transform not in TRANSFORMS and transform != CHECKPOINT:
             raise ConfigError(f'there is no transform "{transform}"; there are {", ".join(TRANSFORMS)}')
         if intensity not in INTENSITIES:
             raise ConfigError(f'there is no intensity rule "{intensity}"; there are {", ".join(INTENSITIES)}')
@@ -128,6 +137,7 @@ class RadiographDataModule(L.LightningDataModule):
         self.collate = Collate(None)
         self.image_root: str | Path | None = None
         self._caches: dict[str, PixelCache | None] = {}
+        self._stand_ins: dict[Split, Callable[[], Dataset]] = {}
 
     # ------------------------------------------------------------------ datasets
 
@@ -146,6 +156,8 @@ class RadiographDataModule(L.LightningDataModule):
             DataError: the training split is empty.
             TooManySkippedError: more broken files than ``max_skipped`` allows.
         """
+        if self.transform == CHECKPOINT:
+            self._follow_model()
         if stage in ("fit", None) and self.train_set is None:
             train = self._indexed("train")
             if len(train) == 0:
@@ -157,6 +169,18 @@ class RadiographDataModule(L.LightningDataModule):
             self.val_set = self._prepared(self._indexed("validate"), train=False)
         if stage in ("test", "predict", None) and self.test_set is None:
             self.test_set = self._prepared(self._indexed("test"), train=False)
+
+    def _follow_model(self) -> None:
+        """Takes transform, size and intensity from the model that the trainer runs."""
+        model = self.trainer.lightning_module if self.trainer is not None else None
+        wanted = getattr(model, "preprocess", None) or {}
+        if "transform" not in wanted:
+            raise ConfigError(
+                "transform: checkpoint needs a model that was loaded from a medvlp checkpoint; name a transform instead"
+                f" ({', '.join(TRANSFORMS)})"
+            )
+        self.transform, self.image_size = wanted["transform"], wanted["size"]
+        self.intensity = wanted.get("intensity", self.intensity)
 
     def _indexed(self, split: Split) -> RadiographDataset:
         dataset = self.read(split)
@@ -229,6 +253,29 @@ class RadiographDataModule(L.LightningDataModule):
         columns = ["split", "id", "row", "reason", "broken"]
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
+    def describe(self) -> dict[str, Any]:
+        """What a result row says of the data, as plain values: corpus, split, fraction, preprocessing and batches."""
+        return {
+            "dataset": self.cache_name or type(self).__name__,
+            "fraction": self.fraction,
+            "data_seed": self.seed,
+            "batch_size": self.batch_size,
+            **self.preprocess,
+        }
+
+    def stand_in(self, split: Split, make: Callable[[], Dataset] | None) -> None:
+        """Let the loaders of a part read something else than its images: what a frozen encoder made of them.
+
+        Args:
+            split: the part.
+            make: called when the loader is made; gives a dataset of as many samples, which takes lists of
+                (index, epoch) in ``__getitems__`` and returns batches. None goes back to the images.
+        """
+        if make is None:
+            self._stand_ins.pop(split, None)
+        else:
+            self._stand_ins[split] = make
+
     # ------------------------------------------------------------------ text
 
     def training_texts(self) -> list[str]:
@@ -298,32 +345,33 @@ class RadiographDataModule(L.LightningDataModule):
                 f" {world_size} device(s); lower batch_size or raise fraction"
             )
         sampler = ResumableSampler(self.train_set, world_size, rank, seed=self.seed)
+        dataset, options = self._source("train", self.train_set)
         return ResumableLoader(
-            self.train_set,
+            dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=True,
             position=self._position,
-            **self._loader_options(self.train_set),
+            **options,
         )
 
     def val_dataloader(self) -> DataLoader:
         """Validation batches in the order of the corpus."""
         self.setup("validate")
         assert self.val_set is not None
-        return self._eval_loader(self.val_set)
+        return self._eval_loader("validate", self.val_set)
 
     def test_dataloader(self) -> DataLoader:
         """Test batches in the order of the corpus."""
         self.setup("test")
         assert self.test_set is not None
-        return self._eval_loader(self.test_set)
+        return self._eval_loader("test", self.test_set)
 
     def predict_dataloader(self) -> DataLoader:
         """The batches of :meth:`test_dataloader`."""
         return self.test_dataloader()
 
-    def _eval_loader(self, dataset: RadiographDataset) -> DataLoader:
+    def _eval_loader(self, split: Split, dataset: RadiographDataset) -> DataLoader:
         world_size, rank = self._ranks()
         # the sharded sampler repeats items to give every rank the same number; their index tells them apart
         sampler: DistributedSampler | SequentialSampler = (
@@ -331,9 +379,16 @@ class RadiographDataModule(L.LightningDataModule):
             if world_size > 1 and len(dataset)
             else SequentialSampler(dataset)
         )
-        return PlainErrorLoader(
-            dataset, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options(dataset)
-        )
+        source, options = self._source(split, dataset)
+        return PlainErrorLoader(source, batch_size=self.eval_batch_size, sampler=sampler, **options)
+
+    def _source(self, split: Split, dataset: RadiographDataset) -> tuple[Dataset, dict[str, Any]]:
+        """What the loader of a part reads, and how."""
+        make = self._stand_ins.get(split)
+        if make is None:
+            return dataset, self._loader_options(dataset)
+        # whole batches are cut out of stored arrays: nothing for workers to do
+        return make(), {"num_workers": 0, "collate_fn": _as_it_is, "pin_memory": self.pin_memory}
 
     def _loader_options(self, dataset: RadiographDataset) -> dict[str, Any]:
         return {

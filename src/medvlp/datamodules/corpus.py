@@ -128,6 +128,18 @@ class CorpusDataModule(RadiographDataModule):
             )
         return self._split
 
+    def describe(self) -> dict[str, Any]:
+        """As the base class says, with the split's name and hash and whether this is a phantom."""
+        return {
+            **super().describe(),
+            "dataset": self.corpus.name,
+            "phantom": self.corpus.is_phantom,
+            "data_task": self.task,
+            "split": self.split,
+            "split_sha256": self.split_result.digest,
+            "fraction_rule": self.fraction_rule,
+        }
+
     def read(self, split: Split) -> RadiographDataset:
         """One part of the split; empty if the split has no such part.
 

@@ -1,0 +1,192 @@
+"""Result rows: one JSON object per line and metric, with everything that made the number.
+
+A row holds (all keys always there, None where it does not apply):
+
+================== ====================================================================================
+key                meaning
+================== ====================================================================================
+method             name of the method, or of a bare encoder
+checkpoint         SHA-256 of the encoder's weights: equal weights, equal hash, wherever the file lies
+task, protocol     what was measured, and by whose rules
+dataset, part      corpus, and the part of its split that was scored
+split, split_sha256  name of the split, and the hash over its members
+fraction           share of the training part
+seed               of the run
+metric, value      the metric by its protocol name, and its value
+low, high, level   percentile interval of the bootstrap over patients
+resamples          how many resamples gave the interval
+samples, groups    images and patients scored
+predictions        the Parquet file with what was predicted, relative to the rows' file; and its SHA-256
+config_sha256      hash of the settings of model and data
+versions, hardware of the run
+seconds            that the run took
+time               when the row was written, UTC
+================== ====================================================================================
+"""
+
+import hashlib
+import json
+import os
+import platform
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medvlp._version import __version__
+from medvlp.errors import DataError
+
+_VERSIONS = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "numpy")
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One number and what made it; see the module's table for the fields."""
+
+    method: str
+    checkpoint: str
+    task: str
+    protocol: str
+    dataset: str
+    part: str
+    split: str | None
+    split_sha256: str | None
+    fraction: float | None
+    seed: int
+    metric: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    resamples: int = 0
+    samples: int = 0
+    groups: int = 0
+    predictions: str | None = None
+    predictions_sha256: str | None = None
+    config_sha256: str | None = None
+    seconds: float | None = None
+    hardware: str = field(default_factory=lambda: hardware())
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def versions() -> dict[str, str]:
+    """Versions of medvlp and of what computes."""
+    found = {"medvlp": __version__, "python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> str:
+    """The accelerator's name and number, or the processor's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{os.cpu_count()} x {name}"
+
+
+def sha256_of(value: Any) -> str:
+    """Hash of a plain value, independent of the order of keys; of a :class:`~pathlib.Path`, of the file's bytes."""
+    digest = hashlib.sha256()
+    if isinstance(value, Path):
+        with value.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    else:
+        digest.update(json.dumps(value, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def append_rows(path: str | Path, rows: Iterable[ResultRow]) -> Path:
+    """Appends rows to a JSON Lines file in one write, so that two runs may write the same file.
+
+    A last line that an interrupted run cut short is closed first: it stays alone on its line, where
+    :func:`read_rows` reports it.
+
+    Args:
+        path: the file; made with its folder where there is none.
+        rows: what to append. NaN is written as null.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(_without_nan(asdict(row)), allow_nan=False) + "\n" for row in rows]
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, (("\n" if cut else "") + "".join(lines)).encode())
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and value != value:  # noqa: PLR0124 - NaN test
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return value
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Reads a JSON Lines file of result rows.
+
+    Lines that an interrupted run cut short are left out with a warning that gives their numbers.
+
+    Raises:
+        DataError: no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such results file; medvlp test writes one")
+    rows, broken = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            broken.append(number)
+            continue
+        if not isinstance(row, dict) or "metric" not in row:
+            broken.append(number)
+            continue
+        rows.append(row)
+    if broken:
+        warnings.warn(f"{path}: line(s) {broken} are no result rows (cut short?) and are left out", stacklevel=2)
+    return rows
+
+
+def write_predictions(path: str | Path, frame: pd.DataFrame) -> str:
+    """Writes per-sample predictions as Parquet.
+
+    Args:
+        path: the file; its folder is made.
+        frame: one row per sample; see ``medvlp.metrics.samples.Samples.to_frame``.
+
+    Returns:
+        SHA-256 of the file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    frame.to_parquet(part, index=False)
+    part.replace(path)
+    return sha256_of(path)

@@ -1,0 +1,1 @@
+"""Downstream and zero-shot tasks: what a pre-trained encoder is judged by."""

@@ -1,0 +1,418 @@
+"""What every downstream task is: an encoder, a protocol, per-sample predictions, metrics with intervals, result rows."""
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from medvlp._version import __version__
+from medvlp.errors import CheckpointError, ConfigError, DataError
+from medvlp.methods.checkpoints import CHECKPOINT_KEY
+from medvlp.methods.guards import NonFiniteGuard, SkippedItems
+from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
+from medvlp.methods.plain import RUN_FOLDER, plain, swap_folder
+from medvlp.metrics.bootstrap import group_codes, interval
+from medvlp.metrics.samples import Samples, SampleStore
+from medvlp.results import ResultRow, append_rows, sha256_of, write_predictions
+from medvlp.seeding import derive_seed
+from medvlp.tasks.encoder import EncoderSource, TaskEncoder, fingerprint, source_from
+from medvlp.tasks.features import StoredFeatures, features_key, store_features
+
+Features = Literal["cached", "live"]
+
+
+class Task(L.LightningModule, ABC):
+    """Base of every task.
+
+    A task sets :attr:`task`, builds its head after ``super().__init__(...)`` and implements :meth:`store`,
+    :meth:`columns` and :meth:`measures`; one that trains also :meth:`extract`, :meth:`head_outputs` and :meth:`loss`.
+    It sees the encoder alone and never asks which method it is from.
+
+    ``medvlp test`` gathers per-sample columns over all ranks, each sample of the split once, computes every metric
+    of the task with a bootstrap interval over patients, writes the predictions as Parquet and one line per metric to
+    ``results.jsonl`` in the run's folder (:mod:`medvlp.results`).
+
+    Args:
+        encoder: where the encoder comes from.
+        protocol: by whose rules; the class lists them. What is given explicitly goes before the protocol's value.
+        image_size: side of the task's images in pixels.
+        frozen: keep the encoder's weights as they are.
+        encoder_mode: of a frozen encoder: "eval", or "train" (batch norms use and update batch statistics, as much
+            released code does without meaning to).
+        optim: optimiser and schedule.
+        features: of a frozen encoder in eval mode: "cached" computes its outputs once, "live" in every step.
+        views: augmented views of each training image that are cached; a live run has one per epoch.
+        features_dir: folder of cached features, for all runs; ``features`` in the run's folder if None.
+        features_dtype: "float32" or "float16".
+        features_limit_gb: larger caches are refused.
+        resamples: bootstrap resamples of the patients; 0 for no intervals.
+        level: of the intervals.
+        dense: no stretching of the images before the encoder.
+        keep_method: keep the whole method.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+        CheckpointError: from the encoder's source.
+    """
+
+    task: ClassVar[str] = ""
+    """The task's name in result rows."""
+
+    trains: ClassVar[bool] = True
+    """Whether there is anything to fit; otherwise ``medvlp test`` is all."""
+
+    def __init__(
+        self,
+        encoder: EncoderSource | None,
+        *,
+        protocol: str,
+        image_size: int = 224,
+        frozen: bool = True,
+        encoder_mode: Literal["eval", "train"] = "eval",
+        optim: OptimConfig | None = None,
+        features: Features = "cached",
+        views: int = 1,
+        features_dir: str | None = None,
+        features_dtype: Literal["float32", "float16"] = "float32",
+        features_limit_gb: float = 50.0,
+        resamples: int = 1000,
+        level: float = 0.95,
+        dense: bool = False,
+        keep_method: bool = False,
+    ) -> None:
+        super().__init__()
+        if views < 1:
+            raise ConfigError(f"views must be at least 1, not {views}")
+        if not 0 < level < 1 or resamples < 0:
+            raise ConfigError(f"level lies in (0, 1) and resamples is not negative, got {level} and {resamples}")
+        # Collects the arguments of the subclass as well.
+        self.save_hyperparameters()
+        self.protocol = protocol
+        self.image_size = image_size
+        self.frozen = frozen
+        self.encoder_mode = encoder_mode
+        self.optim_config = optim or OptimConfig()
+        self.cached = self.trains and frozen and encoder_mode == "eval" and features == "cached"
+        self.views = views
+        self.features_dir = features_dir
+        self.features_dtype = features_dtype
+        self.features_limit_gb = features_limit_gb
+        self.resamples = resamples
+        self.level = level
+        self.encoder = TaskEncoder(source_from(encoder), image_size, dense=dense, keep_method=keep_method)
+        whole = self.encoder.method if self.encoder.method is not None else self.encoder.trunk
+        self.encoder_sha256 = fingerprint(whole)
+        self.preprocess: dict[str, Any] = self.encoder.preprocess
+        self.rows: list[ResultRow] = []
+        if frozen:
+            self.encoder.requires_grad_(False)
+        self._start = time.monotonic()
+        self._stores: dict[str, SampleStore] = {}
+        self.train()
+
+    # ---------------------------------------------------------------- the contract
+
+    @abstractmethod
+    def store(self) -> SampleStore:
+        """An empty store with the task's per-sample columns."""
+
+    @abstractmethod
+    def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The columns of a batch: predictions and truth, per sample."""
+
+    @abstractmethod
+    def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
+        """All metrics of the task by protocol name, weighted; see :mod:`medvlp.metrics`."""
+
+    def extract(self, images: Tensor) -> Sequence[Tensor]:
+        """What the task takes from the encoder: (B, 3, S, S) → K tensors (B, …)."""
+        raise NotImplementedError
+
+    def what(self) -> str:
+        """Names what :meth:`extract` takes, for the key of stored features."""
+        return type(self).__name__
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Named loss terms of a batch; their sum is optimised."""
+        raise NotImplementedError
+
+    def monitored(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Which of the metrics are logged in validation, as ``val/<name>``."""
+        return measures
+
+    # ---------------------------------------------------------------- encoder
+
+    def train(self, mode: bool = True) -> "Task":
+        """As always, but a frozen encoder stays in its own mode."""
+        super().train(mode)
+        if self.frozen and (self.encoder_mode == "eval" or not mode):
+            self.encoder.eval()
+        return self
+
+    def features(self, batch: dict[str, Any]) -> Sequence[Tensor]:
+        """The encoder's outputs for a batch: the stored ones where the batch holds them."""
+        if "features" in batch:
+            return batch["features"]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.extract(batch["image"])
+
+    # ---------------------------------------------------------------- Lightning
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The guards of every run."""
+        return [NonFiniteGuard(), SkippedItems()]
+
+    def setup(self, stage: str) -> None:
+        """Hands the loaders stored features in the place of images where the encoder is frozen."""
+        if stage == "fit" and not self.trains:
+            raise ConfigError(f"{type(self).__name__} has nothing to train: run medvlp test with this config")
+        self._start = time.monotonic()
+        self._check_data()
+        if stage == "fit":
+            self.train()
+        if not self.cached:
+            return
+        datamodule = self._datamodule()
+        for split, name in (("train", "train_set"), ("validate", "val_set"), ("test", "test_set")):
+            dataset = getattr(datamodule, name)
+            if dataset is not None and len(dataset):
+                datamodule.stand_in(split, lambda split=split, dataset=dataset: self._stored(split, dataset))
+
+    def teardown(self, stage: str) -> None:
+        """Gives the loaders their images back."""
+        if self.cached:
+            for split in ("train", "validate", "test"):
+                self._datamodule().stand_in(split, None)
+
+    def _check_data(self) -> None:
+        """Raises where the data module has not what the task needs; subclasses add to it."""
+        self._datamodule()
+
+    def _datamodule(self) -> Any:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None or not hasattr(datamodule, "stand_in"):
+            raise ConfigError(f"{type(self).__name__} needs a medvlp data module")
+        return datamodule
+
+    def _stored(self, split: str, dataset: Any) -> StoredFeatures:
+        datamodule = self._datamodule()
+        views = self.views if split == "train" else 1
+        key = features_key(dataset, self.encoder_sha256, self.what(), views, self.features_dtype)
+        folder = self.features_dir or os.path.join(self.trainer.default_root_dir, "features")
+        self.encoder.to(self.trainer.strategy.root_device).eval()
+        return store_features(
+            dataset,
+            self.extract,
+            folder=folder,
+            key=key,
+            trainer=self.trainer,
+            views=views,
+            dtype=self.features_dtype,
+            batch_size=datamodule.eval_batch_size,
+            num_workers=datamodule.num_workers,
+            title=f"{self.encoder.name}, {split}",
+            limit_gb=self.features_limit_gb,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser and schedule of :attr:`optim_config` over what is trained."""
+        optimizer = build_optimizer(self, self.optim_config)
+        schedule = build_schedule(optimizer, self.optim_config, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seeds the step from (run seed, epoch, batch, rank), so that a resumed run draws what it would have drawn."""
+        torch.manual_seed(derive_seed(_seed(), self.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Sum of :meth:`loss`; every term is logged as ``train/<term>``."""
+        terms = self.loss(batch)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        size = len(batch["index"])
+        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, batch_size=size)
+        if len(terms) > 1:
+            self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()}, on_step=True, batch_size=size)
+        return loss
+
+    def _collect(self, part: str, batch: dict[str, Any]) -> None:
+        if part not in self._stores:
+            self._stores[part] = self.store().to(self.device)
+        self._stores[part].update(batch["index"], **self.columns(batch))
+
+    def _gathered(self, part: str) -> Samples:
+        store = self._stores.pop(part, None)
+        if store is None:
+            raise DataError(f"the {part} part of the split is empty: there is nothing to score")
+        return store.compute().to("cpu")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss, and per-sample columns for the epoch's end."""
+        if self.trains:
+            total = torch.stack([term.float() for term in self.loss(batch).values()]).sum()
+            self.log("val/loss", total, sync_dist=True, batch_size=len(batch["index"]), prog_bar=True)
+        self._collect("validate", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """The metrics on the validation part, logged as ``val/<metric>``."""
+        samples = self._gathered("validate")
+        if self.trainer.sanity_checking:
+            return
+        self.validated(samples)
+        found = self.monitored(self.measures(samples))
+        # Equal on all ranks already, since the store gathers; the flag only tells Lightning so.
+        self.log_dict({f"val/{name}": value.float().to(self.device) for name, value in found.items()}, sync_dist=True)
+
+    def validated(self, samples: Samples) -> None:
+        """What the task learns from the whole validation part: thresholds, the best of several heads."""
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Per-sample columns."""
+        self._collect("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Metrics, intervals, predictions and result rows; every metric is logged as ``test/<metric>``."""
+        samples = self._gathered("test")
+        found = self.report(samples)
+        self.log_dict({f"test/{name}": value.float().to(self.device) for name, value in found.items()}, sync_dist=True)
+
+    # ---------------------------------------------------------------- results
+
+    def report(self, samples: Samples, part: str = "test", notes: dict[str, Any] | None = None) -> dict[str, Tensor]:
+        """Scores samples and, on the first rank, writes predictions and result rows and prints a table.
+
+        Args:
+            samples: of a whole part.
+            part: its name.
+            notes: further facts for the rows.
+
+        Returns:
+            Metric to value.
+        """
+        found = self.measures(samples)
+        if not self.trainer.is_global_zero:
+            return found
+        datamodule = self._datamodule()
+        dataset = {"train": datamodule.train_set, "validate": datamodule.val_set, "test": datamodule.test_set}[part]
+        at = samples.index.tolist()
+        ids, patients = dataset.ids, dataset.groups
+        ids, patients = [ids[i] for i in at], [patients[i] for i in at]
+        codes = group_codes(patients)
+        intervals: dict[str, Any] = {}
+        if self.resamples and len(samples):
+            seed = derive_seed(0, len(samples))
+            intervals = interval(self.measures, samples, codes, self.resamples, self.level, seed % 2**31)
+        data, settings = datamodule.describe(), self.settings()
+        config = sha256_of({"model": settings, "data": data})
+        folder = Path(self.trainer.default_root_dir)
+        name = Path("predictions") / f"{self.task}-{part}-{config[:12]}.parquet"
+        predictions_sha256 = write_predictions(folder / name, samples.to_frame(ids, patients))
+        common: dict[str, Any] = {
+            "method": self.encoder.name,
+            "checkpoint": self.encoder_sha256,
+            "task": self.task,
+            "protocol": self.protocol,
+            "dataset": data["dataset"],
+            "part": part,
+            "split": data.get("split"),
+            "split_sha256": data.get("split_sha256"),
+            "fraction": data.get("fraction") if self.trains else None,
+            "seed": _seed(),
+            "samples": len(samples),
+            "groups": len(np.unique(codes.numpy())),
+            "predictions": str(name),
+            "predictions_sha256": predictions_sha256,
+            "config_sha256": config,
+            "seconds": round(time.monotonic() - self._start, 2),
+            "notes": {"model": settings, "data": data, **self.facts(), **(notes or {})},
+        }
+        self.rows = []
+        for metric, value in found.items():
+            low, high = intervals.get(metric, (None, None))
+            self.rows.append(
+                ResultRow(
+                    **common,
+                    metric=metric,
+                    value=float(value),
+                    low=low,
+                    high=high,
+                    level=self.level if intervals else None,
+                    resamples=self.resamples if intervals else 0,
+                )
+            )
+        path = append_rows(folder / "results.jsonl", self.rows)
+        self._print(self.rows, path)
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """What else a result row should say: chosen thresholds and learning rates, absent classes."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the task as plain values; of files their content counts, not their path."""
+        settings = {"class": type(self).__name__, **plain(dict(self.hparams))}
+        source = dict(plain(source_from(self.hparams.get("encoder"))))
+        source["checkpoint"] = self.encoder_sha256 if source["checkpoint"] else None
+        settings["encoder"] = source
+        for place in ("features_dir",):
+            settings.pop(place, None)
+        return settings
+
+    def _print(self, rows: Sequence[ResultRow], path: Path) -> None:
+        first = rows[0]
+        title = f"{first.task} ({first.protocol}), {first.dataset} {first.part}, {first.method}: {first.samples} samples"
+        table = Table(title=title)
+        for column in ("metric", "value", f"{self.level:.0%} interval"):
+            table.add_column(column, justify="left" if column == "metric" else "right")
+        for row in rows:
+            known = row.low is not None and row.high is not None and row.low == row.low  # noqa: PLR0124
+            between = f"{row.low:.4f} – {row.high:.4f}" if known else ""
+            table.add_row(row.metric, f"{row.value:.4f}", between)
+        Console().print(table)
+        rank_zero_info(f"rows written to {path}")
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Plain hyper-parameters, and what the task needs to know its own checkpoints by."""
+        for key in [key for key in checkpoint if key.startswith("datamodule_hyper") or key == "hparams_name"]:
+            del checkpoint[key]
+        checkpoint["hyper_parameters"] = {}
+        checkpoint[CHECKPOINT_KEY] = {
+            "task": type(self).__name__,
+            "version": __version__,
+            "encoder_sha256": self.encoder_sha256,
+            "settings": self.settings(),
+        }
+        folder = os.path.realpath(self.trainer.default_root_dir)
+        checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), folder, RUN_FOLDER)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises unless the checkpoint is of this task and of this encoder."""
+        payload = checkpoint.get(CHECKPOINT_KEY, {})
+        if payload.get("task") != type(self).__name__:
+            kind = payload.get("task") or f"method {payload.get('method')!r}"
+            raise CheckpointError(
+                f"the checkpoint is of {kind}, not of {type(self).__name__}; a method's checkpoint goes into "
+                "model.init_args.encoder.checkpoint"
+            )
+        if payload["encoder_sha256"] != self.encoder_sha256:
+            raise CheckpointError(
+                "the head in this checkpoint was trained on another encoder than encoder.checkpoint names now "
+                f"({payload['encoder_sha256'][:12]}, now {self.encoder_sha256[:12]}); name the one it was trained on"
+            )
+        folder = os.path.realpath(self.trainer.default_root_dir)
+        checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), RUN_FOLDER, folder)
+
+
+def _seed() -> int:
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

@@ -1,0 +1,237 @@
+"""The image encoder that a task evaluates: a method's, a bare one, or a method's weights in another network."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
+from medvlp.errors import CheckpointError, ConfigError
+from medvlp.weights import load
+
+if TYPE_CHECKING:
+    from medvlp.methods.base import PretrainModule
+
+Pool = Literal["auto", "mean", "token"]
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """Where a task's encoder comes from.
+
+    Args:
+        checkpoint: a medvlp checkpoint; its image encoder, as it was pre-trained.
+        image: without a checkpoint, a bare encoder: random, timm's weights (``pretrained``) or a local file
+            (``weights``). With one, the network that takes the checkpoint's encoder weights as far as they fit.
+        averaged: of a run with a moving average, take that.
+        min_match: with both, the smallest share of the network's weights (counted in numbers) that the checkpoint must
+            fill.
+        preprocess: of a bare encoder: transform, size and intensity for data modules that say
+            ``transform: checkpoint``.
+    """
+
+    checkpoint: str | None = None
+    image: ImageEncoderConfig | None = None
+    averaged: bool = True
+    min_match: float = 0.9
+    preprocess: dict | None = None
+
+
+@dataclass(frozen=True)
+class KeyAudit:
+    """What of a checkpoint fitted a network.
+
+    Args:
+        matched: names that were taken.
+        missing: names of the network that the checkpoint lacks.
+        unused: names of the checkpoint that the network lacks.
+        reshaped: names that both have in shapes that differ.
+        share: of the network's numbers that were filled.
+        notes: what was adapted.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    share: float
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.matched)} weights matched ({self.share:.0%} of the network)"]
+        for what, names in (("missing", self.missing), ("of another shape", self.reshaped), ("unused", self.unused)):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                parts.append(f"{len(names)} {what}: {', '.join(names[:3])}{more}")
+        return "; ".join(parts)
+
+
+def transplant(source: ImageEncoder, target: ImageEncoder) -> KeyAudit:
+    """Copies the weights of one image encoder into another as far as names and shapes agree.
+
+    A vision transformer's position table of another grid is interpolated (bicubic).
+
+    Args:
+        source: gives.
+        target: takes; changed in place.
+
+    Returns:
+        What matched and what did not.
+    """
+    given, wanted = source.state_dict(), target.state_dict()
+    notes = []
+    for name in [name for name in wanted if name.endswith("pos_embed") and name in given]:
+        old, new = given[name], wanted[name]
+        if old.shape != new.shape and old.ndim == new.ndim == 3 and old.shape[2] == new.shape[2]:
+            old_side, new_side = int(old.shape[1] ** 0.5), int(new.shape[1] ** 0.5)
+            prefix = old.shape[1] - old_side**2
+            if new.shape[1] - new_side**2 == prefix:
+                given[name] = resample_abs_pos_embed(
+                    old, new_size=[new_side, new_side], old_size=[old_side, old_side], num_prefix_tokens=prefix
+                )
+                notes.append(f"position table interpolated from {old_side}×{old_side} to {new_side}×{new_side} cells")
+    both = [name for name in wanted if name in given]
+    matched = [name for name in both if given[name].shape == wanted[name].shape]
+    target.load_state_dict({name: given[name] for name in matched}, strict=False)
+    total = sum(value.numel() for value in wanted.values())
+    return KeyAudit(
+        matched=tuple(matched),
+        missing=tuple(name for name in wanted if name not in given),
+        unused=tuple(name for name in given if name not in wanted),
+        reshaped=tuple(name for name in both if given[name].shape != wanted[name].shape),
+        share=sum(wanted[name].numel() for name in matched) / max(total, 1),
+        notes=tuple(notes),
+    )
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of a module's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        plain = value.detach().contiguous().cpu()
+        digest.update(f"{name} {tuple(plain.shape)} {plain.dtype}".encode())
+        # contiguous() keeps channels-last strides, in which equal weights would lie in another order
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class TaskEncoder(nn.Module):
+    """An image encoder with what tasks ask of it.
+
+    Attributes:
+        trunk: the image encoder.
+        method: the whole method that it comes from, where it comes from a checkpoint and ``keep_method`` is set.
+        name: what result rows call it.
+        preprocess: transform, size and intensity that it was trained with; empty if not known.
+        audit: what of the checkpoint fitted, where ``source.image`` names another network.
+
+    Args:
+        source: where it comes from.
+        image_size: side of the task's images, for the position tables of bare transformers.
+        dense: for segmentation and detection: the images are not stretched before the encoder (MGCA and GLoRIA stretch
+            for classification alone).
+        keep_method: keep the method (decoder, text side) and not the image encoder alone.
+
+    Raises:
+        ConfigError: neither a checkpoint nor an encoder is named.
+        CheckpointError: the checkpoint cannot be read, or fits the named network too little.
+    """
+
+    def __init__(
+        self, source: EncoderSource, image_size: int = 224, dense: bool = False, keep_method: bool = False
+    ) -> None:
+        super().__init__()
+        if source.checkpoint is None and source.image is None:
+            raise ConfigError(
+                "the task has no encoder: set encoder.checkpoint to a medvlp checkpoint, or encoder.image.name to a "
+                "timm model"
+            )
+        method: PretrainModule | None = None
+        self.audit: KeyAudit | None = None
+        self.preprocess: dict[str, Any] = dict(source.preprocess or {})
+        if source.checkpoint is not None:
+            method = load(source.checkpoint, averaged=source.averaged)
+            trunk = method.image_encoder
+            self.name = method.name
+            self.variant = str(getattr(method, "variant", "") or "")
+            self.preprocess = dict(method.preprocess)
+        if source.image is not None:
+            bare = ImageEncoder(source.image, image_size)
+            if method is None:
+                self.variant = ""
+                origin = "file" if source.image.weights else ("timm" if source.image.pretrained else "random")
+                self.name = f"{source.image.name} ({origin})"
+            else:
+                self.audit = transplant(trunk, bare)
+                if self.audit.share < source.min_match:
+                    raise CheckpointError(
+                        f"{source.checkpoint}: its encoder fits {source.image.name} too little "
+                        f"(encoder.min_match is {source.min_match:g}): {self.audit}"
+                    )
+                rank_zero_info(f"{source.checkpoint}: {self.audit}")
+            trunk = bare
+        if dense and trunk.upsample_to is not None:
+            trunk.upsample_to = None
+            trunk.input_size = image_size
+        self.trunk = trunk
+        self.pool_of_method = str(getattr(method, "feature_pool", "mean"))
+        self.method = method if keep_method else None
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of the pyramid's levels, finest first."""
+        return self.trunk.channels
+
+    @property
+    def reductions(self) -> list[int]:
+        """Strides of the pyramid's levels, finest first."""
+        return self.trunk.reductions
+
+    def width(self, pool: Pool = "auto") -> int:
+        """Numbers of a pooled feature."""
+        return self.trunk.out_channels
+
+    def pooled(self, images: Tensor, pool: Pool = "auto") -> Tensor:
+        """One feature per image, before any projection to a joint space.
+
+        Args:
+            images: (B, 3, S, S).
+            pool: "mean" of the deepest level, or the class "token" of a vision transformer; "auto" takes what the
+                method's own code hands to its classifiers, the mean if it says nothing.
+
+        Returns:
+            (B, C).
+
+        Raises:
+            ConfigError: a class token is asked of an encoder without one.
+        """
+        wanted = self.pool_of_method if pool == "auto" else pool
+        if wanted == "token":
+            return self.trunk.tokens(images).class_token
+        return self.trunk(images)[-1].mean((2, 3))
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Feature maps, finest first: (B, C_i, S/r_i, S/r_i)."""
+        return self.trunk(images)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """As :meth:`pyramid`."""
+        return self.pyramid(images)
+
+
+def source_from(value: Any) -> EncoderSource:
+    """An :class:`EncoderSource` from itself or from its dictionary, as checkpoints store it; empty from None."""
+    if value is None:
+        return EncoderSource()
+    if isinstance(value, EncoderSource):
+        return value
+    fields = {field.name for field in dataclasses.fields(EncoderSource)}
+    if unknown := set(value) - fields:
+        raise ConfigError(f"encoder has no setting {sorted(unknown)[0]!r}; it has {', '.join(sorted(fields))}")
+    image = value.get("image")
+    return EncoderSource(**{**value, "image": ImageEncoderConfig(**image) if isinstance(image, dict) else image})

@@ -1,0 +1,360 @@
+"""What a frozen encoder makes of a part of a corpus, computed once and kept in memory-mapped files.
+
+A stored set is a folder named by the hash of everything that its numbers depend on: the encoder's weights, what is
+taken from it, the images (ids in order, transform, size, intensity rule, augmentation seed) and the number of views.
+View v of a sample is the sample as epoch v of a live run would augment it, so that as many views as epochs give what
+that run sees, and fewer are seen again in turn.
+
+Each process of the run that makes a set writes one shard: of W, shard r holds the samples r, r + W, …
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from medvlp.datasets.base import RadiographDataset
+from medvlp.errors import ConfigError, DataError
+from medvlp.results import sha256_of
+from medvlp.text import Collate
+
+Extract = Callable[[Tensor], Sequence[Tensor]]
+"""(B, 3, S, S) images to K tensors (B, …), of the same shapes for every batch."""
+
+_DONE = "features.json"
+_TYPES: dict[str, type] = {"float32": np.float32, "float16": np.float16}
+_PLAIN = ("size", "geometry")
+
+
+@dataclass
+class _Shard:
+    """The samples of one process: arrays (views, n, …)."""
+
+    levels: list[np.ndarray]
+    arrays: dict[str, np.ndarray]
+    boxes: dict[str, np.ndarray] | None
+
+    def batch(self, views: np.ndarray, rows: np.ndarray, side: int) -> dict[str, Any]:
+        """Some of its samples."""
+        found: dict[str, Any] = {f"level{k}": level[views, rows] for k, level in enumerate(self.levels)}
+        found |= {name: array[views, rows] for name, array in self.arrays.items() if name != "mask"}
+        if side:
+            bits = np.unpackbits(self.arrays["mask"][views, rows], axis=-1, count=side * side)
+            found["mask"] = bits.reshape(-1, 1, side, side).astype(np.float32)
+        if self.boxes is not None:
+            offsets, width = self.boxes["offsets"], self.arrays["index"].shape[1]
+            places = [slice(offsets[v * width + r], offsets[v * width + r + 1]) for v, r in zip(views, rows, strict=True)]
+            found["boxes"] = [self.boxes["boxes"][place] for place in places]
+            found["box_labels"] = [self.boxes["labels"][place] for place in places]
+        return found
+
+
+class StoredFeatures(Dataset[dict[str, Any]]):
+    """Batches of stored features in the place of images.
+
+    A batch has the keys of :mod:`medvlp.datamodules.base` but for image and text, and ``features``: a list of K
+    float32 tensors (B, …).
+
+    Args:
+        folder: as :func:`store_features` left it.
+        ids: of the samples.
+
+    Raises:
+        DataError: the folder is damaged.
+    """
+
+    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
+        self.folder = folder
+        self._ids = list(ids)
+        try:
+            facts: dict[str, Any] = json.loads((folder / _DONE).read_text())
+            self.views: int = facts["views"]
+            self.side: int = facts["side"]
+            self.levels: int = facts["levels"]
+            self.skipped: list[tuple[str, str]] = [(item, reason) for item, reason in facts["skipped"]]
+            self._stride: int = facts["shards"]
+            # of more processes than samples, some have none
+            filled = range(min(self._stride, len(self._ids)))
+            self._shards = [_open_shard(folder / f"shard{r}", facts) for r in filled]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{folder}: damaged stored features ({type(error).__name__}); delete the folder") from error
+        if sum(shard.arrays["index"].shape[1] for shard in self._shards) != len(self._ids):
+            raise DataError(f"{folder}: stored features of another number of samples; delete the folder")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """A batch of one; loaders take whole batches by :meth:`__getitems__`."""
+        return self.__getitems__([key])
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, Any]:
+        """The batch of some samples.
+
+        Args:
+            keys: (index, epoch), or the index alone for view 0.
+        """
+        pairs = np.array([key if isinstance(key, tuple) else (int(key), 0) for key in keys])
+        rows, views = pairs[:, 0], pairs[:, 1] % self.views
+        count = self._stride
+        if count == 1:
+            found = self._shards[0].batch(views, rows, self.side)
+        else:
+            order = np.argsort(rows % count, kind="stable")
+            cuts = np.flatnonzero(np.diff(rows[order] % count)) + 1
+            parts = [
+                self._shards[rows[at[0]] % count].batch(views[at], rows[at] // count, self.side)
+                for at in np.split(order, cuts)
+            ]
+            back = np.argsort(order)
+            found = {}
+            for name in parts[0]:
+                if isinstance(parts[0][name], list):
+                    joined = [item for part in parts for item in part[name]]
+                    found[name] = [joined[i] for i in back]
+                else:
+                    found[name] = np.concatenate([part[name] for part in parts])[back]
+        batch: dict[str, Any] = {
+            name: [torch.from_numpy(item) for item in value] if isinstance(value, list) else torch.from_numpy(value)
+            for name, value in found.items()
+            if not name.startswith("level")
+        }
+        batch["features"] = [torch.from_numpy(found[f"level{k}"].astype(np.float32)) for k in range(self.levels)]
+        batch["id"] = [self._ids[i] for i in found["index"]]
+        batch["skipped"] = []
+        return batch
+
+
+def _open_shard(folder: Path, facts: dict[str, Any]) -> _Shard:
+    names = ["index", "label", *(["mask"] if facts["side"] else []), *facts["plain"]]
+    boxes = None
+    if facts["boxes"]:
+        with np.load(folder / "boxes.npz") as file:
+            boxes = {name: file[name] for name in file.files}
+    return _Shard(
+        [np.load(folder / f"level{k}.npy", mmap_mode="r") for k in range(facts["levels"])],
+        {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names},
+        boxes,
+    )
+
+
+class _Views(Sampler):
+    """Every (index, view) of one rank, in the order in which they are stored."""
+
+    def __init__(self, size: int, views: int, rank: int, world_size: int) -> None:
+        self.rows = list(range(rank, size, world_size))
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.views
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((row, view) for view in range(self.views) for row in self.rows)
+
+
+def features_key(dataset: RadiographDataset, encoder_sha256: str, what: str, views: int, dtype: str) -> str:
+    """Hash of everything that the stored features of a dataset depend on.
+
+    Args:
+        dataset: with its transform.
+        encoder_sha256: of :func:`medvlp.tasks.encoder.fingerprint`.
+        what: which of the encoder's outputs.
+        views: augmented views per sample.
+        dtype: of the numbers.
+    """
+    transform = dataset.transform
+    annotations = [c for c in ("shapes", "boxes", "box_labels") if c in dataset.table.column_names]
+    drawn = hashlib.sha256()
+    for column in ("id", "image", *(annotations if dataset.targets else ())):
+        drawn.update(json.dumps(dataset.table.column(column).to_pylist()).encode())
+    drawn.update(dataset.labels.numpy().tobytes())
+    return sha256_of(
+        {
+            "records": drawn.hexdigest(),
+            "transform": repr(transform),
+            "intensity": dataset.intensity,
+            "seed": dataset.seed if transform is not None and transform.train else None,
+            "targets": list(dataset.targets),
+            "encoder": encoder_sha256,
+            "what": what,
+            "views": views,
+            "dtype": dtype,
+        }
+    )[:32]
+
+
+class _Writer:
+    """One shard while it is being written."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int], dtype: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.shape, self.dtype = folder, shape, dtype
+        self.arrays: dict[str, np.ndarray] = {}
+        self.boxes: list[np.ndarray] = []
+        self.box_labels: list[np.ndarray] = []
+        self.has_boxes = False
+        self.skipped: list[tuple[str, str]] = []
+        self.side = 0
+        self.done = 0
+
+    def _put(self, name: str, values: np.ndarray, at: tuple[np.ndarray, np.ndarray], kind: Any = None) -> None:
+        if name not in self.arrays:
+            self.arrays[name] = np.lib.format.open_memmap(
+                self.folder / f"{name}.npy", "w+", kind or values.dtype, (*self.shape, *values.shape[1:])
+            )
+        self.arrays[name][at] = values
+
+    def add(self, made: list[np.ndarray], batch: dict[str, Any]) -> None:
+        """The next samples in the order of :class:`_Views`."""
+        numbers = np.arange(self.done, self.done + len(batch["id"]))
+        self.done += len(numbers)
+        at = np.divmod(numbers, max(self.shape[1], 1))
+        for k, level in enumerate(made):
+            if self.dtype == "float16" and len(level) and np.abs(level).max() > np.finfo(np.float16).max:
+                raise ConfigError("the encoder's features overflow float16; set features_dtype: float32")
+            self._put(f"level{k}", level, at, _TYPES[self.dtype])
+        self._put("index", batch["index"].numpy(), at)
+        self._put("label", batch["label"].numpy(), at)
+        if "mask" in batch:
+            self.side = int(batch["mask"].shape[-1])
+            self._put("mask", np.packbits(batch["mask"].numpy().reshape(len(numbers), -1) > 0.5, axis=-1), at)
+        for name in _PLAIN:
+            if name in batch:
+                self._put(name, batch[name].numpy(), at)
+        if "boxes" in batch:
+            self.has_boxes = True
+            self.boxes += [box.numpy() for box in batch["boxes"]]
+            self.box_labels += [label.numpy() for label in batch["box_labels"]]
+        self.skipped += [(str(item), str(reason)) for item, reason in batch.get("skipped", [])]
+
+    def close(self) -> None:
+        """Everything on disk, with a note of what there is."""
+        for array in self.arrays.values():
+            array.flush()  # type: ignore[attr-defined]
+        if self.has_boxes:
+            counts = [len(box) for box in self.boxes]
+            np.savez(
+                self.folder / "boxes.npz",
+                boxes=np.concatenate([np.zeros((0, 4), np.float32), *self.boxes]),
+                labels=np.concatenate([np.zeros(0, np.int64), *self.box_labels]),
+                offsets=np.cumsum([0, *counts]),
+            )
+        facts = {
+            "levels": sum(name.startswith("level") for name in self.arrays),
+            "plain": [name for name in _PLAIN if name in self.arrays],
+            "side": self.side,
+            "boxes": self.has_boxes,
+            "skipped": sorted(set(self.skipped)),
+        }
+        (self.folder / "shard.json").write_text(json.dumps(facts))
+
+
+def _check_space(title: str, folder: Path, samples: int, views: int, each: int, limit_gb: float) -> None:
+    total = samples * views * each
+    at = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(at).free
+    rank_zero_info(
+        f"{title}: {samples:,} samples × {views} view(s) × {each / 1024:,.1f} KiB = {total / 1e9:,.2f} GB in {folder}"
+        f" ({free / 1e9:,.1f} GB free)"
+    )
+    if total > min(limit_gb * 1e9, 0.95 * free):
+        why = f"features_limit_gb: {limit_gb:g}" if total > limit_gb * 1e9 else "the free space"
+        raise ConfigError(
+            f"{title}: stored features would take {total / 1e9:,.1f} GB, more than {why} allows; set features: live, "
+            "fewer views, or features_dtype: float16"
+        )
+
+
+@torch.no_grad()
+def store_features(
+    dataset: RadiographDataset,
+    extract: Extract,
+    *,
+    folder: str | Path,
+    key: str,
+    trainer: L.Trainer,
+    views: int = 1,
+    dtype: str = "float32",
+    batch_size: int = 64,
+    num_workers: int = 0,
+    title: str = "features",
+    limit_gb: float = 50.0,
+) -> StoredFeatures:
+    """Computes the features of a dataset, unless they are there already.
+
+    The ranks of a run share the work, and must see the same folder. The size on disk is said before the bulk of it is
+    computed.
+
+    Args:
+        dataset: with its transform.
+        extract: the frozen encoder, on the trainer's device, in eval mode.
+        folder: where sets of features are kept.
+        key: of :func:`features_key`.
+        trainer: whose device, precision and processes are used.
+        views: augmented views per sample.
+        dtype: "float32", or "float16" for half the size.
+        batch_size: images encoded at once.
+        num_workers: loader processes.
+        title: for messages.
+        limit_gb: larger sets are refused.
+
+    Returns:
+        The stored set, opened.
+
+    Raises:
+        ConfigError: the set would be larger than the limit or than the free space, float16 overflows, or there is no
+            such type of numbers.
+    """
+    if dtype not in _TYPES:
+        raise ConfigError(f"features are stored as {' or '.join(_TYPES)}, not {dtype!r}")
+    folder = Path(folder)
+    place = folder / key
+    ids = dataset.ids
+    strategy, rank, world_size = trainer.strategy, trainer.global_rank, trainer.world_size
+    # Rank 0 decides for all: a set that another run finishes meanwhile must not be seen by some of the ranks alone.
+    if not strategy.broadcast((place / _DONE).is_file()):
+        part = folder / strategy.broadcast(f"{key}.part{os.getpid()}")
+        sampler = _Views(len(dataset), views, rank, world_size)
+        loader: DataLoader = DataLoader(
+            dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=Collate(None)
+        )
+        writer = _Writer(part / f"shard{rank}", (views, len(sampler.rows)), dtype)
+        for batch in loader:
+            with trainer.precision_plugin.forward_context():
+                made = [level.float().cpu().numpy() for level in extract(batch["image"].to(strategy.root_device))]
+            if writer.done == 0:
+                size = np.dtype(_TYPES[dtype]).itemsize
+                each = sum(level[0].size * size for level in made)
+                each += batch["mask"][0].numel() // 8 if "mask" in batch else 0
+                _check_space(title, folder, len(dataset), views, each, limit_gb)
+            writer.add(made, batch)
+        writer.close()
+        strategy.barrier()
+        if rank == 0:
+            _finish(part, place, world_size, views)
+        strategy.barrier()
+    return StoredFeatures(place, ids)
+
+
+def _finish(part: Path, place: Path, shards: int, views: int) -> None:
+    """Joins the notes of the shards and gives the folder its name; another run may have been faster."""
+    notes = [json.loads((part / f"shard{r}" / "shard.json").read_text()) for r in range(shards)]
+    facts = {**notes[0], "skipped": sorted({tuple(s) for n in notes for s in n["skipped"]})}
+    (part / _DONE).write_text(json.dumps({**facts, "shards": shards, "views": views}))
+    try:
+        part.rename(place)
+    except OSError:
+        if not (place / _DONE).is_file():
+            raise
+        shutil.rmtree(part)
