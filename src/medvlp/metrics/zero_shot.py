@@ -69,7 +69,8 @@ def zero_shot_auroc(
         images: (N, d) embeddings.
         labels: (N, K), columns ``names``; see :func:`auroc_per_class` for what counts.
         names: K findings.
-        prompts: finding to its positive and its negative prompts.
+        prompts: finding to its positive and its negative prompts; without negative ones the cosine with the positive
+            prompts alone is the score.
         embed: n texts to (n, d); called once, for all prompts together.
 
     Returns:
@@ -81,7 +82,10 @@ def zero_shot_auroc(
         return {}
     sides = [side for i in columns for side in prompts[names[i]]]  # positive, negative, positive, …
     embedded = embed([text for side in sides for text in side]).split([len(side) for side in sides])
-    vectors = torch.stack([prompt_embeddings(side) for side in embedded])
+    # no negative prompt: a vector of zeros, whose cosine is 0, leaves the cosine with the positive ones
+    vectors = torch.stack(
+        [prompt_embeddings(side) if len(side) else images.new_zeros(images.shape[1]) for side in embedded]
+    )
     scores = zero_shot_probability(images, vectors[::2], vectors[1::2])
     values = auroc_per_class(scores.cpu(), labels[:, columns].cpu())
     result = {names[i]: float(value) for i, value in zip(columns, values, strict=True) if not value.isnan()}

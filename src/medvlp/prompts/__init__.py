@@ -1,15 +1,40 @@
 """Zero-shot prompt sets as versioned data files.
 
-A set is a JSON object: ``{"name": …, "version": …, "source": …, "prompts": {finding: {"positive": [...],
-"negative": [...]}}}``. Several prompts of one side are an ensemble: their embeddings are averaged.
+A set is a JSON object::
+
+    {"name": …, "version": …, "source": …,
+     "prompts": {class: {"positive": side, "negative": side}},
+     "classes": {class: wording}, "templates": {"positive": side, "negative": side},
+     "synonyms": {label: class}, "negation": true, "draw": {"count": …, "seed": …}}
+
+* ``prompts`` or ``classes`` with ``templates``, or both: a template holds ``{}`` for the wording of a class;
+* a side is a list of texts, or ``{"parts": [[…], […], …]}``: every choice of one entry per list, in the order of nested
+  loops with the first list outermost, the entries that are not empty joined by blanks (GLoRIA composes severity,
+  subtype and location so). A choice of empty entries alone is no text and is left out;
+* several prompts of one side are an ensemble: their embeddings are averaged, or the score of the best one is taken;
+* ``synonyms`` are the names under which corpora label a class of the set (``Effusion`` of ChestX-ray14 is the set's
+  ``Pleural Effusion``);
+* ``negation: false`` says that the set has no negative prompts: a class is scored by its positive side alone;
+* ``draw`` keeps so many prompts per side, drawn as GLoRIA does: one stream of Python's ``random`` through the classes
+  in the order of the file.
 """
 
 import json
-from dataclasses import dataclass
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from medvlp.errors import ConfigError
+
+Sides = tuple[tuple[str, ...], tuple[str, ...]]
+"""Positive and negative prompts of a class; the latter empty in a set without negation."""
+
+_KEYS = ("name", "version", "source", "prompts", "classes", "templates", "synonyms", "negation", "draw")
+_SIDES = ("positive", "negative")
 
 
 @dataclass(frozen=True)
@@ -19,12 +44,32 @@ class PromptSet:
     Args:
         name: its name.
         version: raised whenever a prompt changes, since numbers change with it.
-        prompts: finding to (positive prompts, negative prompts).
+        prompts: class to (positive prompts, negative prompts); the latter empty where ``negation`` is False.
+        synonyms: label to class of ``prompts``.
+        negation: whether classes have negative prompts.
+        source: who used it, and what was changed.
     """
 
     name: str
     version: int
-    prompts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    prompts: dict[str, Sides]
+    synonyms: dict[str, str] = field(default_factory=dict)
+    negation: bool = True
+    source: str = ""
+
+    def among(self, labels: Iterable[str]) -> dict[str, Sides]:
+        """The prompts of labels, by the labels' own names and in their order; those without prompts are left out."""
+        found = {}
+        for label in labels:
+            name = self.synonyms.get(label, label) if label not in self.prompts else label
+            if name in self.prompts:
+                found[label] = self.prompts[name]
+        return found
+
+    def unknown(self, labels: Iterable[str]) -> list[str]:
+        """Classes of the set that none of the labels names, directly or by a synonym."""
+        named = {self.synonyms.get(label, label) if label not in self.prompts else label for label in labels}
+        return [name for name in self.prompts if name not in named]
 
 
 def available() -> list[str]:
@@ -42,7 +87,8 @@ def load_prompts(name: str) -> PromptSet:
         The set.
 
     Raises:
-        ConfigError: no such set or file, or a finding without prompts on both sides.
+        ConfigError: no such set or file; a file that is no prompt set; a class without prompts on both sides (on the
+            positive side, in a set without negation), or with an empty text.
     """
     where = name
     try:
@@ -53,20 +99,72 @@ def load_prompts(name: str) -> PromptSet:
         else:
             raise ConfigError(f"prompts {name!r}: neither a file nor one of {', '.join(available())}")
         content = json.loads(text)
-        prompts = {
-            finding: (_side(sides["positive"]), _side(sides["negative"]))
-            for finding, sides in content["prompts"].items()
-        }
+        if unknown := [key for key in content if key not in _KEYS]:
+            raise ValueError(f"it has no entry {unknown[0]!r}, only {', '.join(_KEYS)}")
+        negation = content.get("negation", True)
+        if not isinstance(negation, bool):
+            raise TypeError("negation is true or false")
+        prompts = _drawn(_prompts(content, negation), content.get("draw"))
         version = int(content.get("version", 1))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        synonyms = {str(label): str(of) for label, of in content.get("synonyms", {}).items()}
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise ConfigError(f"prompts {name}: not a prompt set ({type(error).__name__}: {error})") from error
-    empty = [finding for finding, (positive, negative) in prompts.items() if not positive or not negative]
-    if empty:
-        raise ConfigError(f"prompts {name}: {empty[0]!r} needs at least one positive and one negative prompt")
-    return PromptSet(str(content.get("name", where)), version, prompts)
+    for finding, (positive, negative) in prompts.items():
+        if not positive or (negation and not negative):
+            what = "at least one positive and one negative prompt" if negation else "at least one positive prompt"
+            hint = "" if negation or not positive else '; say "negation": false for a set without negative prompts'
+            raise ConfigError(f"prompts {name}: {finding!r} needs {what}{hint}")
+    if lost := [f"{label} → {of}" for label, of in synonyms.items() if of not in prompts]:
+        raise ConfigError(f"prompts {name}: the synonym {lost[0]} names no class of the set ({', '.join(prompts)})")
+    return PromptSet(
+        str(content.get("name", where)), version, prompts, synonyms, negation, str(content.get("source", ""))
+    )
 
 
-def _side(texts: list[str]) -> tuple[str, ...]:
+def _prompts(content: Mapping[str, Any], negation: bool) -> dict[str, Sides]:
+    sides = _SIDES if negation else _SIDES[:1]
+    if not negation:
+        given = [name for name, entry in content.get("prompts", {}).items() if "negative" in entry]
+        if given or "negative" in content.get("templates", {}):
+            raise ValueError(f'negative prompts{f" of {given[0]!r}" if given else ""} in a set with "negation": false')
+    found: dict[str, Sides] = {}
+    if "prompts" not in content and "classes" not in content:
+        raise KeyError("prompts")
+    if "classes" in content:
+        templates = {side: _side(content["templates"][side]) for side in sides}
+        # a negative prompt may be the same for all classes ("the lung is clear."), a positive one may not
+        if same := [text for text in templates["positive"] if "{}" not in text]:
+            raise ValueError(f"the positive template {same[0]!r} has no {{}} for the class")
+        for name, wording in content["classes"].items():
+            if not isinstance(wording, str) or not wording.strip():
+                raise TypeError(f"the wording of {name!r} is a text")
+            made = [tuple(text.replace("{}", wording) for text in templates[side]) for side in sides]
+            found[str(name)] = (made[0], made[1] if negation else ())
+    for name, entry in content.get("prompts", {}).items():
+        found[str(name)] = (_side(entry["positive"]), _side(entry["negative"]) if negation else ())
+    return found
+
+
+def _side(texts: Any) -> tuple[str, ...]:
+    if isinstance(texts, dict):
+        if set(texts) != {"parts"} or not isinstance(texts["parts"], list):
+            raise TypeError('a composed side is {"parts": [[…], …]}')
+        parts = texts["parts"]
+        if not all(isinstance(part, list) and all(isinstance(word, str) for word in part) for part in parts):
+            raise TypeError("the parts of a side are lists of texts")
+        joined = (" ".join(word for word in choice if word.strip()) for choice in product(*parts))
+        return tuple(text for text in joined if text)
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise TypeError("the prompts of a side are a list of texts")  # a bare text would count as its letters
     return tuple(texts)
+
+
+def _drawn(prompts: dict[str, Sides], draw: Any) -> dict[str, Sides]:
+    if draw is None:
+        return prompts
+    stream, count = random.Random(int(draw["seed"])), int(draw["count"])
+
+    def some(texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(stream.sample(texts, count)) if count < len(texts) else texts
+
+    return {name: (some(positive), some(negative)) for name, (positive, negative) in prompts.items()}
