@@ -1,9 +1,10 @@
 """Collects the embeddings of an evaluation over batches and ranks."""
 
-import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+from medvlp.metrics.samples import first_of_each
 
 
 class EmbeddingStore(Metric):
@@ -44,15 +45,11 @@ class EmbeddingStore(Metric):
     def compute(self) -> dict[str, Tensor]:
         """All rows, sorted by index, duplicates dropped: image (N, d), text (N, d), label (N, K), group, index (N,)."""
         index = dim_zero_cat(self.index)
-        order = torch.argsort(index, stable=True)
-        index = index[order]
-        first = torch.ones_like(index, dtype=torch.bool)
-        first[1:] = index[1:] != index[:-1]
-        keep = order[first]
+        keep = first_of_each(index)
         return {
             "image": dim_zero_cat(self.image)[keep],
             "text": dim_zero_cat(self.text)[keep],
             "label": dim_zero_cat(self.label)[keep],
             "group": dim_zero_cat(self.group)[keep],
-            "index": index[first],
+            "index": index[keep],
         }
