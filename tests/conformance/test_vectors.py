@@ -20,7 +20,7 @@ PARTIAL = {
     # Losses of methods and tasks that are not here yet.
     "gradients": {
         key for key in ROLES["gradients"]["outputs"]
-        if key.startswith(("mflag_", "mgca_segmentation__", "mgca_yolo_"))
+        if key.startswith(("mflag_", "mgca_segmentation__"))
     },
     # The similarity map and its metrics belong to the grounding task.
     "maco_grounding": set(ROLES["maco_grounding"]["outputs"]) - {"patch_weight"},

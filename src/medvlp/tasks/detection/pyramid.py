@@ -1,0 +1,124 @@
+"""Three levels for the head, from the pyramid of any encoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp.errors import ConfigError
+
+Resample = Literal["down", "keep", "up"]
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """Where three levels come from.
+
+    Args:
+        sources: position in the encoder's pyramid of each level, coarsest level first.
+        resample: what is done with it: "down" halves the grid, "up" doubles it.
+        strides: of each level after that, in pixels of the image.
+    """
+
+    sources: tuple[int, int, int]
+    resample: tuple[Resample, Resample, Resample]
+    strides: tuple[float, float, float]
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Levels of the encoder's pyramid that are needed, finest first, each once: what a feature cache keeps."""
+        return tuple(sorted(set(self.sources)))
+
+
+def plan_levels(reductions: Sequence[int]) -> LevelPlan:
+    """Chooses three levels.
+
+    =====================  ==============================================================================
+    strides of the encoder  levels
+    =====================  ==============================================================================
+    three or more           the three deepest (ResNet-50: 32, 16, 8; four stages of it: 16, 8, 4)
+    two                     both, and the deeper one halved
+    one (ViT)               its last map doubled, kept and halved (strides 8, 16, 32 of patches of 16); where
+                            the encoder gives maps of three depths, the earliest is doubled, the last halved
+    =====================  ==============================================================================
+
+    Of maps of one stride the deepest counts, where the encoder has others.
+
+    Args:
+        reductions: stride of each level of the encoder, finest first.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: there is no level.
+    """
+    if not reductions:
+        raise ConfigError("detection needs an encoder with feature maps; this one gives none")
+    deepest = {stride: place for place, stride in enumerate(reductions)}  # a later level of the stride replaces it
+    strides = sorted(deepest, reverse=True)
+    if len(strides) >= 3:
+        chosen = strides[:3]
+        a, b, c = (deepest[s] for s in chosen)
+        return LevelPlan((a, b, c), ("keep", "keep", "keep"), (chosen[0], chosen[1], chosen[2]))
+    if len(strides) == 2:
+        coarse, fine = strides
+        a, b = deepest[coarse], deepest[fine]
+        return LevelPlan((a, a, b), ("down", "keep", "keep"), (2 * coarse, coarse, fine))
+    last = len(reductions) - 1
+    stride = strides[0]
+    sources = (last, last - 1, last - 2) if last >= 2 else (last, last, last)
+    return LevelPlan(sources, ("down", "keep", "up"), (2 * stride, stride, stride / 2))
+
+
+class ThreeLevels(nn.Module):
+    """Makes the planned levels: nothing to learn for a CNN, one 2 × 2 deconvolution for a ViT.
+
+    The resampling is that of Feature2Pyramid (MMSegmentation's neck for BEiT): a deconvolution of kernel and stride 2,
+    and a max pooling of 2 × 2. An odd grid is halved upwards, with windows that overlap, so that its cells still cover
+    the image evenly.
+
+    Args:
+        plan: where the levels come from.
+        channels: of each level of the pyramid that :meth:`forward` gets, which holds the levels ``plan.used`` alone.
+
+    Attributes:
+        channels: of each of the three levels, coarsest first.
+    """
+
+    def __init__(self, plan: LevelPlan, channels: Sequence[int]) -> None:
+        super().__init__()
+        if len(channels) != len(plan.used):
+            raise ConfigError(f"the plan uses {len(plan.used)} levels of the pyramid, but {len(channels)} are given")
+        self.places = [plan.used.index(source) for source in plan.sources]
+        self.resample = plan.resample
+        self.channels = [channels[place] for place in self.places]
+        self.up = nn.ModuleDict(
+            {
+                str(level): nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+                for level, (width, how) in enumerate(zip(self.channels, plan.resample, strict=True))
+                if how == "up"
+            }
+        )
+
+    def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Makes three levels.
+
+        Args:
+            pyramid: the used levels, finest first: (B, C, H, W) each.
+
+        Returns:
+            Three maps, coarsest first.
+        """
+        levels = []
+        for level, (place, how) in enumerate(zip(self.places, self.resample, strict=True)):
+            features = pyramid[place]
+            if how == "up":
+                features = self.up[str(level)](features)
+            elif how == "down":
+                height, width = features.shape[-2:]
+                features = F.adaptive_max_pool2d(features, (-(-height // 2), -(-width // 2)))
+            levels.append(features)
+        return levels
