@@ -59,8 +59,8 @@ def merge_report(
 
     Args:
         hidden: (B, L, D) last hidden state.
-        attention: (B, heads, L, L) attention probabilities of the last layer, or (B, L), the mean over heads of the
-            first row.
+        attention: (B, heads, n, L) attention probabilities of the last layer, of which the first row is read, or
+            (B, L), its mean over heads.
         word_groups: (B, L), see :func:`medvlp.losses.tokens.entries`.
         attention_mask: (B, L).
         variant: "paper" or "official".

@@ -212,7 +212,7 @@ class MGCA(PretrainModule):
             pyramid = encoder(images)
             return ImageParts(pyramid[-1].mean((2, 3)), pyramid[self.cell_level], None)
         self._check_patches(encoder.upsample_to or images.shape[-1])
-        features = encoder.tokens(images, attention=attention)
+        features = encoder.tokens(images, attention=attention, attention_rows=1)
         cells, paid = features.pyramid[-1], None
         if features.attention is not None:
             paid = features.attention[:, :, 0].mean(1)[:, -cells.shape[2] * cells.shape[3] :]
@@ -254,7 +254,7 @@ class MGCA(PretrainModule):
         ids, mask = batch["input_ids"], batch["attention_mask"]
         if self.patch_head is None or self.word_head is None:
             return {"image": image, "text": self.encode_tokens(ids, mask)}
-        features = self.text_encoder(ids, mask, attention=True)
+        features = self.text_encoder(ids, mask, attention=True, attention_rows=1)
         assert features.attention is not None
         merged = self._merged(batch, features.tokens, features.attention)
         words = merged.words.to(features.tokens.dtype)

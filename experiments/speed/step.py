@@ -236,11 +236,6 @@ def parts_named(model: PretrainModule, name: str) -> Iterator[None]:
             for function in ("patch_tokens", "encode_patches"):
                 timed = _named(getattr(module, function), "image_encoder")
                 stack.enter_context(unittest.mock.patch.object(module, function, timed))
-        elif name == "mgca":
-            encoder = model.image_encoder
-            stack.enter_context(
-                unittest.mock.patch.object(encoder, "tokens", _named(encoder.tokens, "image_encoder"))
-            )
         for function, part in (("contrast", "contrast"), ("losses", _REST)):
             timed = _named(getattr(model, function), part)
             stack.enter_context(unittest.mock.patch.object(model, function, timed))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
 from medvlp.errors import CheckpointError, ConfigError
@@ -71,7 +72,37 @@ def test_attention_is_that_of_the_last_block():
     torch.testing.assert_close(features.attention, seen[0], rtol=1e-4, atol=1e-5)
     assert not features.attention.requires_grad
     assert features.class_token.requires_grad
-    assert not block._forward_pre_hooks
+    row = encoder.tokens(images(), attention=True, attention_rows=1).attention
+    assert row.shape == (2, 3, 1, 5)
+    torch.testing.assert_close(row, features.attention[:, :, :1])
+
+
+def test_one_row_of_attention_does_not_cost_the_whole():
+    """No tensor of a row per token is made beside the fused attention."""
+    encoder = ImageEncoder(ImageEncoderConfig("vit_tiny_patch16_224", depth=2), 64)
+    shapes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            shapes.extend(
+                t.shape for t in (made if isinstance(made, tuple) else (made,)) if isinstance(t, torch.Tensor)
+            )
+            return made
+
+    with Watch():
+        encoder.tokens(images(size=64), attention=True, attention_rows=1)
+    assert not [shape for shape in shapes if shape[-2:] == (17, 17)]
+    with Watch():
+        encoder.tokens(images(size=64), attention=True)
+    assert [shape for shape in shapes if shape[-2:] == (17, 17)]
+
+
+def test_attention_of_a_single_block():
+    encoder = vit(depth=1)
+    assert encoder.tokens(images()).class_token.shape == (2, 192)
+    with pytest.raises(ConfigError, match="two blocks"):
+        encoder.tokens(images(), attention=True)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "swin_tiny_patch4_window7_224"])

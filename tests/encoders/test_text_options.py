@@ -57,6 +57,8 @@ def test_hidden_states_and_attention(folder, reference):
     assert all(torch.equal(a, b) for a, b in zip(plain, features[:2], strict=True))
     assert ours(ids, mask, hidden_states=1).attention is None
     assert ours(ids, mask, attention=True).hidden_states is None
+    row = ours(ids, mask, attention=True, attention_rows=1).attention
+    torch.testing.assert_close(row, wanted.attentions[-1][:, :, :1], rtol=1e-4, atol=1e-5)
 
 
 def test_hidden_states_carry_gradient_and_attention_does_not(folder):

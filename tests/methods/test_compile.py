@@ -2,6 +2,7 @@
 
 import torch
 from helpers import batch, datamodule, image_config, sizes, text_config, trainer
+from medvlp_baselines.mgca.module import MGCA
 from medvlp_baselines.template.module import TemplateMethod
 
 import medvlp
@@ -48,3 +49,39 @@ def test_names_of_wrapped_modules_are_tolerated_both_ways():
         torch.nn.init.ones_(parameter)
     plain.load_state_dict(wrapped.state_dict())
     assert all((p == 1).all() for p in plain.parameters())
+
+
+def test_a_vision_transformer_is_compiled_with_its_class_token():
+    """MGCA takes class token and attention, which are not what the encoder gives by default."""
+    image = image_config(
+        name="vit_tiny_patch16_224", depth=None, final_norm=True, options={"embed_dim": 32, "depth": 3, "num_heads": 2}
+    )
+
+    def mgca():
+        torch.manual_seed(0)
+        return MGCA(**sizes(image=image), num_prototypes=8, head_dim=24).train()
+
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    plain, compiled = mgca(), mgca()
+    torch._dynamo.reset()
+    compiled.image_encoder.compile(backend=backend)
+    whole = batch(4)
+    wanted, found = plain(whole), compiled(whole)
+    assert len(graphs) == 1  # nothing breaks it
+    kinds = {str(node.target) for node in graphs[0].graph.nodes}
+    assert any("scaled_dot_product_attention" in kind for kind in kinds)
+    assert set(found) == set(wanted)
+    assert {"image", "patches", "patch_attention"} <= set(found)
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=key)
+    for model, outputs in ((plain, wanted), (compiled, found)):
+        torch.stack(list(model.losses(whole, outputs).values())).sum().backward()
+    for (name, first), second in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        assert (first.grad is None) == (second.grad is None), name
+        if first.grad is not None:
+            torch.testing.assert_close(second.grad, first.grad, rtol=1e-3, atol=1e-5, msg=name)

@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import timm
 import torch
@@ -50,7 +50,7 @@ class ImageFeatures(NamedTuple):
         pyramid: as :class:`ImageEncoder` gives it.
         class_token: (B, D) after the last block, and after the final norm where ``final_norm`` is set.
         attention: (B, heads, P + n, P + n) probabilities of the last block before dropout, P class and register
-            tokens first, rows summing to 1, without gradient; None if not asked for.
+            tokens first, rows summing to 1, without gradient, or the first of its rows; None if not asked for.
     """
 
     pyramid: list[Tensor]
@@ -211,61 +211,89 @@ class ImageEncoder(nn.Module):
             images = F.interpolate(images, size=side, mode="bilinear", align_corners=True)
         return images.contiguous(memory_format=self.memory_format)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    @overload
+    def forward(self, images: Tensor) -> list[Tensor]: ...
+
+    @overload
+    def forward(
+        self, images: Tensor, *, tokens: Literal[True], attention: bool = False, attention_rows: int | None = None
+    ) -> ImageFeatures: ...
+
+    def forward(
+        self, images: Tensor, *, tokens: bool = False, attention: bool = False, attention_rows: int | None = None
+    ) -> list[Tensor] | ImageFeatures:
         """Encodes.
 
         Args:
             images: (B, 3, S, S), in the intensity range that the encoder was or will be trained on.
+            tokens: give what :meth:`tokens` gives.
+            attention: see there.
+            attention_rows: see there.
 
         Returns:
             The pyramid, finest first: (B, channels[i], S/reductions[i], S/reductions[i]), S the input size.
         """
+        if tokens:
+            return self._tokens(self._input(images), attention, attention_rows)
         pyramid = self.model(self._input(images))
         return [level.permute(0, 3, 1, 2) for level in pyramid] if self.channels_at_end else pyramid
 
-    def tokens(self, images: Tensor, attention: bool = False) -> ImageFeatures:
-        """Encodes with a vision transformer and keeps its class token.
+    def tokens(self, images: Tensor, attention: bool = False, attention_rows: int | None = None) -> ImageFeatures:
+        """Encodes with a vision transformer and keeps its class token; a compiled encoder is compiled for this, too.
 
         Args:
             images: as in :meth:`forward`.
             attention: also give the last block's attention probabilities (MGCA). They are computed beside the fused
                 attention, for this block alone.
+            attention_rows: of so many first tokens alone, 1 being the class token's; None gives all N rows.
 
         Returns:
             Pyramid, class token and attention.
 
         Raises:
-            ConfigError: not a vision transformer, or one without class token.
+            ConfigError: not a vision transformer, or one without class token; or attention of a single block.
         """
+        return self(images, tokens=True, attention=attention, attention_rows=attention_rows)
+
+    def _tokens(self, images: Tensor, attention: bool, rows: int | None) -> ImageFeatures:
         transformer = getattr(self.model, "model", None)
         if not self.has_class_token or not isinstance(transformer, VisionTransformer):
             raise ConfigError(
                 "class token and attention need a vision transformer; set image.name: vit_base_patch16_224"
             )
-        caught: list[Tensor] = []
-        block: Any = transformer.blocks[-1].attn
-        hook = block.register_forward_pre_hook(lambda _, args: caught.append(args[0].detach())) if attention else None
-        try:
-            levels: Any = transformer.forward_intermediates(
-                self._input(images),
-                indices=self.model.out_indices,
-                return_prefix_tokens=True,
-                norm=bool(self.model.norm),
-                intermediates_only=True,
-            )
-        finally:
-            if hook is not None:
-                hook.remove()
-        pyramid = [cells for cells, _ in levels]
-        return ImageFeatures(pyramid, levels[-1][1][:, 0], _attention(block, caught[0]) if attention else None)
+        last = len(transformer.blocks) - 1
+        wanted = [index % (last + 1) for index in self.model.out_indices]
+        if attention and last == 0:
+            raise ConfigError("attention of the class token needs a transformer of two blocks at least: raise depth")
+        # What goes into the last block is what comes out of the block before it.
+        indices = sorted({*wanted, last - 1}) if attention else wanted
+        found: Any = transformer.forward_intermediates(
+            images, indices=indices, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        )
+        levels = dict(zip(indices, found, strict=True))
+        height, width = transformer.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
+        norm: Any = transformer.norm if self.model.norm else nn.Identity()
+        pyramid = [
+            norm(levels[index][0]).unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous() for index in wanted
+        ]
+        probabilities = None
+        if attention:
+            cells, prefix = levels[last - 1]
+            probabilities = _attention(transformer.blocks[-1], torch.cat([prefix, cells], 1), rows)
+        return ImageFeatures(pyramid, norm(levels[wanted[-1]][1])[:, 0], probabilities)
 
 
 @torch.no_grad()
-def _attention(block: Any, tokens: Tensor) -> Tensor:
-    """Attention probabilities of a timm attention block: (B, N, D) → (B, heads, N, N)."""
-    batch, count, _ = tokens.shape
-    query, key, _ = block.qkv(tokens).view(batch, count, 3, block.num_heads, -1).permute(2, 0, 3, 1, 4)
-    scores = block.q_norm(query).float() @ block.k_norm(key).float().transpose(2, 3) * block.scale
+def _attention(block: Any, tokens: Tensor, rows: int | None) -> Tensor:
+    """Attention probabilities of the first rows of a timm block: (B, N, D) → (B, heads, rows, N)."""
+    tokens, attend = block.norm1(tokens), block.attn
+    weights = attend.qkv.weight.chunk(3)
+    biases = (None, None, None) if attend.qkv.bias is None else attend.qkv.bias.chunk(3)
+    query, key = (
+        F.linear(part, weights[i], biases[i]).unflatten(2, (attend.num_heads, -1)).transpose(1, 2)
+        for i, part in enumerate((tokens[:, :rows], tokens))
+    )
+    scores = attend.q_norm(query).float() @ attend.k_norm(key).float().transpose(2, 3) * attend.scale
     return scores.softmax(-1)
 
 

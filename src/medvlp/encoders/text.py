@@ -70,7 +70,7 @@ class TextFeatures(NamedTuple):
         report: (B, D), pooled.
         hidden_states: (B, k, L, D) of the last k layers, in order; None if not asked for.
         attention: (B, heads, L, L) probabilities of the last layer before dropout, rows summing to 1, columns of
-            padding zero, without gradient; None if not asked for.
+            padding zero, without gradient, or the first of its rows; None if not asked for.
     """
 
     tokens: Tensor
@@ -197,11 +197,23 @@ class TextEncoder(nn.Module):
 
     @overload
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, *, hidden_states: int = 0, attention: bool = False
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        hidden_states: int = 0,
+        attention: bool = False,
+        attention_rows: int | None = None,
     ) -> TextFeatures: ...
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, *, hidden_states: int = 0, attention: bool = False
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        hidden_states: int = 0,
+        attention: bool = False,
+        attention_rows: int | None = None,
     ) -> tuple[Tensor, Tensor] | TextFeatures:
         """Encodes.
 
@@ -211,6 +223,7 @@ class TextEncoder(nn.Module):
             hidden_states: also give the outputs of the last so many layers (GLoRIA: 4).
             attention: also give the last layer's attention probabilities (MGCA). They are computed beside the fused
                 attention, for this layer alone.
+            attention_rows: of so many first tokens alone, 1 being [CLS]'s; None gives all L rows.
 
         Returns:
             Token vectors (B, L, D) of the last layer and the report vector (B, D); with one of the two options
@@ -238,18 +251,20 @@ class TextEncoder(nn.Module):
             tokens,
             report,
             torch.stack(states[len(states) - hidden_states :], 1) if hidden_states else None,
-            self._attention(states[-2], attention_mask) if attention else None,
+            self._attention(states[-2], attention_mask, attention_rows) if attention else None,
         )
 
     @torch.no_grad()
-    def _attention(self, states: Tensor, attention_mask: Tensor) -> Tensor:
-        """Attention probabilities of the last layer, of what goes into it."""
+    def _attention(self, states: Tensor, attention_mask: Tensor, rows: int | None) -> Tensor:
+        """Attention probabilities of the last layer's first rows, of what goes into it."""
         block: Any = getattr(getattr(_layers(self.model)[-1], "attention", None), "self", None)
         if not (hasattr(block, "query") and hasattr(block, "key")):
             raise ConfigError(f"{type(self.model).__name__} gives no attention weights; use a BERT-like text encoder")
-        batch, length, _ = states.shape
         heads = self.model.config.num_attention_heads
-        query, key = (part(states).view(batch, length, heads, -1).transpose(1, 2) for part in (block.query, block.key))
+        query, key = (
+            part(tokens).unflatten(2, (heads, -1)).transpose(1, 2)
+            for part, tokens in ((block.query, states[:, :rows]), (block.key, states))
+        )
         scores = (query @ key.transpose(2, 3)).float() / query.shape[-1] ** 0.5
         return scores.masked_fill(attention_mask[:, None, None] == 0, -torch.inf).softmax(-1)
 
