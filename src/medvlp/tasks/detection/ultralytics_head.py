@@ -1,0 +1,181 @@
+"""``head: ultralytics``: the YOLOv3 neck and ``Detect`` head of the ultralytics package on the encoder's pyramid.
+
+The package is AGPL-3.0 and an extra; nothing of it is imported before such a head is built.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+
+from medvlp.errors import ConfigError
+from medvlp.tasks.detection.decode import Predictions, corners_of
+from medvlp.tasks.detection.pyramid import LevelPlan, ThreeLevels
+from medvlp.tasks.detection.quiet import import_ultralytics
+from medvlp.tasks.detection.targets import Truth
+
+_MODEL = Path("cfg") / "models" / "v3" / "yolov3.yaml"
+
+
+def _model_description(package: Any) -> dict[str, Any]:
+    path = Path(package.__file__).parent / _MODEL
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"ultralytics {package.__version__} has no model {_MODEL}; install another version with: pip install "
+            "'medvlp[detection]'"
+        ) from error
+
+
+def _on_a_pyramid(model: dict[str, Any], channels: Sequence[int]) -> dict[str, Any]:
+    """The description with its backbone replaced by places that the given levels take.
+
+    The head of the description names backbone layers by number: the last one (coarsest), and those that its
+    concatenations take. Each of them becomes an ``Index`` into the list of levels, and the numbers stay.
+
+    Args:
+        model: of the package.
+        channels: of the levels, coarsest first.
+
+    Returns:
+        A new description.
+    """
+    length = len(model["backbone"])
+    named = {place for source, *_ in model["head"] for place in (source if isinstance(source, list) else [source])}
+    places = [length - 1, *sorted((place for place in named if 0 <= place < length), reverse=True)]
+    if len(places) != len(channels):
+        raise ConfigError(f"ultralytics' YOLOv3 takes {len(places)} levels of its backbone, not {len(channels)}")
+    backbone: list[list[Any]] = [[-1, 1, "nn.Identity", []]]
+    backbone += [[0, 1, "Index", [channels[0], 0]] for _ in range(length - 1)]
+    for level, place in enumerate(places):
+        backbone[place] = [0, 1, "Index", [channels[level], level]]
+    return {**model, "backbone": backbone}
+
+
+class UltralyticsYOLOv3(nn.Module):
+    """Ultralytics' YOLOv3 neck, anchor-free ``Detect`` head and loss (task-aligned assignment, CIoU, DFL).
+
+    Its layers are those of the package's own ``yolov3.yaml``; only the backbone is ours. It doubles grids on the way
+    from coarse to fine, so levels whose sides are not g, 2g, 4g (an image size that is no multiple of the largest
+    stride) are stretched to that, bilinearly, and their strides are image size / side.
+
+    The same interface as :class:`~medvlp.tasks.detection.yolo.YOLOv3`, but :meth:`decode` wants outputs of the
+    evaluation mode.
+
+    Args:
+        plan: where its three levels come from.
+        channels: of the encoder's levels ``plan.used``.
+        image_size: height and width of the images in pixels, which must be equal.
+        num_classes: classes of the boxes.
+        width: factor on the package's channels.
+
+    Raises:
+        ConfigError: the package is missing or too old, or the images are not square.
+    """
+
+    def __init__(
+        self,
+        plan: LevelPlan,
+        channels: Sequence[int],
+        image_size: tuple[int, int],
+        num_classes: int = 1,
+        width: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if image_size[0] != image_size[1]:
+            raise ConfigError(f"head: ultralytics takes square images, not {image_size[0]} × {image_size[1]}")
+        package, tasks, losses, utils, torch_utils = import_ultralytics(
+            "", "nn.tasks", "utils.loss", "utils", "utils.torch_utils"
+        )
+        self.levels = ThreeLevels(plan, channels)
+        self.image_size = image_size
+        self.num_classes = num_classes
+        described = _on_a_pyramid(_model_description(package), self.levels.channels)
+        described.update(nc=num_classes, width_multiple=width)
+        # each layer knows its number (i) and where its input comes from (f)
+        self.model, self.saved = tasks.parse_model(described, ch=self.levels.channels[0], verbose=False)
+        torch_utils.initialize_weights(self.model)
+        self.detect: Any = self.model[-1]
+        self.detect.stride = torch.tensor(plan.strides[::-1], dtype=torch.float32)
+        self.detect.bias_init()
+        gains = utils.DEFAULT_CFG_DICT
+        self.args = SimpleNamespace(box=gains["box"], cls=gains["cls"], dfl=gains["dfl"])
+        self._criterion_class = losses.v8DetectionLoss
+        self._criterion: Any = None
+
+    def _aligned(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Levels with sides g, 2g, 4g; sets the strides that follow."""
+        rows, columns = levels[0].shape[-2:]
+        sides = [(rows << place, columns << place) for place in range(len(levels))]
+        # the head lists its levels from fine to coarse
+        strides = torch.tensor([self.image_size[0] / side for side, _ in reversed(sides)])
+        if not torch.equal(strides, self.detect.stride.cpu()):
+            self.detect.stride, self._criterion = strides, None
+        return [
+            level if level.shape[-2:] == side else F.interpolate(level, size=side, mode="bilinear", align_corners=False)
+            for level, side in zip(levels, sides, strict=True)
+        ]
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Any:
+        """The used levels, finest first, to what ``Detect`` gives in the mode of this module."""
+        features: Any = self._aligned(self.levels(pyramid))
+        kept: list[Any] = []
+        for layer in self.model:
+            if isinstance(layer.f, list):
+                features = [features if place == -1 else kept[place] for place in layer.f]
+            elif layer.f != -1:
+                features = kept[layer.f]
+            features = layer(features)
+            kept.append(features if layer.i in self.saved else None)
+        return features
+
+    def loss(self, outputs: Any, truth: Truth) -> tuple[Tensor, dict[str, Tensor]]:
+        """The package's loss of the outputs of :meth:`forward`, per image.
+
+        Args:
+            outputs: of either mode.
+            truth: the boxes; images without any count as background.
+
+        Returns:
+            The total, and its terms box (CIoU), classes and dfl, weighted by the package's own gains.
+        """
+        rows = truth.valid.nonzero().squeeze(1)
+        batch = {
+            "batch_idx": truth.owner[rows],
+            "cls": truth.labels[rows].float(),
+            "bboxes": truth.boxes[rows],
+        }
+        device = truth.boxes.device
+        if self._criterion is None or self._criterion.device != device:
+            self._criterion = self._criterion_class(self)
+        with torch.autocast(device.type, enabled=False):
+            summed, _ = self._criterion(_as_float(outputs), batch)
+        box, classes, dfl = (summed / truth.batch).unbind()
+        return box + classes + dfl, {"box": box, "classes": classes, "dfl": dfl}
+
+    def decode(self, outputs: Any) -> Predictions:
+        """All boxes of the outputs of :meth:`forward` in evaluation mode; the score is the best class's probability.
+
+        Raises:
+            ConfigError: the outputs are of training mode, which are not decoded.
+        """
+        if not isinstance(outputs, tuple):
+            raise ConfigError("head: ultralytics decodes boxes in evaluation mode alone; call eval() before forward")
+        found = outputs[0].float().transpose(1, 2)
+        classes = found[..., 4:]
+        return Predictions(corners_of(found[..., :4]), classes.amax(2), classes)
+
+
+def _as_float(outputs: Any) -> Any:
+    """Float32 in every tensor of nested tuples, lists and dictionaries."""
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    if isinstance(outputs, dict):
+        return {name: _as_float(value) for name, value in outputs.items()}
+    return type(outputs)(_as_float(value) for value in outputs)
