@@ -1,6 +1,6 @@
 """What an evaluation knows about each sample: gathered over batches and ranks, saved, and read back for metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -310,3 +310,42 @@ class SampleStore(Metric):
     def _gathered(self, state: str) -> Tensor:
         parts: Tensor | list[Tensor] = getattr(self, state)  # a tensor after the ranks' lists were put together
         return parts if isinstance(parts, Tensor) else torch.cat(parts) if parts else torch.zeros(0)
+
+
+class SampleMetric(Metric):
+    """A task's measures as a metric: gathers samples of all ranks, each dataset row once, and scores them together.
+
+    Subclasses name the columns and fill :meth:`update`.
+
+    Args:
+        measures: from samples to named values.
+        columns: names of the plain columns.
+        ragged: names of the ragged ones.
+        options: keywords for ``measures``.
+    """
+
+    full_state_update = False
+
+    def __init__(
+        self,
+        measures: Callable[..., dict[str, Tensor]],
+        columns: Sequence[str],
+        ragged: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.measures, self.options = measures, options
+        self.store = SampleStore(columns, ragged)
+
+    def update(self, preds: Any, target: Any, index: Tensor) -> None:
+        """Adds a batch."""
+        raise NotImplementedError
+
+    def compute(self) -> dict[str, Tensor]:
+        """All measures of the set."""
+        return self.measures(self.store.compute(), **self.options)
+
+    def reset(self) -> None:
+        """Forgets all samples."""
+        super().reset()
+        self.store.reset()
