@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
 RUN_COMMANDS = {
-    "fit": "pre-train a method",
+    "fit": "pre-train a method, or train a task's head or encoder",
     "validate": "evaluate a checkpoint on the validation split",
-    "test": "evaluate a checkpoint on the test split",
+    "test": "evaluate a checkpoint, or run a task, on the test split",
     "predict": "embed the test split into embeddings.npz",
 }
 
@@ -98,9 +98,13 @@ def _list(what: str) -> None:
     else:
         for column in ("task", "how it runs"):
             table.add_column(column)
-        table.add_row("pre-training", "medvlp fit")
-        table.add_row("zero-shot classification", "in every validation, and medvlp validate | test")
-        table.add_row("image-report retrieval", "in every validation, and medvlp validate | test")
+        from medvlp.tasks.catalog import TASKS
+
+        table.add_column("protocols")
+        table.add_row("pre-training", "medvlp fit", "variants of the methods")
+        for name, entry in TASKS.items():
+            how = "medvlp fit, medvlp test" if entry.trains else "medvlp test"
+            table.add_row(f"{name} ({entry.name})", how, ", ".join(entry.protocols))
     Console().print(table)
 
 
@@ -149,7 +153,7 @@ def _fill_in_run_folder(config: Any, folder: str | os.PathLike) -> None:
 
 
 def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> "LightningCLI":
-    """LightningCLI over every registered method and every data module.
+    """LightningCLI over every registered method, every task and every data module.
 
     Args:
         argv: with ``run`` a command ("fit", "validate", "test" or "predict") and what follows it, without it the
@@ -164,8 +168,8 @@ def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> "Lightning
     # Imported so that LightningCLI knows their short names.
     import medvlp.callbacks
     from medvlp.datamodules import DATA_MODULES
-    from medvlp.methods.base import PretrainModule
     from medvlp.registry import import_all
+    from medvlp.tasks.catalog import TASKS
     from medvlp.weights import read_checkpoint
 
     class CLI(LightningCLI):
@@ -190,10 +194,12 @@ def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> "Lightning
     import_all()
     for module in DATA_MODULES:
         importlib.import_module(f"medvlp.datamodules.{module}")
+    for entry in TASKS.values():
+        importlib.import_module(entry.module)
     torch.set_float32_matmul_precision("high")
     words = sys.argv[1:] if argv is None else argv
     return CLI(
-        PretrainModule,
+        L.LightningModule,  # a method (PretrainModule) or a task (Task)
         L.LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,

@@ -25,7 +25,7 @@ from medvlp.metrics.bootstrap import group_codes, interval
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.results import ResultRow, append_rows, sha256_of, write_predictions
 from medvlp.seeding import derive_seed
-from medvlp.tasks.encoder import EncoderSource, TaskEncoder, fingerprint, source_from
+from medvlp.tasks.encoder import EncoderSource, TaskEncoder, optim_from, source_from
 from medvlp.tasks.features import StoredFeatures, features_key, store_features
 
 Features = Literal["cached", "live"]
@@ -101,7 +101,7 @@ class Task(L.LightningModule, ABC):
         self.image_size = image_size
         self.frozen = frozen
         self.encoder_mode = encoder_mode
-        self.optim_config = optim or OptimConfig()
+        self.optim_config = optim_from(optim) or OptimConfig()
         self.cached = self.trains and frozen and encoder_mode == "eval" and features == "cached"
         self.views = views
         self.features_dir = features_dir
@@ -110,8 +110,6 @@ class Task(L.LightningModule, ABC):
         self.resamples = resamples
         self.level = level
         self.encoder = TaskEncoder(source_from(encoder), image_size, dense=dense, keep_method=keep_method)
-        whole = self.encoder.method if self.encoder.method is not None else self.encoder.trunk
-        self.encoder_sha256 = fingerprint(whole)
         self.preprocess: dict[str, Any] = self.encoder.preprocess
         self.rows: list[ResultRow] = []
         if frozen:
@@ -207,7 +205,7 @@ class Task(L.LightningModule, ABC):
     def _stored(self, split: str, dataset: Any) -> StoredFeatures:
         datamodule = self._datamodule()
         views = self.views if split == "train" else 1
-        key = features_key(dataset, self.encoder_sha256, self.what(), views, self.features_dtype)
+        key = features_key(dataset, self.encoder.sha256, self.what(), views, self.features_dtype)
         folder = self.features_dir or os.path.join(self.trainer.default_root_dir, "features")
         self.encoder.to(self.trainer.strategy.root_device).eval()
         return store_features(
@@ -232,7 +230,7 @@ class Task(L.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds the step from (run seed, epoch, batch, rank), so that a resumed run draws what it would have drawn."""
-        torch.manual_seed(derive_seed(_seed(), self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(derive_seed(run_seed(), self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Sum of :meth:`loss`; every term is logged as ``train/<term>``."""
@@ -244,10 +242,10 @@ class Task(L.LightningModule, ABC):
             self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()}, on_step=True, batch_size=size)
         return loss
 
-    def _collect(self, part: str, batch: dict[str, Any]) -> None:
+    def _collect(self, part: str, batch: dict[str, Any], columns: dict[str, Any] | None = None) -> None:
         if part not in self._stores:
             self._stores[part] = self.store().to(self.device)
-        self._stores[part].update(batch["index"], **self.columns(batch))
+        self._stores[part].update(batch["index"], **(self.columns(batch) if columns is None else columns))
 
     def _gathered(self, part: str) -> Samples:
         store = self._stores.pop(part, None)
@@ -318,7 +316,7 @@ class Task(L.LightningModule, ABC):
         predictions_sha256 = write_predictions(folder / name, samples.to_frame(ids, patients))
         common: dict[str, Any] = {
             "method": self.encoder.name,
-            "checkpoint": self.encoder_sha256,
+            "checkpoint": self.encoder.checkpoint_sha256,
             "task": self.task,
             "protocol": self.protocol,
             "dataset": data["dataset"],
@@ -326,7 +324,7 @@ class Task(L.LightningModule, ABC):
             "split": data.get("split"),
             "split_sha256": data.get("split_sha256"),
             "fraction": data.get("fraction") if self.trains else None,
-            "seed": _seed(),
+            "seed": run_seed(),
             "samples": len(samples),
             "groups": len(np.unique(codes.numpy())),
             "predictions": str(name),
@@ -361,7 +359,7 @@ class Task(L.LightningModule, ABC):
         """The arguments of the task as plain values; of files their content counts, not their path."""
         settings = {"class": type(self).__name__, **plain(dict(self.hparams))}
         source = dict(plain(source_from(self.hparams.get("encoder"))))
-        source["checkpoint"] = self.encoder_sha256 if source["checkpoint"] else None
+        source["checkpoint"] = self.encoder.checkpoint_sha256 if source["checkpoint"] else None
         settings["encoder"] = source
         for place in ("features_dir",):
             settings.pop(place, None)
@@ -390,7 +388,7 @@ class Task(L.LightningModule, ABC):
         checkpoint[CHECKPOINT_KEY] = {
             "task": type(self).__name__,
             "version": __version__,
-            "encoder_sha256": self.encoder_sha256,
+            "encoder_sha256": self.encoder.sha256,
             "settings": self.settings(),
         }
         folder = os.path.realpath(self.trainer.default_root_dir)
@@ -405,14 +403,15 @@ class Task(L.LightningModule, ABC):
                 f"the checkpoint is of {kind}, not of {type(self).__name__}; a method's checkpoint goes into "
                 "model.init_args.encoder.checkpoint"
             )
-        if payload["encoder_sha256"] != self.encoder_sha256:
+        if payload["encoder_sha256"] != self.encoder.sha256:
             raise CheckpointError(
                 "the head in this checkpoint was trained on another encoder than encoder.checkpoint names now "
-                f"({payload['encoder_sha256'][:12]}, now {self.encoder_sha256[:12]}); name the one it was trained on"
+                f"({payload['encoder_sha256'][:12]}, now {self.encoder.sha256[:12]}); name the one it was trained on"
             )
         folder = os.path.realpath(self.trainer.default_root_dir)
         checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), RUN_FOLDER, folder)
 
 
-def _seed() -> int:
+def run_seed() -> int:
+    """The seed that the run was started with."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))

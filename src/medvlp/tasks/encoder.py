@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
 from medvlp.errors import CheckpointError, ConfigError
+from medvlp.methods.optim import OptimConfig
 from medvlp.weights import load
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class EncoderSource:
             fill.
         preprocess: of a bare encoder: transform, size and intensity for data modules that say
             ``transform: checkpoint``.
+        seed: of a bare encoder's random weights, whatever the run's seed.
     """
 
     checkpoint: str | None = None
@@ -40,6 +42,7 @@ class EncoderSource:
     averaged: bool = True
     min_match: float = 0.9
     preprocess: dict | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ class TaskEncoder(nn.Module):
         name: what result rows call it.
         preprocess: transform, size and intensity that it was trained with; empty if not known.
         audit: what of the checkpoint fitted, where ``source.image`` names another network.
+        sha256: of the image encoder's weights as the task starts with them.
+        checkpoint_sha256: of the whole method's weights; without a method, of the encoder's.
 
     Args:
         source: where it comes from.
@@ -161,7 +166,9 @@ class TaskEncoder(nn.Module):
             self.variant = str(getattr(method, "variant", "") or "")
             self.preprocess = dict(method.preprocess)
         if source.image is not None:
-            bare = ImageEncoder(source.image, image_size)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(source.seed)
+                bare = ImageEncoder(source.image, image_size)
             if method is None:
                 self.variant = ""
                 origin = "file" if source.image.weights else ("timm" if source.image.pretrained else "random")
@@ -179,6 +186,8 @@ class TaskEncoder(nn.Module):
             trunk.upsample_to = None
             trunk.input_size = image_size
         self.trunk = trunk
+        self.sha256 = fingerprint(trunk)
+        self.checkpoint_sha256 = self.sha256 if method is None else fingerprint(method)
         self.pool_of_method = str(getattr(method, "feature_pool", "mean"))
         self.method = method if keep_method else None
 
@@ -235,3 +244,8 @@ def source_from(value: Any) -> EncoderSource:
         raise ConfigError(f"encoder has no setting {sorted(unknown)[0]!r}; it has {', '.join(sorted(fields))}")
     image = value.get("image")
     return EncoderSource(**{**value, "image": ImageEncoderConfig(**image) if isinstance(image, dict) else image})
+
+
+def optim_from(value: Any) -> OptimConfig | None:
+    """An :class:`OptimConfig` from itself or its dictionary; None stays None."""
+    return OptimConfig(**value) if isinstance(value, dict) else value

@@ -1,0 +1,40 @@
+"""The tasks by name, without importing them: what ``medvlp list tasks`` shows and the command line offers."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from medvlp.tasks.base import Task
+
+
+class TaskEntry(NamedTuple):
+    """Where a task is.
+
+    Attributes:
+        name: its class.
+        module: where that is.
+        trains: whether there is anything to fit.
+        protocols: by whose rules it can run, the default first.
+    """
+
+    name: str
+    module: str
+    trains: bool
+    protocols: tuple[str, ...]
+
+    def load(self) -> "type[Task]":
+        """The class."""
+        return getattr(import_module(self.module), self.name)
+
+
+TASKS: dict[str, TaskEntry] = {
+    "classification": TaskEntry(
+        "Classification",
+        "medvlp.tasks.classification",
+        True,
+        (
+            *("linear", "linear_mgca", "linear_g2d", "linear_gloria"),
+            *("finetune_g2d", "finetune_medklip", "finetune_maco", "finetune_benchx"),
+        ),
+    ),
+}

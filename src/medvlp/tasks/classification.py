@@ -1,0 +1,290 @@
+"""Linear probes and fine-tuning."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp.errors import ConfigError, DataError
+from medvlp.methods.optim import OptimConfig, build_schedule, parameter_groups
+from medvlp.metrics.classification import best_f1_thresholds, classification_measures
+from medvlp.metrics.samples import Samples, SampleStore
+from medvlp.seeding import derive_seed
+from medvlp.tasks.base import Features, Task, run_seed
+from medvlp.tasks.encoder import EncoderSource, Pool, optim_from
+
+Labels = Literal["multilabel", "multiclass"]
+Head = Literal["linear", "norm_linear"]
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """What a protocol fixes of the model; batch, epochs, images and selection are the data module's and trainer's."""
+
+    frozen: bool
+    optim: OptimConfig
+    encoder_mode: Literal["eval", "train"] = "eval"
+    head: Head = "linear"
+    pool: Pool = "auto"
+    lrs: tuple[float, ...] = ()
+
+
+_MGCA = OptimConfig(lr=5e-4, weight_decay=1e-6, decay_all=True, schedule="constant")
+PROTOCOLS: dict[str, _Protocol] = {
+    "linear": _Protocol(
+        frozen=True,
+        optim=OptimConfig(lr=1e-3, weight_decay=1e-6, decay_all=True, schedule="constant"),
+        lrs=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    ),
+    "linear_mgca": _Protocol(frozen=True, optim=_MGCA),
+    "linear_g2d": _Protocol(frozen=True, optim=_MGCA),
+    "linear_gloria": _Protocol(
+        frozen=True,
+        encoder_mode="train",
+        optim=OptimConfig(optimizer="adam", lr=1e-4, weight_decay=0.0, betas=(0.5, 0.999), schedule="plateau"),
+    ),
+    "finetune_g2d": _Protocol(
+        frozen=False, optim=OptimConfig(lr=1e-4, weight_decay=0.01, decay_all=True, schedule="constant")
+    ),
+    "finetune_medklip": _Protocol(
+        frozen=False,
+        optim=OptimConfig(lr=1e-5, weight_decay=0.02, schedule="warmup_cosine", warmup=2000, min_lr=1e-5),
+    ),
+    "finetune_maco": _Protocol(
+        frozen=False,
+        head="norm_linear",
+        pool="mean",
+        optim=OptimConfig(optimizer="sgd", lr=3e-3, weight_decay=0.0, schedule="warmup_cosine", warmup=50),
+    ),
+    "finetune_benchx": _Protocol(
+        frozen=False,
+        optim=OptimConfig(optimizer="adam", lr=1e-5, weight_decay=0.0, schedule="warmup_cosine", warmup=50),
+    ),
+}
+"""Protocols by name; see :class:`Classification`."""
+
+
+class Classification(Task):
+    """A linear head on the pooled feature before the projection to the joint space.
+
+    ================= ======================================================================================
+    protocol          what it fixes here
+    ================= ======================================================================================
+    linear            ours: frozen in eval mode, AdamW without schedule, the learning rate chosen from six on the
+                      validation part
+    linear_mgca       MGCA's code: frozen in eval mode, AdamW 5e-4, weight decay 1e-6, no schedule
+    linear_g2d        G2D's paper, which follows it (its batch is 8)
+    linear_gloria     GLoRIA's code: gradients off but batch norms in train mode; Adam 1e-4 (RSNA: 5e-4), halved when
+                      the validation loss stalls
+    finetune_g2d      G2D's CXR14: all weights, AdamW 1e-4 (weight decay not printed: AdamW's own 0.01)
+    finetune_medklip  MedKLIP's code: all weights, AdamW 1e-5 constant after 2,000 steps, weight decay 0.02
+    finetune_maco     MaCo's and MRM's code: all weights, mean of the patch tokens, layer norm, linear from N(0, 2e-5);
+                      SGD, warm-up and cosine; learning rates and steps by corpus and fraction are in the configs
+    finetune_benchx   BenchX' code: all weights, Adam, 50 warm-up steps, cosine
+    ================= ======================================================================================
+
+    Labels that are unknown (NaN) enter neither loss nor metric. Metrics are those of
+    :func:`medvlp.metrics.classification.classification_measures`; F1 and accuracy at the thresholds that give the best
+    F1 on the validation part, and beside them the papers' own that choose on the test part.
+
+    Args:
+        encoder: where the encoder comes from.
+        protocol: see the table.
+        labels: "multilabel" (a sigmoid per label; one label is binary) or "multiclass" (softmax; the label columns are
+            one-hot, as COVIDx's three classes).
+        pool: "mean", class "token", or "auto".
+        head: "linear" or "norm_linear".
+        frozen: see :class:`~medvlp.tasks.base.Task`.
+        encoder_mode: as above.
+        optim: as above; its ``lr`` is not used where ``lrs`` is given.
+        lrs: train a head at each of these learning rates at once and keep the one with the best validation AUROC
+            (accuracy, if multiclass). Only with a frozen encoder; [] for the one of ``optim``.
+        dropout: before the head.
+        **options: of :class:`~medvlp.tasks.base.Task`: features, views, features_dir, resamples, image_size, …
+
+    Raises:
+        ConfigError: an unknown protocol, or several learning rates for a trained encoder.
+    """
+
+    task = "classification"
+
+    def __init__(
+        self,
+        encoder: EncoderSource | None = None,
+        protocol: str = "linear",
+        labels: Labels = "multilabel",
+        pool: Pool | None = None,
+        head: Head | None = None,
+        frozen: bool | None = None,
+        encoder_mode: Literal["eval", "train"] | None = None,
+        optim: OptimConfig | None = None,
+        lrs: list[float] | None = None,
+        dropout: float = 0.0,
+        image_size: int = 224,
+        features: Features = "cached",
+        **options: Any,
+    ) -> None:
+        if protocol not in PROTOCOLS:
+            raise ConfigError(f"classification has no protocol {protocol!r}; it has {', '.join(PROTOCOLS)}")
+        rows = PROTOCOLS[protocol]
+        super().__init__(
+            encoder,
+            protocol=protocol,
+            image_size=image_size,
+            frozen=rows.frozen if frozen is None else frozen,
+            encoder_mode=rows.encoder_mode if encoder_mode is None else encoder_mode,
+            optim=optim_from(optim) or rows.optim,
+            features=features,
+            **options,
+        )
+        self.labels = labels
+        self.pool: Pool = rows.pool if pool is None else pool
+        self.head_kind: Head = rows.head if head is None else head
+        chosen = rows.lrs if lrs is None else tuple(lrs)
+        if optim is not None and lrs is None:
+            chosen = ()
+        self.lrs = chosen or (self.optim_config.lr,)
+        if len(self.lrs) > 1 and not self.frozen:
+            raise ConfigError("several learning rates (lrs) at once need a frozen encoder: a trained one has one")
+        self.dropout = dropout
+        self.heads = nn.ModuleList()
+        self.names: list[str] = []
+
+    # ---------------------------------------------------------------- set-up
+
+    def setup(self, stage: str) -> None:
+        """Builds the head for the labels of the data module."""
+        if not len(self.heads):
+            self.names = list(self._datamodule().label_names)
+            if not self.names:
+                raise DataError("classification needs labels, and this data module has none: choose its classes")
+            if self.labels == "multiclass" and len(self.names) < 2:
+                raise ConfigError(f"multiclass needs one label column per class, and there is only {self.names[0]}")
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(derive_seed(run_seed(), 1))
+                self.heads.extend(self._head(len(self.names)) for _ in self.lrs)
+            self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
+            self.register_buffer("thresholds", torch.full((len(self.names),), 0.5, dtype=torch.float64))
+        super().setup(stage)
+
+    def _head(self, classes: int) -> nn.Module:
+        width = self.encoder.width(self.pool)
+        linear = nn.Linear(width, classes)
+        if self.head_kind == "norm_linear":
+            nn.init.trunc_normal_(linear.weight, std=2e-5)
+            nn.init.zeros_(linear.bias)
+        norm = nn.LayerNorm(width, eps=1e-6) if self.head_kind == "norm_linear" else nn.Identity()
+        return nn.Sequential(norm, nn.Dropout(self.dropout), linear)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, with the heads' own learning rates where there are several."""
+        if len(self.lrs) == 1 or self.optim_config.optimizer == "sgd":
+            return super().configure_optimizers()
+        config = self.optim_config
+        groups = [
+            {**group, "lr": lr}
+            for lr, head in zip(self.lrs, self.heads, strict=True)
+            for group in parameter_groups(head, config.weight_decay, config.decay_all, config.decay_positions)
+        ]
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(groups, betas=config.betas)
+        schedule = build_schedule(optimizer, config, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
+
+    # ---------------------------------------------------------------- training
+
+    def extract(self, images: Tensor) -> Sequence[Tensor]:
+        """The pooled feature, (B, C)."""
+        return [self.encoder.pooled(images, self.pool)]
+
+    def what(self) -> str:
+        """The pooling."""
+        return f"pooled {self.pool} {self.encoder.pool_of_method}"
+
+    def logits(self, batch: dict[str, Any]) -> Tensor:
+        """(B, H, K) of H heads."""
+        (feature,) = self.features(batch)
+        return torch.stack([head(feature) for head in self.heads], 1)
+
+    def per_head_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of each head over what is known: (N, H, K) logits and (N, K) labels → (H,)."""
+        known = labels.isfinite()
+        if self.labels == "multiclass":
+            rows = known.all(1)
+            target = labels.nan_to_num().argmax(1)[:, None].expand(-1, logits.shape[1])
+            losses = F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none")
+            return (losses * rows[:, None]).sum(0) / rows.sum().clamp_min(1)
+        target = labels.nan_to_num()[:, None].expand_as(logits)
+        losses = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+        return (losses * known[:, None]).sum((0, 2)) / known.sum().clamp_min(1)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Cross-entropy; of several heads the sum, since they share no weight."""
+        return {"cross_entropy": self.per_head_loss(self.logits(batch), batch["label"]).sum()}
+
+    # ---------------------------------------------------------------- evaluation
+
+    def _choosing(self) -> bool:
+        return bool(self.trainer.validating or self.trainer.sanity_checking or self.trainer.state.fn == "fit")
+
+    def store(self) -> SampleStore:
+        """All heads' logits while one is being chosen, then that one's probabilities; and the labels."""
+        return SampleStore(["logits" if self._choosing() else "score", "label"])
+
+    def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """See :meth:`store`."""
+        logits = self.logits(batch).float()
+        if self._choosing():
+            return {"logits": logits, "label": batch["label"]}
+        chosen = logits.index_select(1, self.chosen[None])[:, 0]
+        return {"score": self._probability(chosen), "label": batch["label"]}
+
+    def _probability(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1) if self.labels == "multiclass" else logits.sigmoid()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Collects; the loss is that of the head that the whole part chooses."""
+        self._collect("validate", batch)
+
+    def validated(self, samples: Samples) -> None:
+        """Chooses the head and the thresholds, and logs its loss as ``val/loss``."""
+        logits, labels = samples["logits"], samples["label"]
+        best, value = 0, -1.0
+        for number in range(len(self.heads)):
+            found = self._measure(self._probability(logits[:, number]), labels, samples)
+            current = float(found["accuracy" if self.labels == "multiclass" else "auroc"])
+            if current > value:  # NaN (no class with both answers) never is
+                best, value = number, current
+        self.chosen.fill_(best)
+        self.thresholds.copy_(best_f1_thresholds(self._probability(logits[:, best]), labels).nan_to_num(0.5))
+        self.log("val/loss", self.per_head_loss(logits, labels)[best].to(self.device), prog_bar=True, sync_dist=True)
+
+    def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
+        """See :func:`medvlp.metrics.classification.classification_measures`."""
+        if "logits" in samples.columns:
+            score = self._probability(samples["logits"][:, int(self.chosen)])
+        else:
+            score = samples["score"]
+        return self._measure(score, samples["label"], samples, weights)
+
+    def _measure(
+        self, score: Tensor, label: Tensor, samples: Samples, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        return classification_measures(
+            Samples(samples.index, {"score": score, "label": label}, {}),
+            weights,
+            names=self.names,
+            thresholds=self.thresholds.cpu(),
+            multiclass=self.labels == "multiclass",
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Labels, learning rate of the chosen head, thresholds."""
+        return {
+            "classes": self.names,
+            "lr": self.lrs[int(self.chosen)],
+            "thresholds": [round(float(t), 6) for t in self.thresholds],
+        }

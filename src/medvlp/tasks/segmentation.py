@@ -1,0 +1,228 @@
+"""Segmentation with a frozen or trained encoder, and with a pre-trained decoder where the method has one."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp.encoders.decoder import UNetDecoder
+from medvlp.encoders.dense import FeatureToPyramid, MedKLIPDecoder, UPerNet
+from medvlp.errors import ConfigError, NotSupportedError
+from medvlp.losses.segmentation import bce_dice_medklip, focal_dice_maco, focal_dice_mgca
+from medvlp.methods.optim import OptimConfig
+from medvlp.metrics.samples import Samples, SampleStore
+from medvlp.metrics.segmentation import mask_statistics, segmentation_measures
+from medvlp.seeding import derive_seed
+from medvlp.tasks.base import Features, Task, run_seed
+from medvlp.tasks.encoder import EncoderSource, optim_from
+
+Decoder = Literal["unet", "upernet", "medklip"]
+Loss = Literal["mgca", "medklip", "maco"]
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mgca": focal_dice_mgca,
+    "medklip": bce_dice_medklip,
+    "maco": focal_dice_maco,
+}
+"""Losses by name: see :mod:`medvlp.losses.segmentation`."""
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    frozen: bool
+    optim: OptimConfig
+    loss: Loss = "mgca"
+    decoder: Decoder = "unet"
+    encoder_mode: Literal["eval", "train"] = "eval"
+
+
+_MGCA = OptimConfig(lr=5e-4, weight_decay=0.05, decay_all=True, schedule="constant")
+PROTOCOLS: dict[str, _Protocol] = {
+    "frozen": _Protocol(frozen=True, optim=_MGCA),
+    "mgca": _Protocol(frozen=True, encoder_mode="train", optim=_MGCA),
+    "g2d": _Protocol(
+        frozen=True,
+        encoder_mode="train",
+        optim=OptimConfig(lr=2e-4, weight_decay=0.05, decay_all=True, schedule="constant"),
+    ),
+    "gloria": _Protocol(
+        frozen=False, optim=OptimConfig(optimizer="adam", lr=5e-4, weight_decay=1e-6, decay_all=True, schedule="plateau")
+    ),
+    "medklip": _Protocol(
+        frozen=False,
+        loss="medklip",
+        decoder="medklip",
+        optim=OptimConfig(lr=1e-5, weight_decay=0.02, schedule="constant"),
+    ),
+    "maco": _Protocol(
+        frozen=False,
+        loss="maco",
+        decoder="upernet",
+        optim=OptimConfig(lr=5e-6, weight_decay=0.05, schedule="warmup_cosine", warmup=100),
+    ),
+}
+"""Protocols by name; see :class:`Segmentation`."""
+
+
+class Segmentation(Task):
+    """A decoder over the encoder's pyramid that predicts one mask.
+
+    ============ ===========================================================================================
+    protocol     what it fixes here
+    ============ ===========================================================================================
+    frozen       ours: as mgca, but the frozen encoder is in eval mode, so that its pyramids can be stored
+    mgca         MGCA's code: gradients off, batch norms in train mode; U-Net; 10 focal − log Dice; AdamW 5e-4
+                 (its released script), weight decay 0.05
+    g2d          G2D's paper, "as MGCA", with 2e-4; ``transfer_decoder: true`` is its encoder-decoder row
+    gloria       GLoRIA's code: everything trained, Adam 5e-4, halved when the validation loss stalls
+    medklip      MedKLIP's code: everything trained, its own U-Net from stride 16, BCE + Dice, AdamW 1e-5
+    maco         MaCo's code: everything trained, UPerNet, focal + Dice, AdamW. Its polynomial decay is a cosine here,
+                 and its layer-wise decay and auxiliary head are absent
+    ============ ===========================================================================================
+
+    Metrics are those of :func:`medvlp.metrics.segmentation.segmentation_measures`, all Dice conventions side by side
+    with the floor that an empty prediction reaches.
+
+    Args:
+        encoder: where the encoder comes from.
+        protocol: see the table.
+        decoder: "unet" (segmentation-models-pytorch), "upernet" or "medklip".
+        decoder_widths: channels of the U-Net's steps, coarsest first; UPerNet takes the first as its width.
+        transfer_decoder: start from the method's own pre-trained decoder (G2D); its last layer too.
+        loss: "mgca", "medklip" or "maco".
+        frozen: see :class:`~medvlp.tasks.base.Task`; the decoder is always trained.
+        encoder_mode: as above.
+        optim: as above.
+        threshold: of the probability, for all metrics.
+        **options: of :class:`~medvlp.tasks.base.Task`: features, views, features_dir, resamples, …
+
+    Raises:
+        ConfigError: an unknown protocol, decoder or loss, or an encoder that does not fit the decoder.
+        NotSupportedError: the decoder of a method that has none is asked for.
+    """
+
+    task = "segmentation"
+
+    def __init__(
+        self,
+        encoder: EncoderSource | None = None,
+        protocol: str = "frozen",
+        decoder: Decoder | None = None,
+        decoder_widths: list[int] | None = None,
+        transfer_decoder: bool = False,
+        loss: Loss | None = None,
+        frozen: bool | None = None,
+        encoder_mode: Literal["eval", "train"] | None = None,
+        optim: OptimConfig | None = None,
+        threshold: float = 0.5,
+        image_size: int = 224,
+        features: Features = "cached",
+        features_dtype: Literal["float32", "float16"] = "float16",
+        **options: Any,
+    ) -> None:
+        if protocol not in PROTOCOLS:
+            raise ConfigError(f"segmentation has no protocol {protocol!r}; it has {', '.join(PROTOCOLS)}")
+        if not 0 < threshold < 1:
+            raise ConfigError(f"threshold lies in (0, 1), not {threshold}")
+        rows = PROTOCOLS[protocol]
+        kind: Decoder = rows.decoder if decoder is None else decoder
+        super().__init__(
+            encoder,
+            protocol=protocol,
+            image_size=image_size,
+            frozen=rows.frozen if frozen is None else frozen,
+            encoder_mode=rows.encoder_mode if encoder_mode is None else encoder_mode,
+            optim=optim_from(optim) or rows.optim,
+            # MedKLIP's decoder reads the image itself
+            features="live" if kind == "medklip" else features,
+            features_dtype=features_dtype,
+            dense=True,
+            keep_method=transfer_decoder,
+            **options,
+        )
+        self.threshold = threshold
+        self.criterion = LOSSES[rows.loss if loss is None else loss]
+        self.decoder_kind = kind
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(run_seed(), 2))
+            self._build(transfer_decoder, decoder_widths)
+
+    def _build(self, transfer: bool, widths: Sequence[int] | None) -> None:
+        channels, reductions = self.encoder.channels, self.encoder.reductions
+        self.neck: FeatureToPyramid | None = None
+        if transfer:
+            method = self.encoder.method
+            own = getattr(method, "decoder", None)
+            if not isinstance(own, UNetDecoder) or own.head[0].out_channels != 1:  # type: ignore[union-attr]
+                raise NotSupportedError(
+                    f"{self.encoder.name} has no pre-trained decoder of one mask to transfer; set transfer_decoder: "
+                    "false"
+                )
+            self.decoder: nn.Module = copy.deepcopy(own).requires_grad_(True)
+            self.encoder.method = None  # its text side has served
+            return
+        if len(set(reductions)) == 1:  # a plain transformer
+            self.neck = FeatureToPyramid(channels, reductions[0])
+            channels, reductions = self.neck.channels, self.neck.reductions
+        if self.decoder_kind == "unet":
+            self.decoder = UNetDecoder(channels, reductions, 1, widths)
+        elif self.decoder_kind == "upernet":
+            self.decoder = UPerNet(channels, reductions, 1, widths[0] if widths else 256)
+        elif self.decoder_kind == "medklip":
+            self.decoder = MedKLIPDecoder(channels, reductions, 1, widths or (512, 256, 128, 64))
+        else:
+            raise ConfigError(f"decoder is unet, upernet or medklip, not {self.decoder_kind!r}")
+
+    def _check_data(self) -> None:
+        if "mask" not in self._datamodule().targets:
+            raise ConfigError("segmentation needs masks: set data.init_args.task: segmentation")
+
+    # ---------------------------------------------------------------- training
+
+    def extract(self, images: Tensor) -> Sequence[Tensor]:
+        """The pyramid, finest first."""
+        return self.encoder.pyramid(images)
+
+    def what(self) -> str:
+        """The pyramid, dense."""
+        return "pyramid"
+
+    def logits(self, batch: dict[str, Any]) -> Tensor:
+        """(B, 1, S, S) logits."""
+        levels = list(self.features(batch))
+        if self.neck is not None:
+            levels = self.neck(levels)
+        made = self.decoder(levels, batch["image"]) if self.decoder_kind == "medklip" else self.decoder(levels)
+        side = batch["mask"].shape[-1]
+        if made.shape[-1] != side:  # strides that do not divide the image
+            made = F.interpolate(made, size=(side, side), mode="bilinear", align_corners=False)
+        return made
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The protocol's loss."""
+        return {"segmentation": self.criterion(self.logits(batch).float(), batch["mask"])}
+
+    # ---------------------------------------------------------------- evaluation
+
+    def store(self) -> SampleStore:
+        """Areas of prediction, truth and overlap, per image: all that the metrics need."""
+        return SampleStore(["intersection", "predicted", "truth", "pixels"])
+
+    def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """See :meth:`store`."""
+        return mask_statistics(self.logits(batch).float().sigmoid(), batch["mask"], threshold=self.threshold)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss and areas from one forward pass."""
+        logits = self.logits(batch).float()
+        size = len(batch["index"])
+        self.log("val/loss", self.criterion(logits, batch["mask"]), sync_dist=True, batch_size=size, prog_bar=True)
+        self._collect("validate", batch, mask_statistics(logits.sigmoid(), batch["mask"], threshold=self.threshold))
+
+    def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
+        """See :func:`medvlp.metrics.segmentation.segmentation_measures`."""
+        return segmentation_measures(samples, weights, batch_size=self._datamodule().eval_batch_size)
