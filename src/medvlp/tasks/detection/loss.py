@@ -76,15 +76,20 @@ def scale_terms(raw: Tensor, targets: ScaleTargets, weights: LossWeights | None 
         }
 
 
+def weighted(terms: dict[str, Tensor], weights: LossWeights | None = None) -> dict[str, Tensor]:
+    """The terms of :func:`scale_terms` as they enter the total: xy, wh, confidence, classes."""
+    weights = weights or LossWeights()
+    return {
+        "xy": weights.xy * (terms["x"] + terms["y"]),
+        "wh": weights.wh * (terms["w"] + terms["h"]),
+        "confidence": weights.confidence * terms["confidence"],
+        "classes": weights.classes * terms["classes"],
+    }
+
+
 def total_of(terms: dict[str, Tensor], weights: LossWeights | None = None) -> Tensor:
     """The weighted sum of the terms of one level."""
-    weights = weights or LossWeights()
-    return (
-        weights.xy * (terms["x"] + terms["y"])
-        + weights.wh * (terms["w"] + terms["h"])
-        + weights.confidence * terms["confidence"]
-        + weights.classes * terms["classes"]
-    )
+    return torch.stack(list(weighted(terms, weights).values())).sum()
 
 
 def yolo_loss(

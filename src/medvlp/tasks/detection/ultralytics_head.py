@@ -135,15 +135,15 @@ class UltralyticsYOLOv3(nn.Module):
             kept.append(features if layer.i in self.saved else None)
         return features
 
-    def loss(self, outputs: Any, truth: Truth) -> tuple[Tensor, dict[str, Tensor]]:
-        """The package's loss of the outputs of :meth:`forward`, per image.
+    def loss(self, outputs: Any, truth: Truth) -> dict[str, Tensor]:
+        """The package's loss, per image, of the outputs of :meth:`forward`.
 
         Args:
             outputs: of either mode.
             truth: the boxes; images without any count as background.
 
         Returns:
-            The total, and its terms box (CIoU), classes and dfl, weighted by the package's own gains.
+            Scalars box (CIoU), classes and dfl, weighted by the package's own gains; their sum is to be minimised.
         """
         rows = truth.valid.nonzero().squeeze(1)
         batch = {
@@ -156,8 +156,7 @@ class UltralyticsYOLOv3(nn.Module):
             self._criterion = self._criterion_class(self)
         with torch.autocast(device.type, enabled=False):
             summed, _ = self._criterion(_as_float(outputs), batch)
-        box, classes, dfl = (summed / truth.batch).unbind()
-        return box + classes + dfl, {"box": box, "classes": classes, "dfl": dfl}
+        return dict(zip(("box", "classes", "dfl"), (summed / truth.batch).unbind(), strict=True))
 
     def decode(self, outputs: Any) -> Predictions:
         """All boxes of the outputs of :meth:`forward` in evaluation mode; the score is the best class's probability.

@@ -8,7 +8,7 @@ from medvlp.errors import ConfigError
 from medvlp.tasks.detection.anchors import scaled_anchors
 from medvlp.tasks.detection.decode import Predictions, decode
 from medvlp.tasks.detection.head import YOLOv3Neck
-from medvlp.tasks.detection.loss import LossWeights, yolo_loss
+from medvlp.tasks.detection.loss import LossWeights, weighted, yolo_loss
 from medvlp.tasks.detection.pyramid import LevelPlan, ThreeLevels
 from medvlp.tasks.detection.targets import VARIANTS, Truth, Variant, assign
 
@@ -57,11 +57,20 @@ class YOLOv3(nn.Module):
         """The used levels, finest first, to raw outputs, coarsest first: (B, 3 · (5 + C), H, W) each."""
         return self.neck(self.levels(pyramid))
 
-    def loss(self, outputs: Sequence[Tensor], truth: Truth) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total and unweighted terms of the outputs of :meth:`forward`; see :func:`.loss.yolo_loss`."""
+    def loss(self, outputs: Sequence[Tensor], truth: Truth) -> dict[str, Tensor]:
+        """The weighted terms of the loss, whose sum is to be minimised.
+
+        Args:
+            outputs: of :meth:`forward`.
+            truth: the boxes.
+
+        Returns:
+            Scalars xy, wh, confidence and classes, each summed over the levels; see :func:`.loss.scale_terms`.
+        """
         grids = [(raw.shape[2], raw.shape[3]) for raw in outputs]
         targets = assign(truth, grids, self.anchors, self.image_size, self.num_classes, self.variant)
-        return yolo_loss(outputs, targets, self.weights)
+        _, terms = yolo_loss(outputs, targets, self.weights)
+        return weighted(terms, self.weights)
 
     def decode(self, outputs: Sequence[Tensor]) -> Predictions:
         """All boxes of the outputs of :meth:`forward`."""
