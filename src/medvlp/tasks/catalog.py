@@ -37,4 +37,10 @@ TASKS: dict[str, TaskEntry] = {
             *("finetune_g2d", "finetune_medklip", "finetune_maco", "finetune_benchx"),
         ),
     ),
+    "zero_shot": TaskEntry(
+        "ZeroShotClassification",
+        "medvlp.tasks.zero_shot",
+        False,
+        ("default", "chexzero", "g2d", "maco", "medklip", "kad", "biovil", "cxrclip", "gloria", "medclip"),
+    ),
 }
