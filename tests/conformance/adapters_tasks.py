@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from adapters_baselines import Arrays, tensor
+from adapters_baselines import Arrays, numbers, tensor
 
+from medvlp.losses.segmentation import focal_dice_mgca, focal_loss, soft_dice_of_batch, squared_dice_loss
 from medvlp.metrics.classification import best_f1_thresholds, classification_measures
 from medvlp.metrics.samples import Samples
+from medvlp.metrics.segmentation import mask_statistics, segmentation_measures
 
 
 def _table(**columns: np.ndarray) -> Samples:
@@ -26,10 +28,52 @@ def medklip_best_f1(x: Arrays) -> Arrays:
     return out | {key: np.array(float(found[name])) for key, name in means.items()}
 
 
+def mgca_segmentation(x: Arrays) -> Arrays:
+    """All keys."""
+    logit, target, prob = (tensor(x[key]) for key in ("logit", "target", "prob"))
+    gamma, smooth = float(x["gamma"]), float(x["smooth"])
+    # One batch: then MGCA's mean of batch means is the mean over images.
+    metric = segmentation_measures(
+        Samples(torch.arange(len(prob)), mask_statistics(prob, target)), batch_size=len(prob)
+    )
+    return numbers(
+        focal=focal_loss(logit, target, gamma),
+        soft_dice=soft_dice_of_batch(logit.sigmoid(), target, smooth),
+        mixed=focal_dice_mgca(logit, target, float(x["alpha"]), gamma, smooth),
+        diceloss_class_on_prob=squared_dice_loss(prob, target, factor=1.0, smooth=smooth),
+        dice_metric=metric["dice_mgca"],
+    )
+
+
+def mgca_segmentation_gradient(x: Arrays) -> Arrays:
+    """Of the mixed loss."""
+    logit = tensor(x["logit"], grad=True)
+    focal_dice_mgca(logit, tensor(x["target"]), *(float(x[key]) for key in ("alpha", "gamma", "smooth"))).backward()
+    assert logit.grad is not None
+    return numbers(mgca_segmentation__d_logit=logit.grad)
+
+
+def medklip_seg_metrics(x: Arrays) -> Arrays:
+    """All keys."""
+    statistics = mask_statistics(tensor(x["prob"]), tensor(x["mask"]))
+    found = segmentation_measures(Samples(torch.arange(len(x["prob"])), statistics))
+    positive = statistics["truth"] > 0
+    return numbers(
+        dice=found["dice_all"],
+        dice_neg=found["dice_negative"],
+        dice_pos=found["dice_positive"],
+        num_neg=(~positive).sum(),
+        num_pos=positive.sum(),
+        miou=found["miou_medklip"],
+    )
+
+
 ADAPTERS_TASKS: dict[str, Callable[[Arrays], Arrays]] = {
+    "medklip_seg_metrics": medklip_seg_metrics,
+    "mgca_segmentation": mgca_segmentation,
     "medklip_best_f1": medklip_best_f1,
 }
 """File to adapter. An adapter may give a part of a file's keys when another room gives the rest."""
 
-GRADIENTS_TASKS: dict[str, Callable[[Arrays], Arrays]] = {}
+GRADIENTS_TASKS: dict[str, Callable[[Arrays], Arrays]] = {"mgca_segmentation": mgca_segmentation_gradient}
 """File to gradients of its main loss, keys ``<file>__d_<input>``; called with the file's own inputs."""

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medvlp.losses.precision import exact
+
 SMOOTH = 1e-5
 """Smoothing constant of G2D's released Dice (``PRETRAIN/utils/loss.py``); the paper gives none."""
 
@@ -64,3 +66,114 @@ def dice_bce_official(logits: Tensor, target: Tensor, smooth: float = SMOOTH, bc
         if not bce_weight:
             return dice
         return dice + bce_weight * F.binary_cross_entropy_with_logits(logits, target)
+
+
+def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
+    """Mean over pixels of ``(1 − p_t)^γ · BCE``, p_t = σ(z · (2t − 1)) as GLoRIA and MGCA have it for soft targets too.
+
+    Args:
+        logits: (...) z.
+        target: same shape, t in [0, 1]; for t of 0 and 1 p_t is the probability of the right answer.
+        gamma: γ.
+
+    Returns:
+        A scalar.
+    """
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (torch.exp(gamma * F.logsigmoid(-logits * (2 * target - 1))) * bce).mean()
+
+
+def soft_dice_of_batch(prediction: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """``(2 Σ p·t + s) / (Σ p + Σ t + s)`` with sums over **all pixels of the batch**: images without a lesion blend in.
+
+    Args:
+        prediction: (...) probabilities.
+        target: same shape, in [0, 1].
+        smooth: s.
+
+    Returns:
+        A scalar in (0, 1], 1 where both are equal masks.
+    """
+    return (2 * (prediction * target).sum() + smooth) / (prediction.sum() + target.sum() + smooth)
+
+
+def squared_dice_loss(prediction: Tensor, target: Tensor, factor: float = 2.0, smooth: float = 1.0) -> Tensor:
+    """One minus the mean over images of ``(f Σ p·t + s) / (Σ p² + Σ t² + s)``.
+
+    Args:
+        prediction: (B, ...) probabilities.
+        target: same shape, in [0, 1].
+        factor: f; 2 in mmsegmentation (MaCo), 1 in the DiceLoss class of MGCA's repository, which nothing uses.
+        smooth: s.
+
+    Returns:
+        A scalar.
+    """
+    p, t = prediction.flatten(1), target.flatten(1)
+    return 1 - ((factor * (p * t).sum(1) + smooth) / ((p * p).sum(1) + (t * t).sum(1) + smooth)).mean()
+
+
+def focal_dice_mgca(
+    logits: Tensor, target: Tensor, alpha: float = 10.0, gamma: float = 2.0, smooth: float = 1.0
+) -> Tensor:
+    """MGCA's and GLoRIA's MixedLoss, ``10 · focal − log(soft Dice of the batch)``.
+
+    Args:
+        logits: (B, 1, H, W) or (B, H, W).
+        target: same shape, in [0, 1]; MGCA shrinks masks by area, so their edges are soft.
+        alpha: weight of the focal term.
+        gamma: its exponent.
+        smooth: of the soft Dice.
+
+    Returns:
+        A scalar >= 0.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits, target = exact(logits, target)
+        dice = soft_dice_of_batch(logits.sigmoid(), target, smooth)
+        return alpha * focal_loss(logits, target, gamma) - dice.log()
+
+
+def bce_dice_medklip(logits: Tensor, target: Tensor) -> Tensor:
+    """MedKLIP's segmentation loss: BCE (mean over pixels) + 1 − soft Dice of the batch.
+
+    Args:
+        logits: (B, 1, H, W) or (B, H, W).
+        target: same shape, in [0, 1].
+
+    Returns:
+        A scalar >= 0.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits, target = exact(logits, target)
+        dice = soft_dice_of_batch(logits.sigmoid(), target)
+        return F.binary_cross_entropy_with_logits(logits, target) + 1 - dice
+
+
+def focal_dice_maco(logits: Tensor, target: Tensor) -> Tensor:
+    """MaCo's main loss, ``2 · focal + Dice`` as mmsegmentation 0.25 computes it.
+
+    There a head has two outputs. Focal (γ 2, α ½) is the mean over both classes, each against the rest; Dice is that
+    of the foreground alone, per image, on squares, divided by the number of classes. With one output the background
+    is the foreground's mirror image, and both class terms of focal are equal.
+
+    Args:
+        logits: (B, 1, H, W) or (B, H, W), one output; or (B, 2, H, W), background and foreground.
+        target: the foreground, (B, 1, H, W) or (B, H, W), in [0, 1].
+
+    Returns:
+        A scalar >= 0.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits, target = exact(logits, target)
+        if logits.ndim == 4 and logits.shape[1] == 2:
+            target = target.reshape(len(target), 1, *target.shape[-2:])
+            foreground = logits.softmax(1)[:, 1:]
+            classes = torch.cat([1 - target, target], 1)
+        else:
+            foreground, classes = logits.sigmoid(), target
+        # Not focal_loss: mmsegmentation's 1 − p_t of a soft target is p (1 − t) + (1 − p) t.
+        p = logits.sigmoid()
+        miss = (1 - p) * classes + p * (1 - classes)
+        focal = (0.5 * miss**2 * F.binary_cross_entropy_with_logits(logits, classes, reduction="none")).mean()
+        return 2 * focal + squared_dice_loss(foreground, target) / 2
