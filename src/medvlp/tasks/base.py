@@ -357,7 +357,8 @@ class Task(L.LightningModule, ABC):
 
     def settings(self) -> dict[str, Any]:
         """The arguments of the task as plain values; of files their content counts, not their path."""
-        settings = {"class": type(self).__name__, **plain(dict(self.hparams))}
+        given = {key: value for key, value in self.hparams.items() if not key.startswith("_")}
+        settings = {"class": type(self).__name__, **plain(given)}
         source = dict(plain(source_from(self.hparams.get("encoder"))))
         source["checkpoint"] = self.encoder.checkpoint_sha256 if source["checkpoint"] else None
         settings["encoder"] = source

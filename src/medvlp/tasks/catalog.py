@@ -43,4 +43,7 @@ TASKS: dict[str, TaskEntry] = {
         False,
         ("default", "chexzero", "g2d", "maco", "medklip", "kad", "biovil", "cxrclip", "gloria", "medclip"),
     ),
+    "segmentation": TaskEntry(
+        "Segmentation", "medvlp.tasks.segmentation", True, ("frozen", "mgca", "g2d", "gloria", "medklip", "maco")
+    ),
 }

@@ -1,5 +1,6 @@
 """Linear probes and fine-tuning."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from medvlp.errors import ConfigError, DataError
 from medvlp.methods.optim import OptimConfig, build_schedule, parameter_groups
@@ -147,6 +149,7 @@ class Classification(Task):
         if optim is not None and lrs is None:
             chosen = ()
         self.lrs = chosen or (self.optim_config.lr,)
+        self.optim_config = dataclasses.replace(self.optim_config, lr=self.lrs[0])
         if len(self.lrs) > 1 and not self.frozen:
             raise ConfigError("several learning rates (lrs) at once need a frozen encoder: a trained one has one")
         self.dropout = dropout
@@ -163,12 +166,17 @@ class Classification(Task):
                 raise DataError("classification needs labels, and this data module has none: choose its classes")
             if self.labels == "multiclass" and len(self.names) < 2:
                 raise ConfigError(f"multiclass needs one label column per class, and there is only {self.names[0]}")
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(derive_seed(run_seed(), 1))
-                self.heads.extend(self._head(len(self.names)) for _ in self.lrs)
-            self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
-            self.register_buffer("thresholds", torch.full((len(self.names),), 0.5, dtype=torch.float64))
+            self.setup_heads(self.names)
         super().setup(stage)
+
+    def setup_heads(self, names: Sequence[str]) -> None:
+        """Builds the heads for named labels; their weights depend on the run's seed alone."""
+        self.names = list(names)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(run_seed(), 1))
+            self.heads.extend(self._head(len(names)) for _ in self.lrs)
+        self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("thresholds", torch.full((len(names),), 0.5, dtype=torch.float64))
 
     def _head(self, classes: int) -> nn.Module:
         width = self.encoder.width(self.pool)
@@ -181,16 +189,20 @@ class Classification(Task):
 
     def configure_optimizers(self) -> Any:
         """The optimiser, with the heads' own learning rates where there are several."""
-        if len(self.lrs) == 1 or self.optim_config.optimizer == "sgd":
-            return super().configure_optimizers()
         config = self.optim_config
+        if len(self.lrs) == 1:
+            return super().configure_optimizers()
         groups = [
             {**group, "lr": lr}
             for lr, head in zip(self.lrs, self.heads, strict=True)
             for group in parameter_groups(head, config.weight_decay, config.decay_all, config.decay_positions)
         ]
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(groups, betas=config.betas)
+        optimizer: Optimizer
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=0.9)
+        else:
+            kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+            optimizer = kind(groups, betas=config.betas)
         schedule = build_schedule(optimizer, config, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
 
