@@ -333,7 +333,9 @@ class ZeroShotClassification(Evaluator):
     def facts(self) -> dict[str, Any]:
         """Prompts, rule, thresholds, and the labels that were not scored."""
         assert self.prompt_set is not None
-        chosen = None if self._thresholds is None else [round(float(t), 6) for t in self._thresholds]
+        chosen = None
+        if self._thresholds is not None:  # none for a class without both answers in the validation part
+            chosen = [None if t != t else round(t, 6) for t in self._thresholds.tolist()]  # noqa: PLR0124 - NaN test
         return {
             "classes": self.names,
             "labels_without_prompts": self.unscored,
