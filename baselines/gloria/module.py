@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,20 @@ class _Variant:
     rescale: bool
     global_contrast: bool
     schedule: Literal["plateau", "constant"]
+
+
+class PreparedPrompts(NamedTuple):
+    """Prompts after the text encoder.
+
+    Attributes:
+        words: (P, L, d).
+        sentence: (P, d).
+        mask: (P, L) bool, which of the words take part.
+    """
+
+    words: Tensor
+    sentence: Tensor
+    mask: Tensor
 
 
 _VARIANTS: dict[str, _Variant] = {
@@ -326,10 +340,38 @@ class GLoRIA(PretrainModule):
         Raises:
             ConfigError: no tokenizer yet.
         """
+        return self._scores(images, self.prepare_prompts(texts))
+
+    @torch.no_grad()
+    def prepare_prompts(self, texts: Sequence[str]) -> PreparedPrompts:
+        """What :meth:`zero_shot_scores` needs of prompts, made once for all images.
+
+        Args:
+            texts: P prompts.
+
+        Raises:
+            ConfigError: no tokenizer yet.
+        """
         if self.tokenizer is None:
             raise ConfigError("the model has no tokenizer yet: fit it, load a checkpoint, or call attach_tokenizer()")
         collate = Collate(self.tokenizer, self.text_config.max_length, self.text_config.padding)
-        tokens = {key: value.to(images.device) for key, value in collate.tokenize(list(texts)).items()}
-        image, regions = self._images(images)
+        tokens = {key: value.to(self.device) for key, value in collate.tokenize(list(texts)).items()}
         sentence, words, _, found = self._texts(tokens)
-        return zero_shot_similarity(regions, image, words, sentence, zero_shot_mask(found), **self.score_options)
+        return PreparedPrompts(words, sentence, zero_shot_mask(found))
+
+    @torch.no_grad()
+    def zero_shot_scores(self, images: Tensor, prompts: PreparedPrompts) -> Tensor:
+        """The mean of the global and the local scores of :meth:`similarity`, which zero-shot tasks take.
+
+        Args:
+            images: (N, 3, S, S).
+            prompts: of :meth:`prepare_prompts`.
+
+        Returns:
+            (N, P).
+        """
+        return self._scores(images, prompts)[0]
+
+    def _scores(self, images: Tensor, prompts: PreparedPrompts) -> tuple[Tensor, Tensor, Tensor]:
+        image, regions = self._images(images)
+        return zero_shot_similarity(regions, image, prompts.words, prompts.sentence, prompts.mask, **self.score_options)

@@ -296,11 +296,19 @@ class MaCo(PretrainModule):
         Raises:
             NotSupportedError: contrast "none".
         """
+        return F.normalize(self.encode_patches(images).float(), dim=1)
+
+    def encode_patches(self, images: Tensor) -> Tensor:
+        """Projected patches as they are, which the released grounding takes: (B, 3, S, S) → (B, d, h, w).
+
+        Raises:
+            NotSupportedError: contrast "none".
+        """
         if self.image_head is None:
             raise NotSupportedError('maco with contrast "none" has no joint space')
         encoded, height, width = self._patches(images)
         cells = self.image_head(encoded[:, 1:])
-        return F.normalize(cells.float(), dim=2).transpose(1, 2).reshape(len(images), -1, height, width)
+        return cells.transpose(1, 2).reshape(len(images), -1, height, width)
 
     def patch_weights(self, temperature: float | None = None) -> Tensor:
         """How much each patch counts in grounding: softmax of the correlation weights, (g, g), of sum 1.

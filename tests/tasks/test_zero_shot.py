@@ -252,3 +252,22 @@ def test_the_best_class_is_standardised():
     several[0, 1] = 1
     several[1, 0] = torch.nan
     assert best_class_is_right(scores, several)[:2].isnan().all()
+
+
+def test_glorias_words_take_part(places, tmp_path):
+    path = checkpoint(tmp_path / "gloria.ckpt", "gloria", text_layers=1)
+    model = ZeroShotClassification(EncoderSource(checkpoint=path), "gloria", image_size=32, resamples=0)
+    data = chexpert(places)
+    assert model.own_scores
+    found = run(model, data, tmp_path / "own")
+    images = torch.stack([data.test_set[i]["image"] for i in range(3)])
+    own = model.method.similarity(images, model.table.texts)[0]
+    best = torch.stack([own[:, list(side)].amax(1) for side in model.table.positive], 1)
+    table = pd.read_parquet(tmp_path / "own" / read_rows(tmp_path / "own" / "results.jsonl")[0]["predictions"])
+    torch.testing.assert_close(Samples.from_frame(table)["score"][:3], best)
+    cosines = run(
+        ZeroShotClassification(EncoderSource(checkpoint=path), "gloria", own_scores=False, image_size=32, resamples=0),
+        data,
+        tmp_path / "cosines",
+    )
+    assert found["auroc"] != cosines["auroc"]

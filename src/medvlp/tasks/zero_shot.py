@@ -177,9 +177,9 @@ class ZeroShotClassification(Evaluator):
     have prompts. Of a prompt file of one's own, classes that no label has are warned of; of the sets that come with
     medvlp they are not, since a set serves several corpora.
 
-    A method may score images with prompts in its own way, by a method ``zero_shot_scores(images, prompts)`` from
-    (B, 3, S, S) and T texts to (B, T), larger where they fit better (GLoRIA's words). It should keep what it makes of
-    the texts from call to call.
+    A method may score images with prompts in its own way (GLoRIA's words), by ``zero_shot_scores(images, prompts)``
+    from (B, 3, S, S) and T texts to (B, T), larger where they fit better. Where it also has ``prepare_prompts(texts)``,
+    that is called once and ``prompts`` is its result.
 
     Args:
         encoder: a method's checkpoint.
@@ -241,6 +241,7 @@ class ZeroShotClassification(Evaluator):
         self.unscored: list[str] = []
         self._columns: list[int] = []
         self._thresholds: Tensor | None = None
+        self._prepared: Any = None
 
     # ---------------------------------------------------------------- set-up
 
@@ -294,7 +295,10 @@ class ZeroShotClassification(Evaluator):
         """(B, 3, S, S) images to (B, C) class scores."""
         assert self.table is not None
         if self.own_scores:
-            similarity = self.method.zero_shot_scores(images, self.table.texts)  # type: ignore[operator]
+            if self._prepared is None:
+                prepare = getattr(self.method, "prepare_prompts", list)
+                self._prepared = prepare(self.table.texts)
+            similarity = self.method.zero_shot_scores(images, self._prepared)  # type: ignore[operator]
             return prompt_scores(similarity.float(), self.table, self.rule, self.temperature)
         texts = self.texts(self.table.texts, raw=RULES[self.rule][0] == "raw")
         made = self.method.encode_images(images) if self.rule == "dot" else self.method.embed_image(images)
