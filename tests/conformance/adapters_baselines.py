@@ -307,7 +307,7 @@ def _maco_forward(x: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def maco_grounding(x: Arrays) -> Arrays:
-    """The weights of the patches; similarity maps and metrics wait for the grounding task."""
+    """The weights of the patches; similarity maps and metrics are in the files of those rooms."""
     return numbers(patch_weight=maco.grounding_weights(tensor(x["pos_weight"]), float(x["weight_tau"])))
 
 

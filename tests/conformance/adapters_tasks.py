@@ -5,13 +5,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from adapters_baselines import Arrays, numbers, tensor
+from torch import Tensor
 
 from medvlp.losses.segmentation import focal_dice_mgca, focal_loss, soft_dice_of_batch, squared_dice_loss
 from medvlp.metrics.classification import best_f1_thresholds, classification_measures
 from medvlp.metrics.detection import detection_measures
+from medvlp.metrics.grounding import grounding_measures, grounding_statistics
 from medvlp.metrics.samples import Ragged, Samples
 from medvlp.metrics.segmentation import mask_statistics, segmentation_measures
 from medvlp.tasks.detection.decode import corners_of, decode, detect
+from medvlp.tasks.heatmaps import min_max, similarity_maps, smooth, upsample
 
 
 def _table(**columns: np.ndarray) -> Samples:
@@ -103,7 +106,63 @@ def mgca_det_map(x: Arrays) -> Arrays:
     ) | {"map_per_threshold": each, "map_per_threshold_torchmetrics_0_8_2": each}
 
 
+def medklip_grounding(x: Arrays) -> Arrays:
+    """All keys."""
+    attention = tensor(x["layer_attn_pneumonia"]).mean(1)
+    side, size = round(attention.shape[1] ** 0.5), x["seg_map"].shape[-1]
+    maps = attention.view(-1, side, side)
+    threshold = float(x["threshold"])
+    large = upsample(maps, size, "nearest")
+    found = grounding_statistics(large, tensor(x["seg_map"]).float(), [threshold])
+    samples = Samples(torch.arange(len(maps)), found).select(tensor(x["labels"])[:, 0] == 1)
+    measures = grounding_measures(samples, thresholds=[threshold])
+    each = [grounding_measures(samples.select(torch.tensor([i])), thresholds=[threshold]) for i in range(len(samples))]
+    return numbers(
+        pred_map_14=maps,
+        num_positive=torch.tensor(len(samples)),
+        point_hits=samples["pointing_medklip"].sum(),
+        point_score=measures["pointing_medklip"],
+        iou_per_positive=torch.stack([one[f"iou@{threshold:g}"] for one in each]),
+        dice_per_positive=torch.stack([one[f"dice@{threshold:g}"] for one in each]),
+        iou_mean=measures[f"iou@{threshold:g}"],
+        dice_mean=measures[f"dice@{threshold:g}"],
+    )
+
+
+def maco_grounding_metrics(x: Arrays) -> Arrays:
+    """The metrics of the enlarged and stretched maps; the maps themselves are in another room."""
+    thresholds = x["thresholds"].tolist()
+    patches, text = tensor(x["patch_emb"]).movedim(-1, 1), tensor(x["text_emb"])
+    maps = smooth(similarity_maps(patches, text, normalise=False), float(x["sigma"]))
+    heat = min_max(upsample(maps, x["gt_masks"].shape[-1]), -1, 1)
+    names, category = np.unique(x["category"], return_inverse=True)
+    columns = grounding_statistics(heat, tensor(x["gt_masks"]).float(), thresholds)
+    samples = Samples(torch.arange(len(heat)), {**columns, "category": tensor(category)})
+    found = grounding_measures(samples, thresholds=thresholds, categories=names.tolist())
+    each = [grounding_measures(samples.select(torch.tensor([i])), thresholds=thresholds) for i in range(len(heat))]
+
+    def over(name: str) -> Tensor:
+        return torch.stack([found[name.format(t=f"{t:g}")] for t in thresholds])
+
+    return numbers(
+        iou_per_threshold_per_image=torch.stack([torch.stack([one[f"iou@{t:g}"] for one in each]) for t in thresholds]),
+        cnr_per_image=samples["cnr"],
+        iou=over("iou@{t}"),
+        dice=over("dice@{t}"),
+        recall=over("recall@{t}"),
+        precision=over("precision@{t}"),
+        pointing_game=over("pointing_medklip"),
+        cnr=over("cnr"),
+        iou_by_category=over("iou@{t}_category"),
+        cnr_by_category=over("cnr_category"),
+        miou_final=found["miou"],
+        cnr_final=found["cnr"],
+    )
+
+
 ADAPTERS_TASKS: dict[str, Callable[[Arrays], Arrays]] = {
+    "maco_grounding": maco_grounding_metrics,
+    "medklip_grounding": medklip_grounding,
     "mgca_det_map": mgca_det_map,
     "medklip_seg_metrics": medklip_seg_metrics,
     "mgca_segmentation": mgca_segmentation,

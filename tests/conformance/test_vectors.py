@@ -18,11 +18,7 @@ TOLERANCE = 1e-5
 PARTIAL = {
     # Losses of methods that are not here yet.
     "gradients": {key for key in ROLES["gradients"]["outputs"] if key.startswith("mflag_")},
-    # The metrics of grounding are not here yet.
-    "maco_grounding": set(ROLES["maco_grounding"]["outputs"]) - {
-        *("patch_weight", "sim_map", "sim_map_weighted", "heatmap_row100", "heatmap_col57", "norm_heatmap_row100"),
-    },
-}  # fmt: skip
+}
 
 ALSO = {"maco_contrastive": ["maco_mae_sr0_rawpix"]}
 """Files whose inputs an adapter needs besides its own, under the file's name and two underscores."""

@@ -1,0 +1,216 @@
+"""How well a heatmap finds a mask: thresholded overlap, contrast, pointing, and precision over all thresholds.
+
+=========================== ============================================================================================
+``iou@<t>``, ``dice@<t>``   of the pixels above t, per image, mean over the images. An empty prediction has 0
+``recall@<t>``,             share of the mask's pixels above t, and of the pixels above t inside the mask (0 if there
+``precision@<t>``           are none)
+``miou``                    mean of ``iou@<t>`` over the thresholds (BioViL and MaCo: 0.1, 0.2, 0.3, 0.4, 0.5)
+``cnr``, ``cnr_absolute``   (mean inside − mean outside) / √(variance inside + variance outside): MaCo's signed one, and
+                            the absolute value per image (BioViL). 0 where both variances vanish. No upper limit
+``pointing_game``           share of the maximal pixels that lie inside, so that a constant map scores the mask's area
+``pointing_medklip``        whether **any** maximal pixel lies inside (MedKLIP, MaCo); 1 for a constant map
+``pixel_ap``                average precision over the pixels of an image: no threshold, 1 where all pixels inside are
+                            above all outside, the mask's share of the area for a constant map
+``<name>_category``         of iou@<t>, miou, cnr, cnr_absolute: mean over the categories of the mean in each (BioViL's
+                            averages); ``<name>/<category>`` each of them
+=========================== ============================================================================================
+
+Images without a mask do not count (positives only, as in all papers); without any, everything is NaN. A threshold
+speaks of a scale: MedKLIP's 0.008 of attention that sums to 1, BioViL's of cosines, MaCo's of maps stretched to
+[−1, 1]. CNR, pointing and pixel AP do not depend on scale or offset. NaN pixels were not seen by the encoder: they are
+never predicted, count as misses in recall, IoU, Dice and pixel AP, and are no part of contrast and pointing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medvlp.errors import ConfigError
+from medvlp.metrics.samples import SampleMetric, Samples
+
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
+"""BioViL's and MaCo's."""
+MEDKLIP_THRESHOLDS = (0.008,)
+"""MedKLIP's, for attention that sums to 1 over 196 cells."""
+COLUMNS = ("intersection", "predicted", "truth", "cnr", "pointing_game", "pointing_medklip", "pixel_ap")
+"""What :func:`grounding_statistics` gives."""
+
+
+def grounding_statistics(
+    heatmaps: Tensor, masks: Tensor, thresholds: Sequence[float] = THRESHOLDS
+) -> dict[str, Tensor]:
+    """What the metrics need to know of each image.
+
+    Args:
+        heatmaps: (B, H, W) or (B, 1, H, W), larger = more likely; NaN = not seen.
+        masks: same shape, inside above ½.
+        thresholds: K; predicted is what is strictly above.
+
+    Returns:
+        ``intersection``, ``predicted`` (B, K) and ``truth`` (B,) in pixels, long; ``cnr``, ``pointing_game``,
+        ``pointing_medklip``, ``pixel_ap`` (B,) float32, NaN where not defined (no mask; a mask all over the image for
+        the contrast; nothing seen).
+
+    Raises:
+        ConfigError: the shapes differ, or there is no threshold.
+    """
+    if heatmaps.shape != masks.shape or heatmaps.ndim not in (3, 4) or (heatmaps.ndim == 4 and heatmaps.shape[1] != 1):
+        raise ConfigError(
+            f"one heatmap and one mask of equal size per image are compared, got {tuple(heatmaps.shape)} and "
+            f"{tuple(masks.shape)}"
+        )
+    if not thresholds:
+        raise ConfigError("grounding needs at least one threshold")
+    heat, inside = heatmaps.flatten(1), masks.flatten(1) > 0.5
+    heat = heat.float() if heat.dtype in (torch.float16, torch.bfloat16) else heat
+    above = [heat > t for t in thresholds]
+    seen = ~heat.isnan()
+    low = heat.nan_to_num(nan=-torch.inf, neginf=-torch.inf, posinf=torch.inf)
+    maximal = (low == low.amax(1, keepdim=True)) & seen
+    pointing = (maximal & inside).sum(1) / maximal.sum(1)
+    defined = inside.any(1)
+    return {
+        "intersection": torch.stack([(one & inside).sum(1) for one in above], 1),
+        "predicted": torch.stack([one.sum(1) for one in above], 1),
+        "truth": inside.sum(1),
+        "cnr": contrast_to_noise(heat, inside),
+        "pointing_game": torch.where(defined, pointing, torch.nan),
+        "pointing_medklip": torch.where(
+            defined, torch.where(pointing.isnan(), pointing, (pointing > 0).float()), torch.nan
+        ),
+        "pixel_ap": pixel_average_precision(low, inside),
+    }
+
+
+def contrast_to_noise(heat: Tensor, inside: Tensor) -> Tensor:
+    """Signed contrast-to-noise ratio with population variances.
+
+    Args:
+        heat: (B, P) values of pixels; NaN ones are left out.
+        inside: (B, P) bool.
+
+    Returns:
+        (B,); 0 where both variances vanish, NaN without pixels inside or outside.
+    """
+    seen = ~heat.isnan()
+    # From the least value on, so that float32 keeps the variances of maps far from 0.
+    value = torch.where(seen, heat - torch.where(seen, heat, torch.inf).amin(1, keepdim=True), 0)
+    means, variances = [], []
+    for part in (inside & seen, ~inside & seen):
+        count = part.sum(1, keepdim=True)
+        mean = (value * part).sum(1, keepdim=True) / count
+        variance = ((value - mean) * part).square().sum(1, keepdim=True) / count
+        highest, lowest = torch.where(part, value, -1).amax(1), torch.where(part, value, torch.inf).amin(1)
+        means.append(mean[:, 0])
+        # Rounding of the mean must not make a variance of equal values.
+        variances.append(torch.where(highest == lowest, 0, variance[:, 0]))
+    noise, difference = variances[0] + variances[1], means[0] - means[1]
+    return torch.where((noise == 0) & ~difference.isnan(), 0, difference / noise.sqrt())
+
+
+def pixel_average_precision(heat: Tensor, inside: Tensor) -> Tensor:
+    """Step-wise average precision over the pixels of each image; equal values are one threshold.
+
+    Args:
+        heat: (B, P) without NaN (−inf: never predicted before all others).
+        inside: (B, P) bool.
+
+    Returns:
+        (B,) float32; NaN without a pixel inside.
+    """
+    ordered, order = heat.sort(dim=1, descending=True)
+    last = torch.ones_like(inside)
+    last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
+    hits = inside.gather(1, order).cumsum(1)
+    rank = torch.arange(1, heat.shape[1] + 1, device=heat.device)
+    at_end = torch.where(last, hits, 0)
+    before = torch.cat([at_end.new_zeros(len(hits), 1), at_end[:, :-1].cummax(1).values], 1)
+    gain = torch.where(last, (hits - before) * (hits / rank), 0)
+    total = inside.sum(1)
+    return torch.where(total > 0, gain.sum(1) / total, torch.nan)
+
+
+def grounding_measures(
+    samples: Samples,
+    weights: Tensor | None = None,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    categories: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """All metrics of the table above.
+
+    Args:
+        samples: the columns of :func:`grounding_statistics`, and for category means ``category`` (N,), whole numbers.
+        weights: (R, N) how often each image (or phrase) counts; None: once.
+        thresholds: those that the statistics were taken at.
+        categories: names of the categories 0, 1, …; None: the numbers.
+
+    Returns:
+        Name to scalar, or to (R,) with weights; float64. A category without a sample is left out of its mean.
+
+    Raises:
+        ConfigError: another number of thresholds than the statistics have.
+    """
+    w = torch.ones(1, len(samples), device=samples.index.device) if weights is None else weights
+    truth = samples["truth"].double()
+    shape = (len(samples), len(thresholds))
+    intersection, predicted = (samples[name].double() for name in ("intersection", "predicted"))
+    if len(samples) and intersection.shape != shape:
+        raise ConfigError(f"the statistics were taken at {intersection.shape[1:].numel()} thresholds, not {shape[1]}")
+    intersection, predicted = intersection.reshape(shape), predicted.reshape(shape)
+    w = w.double() * (truth > 0)
+    area = truth[:, None]
+    iou = intersection / (predicted + area - intersection).clamp_min(1)
+    cnr = samples["cnr"].double()
+    columns = {
+        "dice": 2 * intersection / (predicted + area).clamp_min(1),
+        "recall": intersection / area.clamp_min(1),
+        "precision": intersection / predicted.clamp_min(1),
+    }
+    values = {f"{name}@{t:g}": column[:, i] for name, column in columns.items() for i, t in enumerate(thresholds)}
+    values |= {name: samples[name].double() for name in ("pointing_game", "pointing_medklip", "pixel_ap")}
+    by_category = {
+        **{f"iou@{t:g}": iou[:, i] for i, t in enumerate(thresholds)},
+        **{"miou": iou.mean(1), "cnr": cnr, "cnr_absolute": cnr.abs()},
+    }
+    result = {name: _mean(value, w) for name, value in {**by_category, **values}.items()}
+    if "category" in samples.columns:
+        category = samples["category"].long()
+        kinds = sorted(set(category.tolist()))
+        members = [(category == kind).double() for kind in kinds]
+        for name, value in by_category.items():
+            means = [_mean(value, w * own) for own in members]
+            result[f"{name}_category"] = torch.stack(means).nanmean(0) if means else result[name]
+            for kind, mean in zip(kinds, means, strict=True):
+                result[f"{name}/{categories[kind] if categories else kind}"] = mean
+    return result if weights is not None else {name: value.reshape(()) for name, value in result.items()}
+
+
+def _mean(values: Tensor, w: Tensor) -> Tensor:
+    """(R,) weighted mean of what is defined."""
+    there = ~values.isnan()
+    return (w @ values.nan_to_num(nan=0.0)) / (w @ there.double())
+
+
+class GroundingMetric(SampleMetric):
+    """:func:`grounding_measures` as a metric that syncs over ranks and counts each dataset row once.
+
+    Args:
+        thresholds: of the heatmaps.
+        category: whether :meth:`update` is given the category of each sample.
+        options: of :func:`grounding_measures`.
+    """
+
+    def __init__(self, thresholds: Sequence[float] = THRESHOLDS, category: bool = False, **options: Any) -> None:
+        columns = (*COLUMNS, "category") if category else COLUMNS
+        super().__init__(grounding_measures, columns, thresholds=tuple(thresholds), **options)
+        self.thresholds = tuple(thresholds)
+
+    def update(self, preds: Tensor, target: Tensor, index: Tensor, category: Tensor | None = None) -> None:
+        """Adds a batch: heatmaps and masks (B, H, W), dataset rows (B,), categories (B,)."""
+        columns = grounding_statistics(preds, target, self.thresholds)
+        if category is not None:
+            columns["category"] = category
+        self.store.update(index, **columns)
