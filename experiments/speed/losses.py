@@ -8,7 +8,8 @@
 Forward and backward, run alternately on the same inputs, so that a busy machine slows both. Peak memory is what a step
 adds to the inputs: the growth of the resident set in a process of its own on a CPU (Linux), the allocator's peak on a
 GPU. A loop that would need more than ``--limit-gb`` is left out, judged by the square of the batch from the last that
-ran.
+ran. ``cpu_ratio`` compares the processor time of the process instead of the clock: what others run on the same cores
+hardly moves it.
 
     python experiments/speed/losses.py                          # batches of 16, 48 and 128
     python experiments/speed/losses.py --matmul high            # TensorFloat-32 on a GPU, for both sides
@@ -151,19 +152,22 @@ CASES: dict[str, Callable[[argparse.Namespace, int, torch.device], Case]] = {
 WAYS = ("batched", "loop")
 
 
-def timed(function: Callable[[], Tensor], leaves: Leaves) -> tuple[float, float]:
-    """Seconds of one forward and backward pass, with the device's queue empty before and after; and the loss."""
+def timed(function: Callable[[], Tensor], leaves: Leaves) -> tuple[float, float, float]:
+    """Seconds of one forward and backward pass, with the device's queue empty before and after; of the processor; loss.
+
+    The processor's are those of all threads.
+    """
     cuda = leaves[0].is_cuda
     for leaf in leaves:
         leaf.grad = None
     if cuda:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     loss = function()
     loss.backward()
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start, float(loss.detach())
+    return time.perf_counter() - start, time.process_time() - busy, float(loss.detach())
 
 
 def high_water() -> float:
@@ -206,16 +210,22 @@ def compare(args: argparse.Namespace, name: str, batch: int, device: torch.devic
     result: dict = {f"{way}_peak_mib": round(peak(args, name, way, batch, device), 1) for way in ways}
     *functions, leaves = CASES[name](args, batch, device)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
+    processor: dict[str, list[float]] = {way: [] for way in ways}
     losses: dict[str, float] = {}
     for turn in range(args.repeats + 1):  # the first turn warms up
         for way, function in zip(ways, functions, strict=False):
-            spent, losses[way] = timed(function, leaves)  # type: ignore[arg-type]
+            spent, busy, losses[way] = timed(function, leaves)  # type: ignore[arg-type]
             if turn:
                 seconds[way].append(spent)
+                processor[way].append(busy)
     for way in ways:
         result[f"{way}_ms"] = round(1000 * statistics.median(seconds[way]), 3)
+        result[f"{way}_cpu_ms"] = round(1000 * statistics.median(processor[way]), 3)
     if with_loop:
         result["ratio"] = round(statistics.median(seconds["loop"]) / statistics.median(seconds["batched"]), 3)
+        if device.type == "cpu":
+            busy = {way: statistics.median(values) for way, values in processor.items()}
+            result["cpu_ratio"] = round(busy["loop"] / max(busy["batched"], 1e-9), 3)
         result["memory_ratio"] = round(result["batched_peak_mib"] / max(result["loop_peak_mib"], 1e-3), 4)
         result["difference"] = abs(losses["loop"] - losses["batched"]) / abs(losses["loop"])
     return result

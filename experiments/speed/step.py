@@ -7,7 +7,8 @@ same mode, same gradients kept) on the same batch, and sends back the mean of th
 it has no optimiser, no heads and no losses. MaCo's encoder sees visible patches alone, so its bare side does, too;
 ``ratio_whole`` is its fraction of encoders that see the whole image.
 
-Both sides run alternately, so that a busy machine slows both; a ratio is bare over step, of medians. Then a few steps
+Both sides run alternately, so that a busy machine slows both; a ratio is bare over step, of medians. ``cpu_ratio``
+compares the processor time of the process, which others on the same cores hardly move. Then a few steps
 run under torch's profiler, which attributes each operation, and its backward pass, to the part of the method that
 called it: the encoders, each head, each loss, the optimiser. Everything that a step adds is in that table.
 
@@ -199,18 +200,23 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def alternate(sides: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each side, taken in turns; the first turn warms up and does not count."""
+def alternate(
+    sides: dict[str, Callable[[], None]], repeats: int, device: torch.device
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each side, by the clock and of the processor; in turns, the first of which does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    processor: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeats + 1):
         for name, side in sides.items():
             synchronise(device)
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             side()
             synchronise(device)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-    return seconds
+                processor[name].append(time.process_time() - busy)
+    first, second = ({k: statistics.median(v) for k, v in times.items()} for times in (seconds, processor))
+    return first, second
 
 
 # ---------------------------------------------------------------- term by term
@@ -306,8 +312,7 @@ def terms(run: Run, repeats: int) -> dict[str, float]:
 def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """All figures of one method."""
     run = Run(name, args, device)
-    seconds = alternate(run.sides(), args.repeats, device)
-    medians = {side: statistics.median(values) for side, values in seconds.items()}
+    medians, busy = alternate(run.sides(), args.repeats, device)
     result: dict[str, Any] = {
         "ratio": round(medians["bare"] / medians["step"], 4),
         "samples_per_second": round(args.batch / medians["step"], 3),
@@ -315,6 +320,8 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict[s
         "tokens": tokens(name, args),
         **{f"{side}_ms": round(1000 * value, 2) for side, value in medians.items()},
     }
+    if device.type == "cpu":
+        result["cpu_ratio"] = round(busy["bare"] / max(busy["step"], 1e-9), 4)
     if "bare_whole" in medians:
         result["ratio_whole"] = round(medians["bare_whole"] / medians["step"], 4)
     if device.type == "cuda":
@@ -343,13 +350,20 @@ def show(results: dict[str, dict[str, Any]], title: str) -> None:
 
     console = Console()
     table = Table(title=title)
-    for column in ("method", "pieces", "bare ms", "step ms", "samples/s", "fraction of bare"):
+    for column in ("method", "pieces", "bare ms", "step ms", "samples/s", "fraction of bare", "by CPU time"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, found in results.items():
         whole = f" ({found['ratio_whole']:.3f} of whole images)" if "ratio_whole" in found else ""
         cells = [f"{found[key]:.0f}" for key in ("bare_ms", "step_ms")]
         rate = f"{found['samples_per_second']:.2f}"
-        table.add_row(name, str(found["tokens"]), *cells, rate, f"{found['ratio']:.3f}{whole}")
+        table.add_row(
+            name,
+            str(found["tokens"]),
+            *cells,
+            rate,
+            f"{found['ratio']:.3f}{whole}",
+            f"{found['cpu_ratio']:.3f}" if "cpu_ratio" in found else "/",
+        )
     console.print(table)
     parts = Table(title="Where a step's time goes (profiled, forward and backward)")
     for column in ("method", "part", "ms", "share"):

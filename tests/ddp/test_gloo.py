@@ -1,11 +1,11 @@
-"""Two gloo processes against one: same loss, same gradients, same evaluation; also where they encode in chunks."""
+"""Two and four gloo processes against one: same loss, same gradients, same evaluation; also where they encode in chunks."""
 
 import socket
 
 import ddp_workers
 import pytest
 import torch
-from ddp_workers import CASES, CHUNKED, WORLD
+from ddp_workers import CASES, CHUNKED, WORLDS
 
 TOLERANCE = 1e-5
 
@@ -17,11 +17,21 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def ranks(tiny_phantom, tmp_path_factory) -> list[dict]:
-    """Results of both processes."""
-    folder = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(ddp_workers.work, (str(folder), str(tiny_phantom), _free_port()), nprocs=WORLD)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+def groups(tiny_phantom, tmp_path_factory) -> dict[int, list[dict]]:
+    """Results of the processes of each world size."""
+    found = {}
+    for world in WORLDS:
+        folder = tmp_path_factory.mktemp(f"gloo{world}")
+        arguments = (str(folder), str(tiny_phantom), _free_port(), world)
+        torch.multiprocessing.spawn(ddp_workers.work, arguments, nprocs=world)
+        found[world] = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranks(groups) -> list[dict]:
+    """Results of both of two processes."""
+    return groups[2]
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +50,15 @@ def _distance(gradients: dict, wanted: dict) -> float:
     )
 
 
+@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("case", [*CASES, *CHUNKED])
-def test_two_processes_equal_one(ranks, alone, case):
+def test_processes_equal_one(groups, alone, case, world):
     whole = alone[case]
     assert ("pixel" in whole["terms"]) == case.startswith("g2d")
     for term, value in whole["terms"].items():
-        mean = sum(rank[case]["terms"][term] for rank in ranks) / WORLD
+        mean = sum(rank[case]["terms"][term] for rank in groups[world]) / world
         assert mean == pytest.approx(value, abs=TOLERANCE, rel=TOLERANCE)
-    for rank in ranks:
+    for rank in groups[world]:
         # DistributedDataParallel gives each parameter of each rank the mean over ranks.
         wanted = {name.removeprefix("method."): g for name, g in whole["gradients"].items()}
         assert _distance(rank[case]["gradients"], wanted) < TOLERANCE
@@ -69,8 +80,8 @@ def test_official_contrast_is_per_rank(ranks, alone):
     for rank, made in enumerate(ranks):
         for term, value in alone[f"local {rank}"]["terms"].items():
             assert made["local"]["terms"][term] == pytest.approx(value, abs=TOLERANCE, rel=TOLERANCE)
-        halves = [alone[f"local {r}"]["gradients"] for r in range(WORLD)]
-        mean = {name: (halves[0][name] + halves[1][name]) / WORLD for name in halves[0]}
+        halves = [alone[f"local {r}"]["gradients"] for r in range(2)]
+        mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
         assert _distance(made["local"]["gradients"], mean) < TOLERANCE
     assert alone["local 0"]["terms"]["contrast"] != pytest.approx(alone["local 1"]["terms"]["contrast"])
 

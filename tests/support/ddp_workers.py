@@ -1,4 +1,4 @@
-"""What each of two gloo processes does for ``ddp/test_gloo.py``, and the same in one process.
+"""What each of two or four gloo processes does for ``ddp/test_gloo.py``, and the same in one process.
 
 All numbers are float64 where the library allows it (its losses compute Dice and BCE in float32): the batch is summed
 in another order by two processes than by one, and in float32 the rounding of that alone, magnified by 1/τ and by batch
@@ -15,8 +15,8 @@ from helpers import batch, image_config, text_config
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-WORLD = 2
-PAIRS = 6
+WORLDS = (2, 4)
+PAIRS = 8
 SIZE = 64
 
 _MACO: dict[str, Any] = {
@@ -24,8 +24,8 @@ _MACO: dict[str, Any] = {
         name="vit_tiny_patch16_224", depth=None, options={"embed_dim": 32, "depth": 3, "num_heads": 2}
     ),
     **{"super_resolution": False, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
-    # A group of pairs of both processes.
-    "group": 4,
+    # Groups of pairs of several processes, the last one smaller.
+    "group": 5,
 }
 PATCHES = (SIZE // 16) ** 2
 
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "maco paper": ("maco", {"variant": "paper", **_MACO}),
     "maco official": ("maco", {"variant": "official", **_MACO}),
 }
-"""Global contrast: two processes with half of the batch each must equal one with all of it."""
+"""Global contrast: processes with their share of the batch each must equal one with all of it."""
 
 CHUNKED: dict[str, tuple[str, dict[str, Any]]] = {
     "g2d chunked": ("g2d", {"variant": "paper", "text_to_image": 1.0}),
@@ -49,7 +49,7 @@ CHUNKED: dict[str, tuple[str, dict[str, Any]]] = {
     "gloria chunked": ("gloria", {"variant": "paper", "text_layers": 1}),
     "template chunked": ("template", {}),
 }
-"""Each process encodes its half in :data:`CHUNKS` chunks, one process the whole in one; norms in eval mode."""
+"""Each process encodes its share in :data:`CHUNKS` chunks, one process the whole in one; norms in eval mode."""
 
 CHUNKS = 2
 
@@ -83,7 +83,7 @@ class GlobalBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        count = WORLD * x.numel() / x.shape[1]
+        count = dist.get_world_size() * x.numel() / x.shape[1]
         mean = (_Sum.apply(x.sum(axes)) / count).view(shape)
         variance = (_Sum.apply(((x - mean) ** 2).sum(axes)) / count).view(shape)
         y = (x - mean) / (variance + self.eps).sqrt()
@@ -122,15 +122,15 @@ def build(method: str, options: dict[str, Any]) -> nn.Module:
     return model
 
 
-def part(rank: int | None) -> dict[str, Any]:
-    """The whole batch, or a rank's half of it."""
+def part(rank: int | None, world: int = 1) -> dict[str, Any]:
+    """The whole batch, or a rank's share of it."""
     whole = batch(PAIRS, SIZE)
     whole["image"] = whole["image"].double()
     whole["mask_noise"] = torch.rand(PAIRS, PATCHES, generator=torch.Generator().manual_seed(0))
     if rank is None:
         return whole
-    half = PAIRS // WORLD
-    return {key: value[rank * half : (rank + 1) * half] for key, value in whole.items()}
+    share = PAIRS // world
+    return {key: value[rank * share : (rank + 1) * share] for key, value in whole.items()}
 
 
 class Step(nn.Module):
@@ -165,7 +165,7 @@ def freeze_norms(module: nn.Module) -> nn.Module:
 
 
 def alone() -> dict[str, Any]:
-    """One process: each case on the whole batch, and the local case on both halves."""
+    """One process: each case on the whole batch, and the local case on both halves of it."""
     made = {}
     for case, (method, options) in CASES.items():
         model = build(method, options)
@@ -173,9 +173,9 @@ def alone() -> dict[str, Any]:
     for case, (method, options) in CHUNKED.items():
         model = freeze_norms(build(method, options))
         made[case] = outcome(Step(model), model, part(None))
-    for rank in range(WORLD):
+    for rank in range(2):
         model = build(*LOCAL)
-        made[f"local {rank}"] = outcome(Step(model), model, part(rank))
+        made[f"local {rank}"] = outcome(Step(model), model, part(rank, 2))
     return made
 
 
@@ -224,34 +224,36 @@ def evaluate(root: str, folder: str, devices: int) -> dict[str, Any]:
     return result
 
 
-def work(rank: int, folder: str, root: str, port: int) -> None:
-    """One of the two processes; leaves its results in ``folder``."""
+def work(rank: int, folder: str, root: str, port: int, world: int) -> None:
+    """One of the processes; leaves its results in ``folder``. What needs no more than two is done by two alone."""
     torch.set_num_threads(1)
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         RANK=str(rank),
         LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(WORLD),
-        LOCAL_WORLD_SIZE=str(WORLD),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
         GROUP_RANK="0",
         TORCHELASTIC_RUN_ID="test",  # tells Lightning that the processes are there already
     )
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
-    made: dict[str, Any] = {"gather": _gather(rank)}
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    made: dict[str, Any] = {}
     for case, (method, options) in CASES.items():
         model = synchronise(build(method, options))
-        made[case] = outcome(DistributedDataParallel(Step(model)), model, part(rank), times=2)
+        made[case] = outcome(DistributedDataParallel(Step(model)), model, part(rank, world), times=2)
     for case, (method, options) in CHUNKED.items():
         model = freeze_norms(build(method, {**options, "contrastive_chunks": CHUNKS}))
-        made[case] = outcome(DistributedDataParallel(Step(model)), model, part(rank), times=2)
-    model = build(*LOCAL)
-    made["local"] = outcome(DistributedDataParallel(Step(model)), model, part(rank), times=2)
-    # Teeth: gathering without gradient, as many code bases do, must not pass for the real thing.
-    model = synchronise(build(*CASES["template"]))
-    model.global_contrast = False
-    made["template per rank"] = outcome(DistributedDataParallel(Step(model)), model, part(rank))
-    made["evaluation"] = evaluate(root, folder, WORLD)
+        made[case] = outcome(DistributedDataParallel(Step(model)), model, part(rank, world), times=2)
+    if world == 2:
+        made["gather"] = _gather(rank)
+        model = build(*LOCAL)
+        made["local"] = outcome(DistributedDataParallel(Step(model)), model, part(rank, world), times=2)
+        # Teeth: gathering without gradient, as many code bases do, must not pass for the real thing.
+        model = synchronise(build(*CASES["template"]))
+        model.global_contrast = False
+        made["template per rank"] = outcome(DistributedDataParallel(Step(model)), model, part(rank, world))
+        made["evaluation"] = evaluate(root, folder, world)
     torch.save(made, Path(folder) / f"rank{rank}.pt")
     if dist.is_initialized():
         dist.destroy_process_group()

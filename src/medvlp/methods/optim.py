@@ -96,7 +96,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
         optimizer = kind(groups, lr=config.lr, betas=(first, second), fused=fused)
     # Fused kernels could undo a gradient scaler's factor themselves, and Lightning does not clip where they might. They
     # need not: with this mark gone the scaler does it before the step, as for any other optimiser.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = False
     return optimizer
 
 

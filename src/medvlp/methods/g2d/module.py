@@ -180,6 +180,8 @@ class G2D(PretrainModule):
             self.decoder = UNetDecoder(
                 self.image_encoder.channels, self.image_encoder.reductions, out_channels, decoder_widths
             )
+            # As the features come, or every convolution would turn its weights around first.
+            self.decoder.to(memory_format=self.image_encoder.memory_format)
 
     def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Pyramid, projected map V (B, d, g, g) and the pool's output with its attention as maps (B, H, g, g)."""
