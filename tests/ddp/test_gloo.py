@@ -1,4 +1,4 @@
-"""Two and four gloo processes against one: the same loss, gradients and evaluation; also where they encode in chunks."""
+"""Two and four gloo processes against one: same loss, gradients and evaluation; also where they encode in chunks."""
 
 import socket
 
