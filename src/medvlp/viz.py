@@ -63,6 +63,56 @@ def study_figure(
     return figure
 
 
+def grounding_figure(
+    images: Sequence[np.ndarray],
+    heatmaps: Mapping[str, Sequence[np.ndarray]],
+    masks: Sequence[np.ndarray],
+    phrases: Sequence[str],
+    titles: Sequence[str] = (),
+    columns: int = 3,
+) -> Figure:
+    """Radiographs with the outline of what a phrase means, beside heatmaps of where a model looks for it.
+
+    Args:
+        images: n arrays (H, W) or (C, H, W), bright = dense.
+        heatmaps: title to n arrays (H, W), any range, NaN where nothing is known; each stretched over its own range.
+        masks: n arrays (H, W), the truth.
+        phrases: n phrases.
+        titles: n short titles, ids for example.
+        columns: samples in a row.
+
+    Returns:
+        A matplotlib figure, not shown; save it with :func:`save`.
+    """
+    per_sample = 1 + len(heatmaps)
+    columns = max(1, min(columns, len(images)))
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(1.9 * columns * per_sample, 2.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns * per_sample, squeeze=False)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    for number, (image, mask, phrase) in enumerate(zip(images, masks, phrases, strict=True)):
+        row, first = number // columns, number % columns * per_sample
+        gray, truth = _gray(image), np.asarray(mask, dtype=np.float32).reshape(np.shape(image)[-2:])
+        for place, (title, maps) in enumerate([("", None), *heatmaps.items()]):
+            axis = grid[row, first + place]
+            axis.imshow(gray, cmap="gray", vmin=0, vmax=1)
+            if maps is not None:
+                heat = np.asarray(maps[number], dtype=np.float32)
+                low, high = (np.nanmin(heat), np.nanmax(heat)) if np.isfinite(heat).any() else (0.0, 1.0)
+                axis.imshow(heat, cmap="inferno", alpha=0.5, vmin=low, vmax=high if high > low else low + 1)
+                axis.set_title(title, fontsize=7)
+            if 0 < truth.mean() < 1:
+                axis.contour(truth, levels=[0.5], colors="cyan", linewidths=0.8)
+        heading = f"{titles[number]}\n" if titles else ""
+        lines = textwrap.wrap(phrase, 30 * per_sample)[:3]
+        style = {"va": "top", "fontsize": 6.5, "family": "sans-serif", "parse_math": False}
+        axis = grid[row, first]
+        axis.text(0, -0.03, heading + "\n".join(lines), transform=axis.transAxes, **style)
+    return figure
+
+
 def save(figure: Figure, path: str | Path, dpi: int = 110) -> Path:
     """Writes a figure, making its folder.
 

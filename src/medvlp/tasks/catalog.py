@@ -46,4 +46,7 @@ TASKS: dict[str, TaskEntry] = {
     "segmentation": TaskEntry(
         "Segmentation", "medvlp.tasks.segmentation", True, ("frozen", "mgca", "g2d", "gloria", "medklip", "maco")
     ),
+    "grounding": TaskEntry(
+        "Grounding", "medvlp.tasks.grounding", False, ("default", "g2d", "biovil", "maco", "medklip")
+    ),
 }

@@ -267,3 +267,20 @@ def back_to_image(
     laid = F.grid_sample(planes, grid[None], mode=mode, padding_mode="border", align_corners=False)
     seen = (seen_y[:, None] & seen_x).to(heatmap.device)
     return laid.reshape(*heatmap.shape[:-2], height, width).masked_fill(~seen, torch.nan)
+
+
+def centre_prior(height: int, width: int) -> Tensor:
+    """A heatmap that knows no image: 1 at the centre, falling with the distance to 0 at the corners.
+
+    Distances are in shares of the sides, so that the level lines of an oblong image are ellipses.
+
+    Args:
+        height: in pixels.
+        width: in pixels.
+
+    Returns:
+        (height, width) in [0, 1].
+    """
+    y = ((torch.arange(height) + 0.5) / height - 0.5).abs()
+    x = ((torch.arange(width) + 0.5) / width - 0.5).abs()
+    return 1 - (y[:, None].square() + x.square()).sqrt() / math.sqrt(0.5)

@@ -1,0 +1,444 @@
+"""Zero-shot grounding: where in an image a phrase is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from medvlp import viz
+from medvlp.errors import ConfigError, DataError
+from medvlp.metrics.grounding import COLUMNS, THRESHOLDS, grounding_measures, grounding_statistics
+from medvlp.metrics.samples import Samples, SampleStore
+from medvlp.prompts import PromptSet, load_prompts
+from medvlp.tasks.encoder import EncoderSource
+from medvlp.tasks.evaluator import Evaluator, checked_texts
+from medvlp.tasks.heatmaps import Interpolation, centre_prior, min_max, similarity_maps, smooth, upsample
+from medvlp.tasks.scoring import PromptTable, class_vectors
+from medvlp.text import Collate
+
+Prior = Literal["centre", "mean_box"]
+Scale = Literal["none", "unit", "signed", "share"]
+
+PHRASE = "phrase"
+"""As ``prompts``: what the data module gives as text, a phrase or the name of a class."""
+
+_RANGE = {"none": (-1.0, 1.0), "unit": (0.0, 1.0), "signed": (-1.0, 1.0)}
+_CANDIDATES = 39
+"""Thresholds that are tried on the validation part, evenly inside the range of the heatmaps."""
+_PRIOR_IMAGES = 1000
+"""Of the training part, of which the mean box is taken."""
+_SHARE_TEMPERATURE = 0.07
+_COMPARED = ("iou", "miou", "dice", "recall", "cnr", "pointing_game", "pixel_ap", "iou_category", "miou_category")
+"""Metrics in which a prior and the gain over it get rows."""
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """What a protocol fixes."""
+
+    sigma: float = 0.0
+    mode: Interpolation = "bilinear"
+    scale: Scale = "none"
+    thresholds: tuple[float, ...] = ()  # none: one is chosen on the validation part
+    raw: bool = False
+    patch_weights: bool = False
+    pooling: str = "unit"
+    prompts_of: tuple[tuple[str, str], ...] = ()
+
+
+PROTOCOLS: dict[str, _Protocol] = {
+    "default": _Protocol(scale="unit"),
+    "g2d": _Protocol(),
+    "biovil": _Protocol(sigma=1.5, thresholds=THRESHOLDS, pooling="direction", prompts_of=(("rsna", "biovil_rsna"),)),
+    "maco": _Protocol(
+        sigma=1.5,
+        scale="signed",
+        thresholds=THRESHOLDS,
+        raw=True,
+        patch_weights=True,
+        pooling="mean",
+        prompts_of=(("rsna", "maco_grounding"), ("siim", "maco_grounding")),
+    ),
+    "medklip": _Protocol(mode="nearest", scale="share", thresholds=(0.008 * 196,)),
+}
+"""Protocols by name; see :class:`Grounding`."""
+
+
+class Grounding(Evaluator):
+    """Where a phrase is, by the similarity of the cells of an image with it; nothing is trained.
+
+    Texts are the data module's: the phrases of MS-CXR, the name of the class for RSNA, SIIM and ChestX-ray14. Heatmaps
+    are scored at the size of the encoder's images, against the masks as they go with the images. Images without a mask
+    do not count; result rows say how many there are.
+
+    ========= ==========================================================================================================
+    protocol  what it fixes
+    ========= ==========================================================================================================
+    default   ours: cosines, bilinear enlargement, stretched to [0, 1] per image; one threshold, that with the largest
+              mean IoU on the validation part
+    g2d       G2D's paper, as far as it says: cosines, enlarged to the image; no threshold is given there, so it is
+              chosen on the validation part
+    biovil    BioViL: cosines, Gaussian filter of σ 1.5 cells, bilinear; thresholds 0.1, 0.2, 0.3, 0.4, 0.5, whose mean
+              is ``miou``. Scored at the encoder's size, not the file's. On RSNA the mean of its four prompts
+    maco      MaCo: dot products of unnormalised vectors, patches weighed by the method's ``patch_weights()`` where it
+              has them, the filter, bilinear, stretched to [−1, 1]; the five thresholds. On RSNA and SIIM "Findings
+              suggesting …"
+    medklip   MedKLIP's rule, cells repeated, positive above 0.008 of an attention that sums to 1 over 14 × 14 cells,
+              which is 1.57 times a uniform one. For cosines, which are no attention, the softmax of cosine / 0.07 over
+              the cells stands for it (ours)
+    ========= ==========================================================================================================
+
+    Metrics are those of :func:`medvlp.metrics.grounding.grounding_measures`; with one threshold its names carry no
+    ``@<t>``. ``*_category`` are means over the categories, the others over the samples.
+
+    Priors are heatmaps that see no image, and are scored by the same rules with a threshold of their own:
+    ``prior_centre/<metric>`` of a map that falls from the centre to the corners, ``prior_mean_box/<metric>`` of the
+    mean of the masks of a category over the training part (at most 1,000 images). ``gain_over_<prior>/<metric>`` is the
+    difference, resampled together: an interval without 0 tells the method from the prior.
+
+    A method may have ``encode_patches(images)``, its cells as they are before they are given unit length, and
+    ``patch_weights()``, (h, w).
+
+    Args:
+        encoder: a method's checkpoint.
+        protocol: see the table.
+        prompts: a set whose positive prompts stand for a class (the mean of their embeddings), or "phrase" for the data
+            module's texts; None takes the protocol's for the corpus, mostly the texts.
+        sigma: of the Gaussian filter in cells, 0 for none; None takes the protocol's.
+        interpolation: "nearest" or "bilinear"; None takes the protocol's.
+        scale: "none", "unit" for [0, 1] per image, "signed" for [−1, 1], "share" for MedKLIP's; None takes the
+            protocol's.
+        thresholds: predicted is what is strictly above; [] for one chosen on the validation part; None takes the
+            protocol's.
+        priors: those that are scored beside the method.
+        figures: samples in ``figures/grounding.png`` of the run's folder.
+        image_size: side of the images in pixels.
+        **options: of :class:`~medvlp.tasks.base.Task`: resamples, level.
+
+    Raises:
+        ConfigError: an unknown protocol, prior or scale.
+        NotSupportedError: the method has no text side, or no embeddings of patches.
+    """
+
+    task = "grounding"
+    needs_patches: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        encoder: EncoderSource | None = None,
+        protocol: str = "default",
+        prompts: str | None = None,
+        sigma: float | None = None,
+        interpolation: Interpolation | None = None,
+        scale: Scale | None = None,
+        thresholds: list[float] | None = None,
+        priors: Sequence[Prior] = ("centre", "mean_box"),
+        figures: int = 6,
+        image_size: int = 224,
+        **options: Any,
+    ) -> None:
+        if protocol not in PROTOCOLS:
+            raise ConfigError(f"grounding has no protocol {protocol!r}; it has {', '.join(PROTOCOLS)}")
+        rows = PROTOCOLS[protocol]
+        if strange := [prior for prior in priors if prior not in ("centre", "mean_box")]:
+            raise ConfigError(f"priors are centre and mean_box, not {strange[0]!r}")
+        if scale not in (None, "none", "unit", "signed", "share") or (sigma is not None and sigma < 0):
+            raise ConfigError(f"scale is none, unit, signed or share and sigma not negative, got {scale} and {sigma}")
+        super().__init__(encoder, protocol=protocol, image_size=image_size, **options)
+        self.rules = rows
+        self.sigma = rows.sigma if sigma is None else sigma
+        self.interpolation: Interpolation = interpolation or rows.mode
+        self.scale: Scale = scale or rows.scale
+        self.fixed = tuple(rows.thresholds if thresholds is None else thresholds)
+        if not self.fixed and self.scale == "share":
+            raise ConfigError("scale: share has no range to choose a threshold in; give thresholds")
+        self.given_prompts = prompts
+        self.prior_names: tuple[Prior, ...] = tuple(dict.fromkeys(priors))
+        self.figures = figures
+        self.prompt_set: PromptSet | None = None
+        self.categories: list[str] = []
+        low, high = _RANGE.get(self.scale, (0.0, 1.0))
+        self._candidates = tuple(low + (high - low) * (i + 1) / (_CANDIDATES + 1) for i in range(_CANDIDATES))
+        self._chosen: dict[str, tuple[float, ...]] = {}
+        self._choosing = False
+        self._priors: dict[str, Tensor] = {}
+        self._shown: list[dict[str, Any]] = []
+
+    # ---------------------------------------------------------------- set-up
+
+    def _check_data(self) -> None:
+        datamodule = self._datamodule()
+        if "mask" not in getattr(datamodule, "targets", ()):
+            raise ConfigError("grounding needs masks and phrases: set data.init_args.task to grounding")
+        self.categories = list(datamodule.label_names)
+        corpus = getattr(datamodule, "cache_name", "")
+        name = self.given_prompts or dict(self.rules.prompts_of).get(corpus, PHRASE)
+        self.prompt_set = None if name == PHRASE else load_prompts(name)
+        if self.prompt_set is not None:
+            found = self.prompt_set.among(self.categories)
+            if lost := [c for c in self.categories if c not in found]:
+                known = ", ".join(self.prompt_set.prompts)
+                raise ConfigError(f"the class {lost[0]!r} has no prompts in {name}, which has {known}")
+
+    def on_test_start(self) -> None:
+        """Draws the priors and chooses thresholds."""
+        self._prepare()
+        super().on_test_start()
+        if not self.fixed and not self._chosen:
+            if self.scale != "unit":
+                raise DataError(
+                    f"the split has no validation part to choose a threshold on, and protocol {self.protocol} gives "
+                    "none: set model.init_args.thresholds, or take another split"
+                )
+            self._chosen = dict.fromkeys(("", *self.prior_names), (0.5,))
+
+    def on_validation_start(self) -> None:
+        """As for a test, on the validation part alone."""
+        self._prepare()
+        self._choosing = not self.fixed
+
+    def on_validation_end(self) -> None:
+        """Thresholds are chosen."""
+        self._choosing = False
+
+    def _prepare(self) -> None:
+        self._shown = []
+        if "mean_box" in self.prior_names and "mean_box" not in self._priors:
+            mean = self._mean_masks()
+            if mean is None:
+                rank_zero_info("no part of the split but the test part has masks: there is no mean_box prior")
+                self.prior_names = tuple(p for p in self.prior_names if p != "mean_box")
+            else:
+                self._priors["mean_box"] = mean
+
+    @torch.no_grad()
+    def _mean_masks(self) -> Tensor | None:
+        """(C + 1, S, S) mean mask of each category, and of all for those without a training sample."""
+        datamodule = self._datamodule()
+        dataset: Any = None
+        for split in ("train", "validate"):
+            try:
+                read = datamodule.read(split)
+            except DataError:  # the split has no such part
+                continue
+            if len(read):
+                dataset = datamodule._prepared(read, train=False)
+                break
+        if dataset is None:
+            return None
+        rows = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _PRIOR_IMAGES)).astype(int)).tolist()
+        loader = DataLoader(
+            Subset(dataset, rows),
+            batch_size=datamodule.eval_batch_size,
+            num_workers=datamodule.num_workers,
+            collate_fn=Collate(None),
+        )
+        kinds = len(self.categories) + 1
+        total: Tensor | None = None
+        count = torch.zeros(kinds)
+        for batch in loader:
+            mask, category = batch["mask"][:, 0], self._category(batch)
+            if total is None:
+                total = torch.zeros(kinds, *mask.shape[1:])
+            total.index_add_(0, category, mask)
+            count += torch.bincount(category, minlength=kinds)
+        assert total is not None
+        if not bool(total.any()):
+            return None
+        overall = total.sum(0) / count.sum()
+        mean = torch.where(count[:, None, None] > 0, total / count.clamp_min(1)[:, None, None], overall)
+        return mean
+
+    # ---------------------------------------------------------------- heatmaps
+
+    def _category(self, batch: dict[str, Any]) -> Tensor:
+        """(B,) long: the class that the text names, else the first that the labels have; C where there is none."""
+        labels = batch["label"] == 1
+        first = torch.where(labels.any(1), labels.float().argmax(1), len(self.categories))
+        places = {name: i for i, name in enumerate(self.categories)}
+        named = torch.tensor([places.get(text, -1) for text in batch["text"]], device=first.device)
+        return torch.where(named >= 0, named, first)
+
+    def phrase_vectors(self, batch: dict[str, Any]) -> Tensor:
+        """(B, d) embeddings of what is looked for in each image.
+
+        Raises:
+            DataError: an empty phrase, or an image of no class where prompts stand for classes.
+        """
+        raw = self.rules.raw
+        if self.prompt_set is None:
+            return self.texts(checked_texts(batch["text"], "phrase"), raw=raw)
+        table = PromptTable.of(self.prompt_set.among(self.categories))
+        pooled = self.rules.pooling
+        vectors = class_vectors(self.texts(table.texts, raw=pooled != "unit"), table.positive, pooled)
+        category = self._category(batch)
+        if bool((category == len(self.categories)).any()):
+            raise DataError("an image has no class, and the prompts are of classes: set prompts to phrase")
+        return vectors[category]
+
+    @torch.no_grad()
+    def heatmaps(self, images: Tensor, phrases: Tensor) -> Tensor:
+        """(B, 3, S, S) images and (B, d) phrases to (B, S, S) heatmaps by the protocol's rules."""
+        raw = self.rules.raw
+        encode = getattr(self.method, "encode_patches", self.method.embed_patches) if raw else self.method.embed_patches
+        weights = self.method.patch_weights() if self.rules.patch_weights and self._has_patch_weights() else None  # type: ignore[operator]
+        maps = similarity_maps(encode(images).float(), phrases.float(), normalise=not raw, patch_weights=weights)
+        maps = smooth(maps, self.sigma)
+        if self.scale == "share":
+            maps = (maps / _SHARE_TEMPERATURE).flatten(1).softmax(1).view_as(maps) * maps[0].numel()
+        return self._scaled(upsample(maps, (images.shape[-2], images.shape[-1]), self.interpolation))
+
+    def _has_patch_weights(self) -> bool:
+        return hasattr(self.method, "patch_weights") and getattr(self.method, "correlation", True) is not None
+
+    def _scaled(self, maps: Tensor) -> Tensor:
+        return min_max(maps, *_RANGE[self.scale]) if self.scale in ("unit", "signed") else maps
+
+    def _prior(self, name: str, batch: dict[str, Any]) -> Tensor:
+        """(B, S, S) heatmaps of a prior, on the scale of the method's."""
+        mask = batch["mask"]
+        size = (mask.shape[-2], mask.shape[-1])
+        if name == "centre":
+            made = centre_prior(*size).to(mask.device)[None].expand(len(mask), -1, -1)
+        else:
+            made = self._priors["mean_box"].to(mask.device)[self._category(batch)]
+        if self.scale == "share":  # of the same mean, 1
+            return made / made.mean((1, 2), keepdim=True).clamp_min(1e-12)
+        return self._scaled(made)
+
+    # ---------------------------------------------------------------- statistics
+
+    def _thresholds(self, source: str) -> tuple[float, ...]:
+        return self.fixed or (self._candidates if self._choosing else self._chosen[source])
+
+    def store(self) -> SampleStore:
+        """The statistics of each sample's heatmap, of the priors' under their names, and the sample's category."""
+        names = [f"{prefix}{name}" for prefix in ("", *(f"{p}_" for p in self.prior_names)) for name in COLUMNS]
+        return SampleStore([*dict.fromkeys(name for name in names if not name.endswith("_truth")), "category"])
+
+    @torch.no_grad()
+    def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """See :meth:`store`."""
+        mask = batch["mask"][:, 0]
+        found: dict[str, Any] = {"category": self._category(batch)}
+        heat = self.heatmaps(batch["image"], self.phrase_vectors(batch))
+        found.update(grounding_statistics(heat, mask, self._thresholds("")))
+        for prior in self.prior_names:
+            own = grounding_statistics(self._prior(prior, batch), mask, self._thresholds(prior))
+            found.update({f"{prior}_{name}": value for name, value in own.items() if name != "truth"})
+        if self.trainer.testing and not self._choosing and self.trainer.is_global_zero:
+            self._keep(batch, heat)
+        return found
+
+    @torch.no_grad()
+    def on_validation_part(self) -> Samples | None:
+        """The statistics of the validation part at all candidates of a threshold."""
+        self._choosing = True
+        try:
+            return super().on_validation_part()
+        finally:
+            self._choosing = False
+
+    def wants_validation(self) -> bool:
+        """Where the thresholds are not given."""
+        return not self.fixed
+
+    def validated(self, samples: Samples) -> None:
+        """For the method and each prior the threshold with the largest mean IoU."""
+        if self.fixed:
+            return
+        for source in ("", *self.prior_names):
+            own = self._of(samples, source)
+            found = grounding_measures(own, thresholds=self._candidates)
+            values = torch.stack([found[f"iou@{t:g}"] for t in self._candidates]).nan_to_num(nan=-1.0)
+            if bool((values < 0).all()):
+                raise DataError("no image of the validation part has a mask, so no threshold can be chosen on it")
+            self._chosen[source] = (self._candidates[int(values.argmax())],)
+
+    def _of(self, samples: Samples, source: str) -> Samples:
+        """The columns of the method, or of a prior under the method's names."""
+        names = {name: name if name == "truth" or not source else f"{source}_{name}" for name in COLUMNS}
+        return Samples(samples.index, {n: samples[of] for n, of in names.items()} | {"category": samples["category"]})
+
+    def _measured(self, samples: Samples, source: str, weights: Tensor | None) -> dict[str, Tensor]:
+        own, thresholds = self._of(samples, source), self.fixed or self._chosen[source]
+        if not self.fixed and own["intersection"].shape[1:] == (len(self._candidates),):  # of a validation run
+            at = self._candidates.index(thresholds[0])
+            own = own.with_columns(**{n: own[n][:, at : at + 1] for n in ("intersection", "predicted")})
+        names = [*self.categories, "none"]
+        found = grounding_measures(own, weights, thresholds=thresholds, categories=names)
+        if len(self.categories) < 2:
+            found = {name: v for name, v in found.items() if not name.endswith("_category") and "/" not in name}
+        if len(thresholds) > 1:
+            return found
+        mark = f"@{thresholds[0]:g}"
+        return {
+            n.replace(mark, ""): v for n, v in found.items() if n.partition("/")[0] not in ("miou", "miou_category")
+        }
+
+    def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Of the method, of the priors, and the gains over these."""
+        found = self._measured(samples, "", weights)
+        result = dict(found)
+        for prior in self.prior_names:
+            other = self._measured(samples, prior, weights)
+            for name in _COMPARED:
+                if name in found:
+                    result[f"prior_{prior}/{name}"] = other[name]
+                    result[f"gain_over_{prior}/{name}"] = found[name] - other[name]
+        return result
+
+    def monitored(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Without the priors."""
+        return {name: v for name, v in measures.items() if not name.startswith(("prior_", "gain_"))}
+
+    # ---------------------------------------------------------------- results
+
+    def report(self, samples: Samples, part: str = "test", notes: dict[str, Any] | None = None) -> dict[str, Tensor]:
+        """As the base class, with the number of images without a mask, and the figure."""
+        without = int((samples["truth"] == 0).sum())
+        if without:
+            rank_zero_info(f"{without} of {len(samples)} images have no mask and do not count")
+        found = super().report(samples, part, {"without_mask": without, **(notes or {})})
+        if self._shown:
+            self._draw()
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Thresholds, and what is looked for."""
+        chosen = {source or "method": list(t) for source, t in self._chosen.items()}
+        return {
+            "thresholds": list(self.fixed) or chosen,
+            "thresholds_from": "protocol" if self.fixed else "validation, best IoU",
+            "prompts": None
+            if self.prompt_set is None
+            else {"name": self.prompt_set.name, "version": self.prompt_set.version},
+            "categories": self.categories,
+        }
+
+    def _keep(self, batch: dict[str, Any], heat: Tensor) -> None:
+        for i in range(min(self.figures - len(self._shown), len(heat))):
+            self._shown.append(
+                {
+                    "image": batch["image"][i].float().cpu().numpy(),
+                    "heat": heat[i].float().cpu().numpy(),
+                    "mask": batch["mask"][i, 0].cpu().numpy(),
+                    "text": batch["text"][i],
+                    "id": batch["id"][i],
+                }
+            )
+
+    def _draw(self) -> None:
+        columns = {key: [sample[key] for sample in self._shown] for key in self._shown[0]}
+        figure = viz.grounding_figure(
+            columns["image"], {"similarity": columns["heat"]}, columns["mask"], columns["text"], columns["id"]
+        )
+        path = viz.save(figure, Path(self.trainer.default_root_dir) / "figures" / "grounding.png")
+        rank_zero_info(f"heatmaps drawn in {path}")
+        self._shown = []
