@@ -29,7 +29,7 @@ from torchmetrics.functional.classification import (
 
 from medvlp.errors import ConfigError, DataError
 from medvlp.metrics.curves import Curve, best_f1_thresholds, best_mcc_thresholds, known, youden_thresholds
-from medvlp.metrics.samples import SampleMetric, Samples
+from medvlp.metrics.samples import SampleMetric, Samples, weighted_mean
 
 __all__ = [
     "ClassificationMetric",
@@ -120,7 +120,8 @@ def classification_measures(
         result["classes_absent"] = torch.stack(rows["auroc"]).isnan().sum(0).double()
     if top is not None:
         right = torch.where(usable[:, 0], (top & (labels == 1)).any(1), torch.nan)
-        result["accuracy"] = _share(right, weights)
+        ones = torch.ones(1, len(right), device=right.device)
+        result["accuracy"] = weighted_mean(right, ones if weights is None else weights)
     return result if weights is not None else {name: value.reshape(()) for name, value in result.items()}
 
 
@@ -141,13 +142,6 @@ def _decided(decision: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[
     hits, chosen, present, right, total = (weights.double() @ torch.stack(counted, 1).double()).unbind(1)
     f1 = torch.where(present > 0, 2 * hits / (chosen + present), torch.nan)
     return f1, right / total
-
-
-def _share(values: Tensor, weights: Tensor | None) -> Tensor:
-    """(R,) weighted mean of (N,) values, NaN ones left out."""
-    there = ~values.isnan()
-    weights = torch.ones(1, len(values), device=values.device) if weights is None else weights
-    return (weights.double() @ values.nan_to_num().double()) / (weights.double() @ there.double())
 
 
 class ClassificationMetric(SampleMetric):

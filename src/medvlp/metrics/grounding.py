@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from medvlp.errors import ConfigError
-from medvlp.metrics.samples import SampleMetric, Samples
+from medvlp.metrics.samples import SampleMetric, Samples, weighted_mean
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 """BioViL's and MaCo's."""
@@ -175,23 +175,17 @@ def grounding_measures(
         **{f"iou@{t:g}": iou[:, i] for i, t in enumerate(thresholds)},
         **{"miou": iou.mean(1), "cnr": cnr, "cnr_absolute": cnr.abs()},
     }
-    result = {name: _mean(value, w) for name, value in {**by_category, **values}.items()}
+    result = {name: weighted_mean(value, w) for name, value in {**by_category, **values}.items()}
     if "category" in samples.columns:
         category = samples["category"].long()
         kinds = sorted(set(category.tolist()))
         members = [(category == kind).double() for kind in kinds]
         for name, value in by_category.items():
-            means = [_mean(value, w * own) for own in members]
+            means = [weighted_mean(value, w * own) for own in members]
             result[f"{name}_category"] = torch.stack(means).nanmean(0) if means else result[name]
             for kind, mean in zip(kinds, means, strict=True):
                 result[f"{name}/{categories[kind] if categories else kind}"] = mean
     return result if weights is not None else {name: value.reshape(()) for name, value in result.items()}
-
-
-def _mean(values: Tensor, w: Tensor) -> Tensor:
-    """(R,) weighted mean of what is defined."""
-    there = ~values.isnan()
-    return (w @ values.nan_to_num(nan=0.0)) / (w @ there.double())
 
 
 class GroundingMetric(SampleMetric):

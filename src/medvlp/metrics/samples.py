@@ -32,6 +32,20 @@ def first_of_each(index: Tensor) -> Tensor:
     return order[first]
 
 
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Means of the defined values of samples, for many weightings.
+
+    Args:
+        values: (N,), NaN where not defined.
+        weights: (R, N) how often each sample counts.
+
+    Returns:
+        (R,) float64; NaN where no sample with a weight has a value.
+    """
+    weights, values = weights.double(), values.double()
+    return (weights @ values.nan_to_num(nan=0.0)) / (weights @ (~values.isnan()).double())
+
+
 @dataclass(frozen=True)
 class Ragged:
     """Rows of which each sample has its own number: boxes, detections.
