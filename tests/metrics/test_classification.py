@@ -113,6 +113,21 @@ def test_medklip_rule_in_every_resample():
         assert float(found["accuracy_medklip"][r]) == pytest.approx(accuracy, abs=1e-6)
 
 
+def test_kad_rule_in_every_resample():
+    samples = made(40, classes=1, seed=4)
+    weights = drawn(40, 20).double()
+    found = classification_measures(samples, weights)
+    for r, counts in enumerate(weights.long()):
+        again = samples.select(torch.repeat_interleave(counts))
+        label, score = again["label"][:, 0].numpy(), again["score"][:, 0].numpy()
+        keep = np.isin(label, (0, 1))
+        label, score = label[keep], score[keep]
+        values = {t: matthews_corrcoef(label, score >= t) for t in np.unique(score)}
+        best = min(t for t, v in values.items() if v > max(values.values()) - 1e-9)
+        assert float(found["f1_kad"][r]) == pytest.approx(f1_score(label, score >= best), abs=1e-6)
+        assert float(found["accuracy_kad"][r]) == pytest.approx(((score >= best) == label).mean(), abs=1e-6)
+
+
 def test_classes_without_both_answers_are_left_out_and_counted():
     labels = torch.tensor([[1.0, 1, torch.nan, 1], [0, 1, torch.nan, 0], [1, -1, torch.nan, torch.nan]])
     scores = torch.tensor([[0.9, 0.1, 0.1, 0.3], [0.2, 0.2, 0.2, 0.6], [0.3, 0.3, 0.3, 0.3]])

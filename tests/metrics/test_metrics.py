@@ -122,6 +122,19 @@ def test_store_keeps_each_row_once_in_order():
     assert store.compute()["label"].shape == (2, 0)
 
 
+def test_a_single_pair_stays_a_row():
+    store = EmbeddingStore()
+    store.update(random(1), random(1), torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), torch.zeros(1).long())
+    found = store.compute()
+    assert [found[name].shape[0] for name in ("image", "text", "label", "group", "index")] == [1] * 5
+    assert recall_at_k(found["image"], found["text"], (1,), found["group"]) == {1: 1.0}
+
+
+def test_nan_scores_have_no_auroc():
+    scores = torch.tensor([[0.1, torch.nan], [0.9, 0.2]])
+    assert auroc_per_class(scores, torch.tensor([[0.0, 0], [1, 1]])).isnan().tolist() == [False, True]
+
+
 def test_store_keeps_no_graph_and_float32():
     store = EmbeddingStore()
     image = random(2).bfloat16().requires_grad_()

@@ -7,6 +7,8 @@
 ``f1``, ``accuracy``        at thresholds chosen elsewhere (validation), mean over the classes; ``/<class>``
 ``f1_medklip``,             largest F1 over the thresholds **of the scored set itself**, and the accuracy there: what
 ``accuracy_medklip``        MedKLIP's released code prints. For comparison with published tables alone
+``f1_kad``,                 the same at the threshold of the scored set with the largest Matthews correlation (KAD)
+``accuracy_kad``
 ``accuracy`` (multiclass)   top 1, micro average (what COVIDx tables hold)
 ``f1`` (multiclass)         of the top 1, one class against the others, mean over the classes that have a positive
 =========================== ============================================================================================
@@ -103,6 +105,7 @@ def classification_measures(
             found["f1"] = _decided(top[:, c], label, weights)[0]
         else:
             found["f1_medklip"], found["accuracy_medklip"] = curve.best_f1()
+            found["f1_kad"], found["accuracy_kad"] = curve.best_mcc()
             if thresholds is not None:
                 threshold = thresholds[c].to(score)
                 f1, accuracy = _decided(score >= threshold, label, weights)

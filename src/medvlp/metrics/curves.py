@@ -119,6 +119,22 @@ class Curve:
         accuracy = (above[:, 0] + self.negatives) / (self.positives + self.negatives)
         return _where(self.defined, f1.gather(1, at)[:, 0]), _where(self.defined, accuracy)
 
+    def best_mcc(self) -> tuple[Tensor, Tensor]:
+        """KAD's test-optimised numbers: F1 and accuracy where Matthews' correlation is largest (score >= threshold).
+
+        Returns:
+            (R,) F1 and (R,) accuracy; NaN without a positive or a negative.
+        """
+        if not len(self.thresholds):
+            nothing = torch.full_like(self.positives, torch.nan)
+            return nothing, nothing
+        at = self.best(self.mcc())[:, None]
+        right = (self.tp - self.fp).gather(1, at)[:, 0] + self.negatives
+        return (
+            _where(self.defined, self.f1().gather(1, at)[:, 0]),
+            _where(self.defined, right / (self.positives + self.negatives)),
+        )
+
 
 _TINY = 1e-300
 """Below every weight: keeps 0 / 0 at 0."""

@@ -4,7 +4,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from medvlp.metrics.samples import first_of_each
+from medvlp.metrics.samples import Samples, first_of_each
 
 
 class EmbeddingStore(Metric):
@@ -42,14 +42,13 @@ class EmbeddingStore(Metric):
         self.group.append(group)
         self.index.append(index)
 
-    def compute(self) -> dict[str, Tensor]:
-        """All rows, sorted by index, duplicates dropped: image (N, d), text (N, d), label (N, K), group, index (N,)."""
+    def compute(self) -> Samples:
+        """All rows, sorted by index, duplicates dropped.
+
+        Returns:
+            Columns image (N, d), text (N, d), label (N, K), group (N,), and the index (N,).
+        """
+        names = ("image", "text", "label", "group")
         index = dim_zero_cat(self.index)
-        keep = first_of_each(index)
-        return {
-            "image": dim_zero_cat(self.image)[keep],
-            "text": dim_zero_cat(self.text)[keep],
-            "label": dim_zero_cat(self.label)[keep],
-            "group": dim_zero_cat(self.group)[keep],
-            "index": index[keep],
-        }
+        everything = Samples(index, {name: dim_zero_cat(getattr(self, name)) for name in names})
+        return everything.select(first_of_each(index))

@@ -115,11 +115,13 @@ class Samples:
         return len(self.index)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A plain column.
+        """A plain column, or "index".
 
         Raises:
             DataError: there is no such column.
         """
+        if name == "index":
+            return self.index
         if name not in self.columns:
             raise DataError(
                 f"these predictions have no column {name!r}, only {', '.join(sorted(self.columns)) or 'none'}; "

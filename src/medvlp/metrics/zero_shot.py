@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
+
+from medvlp.metrics.curves import Curve
 
 
 def prompt_embeddings(prompts: Tensor) -> Tensor:
@@ -44,16 +45,13 @@ def auroc_per_class(scores: Tensor, labels: Tensor) -> Tensor:
         labels: (N, C): 1 present, 0 absent; anything else (NaN, −1 uncertain) is left out.
 
     Returns:
-        (C,) in [0, 1]; NaN for a class without both a positive and a negative. torchmetrics would give 0, which
-        drags a macro mean down.
+        (C,) in [0, 1]; NaN for a class without both a positive and a negative, or with a score that is NaN.
+        torchmetrics would give 0 for the first, which drags a macro mean down; it also takes scores outside [0, 1]
+        for logits and makes ties of large ones.
     """
-    result = torch.full((scores.shape[1],), torch.nan)
-    for c in range(scores.shape[1]):
-        known = (labels[:, c] == 0) | (labels[:, c] == 1)
-        target = labels[known, c].long()
-        if 0 < int(target.sum()) < len(target):
-            result[c] = binary_auroc(scores[known, c], target)
-    return result
+    curves = [Curve.of(scores[:, c], labels[:, c]) for c in range(scores.shape[1])]
+    found = torch.stack([curve.auroc()[0] for curve in curves]).float() if curves else scores.new_zeros(0)
+    return torch.where(scores.isnan().any(0), torch.nan, found)
 
 
 def zero_shot_auroc(
