@@ -105,11 +105,15 @@ def grounding_figure(
                 axis.set_title(title, fontsize=7)
             if 0 < truth.mean() < 1:
                 axis.contour(truth, levels=[0.5], colors="cyan", linewidths=0.8)
-        heading = f"{titles[number]}\n" if titles else ""
-        lines = textwrap.wrap(phrase, 30 * per_sample)[:3]
+        wide = 26 * per_sample
+        lines = [textwrap.shorten(titles[number], wide, placeholder=" …")[-wide:]] if titles else []
+        lines += textwrap.wrap(phrase, wide)[:2]
         style = {"va": "top", "fontsize": 6.5, "family": "sans-serif", "parse_math": False}
         axis = grid[row, first]
-        axis.text(0, -0.03, heading + "\n".join(lines), transform=axis.transAxes, **style)
+        text = axis.text(0, -0.03, "\n".join(lines), transform=axis.transAxes, **style)
+        # below both pictures: counted into the layout it would widen the first one's column
+        text.set_in_layout(False)
+    figure.get_layout_engine().set(h_pad=0.25)  # type: ignore[union-attr, call-arg]  # room for the texts, in inches
     return figure
 
 

@@ -49,4 +49,5 @@ TASKS: dict[str, TaskEntry] = {
     "grounding": TaskEntry(
         "Grounding", "medvlp.tasks.grounding", False, ("default", "g2d", "biovil", "maco", "medklip")
     ),
+    "retrieval": TaskEntry("Retrieval", "medvlp.tasks.retrieval", False, ("pairs", "gloria_5x200", "convirt_8x200")),
 }

@@ -392,6 +392,9 @@ class Grounding(Evaluator):
                 if name in found:
                     result[f"prior_{prior}/{name}"] = other[name]
                     result[f"gain_over_{prior}/{name}"] = found[name] - other[name]
+            main = "iou/" if len(self.fixed) < 2 else "miou/"
+            own = {name: value - other[name] for name, value in found.items() if name.startswith(main)}
+            result.update({f"gain_over_{prior}/{name}": value for name, value in own.items()})
         return result
 
     def monitored(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
