@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from medvlp.metrics.classification import ClassificationMetric
+from medvlp.metrics.detection import DetectionMetric
 from medvlp.metrics.samples import SampleStore
 
 WORLD = 2
@@ -40,6 +42,27 @@ def make() -> SampleStore:
     return SampleStore(["score", "label"], ragged=["boxes", "tags"])
 
 
+def measured(rows: list[int], batch: int) -> dict[str, float]:
+    """One metric of plain columns and one of ragged ones, through torchmetrics' own ``compute``."""
+    flat, boxed = ClassificationMetric(), DetectionMetric()
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        items = [sample(row) for row in part]
+        labels = torch.tensor([[row % 2, row % 3 == 0, row > 2] for row in part]).float()
+        flat.update(torch.stack([item["score"] for item in items]), labels, torch.tensor(part))
+        truth = [{"boxes": 9 * corners(item["boxes"]), "labels": item["tags"] * 0} for item in items]
+        found = [
+            {**one, "boxes": one["boxes"] + 0.4, "scores": item["boxes"][:, 0]}
+            for one, item in zip(truth, items, strict=True)
+        ]
+        boxed.update(found, truth, torch.tensor(part))
+    return {name: float(value) for metric in (flat, boxed) for name, value in metric.compute().items()}
+
+
+def corners(boxes: torch.Tensor) -> torch.Tensor:
+    return torch.cat([boxes[:, :2], boxes[:, :2] + 0.1 + boxes[:, 2:]], 1)
+
+
 def work(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -49,6 +72,7 @@ def work(rank: int, folder: str, port: int) -> None:
     found = fill(make(), rows, batch=3).compute()
     torch.save(
         {
+            "measured": measured(rows, batch=3),
             "index": found.index,
             **found.columns,
             **{f"{n}.values": r.values for n, r in found.ragged.items()},

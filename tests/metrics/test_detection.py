@@ -1,10 +1,12 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torchmetrics.detection import MeanAveragePrecision
 
+from medvlp.metrics.bootstrap import group_codes, interval
 from medvlp.metrics.detection import IOUS, RATES, DetectionMetric, detection_measures, rank_detections
 from medvlp.metrics.samples import Ragged, Samples
 
@@ -189,6 +191,20 @@ def test_boxes_without_area_match_nothing():
     one = {"boxes": line, "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
     found = detection_measures(table([one], [{"boxes": line, "labels": torch.tensor([0])}]))
     assert float(found["map_coco"]) == 0
+
+
+def test_saved_predictions_give_the_same_values_and_intervals(tmp_path):
+    samples = table(*images())
+    ids = [str(i) for i in range(13)]
+    samples.to_frame(ids, [str(i // 2) for i in range(13)]).to_parquet(tmp_path / "predictions.parquet")
+    frame = pd.read_parquet(tmp_path / "predictions.parquet")
+    again, groups = Samples.from_frame(frame), group_codes(frame["group"])
+    want = {name: float(value) for name, value in detection_measures(samples).items()}
+    assert {name: float(value) for name, value in detection_measures(again).items()} == want
+    found = interval(detection_measures, again, groups, resamples=100)
+    assert found == interval(detection_measures, samples, groups, resamples=100)
+    low, high = found["map_coco"]
+    assert low <= want["map_coco"] <= high
 
 
 def test_metric_counts_each_row_once():

@@ -36,10 +36,13 @@ def test_two_gloo_processes_equal_one_on_an_odd_number(tmp_path):
     alone = gloo_workers.fill(gloo_workers.make(), list(range(gloo_workers.SIZE)), batch=2).compute()
     assert alone.index.tolist() == list(range(gloo_workers.SIZE))
     assert alone.ragged["boxes"].values.shape == (1 + 3 + 5, 4)
+    measures = gloo_workers.measured(list(range(gloo_workers.SIZE)), batch=2)
+    assert 0 < measures["map_coco"] < 1
     for rank in range(gloo_workers.WORLD):
         made = torch.load(tmp_path / f"samples{rank}.pt", weights_only=True)
         ragged = {n: Ragged(made[f"{n}.values"], made[f"{n}.offsets"]) for n in ("boxes", "tags")}
         assert equal(Samples(made["index"], {n: made[n] for n in ("score", "label")}, ragged), alone)
+        assert made["measured"] == pytest.approx(measures, nan_ok=True)
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
