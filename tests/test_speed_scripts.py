@@ -58,3 +58,20 @@ def test_losses():
     assert result["batched_ms"] > 0
     assert result["loop_peak_mib"] >= 0
     assert result["difference"] < 1e-5
+
+
+@pytest.mark.slow
+def test_probe():
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "probe.py"), "--quick", "--threads", "1"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["ratio"] > 0
+    assert figures["zero_shot_ratio"] > 0
+    assert figures["auroc_difference"] <= 0.002
+    assert figures["zero_shot_difference"] <= 1e-5

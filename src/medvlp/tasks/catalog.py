@@ -46,6 +46,7 @@ TASKS: dict[str, TaskEntry] = {
     "segmentation": TaskEntry(
         "Segmentation", "medvlp.tasks.segmentation", True, ("frozen", "mgca", "g2d", "gloria", "medklip", "maco")
     ),
+    "detection": TaskEntry("Detection", "medvlp.tasks.detection.task", True, ("honest", "mgca")),
     "grounding": TaskEntry(
         "Grounding", "medvlp.tasks.grounding", False, ("default", "g2d", "biovil", "maco", "medklip")
     ),
