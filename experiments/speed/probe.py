@@ -1,8 +1,7 @@
-"""Times a linear probe on stored features against one that encodes anew in every epoch, and zero-shot against one
-encoding per class.
+"""Times linear probes on stored features against live ones, and zero-shot with one encoding against one per class.
 
-- probe: the same task, data, head, order and learning rate twice, ``features: cached`` and ``features: live``, each from
-  nothing: encoding, training, validation in every epoch, test. Images are not augmented, so that both see the same.
+- probe: the same task, data, head, order and learning rate twice, ``features: cached`` and ``features: live``, each
+  from nothing: encoding, training, validation in every epoch, test. Images are not augmented, so both see the same.
 - zero_shot: positive-negative scores of all classes from images that are encoded once, against encoding them for each
   class, as released code does.
 
@@ -121,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     args = parser.parse_args(argv)
     if args.quick:
-        args.studies, args.epochs, args.size, args.images = 60, 3, 32, 16
+        args.studies, args.epochs, args.batch, args.size, args.images = 60, 3, 8, 32, 16
     torch.set_num_threads(args.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")

@@ -102,9 +102,9 @@ def _list(what: str) -> None:
 
         table.add_column("protocols")
         table.add_row("pre-training", "medvlp fit", "variants of the methods")
-        for name, entry in TASKS.items():
-            how = "medvlp fit, medvlp test" if entry.trains else "medvlp test"
-            table.add_row(f"{name} ({entry.name})", how, ", ".join(entry.protocols))
+        for name, task in TASKS.items():
+            how = "medvlp fit, medvlp test" if task.trains else "medvlp test"
+            table.add_row(f"{name} ({task.name})", how, ", ".join(task.protocols))
     Console().print(table)
 
 

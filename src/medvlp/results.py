@@ -44,6 +44,29 @@ from medvlp.errors import DataError
 _VERSIONS = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "numpy")
 
 
+def versions() -> dict[str, str]:
+    """Versions of medvlp and of what computes."""
+    found = {"medvlp": __version__, "python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> str:
+    """The accelerator's name and number, or the processor's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{os.cpu_count()} x {name}"
+
+
 @dataclass(frozen=True)
 class ResultRow:
     """One number and what made it; see the module's table for the fields."""
@@ -70,33 +93,10 @@ class ResultRow:
     predictions_sha256: str | None = None
     config_sha256: str | None = None
     seconds: float | None = None
-    hardware: str = field(default_factory=lambda: hardware())
-    versions: dict[str, str] = field(default_factory=lambda: versions())
+    hardware: str = field(default_factory=hardware)
+    versions: dict[str, str] = field(default_factory=versions)
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-def versions() -> dict[str, str]:
-    """Versions of medvlp and of what computes."""
-    found = {"medvlp": __version__, "python": platform.python_version()}
-    for name in _VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> str:
-    """The accelerator's name and number, or the processor's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{os.cpu_count()} x {name}"
 
 
 def sha256_of(value: Any) -> str:

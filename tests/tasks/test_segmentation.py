@@ -40,7 +40,7 @@ def task(**changes):
 
 
 def test_stored_pyramids_are_the_live_ones(corpora, run_task, tmp_path):
-    """Same features, masks and order in every step; what follows differs by rounding alone, which training amplifies."""
+    """Same features, masks and order in every step; what follows differs by rounding, which training amplifies."""
     steps: dict[str, list] = {}
     for features in ("cached", "live"):
         made, seen = task(features=features, features_dtype="float32", views=2), []

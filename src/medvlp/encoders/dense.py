@@ -1,5 +1,6 @@
 """Decoders of segmentation tasks beside the U-Net, and the neck that gives a vision transformer a pyramid."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -67,7 +68,7 @@ class UPerNet(nn.Module):
         super().__init__()
         from_four = [i for i, stride in enumerate(reductions) if stride >= 4]
         strides = [reductions[i] for i in from_four]
-        if len(strides) < 3 or any(b != 2 * a for a, b in zip(strides, strides[1:], strict=False)) or strides[0] != 4:
+        if len(strides) < 3 or any(b != 2 * a for a, b in itertools.pairwise(strides)) or strides[0] != 4:
             raise ConfigError(f"UPerNet needs levels of strides 4, 8, 16, …; the encoder gives {list(reductions)}")
         self.levels = from_four
         self.decoder = UPerNetDecoder(

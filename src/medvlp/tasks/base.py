@@ -1,4 +1,4 @@
-"""What every downstream task is: an encoder, a protocol, per-sample predictions, metrics with intervals, result rows."""
+"""What every downstream task is: an encoder, a protocol, per-sample predictions, metrics with intervals, rows."""
 
 import os
 import time
@@ -368,12 +368,14 @@ class Task(L.LightningModule, ABC):
 
     def _print(self, rows: Sequence[ResultRow], path: Path) -> None:
         first = rows[0]
-        title = f"{first.task} ({first.protocol}), {first.dataset} {first.part}, {first.method}: {first.samples} samples"
+        title = (
+            f"{first.task} ({first.protocol}), {first.dataset} {first.part}, {first.method}: {first.samples} samples"
+        )
         table = Table(title=title)
         for column in ("metric", "value", f"{self.level:.0%} interval"):
             table.add_column(column, justify="left" if column == "metric" else "right")
         for row in rows:
-            known = row.low is not None and row.high is not None and row.low == row.low  # noqa: PLR0124
+            known = row.low is not None and row.high is not None and row.low == row.low
             between = f"{row.low:.4f} – {row.high:.4f}" if known else ""
             table.add_row(row.metric, f"{row.value:.4f}", between)
         Console().print(table)

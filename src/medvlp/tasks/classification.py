@@ -113,6 +113,9 @@ class Classification(Task):
 
     task = "classification"
 
+    chosen: Tensor
+    thresholds: Tensor
+
     def __init__(
         self,
         encoder: EncoderSource | None = None,

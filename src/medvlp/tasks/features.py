@@ -54,7 +54,9 @@ class _Shard:
             found["mask"] = bits.reshape(-1, 1, side, side).astype(np.float32)
         if self.boxes is not None:
             offsets, width = self.boxes["offsets"], self.arrays["index"].shape[1]
-            places = [slice(offsets[v * width + r], offsets[v * width + r + 1]) for v, r in zip(views, rows, strict=True)]
+            places = [
+                slice(offsets[v * width + r], offsets[v * width + r + 1]) for v, r in zip(views, rows, strict=True)
+            ]
             found["boxes"] = [self.boxes["boxes"][place] for place in places]
             found["box_labels"] = [self.boxes["labels"][place] for place in places]
         return found

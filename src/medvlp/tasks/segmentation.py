@@ -50,7 +50,8 @@ PROTOCOLS: dict[str, _Protocol] = {
         optim=OptimConfig(lr=2e-4, weight_decay=0.05, decay_all=True, schedule="constant"),
     ),
     "gloria": _Protocol(
-        frozen=False, optim=OptimConfig(optimizer="adam", lr=5e-4, weight_decay=1e-6, decay_all=True, schedule="plateau")
+        frozen=False,
+        optim=OptimConfig(optimizer="adam", lr=5e-4, weight_decay=1e-6, decay_all=True, schedule="plateau"),
     ),
     "medklip": _Protocol(
         frozen=False,
@@ -157,7 +158,7 @@ class Segmentation(Task):
         if transfer:
             method = self.encoder.method
             own = getattr(method, "decoder", None)
-            if not isinstance(own, UNetDecoder) or own.head[0].out_channels != 1:  # type: ignore[union-attr]
+            if not isinstance(own, UNetDecoder) or own.head[0].out_channels != 1:
                 raise NotSupportedError(
                     f"{self.encoder.name} has no pre-trained decoder of one mask to transfer; set transfer_decoder: "
                     "false"
