@@ -1,0 +1,101 @@
+"""Tasks from the command line: fit, test, and the same numbers from two processes as from one."""
+
+import json
+
+import pytest
+import yaml
+from helpers import image_config
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, corpora):
+    """A config of a probe on a tiny phantom, and the run's folder."""
+    folder = tmp_path_factory.mktemp("probe")
+    encoder = image_config()
+    settings = {
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 2,
+            "num_sanity_val_steps": 0,
+            "logger": False,
+            "enable_progress_bar": False,
+            "default_root_dir": str(folder / "run"),
+            "callbacks": [
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {"dirpath": "${trainer.default_root_dir}/checkpoints", "save_last": True},
+                }
+            ],
+        },
+        "model": {
+            "class_path": "Classification",
+            "init_args": {
+                "encoder": {"image": {"name": encoder.name, "depth": encoder.depth}},
+                "image_size": 32,
+                "resamples": 50,
+            },
+        },
+        "data": {
+            "class_path": "RSNADataModule",
+            "init_args": {
+                "root": str(corpora("rsna")),
+                "split": "g2d",
+                "transform": "phantom",
+                "image_size": 32,
+                "batch_size": 4,
+                "eval_batch_size": 3,
+            },
+        },
+    }
+    path = folder / "probe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path, folder
+
+
+def _rows(path) -> dict:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["metric"]: row for row in rows}
+
+
+def test_fit_then_test_in_one_and_in_two_processes(config, command):
+    path, folder = config
+    command("fit", "--config", path).ok()
+    best = folder / "run" / "checkpoints" / "last.ckpt"
+    found = {}
+    for devices in (1, 2):
+        run = folder / f"test{devices}"
+        strategy = ["--trainer.devices", devices, "--trainer.strategy", "ddp_fork"] if devices > 1 else []
+        command("test", "--config", path, "--ckpt_path", best, "--trainer.default_root_dir", run, *strategy).ok()
+        found[devices] = _rows(run / "results.jsonl")
+    assert found[1]["auroc"]["samples"] % 2 == 1, "an odd number, so that two ranks share unequally"
+    for metric, row in found[1].items():
+        other = found[2][metric]
+        for key in ("value", "low", "high"):
+            assert other[key] == pytest.approx(row[key], rel=1e-6), (metric, key)
+        for key in ("samples", "groups", "split_sha256", "checkpoint", "config_sha256"):
+            assert other[key] == row[key]
+
+
+def test_a_head_is_no_method(config, command):
+    path, folder = config
+    command("fit", "--config", path).ok()
+    head = folder / "run" / "checkpoints" / "last.ckpt"
+    error = command("test", "--config", path, "--model.init_args.encoder.checkpoint", head).error()
+    assert "the head of a task (Classification)" in error
+
+
+def test_a_task_that_trains_nothing_says_so(corpora, checkpoints, command, tmp_path):
+    error = command(
+        *("fit", "--model", "ZeroShotClassification", "--model.encoder.checkpoint", checkpoints("g2d")),
+        *("--data", "RSNADataModule", "--data.root", corpora("rsna"), "--data.transform", "checkpoint"),
+        *("--trainer.default_root_dir", tmp_path, "--trainer.accelerator", "cpu", "--trainer.logger", "false"),
+    ).error()
+    assert "nothing to train" in error
+    assert "medvlp test" in error
+
+
+def test_list_tasks(command):
+    shown = command("list", "tasks").ok().out
+    for name in ("Classification", "Segmentation", "Detection", "ZeroShotClassification", "Grounding", "Retrieval"):
+        assert name in shown
