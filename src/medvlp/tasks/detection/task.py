@@ -224,3 +224,7 @@ class Detection(Task):
     def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
         """See :func:`medvlp.metrics.detection.detection_measures`."""
         return detection_measures(samples, weights)
+
+    def facts(self) -> dict[str, Any]:
+        """Strides of the three levels."""
+        return {"strides": [float(stride) for stride in self.plan.strides]}
