@@ -188,11 +188,6 @@ class GLoRIA(PretrainModule):
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Hidden states of the last layers, (K, B, L, D)."""
-        if input_ids.shape[1] > self.text_encoder.max_positions:
-            raise ConfigError(
-                f"a text of {input_ids.shape[1]} word pieces exceeds the encoder's position table of "
-                f"{self.text_encoder.max_positions}; tokenise with max_length: {self.text_config.max_length}"
-            )
         found = self.text_encoder(input_ids, attention_mask, hidden_states=self.text_layers).hidden_states
         assert found is not None
         return found.transpose(0, 1)

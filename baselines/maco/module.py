@@ -281,11 +281,6 @@ class MaCo(PretrainModule):
         """
         if not self.has_text:
             raise NotSupportedError('maco with contrast "none" has no text side: it cannot embed texts')
-        if input_ids.shape[1] > self.text_encoder.max_positions:
-            raise ConfigError(
-                f"texts of {input_ids.shape[1]} tokens exceed the text encoder's {self.text_encoder.max_positions} "
-                "positions; cut them to text.max_length"
-            )
         return self.text_encoder(input_ids, attention_mask)[1]
 
     def embed_patches(self, images: Tensor) -> Tensor:

@@ -4,40 +4,22 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from medvlp.encoders.image import ImageEncoderConfig
-from medvlp.encoders.text import TextEncoderConfig
 from medvlp.methods.base import PretrainModule
-from medvlp.methods.optim import OptimConfig
 
 
 class TemplateMethod(PretrainModule):
     """CLIP with fixed temperature: mean-pooled image and report, symmetric contrast.
 
     Args:
-        image: image encoder.
-        text: text encoder.
-        optim: optimiser and schedule.
-        image_size: side of the images in pixels.
-        prompts: zero-shot prompt set for validation.
         embed_dim: joint dimension.
         temperature: divisor of the cosines.
-        options: further arguments of :class:`~medvlp.methods.base.PretrainModule`.
+        options: encoders, optimiser and whatever else :class:`~medvlp.methods.base.PretrainModule` takes.
     """
 
     name: ClassVar[str] = "template"
 
-    def __init__(
-        self,
-        image: ImageEncoderConfig | None = None,
-        text: TextEncoderConfig | None = None,
-        optim: OptimConfig | None = None,
-        image_size: int = 224,
-        prompts: str | None = "chexpert",
-        embed_dim: int = 128,
-        temperature: float = 0.07,
-        **options: Any,
-    ) -> None:
-        super().__init__(image=image, text=text, optim=optim, image_size=image_size, prompts=prompts, **options)
+    def __init__(self, embed_dim: int = 128, temperature: float = 0.07, **options: Any) -> None:
+        super().__init__(**options)
         self.temperature = temperature
         self.image_head = nn.Linear(self.image_encoder.out_channels, embed_dim)
         self.text_head = nn.Linear(self.text_encoder.width, embed_dim)

@@ -230,8 +230,14 @@ class TextEncoder(nn.Module):
             :class:`TextFeatures`, whose first two these are.
 
         Raises:
-            ConfigError: more hidden states than layers, or attention of an encoder that is not like BERT.
+            ConfigError: texts beyond the position table, more hidden states than layers, or attention of an encoder
+                that is not like BERT.
         """
+        if input_ids.shape[1] > self.max_positions:
+            raise ConfigError(
+                f"texts of {input_ids.shape[1]} tokens exceed the text encoder's {self.max_positions} positions: its "
+                f"position table of {self.max_positions} holds no more; tokenise with text.max_length as max_length"
+            )
         more = bool(hidden_states or attention)
         options = {"position_ids": torch.zeros_like(input_ids)} if self.zero_positions else {}
         outputs = self.model(
