@@ -36,3 +36,24 @@ def test_long_reports_are_cut():
 def test_no_maps(tmp_path):
     made = viz.study_figure([np.eye(8)], {}, ["x"])
     assert viz.save(made, tmp_path / "f.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_phrases_beside_their_heatmaps(samples, tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.random((3, 32, 32)) for _ in range(samples)]
+    heat = [rng.normal(size=(32, 32)) for _ in range(samples)]
+    heat[0][:4] = np.nan
+    masks = [np.pad(np.ones((8, 8)), 12) for _ in range(samples)]
+    masks[-1] = np.zeros((32, 32))  # nothing to outline
+    made = viz.grounding_figure(
+        images, {"similarity": heat}, masks, ["costs $5 and 10$ _{"] * samples, ["id"] * samples
+    )
+    columns = min(samples, 3)
+    assert len(made.axes) == 2 * columns * -(-samples // 3)
+    assert made.axes[1].get_title() == "similarity"
+    assert made.axes[0].texts[0].get_text() == "id\ncosts $5 and 10$ _{"
+    with Image.open(viz.save(made, tmp_path / "g.png", dpi=60)) as image:
+        assert image.size[0] > 80 * columns
+    flat = viz.grounding_figure(images[:1], {"flat": [np.full((32, 32), np.nan)]}, masks[:1], ["x"])
+    assert viz.save(flat, tmp_path / "f.png").stat().st_size > 1000
