@@ -128,6 +128,19 @@ def test_a_batch_without_boxes():
 
 
 @needs_package
+def test_boxes_keep_their_digits_under_autocast():
+    head = small().eval()
+    features = pyramid((8, 4, 2))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head.decode(head(features))
+    with torch.no_grad():
+        want = head.decode(head(features))
+    assert found.boxes.dtype == torch.float32
+    assert (found.boxes - want.boxes).abs().max() < 0.5
+    assert head.loss(head(features), truth_of([torch.zeros(0, 4)] * 2, None, (64, 64)))["classes"].isfinite()
+
+
+@needs_package
 def test_squares_only():
     with pytest.raises(ConfigError, match="square"):
         UltralyticsYOLOv3(plan_levels([8, 16, 32]), [8, 8, 8], (64, 96))

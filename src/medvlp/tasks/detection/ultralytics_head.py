@@ -131,9 +131,13 @@ class UltralyticsYOLOv3(nn.Module):
                 features = [features if place == -1 else kept[place] for place in layer.f]
             elif layer.f != -1:
                 features = kept[layer.f]
+            if layer is self.detect:
+                # it decodes to pixels, for which bfloat16 has too few digits
+                with torch.autocast(features[0].device.type, enabled=False):
+                    return layer([level.float() for level in features])
             features = layer(features)
             kept.append(features if layer.i in self.saved else None)
-        return features
+        raise AssertionError("the last layer is Detect")
 
     def loss(self, outputs: Any, truth: Truth) -> dict[str, Tensor]:
         """The package's loss, per image, of the outputs of :meth:`forward`.
@@ -155,7 +159,7 @@ class UltralyticsYOLOv3(nn.Module):
         if self._criterion is None or self._criterion.device != device:
             self._criterion = self._criterion_class(self)
         with torch.autocast(device.type, enabled=False):
-            summed, _ = self._criterion(_as_float(outputs), batch)
+            summed, _ = self._criterion(outputs, batch)
         return dict(zip(("box", "classes", "dfl"), (summed / truth.batch).unbind(), strict=True))
 
     def decode(self, outputs: Any) -> Predictions:
@@ -169,12 +173,3 @@ class UltralyticsYOLOv3(nn.Module):
         found = outputs[0].float().transpose(1, 2)
         classes = found[..., 4:]
         return Predictions(corners_of(found[..., :4]), classes.amax(2), classes)
-
-
-def _as_float(outputs: Any) -> Any:
-    """Float32 in every tensor of nested tuples, lists and dictionaries."""
-    if isinstance(outputs, Tensor):
-        return outputs.float()
-    if isinstance(outputs, dict):
-        return {name: _as_float(value) for name, value in outputs.items()}
-    return type(outputs)(_as_float(value) for value in outputs)
