@@ -17,7 +17,10 @@ from medvlp.cli import build_cli
 FOLDER = Path(__file__).parents[1] / "experiments"
 PAPER = FOLDER / "pretrain" / "g2d" / "paper.yaml"
 OVERLAYS = sorted((FOLDER / "ablations").glob("*/*.yaml"))
-CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(OVERLAYS))
+TASKS = sorted(
+    p for room in ("downstream", "zero_shot", "grounding", "retrieval") for p in (FOLDER / room).rglob("*.yaml")
+)
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(OVERLAYS) - set(TASKS))
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -25,6 +28,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 PHANTOMS = [p for p in CONFIGS if _settings(p)["data"]["init_args"].get("phantom")]
+PHANTOM_TASKS = [p for p in TASKS if _settings(p)["data"]["init_args"].get("phantom")]
 
 
 def _id(path: Path) -> str:
@@ -211,3 +215,80 @@ def test_phantom_config_runs(command, path, tmp_path):
 
 def test_quickstart_is_one_of_them():
     assert FOLDER / "quickstart.yaml" in PHANTOMS
+
+
+# ---------------------------------------------------------------- tasks
+
+
+@pytest.fixture(scope="module")
+def tiny_g2d(tmp_path_factory) -> Path:
+    """An untrained checkpoint with the architecture of pretrain/g2d/phantom.yaml, a fraction of its width."""
+    from helpers import tokenizer
+
+    from medvlp import G2D
+    from medvlp.encoders.image import ImageEncoderConfig
+    from medvlp.encoders.text import TextEncoderConfig
+
+    model = G2D(
+        image=ImageEncoderConfig(name="resnet18", depth=4),
+        text=TextEncoderConfig(hidden_size=32, num_layers=1, num_heads=2, vocab_size=200, max_length=24),
+        image_size=112,
+        embed_dim=32,
+        decoder_widths=[8, 8, 8, 8],
+    )
+    model.attach_tokenizer(tokenizer())
+    model.preprocess = {"transform": "phantom", "size": 112, "intensity": "standard"}
+    path = tmp_path_factory.mktemp("g2d") / "tiny.ckpt"
+    model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("path", TASKS, ids=_id)
+def test_task_builds(path, tiny_g2d, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = _settings(path)
+    source = settings["model"]["init_args"]["encoder"]
+    assert source["checkpoint"].startswith("runs/"), "a checkpoint that another config of this folder writes"
+    changes: list[str | Path] = ["--model.init_args.encoder.checkpoint", tiny_g2d]
+    if "image" in source:  # another network, which a tiny checkpoint cannot fill
+        changes += ["--model.init_args.encoder.min_match", "0"]
+    cli = _build("--config", path, *changes)
+    assert type(cli.model).__name__ == settings["model"]["class_path"]
+    data = cli.datamodule
+    assert data.transform == "checkpoint" or data.image_size == cli.model.image_size
+    assert not list(tmp_path.iterdir()), "building writes nothing"
+
+
+def test_every_corpus_of_a_task_has_a_phantom_twin():
+    there = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in TASKS}
+    recipes = ("_g2d", "_maco", "_medklip")  # of a corpus or task that has a twin in another recipe
+    lonely = {name for name in there if not name.endswith("_phantom") and f"{name}_phantom" not in there}
+    assert {name for name in lonely if not name.endswith(recipes)} <= {"zero_shot/chexpert_5x200"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PHANTOM_TASKS, ids=_id)
+def test_phantom_task_runs(command, path, tiny_g2d, tmp_path):
+    settings = _settings(path)
+    run = tmp_path / "run"
+    options = [
+        *("--config", path, "--trainer.default_root_dir", run, "--model.init_args.encoder.checkpoint", tiny_g2d),
+        *("--data.init_args.root", tmp_path / "phantom", "--data.init_args.phantom.studies", "120"),
+        *("--model.init_args.resamples", "20"),
+    ]
+    if "per_class" in settings["model"]["init_args"]:
+        options += ["--model.init_args.per_class", "1"]  # so small a corpus has no more
+    room = path.relative_to(FOLDER).parts[0]
+    if room == "downstream":
+        short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--data.init_args.batch_size", "8"]
+        if "features_dir" in settings["model"]["init_args"]:
+            short += ["--model.init_args.features_dir", tmp_path / "features"]
+        command("fit", *options, *short, cwd=tmp_path).ok()
+        options += ["--ckpt_path", run / "checkpoints" / "last.ckpt"]
+        if "features_dir" in settings["model"]["init_args"]:
+            options += ["--model.init_args.features_dir", tmp_path / "features"]
+    command("test", *options, cwd=tmp_path).ok()
+    rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    assert rows
+    assert all(len(row["split_sha256"]) == len(row["checkpoint"]) == 64 for row in rows)
+    assert (run / rows[0]["predictions"]).is_file()
