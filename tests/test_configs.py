@@ -277,7 +277,9 @@ def test_phantom_task_runs(command, path, tiny_g2d, tmp_path):
         *("--model.init_args.resamples", "20"),
     ]
     if "per_class" in settings["model"]["init_args"]:
-        options += ["--model.init_args.per_class", "1"]  # so small a corpus has no more
+        # so small a corpus has no more
+        options += ["--model.init_args.per_class", "1", "--data.init_args.phantom.studies", "300"]
+        options += ["--data.init_args.phantom.split", "[0.3, 0.1, 0.6]"]
     room = path.relative_to(FOLDER).parts[0]
     if room == "downstream":
         short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--data.init_args.batch_size", "8"]
