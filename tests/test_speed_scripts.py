@@ -58,6 +58,7 @@ def test_losses():
     assert result["batched_ms"] > 0
     assert result["loop_peak_mib"] >= 0
     assert result["difference"] < 1e-5
+    assert result["cpu_ratio"] > 0
 
 
 @pytest.mark.slow
@@ -75,3 +76,44 @@ def test_probe():
     assert figures["zero_shot_ratio"] > 0
     assert figures["auroc_difference"] <= 0.002
     assert figures["zero_shot_difference"] <= 1e-5
+
+
+@pytest.mark.slow
+def test_step():
+    methods = ["g2d", "maco", "mgca", "gloria", "template"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(SCRIPTS / "step.py"),
+            "--quick",
+            "--threads",
+            "1",
+            "--device",
+            "cpu",
+            "--methods",
+            *methods,
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["ratio"] == figures["results"]["g2d"]["ratio"] > 0
+    assert list(figures["results"]) == methods
+    for name, found in figures["results"].items():
+        terms = found["terms_ms"]
+        assert found["bare_ms"] > 0
+        assert found["step_ms"] > 0
+        assert sum(found["terms_share"].values()) == pytest.approx(1, abs=0.01)
+        assert {"image_encoder", "text_encoder", "optimiser", "the rest of the losses"} <= set(terms)
+        assert all(spent >= 0 for spent in terms.values())
+        # nothing of the encoders' backward passes is left without an owner
+        assert found["terms_share"].get("gradients added up", 0) < 0.15, (name, terms)
+    parts = {name: set(found["terms_ms"]) for name, found in figures["results"].items()}
+    assert {"decoder", "pseudo_mask", "dice_bce_paper", "contrast"} <= parts["g2d"]
+    assert {"decoder", "reconstruction_errors", "contrast_paper"} <= parts["maco"]
+    assert {"patch_head", "word_head", "token_loss", "prototype_loss"} <= parts["mgca"]
+    assert {"local_loss", "local_head", "global_head"} <= parts["gloria"]
+    assert "ratio_whole" in figures["results"]["maco"]

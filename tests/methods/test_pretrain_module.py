@@ -6,7 +6,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import MARKER, SIZE, batch, datamodule, sizes, text_config, trainer
+from helpers import MARKER, SIZE, batch, datamodule, image_config, sizes, text_config, trainer
 from medvlp_baselines.template.module import TemplateMethod
 
 import medvlp
@@ -328,3 +328,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, value):
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert not list((tmp_path / "run").rglob("*.ckpt"))
     assert MARKER not in (tmp_path / "run" / "nonfinite_batch_rank0.json").read_text()
+
+
+def test_images_of_another_size_than_the_models_are_said(tmp_path):
+    model = TemplateMethod(**sizes(image=image_config(name="test_vit", depth=None)))
+    with pytest.warns(UserWarning, match="48 px, model.image_size is 32: position tables are interpolated"):
+        trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(
+            model, datamodule=datamodule(tmp_path, batch_size=2, image_size=48)
+        )
