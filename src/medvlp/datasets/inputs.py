@@ -1,0 +1,122 @@
+"""Images that are at hand, in whatever form, made into what a model takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from medvlp.errors import ConfigError, DataError
+from medvlp.io.images import read_image
+from medvlp.resizing import Geometry
+from medvlp.transforms import ImageTransform, build_transform
+
+AnyImage = Any
+"""A path of a JPEG, PNG or DICOM file; a PIL image; a NumPy array or tensor (H, W), (H, W, 1 or 3 or 4) or
+(1 or 3, H, W): integers of 8 or 16 bits, or floats in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """N images as a model takes them, and the way back.
+
+    Attributes:
+        batch: (N, 3, S, S) float32.
+        grey: N arrays uint8 (H, W), the images as read.
+        geometry: what the resize rule did to each.
+        transform: the evaluation transform.
+    """
+
+    batch: Tensor
+    grey: list[np.ndarray]
+    geometry: list[Geometry]
+    transform: ImageTransform
+
+
+def grey_levels(image: AnyImage, intensity: str = "standard") -> np.ndarray:
+    """One image as grey levels, uint8 (H, W).
+
+    Floats in [0, 1] are scaled by 255, 16-bit integers by their range, as for 16-bit files; colour becomes luma by
+    ITU-R 601. Arrays must hold a radiograph in which air is dark.
+
+    Args:
+        image: see :data:`AnyImage`.
+        intensity: for files: a name of :data:`medvlp.io.images.INTENSITIES`.
+
+    Raises:
+        DataError: values, type or shape that no image has.
+        UnreadableItemError: a file that cannot be read.
+    """
+    if isinstance(image, str | Path):
+        return read_image(image, intensity=intensity)
+    if isinstance(image, Image.Image):
+        return _from_array(
+            np.asarray(image if image.mode in ("L", "RGB") or image.mode[0] in "IF" else image.convert("RGB"))
+        )
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().numpy()
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"an image is a path, a PIL image, an array or a tensor, not a {type(image).__name__}")
+    return _from_array(image)
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    shape = array.shape
+    if array.ndim == 3 and shape[-1] not in (1, 3, 4) and shape[0] in (1, 3):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)) or 0 in shape:
+        raise DataError(f"an image has the shape (H, W), (H, W, 3) or (3, H, W), not {tuple(shape)}")
+    if array.dtype == np.bool_:
+        raise DataError("an image of booleans is a mask: give grey levels")
+    values = array.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise DataError("an image holds NaN or infinite values")
+    if np.issubdtype(array.dtype, np.floating):
+        if values.min() < 0 or values.max() > 1:
+            raise DataError(
+                f"an image of floats lies in [0, 1], and this one between {values.min():g} and {values.max():g}; "
+                "divide by its range, or give whole numbers"
+            )
+        values = values * 255
+    elif array.dtype != np.uint8:
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(
+                f"an image of {array.dtype} lies between {values.min():g} and {values.max():g}, not 0…65535"
+            )
+        if values.max() > 255:
+            values = values * (255 / 65535)
+    if values.ndim == 3:
+        values = values[..., 0] if values.shape[-1] == 1 else values[..., :3] @ np.array([0.299, 0.587, 0.114])
+    return np.rint(values).clip(0, 255).astype(np.uint8)
+
+
+def prepare_images(images: AnyImage | Sequence[AnyImage], preprocess: dict[str, Any]) -> PreparedImages:
+    """Reads images and applies the evaluation transform that a model was trained with.
+
+    Args:
+        images: one or several.
+        preprocess: ``transform``, ``size`` and ``intensity`` of the model.
+
+    Raises:
+        ConfigError: the model does not know its preprocessing, or there is no image.
+    """
+    if "transform" not in preprocess:
+        raise ConfigError(
+            "the model does not know how its images are prepared; load it from a checkpoint, or set model.preprocess = "
+            '{"transform": …, "size": …, "intensity": …}'
+        )
+    several = list(images) if isinstance(images, list | tuple) else [images]
+    if not several:
+        raise ConfigError("there is no image")
+    transform = build_transform(preprocess["transform"], int(preprocess["size"]), train=False)
+    grey = [grey_levels(image, preprocess.get("intensity", "standard")) for image in several]
+    parts, geometry = [], []
+    for array in grey:
+        resized, done = transform.resize.image(torch.from_numpy(array)[None])
+        parts.append(transform.finish(resized))
+        geometry.append(done)
+    return PreparedImages(torch.stack(parts), grey, geometry, transform)
