@@ -205,6 +205,33 @@ def test_prompts_stand_for_classes(places, tmp_path, monkeypatch):
         run(task(places, prompts="biovil_rsna"), data, tmp_path)
 
 
+def test_what_a_phrase_shares_with_every_report_can_be_taken_off(places, tmp_path):
+    model = task(places, against=["No acute process.", "Clear lungs."])
+    model.categories = ["Edema"]
+    batch = {"text": ["Hazy lungs.", "Edema"], "label": torch.ones(2, 1)}
+    embed = model.method.embed_text
+    normal = torch.nn.functional.normalize(embed(["No acute process.", "Clear lungs."]).mean(0), dim=-1)
+    phrases = model.phrase_vectors(batch)
+    torch.testing.assert_close(phrases, embed(batch["text"]) - normal)
+    images = torch.rand(2, 3, SIZE, SIZE)
+    model.scale = "none"
+    difference = torch.einsum("bdhw,bd->bhw", model.method.embed_patches(images), phrases)
+    from medvlp.tasks.heatmaps import upsample
+
+    torch.testing.assert_close(model.heatmaps(images, phrases), upsample(difference, SIZE))
+    found = run(task(places, prompts="phantom", against="negatives"), siim(places), tmp_path)
+    assert 0 <= found["iou"] <= 1
+    for change, message in (
+        ({"against": "nothing"}, "not 'nothing'"),
+        ({"against": "negatives"}, "needs a prompt set with negative prompts"),
+        ({"against": "negatives", "prompts": "kad"}, "needs a prompt set with negative prompts"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(task(places, **change), siim(places), tmp_path)
+    with pytest.raises(DataError, match="against: text 0 of 1 is empty"):
+        task(places, against=[" "])
+
+
 def test_phrases_are_those_of_the_data(places):
     model, data = task(places), ms_cxr(places)
     data.trainer = None

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -27,6 +28,8 @@ Scale = Literal["none", "unit", "signed", "share"]
 
 PHRASE = "phrase"
 """As ``prompts``: what the data module gives as text, a phrase or the name of a class."""
+NEGATIVES = "negatives"
+"""As ``against``: the negative prompts of the class."""
 
 _RANGE = {"none": (-1.0, 1.0), "unit": (0.0, 1.0), "signed": (-1.0, 1.0)}
 _CANDIDATES = 39
@@ -110,6 +113,9 @@ class Grounding(Evaluator):
         protocol: see the table.
         prompts: a set whose positive prompts stand for a class (the mean of their embeddings), or "phrase" for the data
             module's texts; None takes the protocol's for the corpus, mostly the texts.
+        against: texts of what is not looked for ("No acute cardiopulmonary process."), or "negatives" for the negative
+            prompts of the class: the mean of their embeddings is taken off the phrase's, so that a heatmap is a
+            difference of cosines (ours; no paper does so). What a phrase shares with every report then falls out.
         sigma: of the Gaussian filter in cells, 0 for none; None takes the protocol's.
         interpolation: "nearest" or "bilinear"; None takes the protocol's.
         scale: "none", "unit" for [0, 1] per image, "signed" for [−1, 1], "share" for MedKLIP's; None takes the
@@ -134,6 +140,7 @@ class Grounding(Evaluator):
         encoder: EncoderSource | None = None,
         protocol: str = "default",
         prompts: str | None = None,
+        against: list[str] | str | None = None,
         sigma: float | None = None,
         interpolation: Interpolation | None = None,
         scale: Scale | None = None,
@@ -158,7 +165,10 @@ class Grounding(Evaluator):
         self.fixed = tuple(rows.thresholds if thresholds is None else thresholds)
         if not self.fixed and self.scale == "share":
             raise ConfigError("scale: share has no range to choose a threshold in; give thresholds")
+        if isinstance(against, str) and against != NEGATIVES:
+            raise ConfigError(f"against is a list of texts or {NEGATIVES!r}, not {against!r}")
         self.given_prompts = prompts
+        self.against = against if isinstance(against, str) else checked_texts(against or [], "against: text")
         self.prior_names: tuple[Prior, ...] = tuple(dict.fromkeys(priors))
         self.figures = figures
         self.prompt_set: PromptSet | None = None
@@ -185,6 +195,8 @@ class Grounding(Evaluator):
             if lost := [c for c in self.categories if c not in found]:
                 known = ", ".join(self.prompt_set.prompts)
                 raise ConfigError(f"the class {lost[0]!r} has no prompts in {name}, which has {known}")
+        if self.against == NEGATIVES and (self.prompt_set is None or not self.prompt_set.negation):
+            raise ConfigError(f"against: {NEGATIVES} needs a prompt set with negative prompts: set prompts")
 
     def on_test_start(self) -> None:
         """Draws the priors and chooses thresholds."""
@@ -271,16 +283,33 @@ class Grounding(Evaluator):
         Raises:
             DataError: an empty phrase, or an image of no class where prompts stand for classes.
         """
-        raw = self.rules.raw
-        if self.prompt_set is None:
-            return self.texts(checked_texts(batch["text"], "phrase"), raw=raw)
-        table = PromptTable.of(self.prompt_set.among(self.categories))
-        pooled = self.rules.pooling
-        vectors = class_vectors(self.texts(table.texts, raw=pooled != "unit"), table.positive, pooled)
+        pooling = self.rules.pooling
         category = self._category(batch)
-        if bool((category == len(self.categories)).any()):
-            raise DataError("an image has no class, and the prompts are of classes: set prompts to phrase")
-        return vectors[category]
+        if self.prompt_set is None:
+            found = self.texts(checked_texts(batch["text"], "phrase"), raw=self.rules.raw)
+        else:
+            if bool((category == len(self.categories)).any()):
+                raise DataError("an image has no class, and the prompts are of classes: set prompts to phrase")
+            found = self._class_vectors(0)[category]
+        if not self.against:
+            return found
+        if self.against == NEGATIVES:
+            others = self._class_vectors(1)[category]
+        else:
+            texts = self.texts(self.against, raw=self.rules.raw)
+            others = class_vectors(texts, [range(len(texts))], pooling).expand_as(found)
+        if self.rules.raw:
+            return found - others
+        return F.normalize(found, dim=-1) - F.normalize(others, dim=-1)
+
+    def _class_vectors(self, side: int) -> Tensor:
+        """(C, d) of the positive (0) or negative (1) prompts of each class."""
+        assert self.prompt_set is not None
+        table = PromptTable.of(self.prompt_set.among(self.categories))
+        pooling = self.rules.pooling
+        return class_vectors(
+            self.texts(table.texts, raw=pooling != "unit"), (table.positive, table.negative)[side], pooling
+        )
 
     @torch.no_grad()
     def heatmaps(self, images: Tensor, phrases: Tensor) -> Tensor:
@@ -288,7 +317,11 @@ class Grounding(Evaluator):
         raw = self.rules.raw
         encode = getattr(self.method, "encode_patches", self.method.embed_patches) if raw else self.method.embed_patches
         weights = self.method.patch_weights() if self.rules.patch_weights and self._has_patch_weights() else None  # type: ignore[operator]
-        maps = similarity_maps(encode(images).float(), phrases.float(), normalise=not raw, patch_weights=weights)
+        patches = encode(images).float()
+        if not raw:
+            patches = F.normalize(patches, dim=1)
+            phrases = phrases if self.against else F.normalize(phrases, dim=-1)  # a difference keeps its length
+        maps = similarity_maps(patches, phrases.float(), normalise=False, patch_weights=weights)
         maps = smooth(maps, self.sigma)
         if self.scale == "share":
             maps = (maps / _SHARE_TEMPERATURE).flatten(1).softmax(1).view_as(maps) * maps[0].numel()
@@ -422,6 +455,7 @@ class Grounding(Evaluator):
             "prompts": None
             if self.prompt_set is None
             else {"name": self.prompt_set.name, "version": self.prompt_set.version},
+            "against": self.against,
             "categories": self.categories,
         }
 

@@ -14,7 +14,7 @@ from medvlp.metrics.classification import (
     classification_measures,
     youden_thresholds,
 )
-from medvlp.metrics.curves import Curve, known
+from medvlp.metrics.curves import known
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.prompts import PromptSet, available, load_prompts
 from medvlp.tasks.encoder import EncoderSource
@@ -38,7 +38,6 @@ class _Protocol:
     prompts_of: tuple[tuple[str, str], ...] = ()  # corpora with prompts of their own
     fixed: bool = False  # F1 and accuracy where the positive prompts win
     weighted: bool = False  # MaCo's F1
-    mcc: bool = False  # KAD's test-optimised thresholds
     top1: bool = False  # accuracy of the best class
     own_scores: bool = False
 
@@ -55,7 +54,7 @@ PROTOCOLS: dict[str, _Protocol] = {
         weighted=True,
     ),
     "medklip": _Protocol("medklip", "cosine"),
-    "kad": _Protocol("kad", "cosine", mcc=True),
+    "kad": _Protocol("kad", "cosine"),
     "biovil": _Protocol("biovil_rsna", "biovil", fixed=True),
     "cxrclip": _Protocol("g2d", "softmax", prompts_of=(("rsna", "cxrclip_rsna"), ("siim", "cxrclip_siim")), fixed=True),
     "gloria": _Protocol("gloria_5x200", "best", top1=True, own_scores=True),
@@ -97,37 +96,6 @@ def decisions(
     return {name: torch.where(defined, value, torch.nan) for name, value in found.items()}
 
 
-def mcc_optimised(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
-    """What KAD's code prints: thresholds with the largest Matthews correlation **on the scored set itself**.
-
-    Args:
-        scores: (N, C).
-        labels: (N, C).
-        weights: (R, N); a threshold is chosen anew in each resample.
-
-    Returns:
-        ``f1_kad``, ``accuracy_kad`` and ``mcc_kad``, each (R, C).
-    """
-    columns: dict[str, list[Tensor]] = {"f1_kad": [], "accuracy_kad": [], "mcc_kad": []}
-    for c in range(scores.shape[1]):
-        curve = Curve.of(scores[:, c], labels[:, c], weights)
-        if not len(curve.thresholds):
-            values = [curve.positives * torch.nan] * 3
-        else:
-            mcc = curve.mcc()
-            at = curve.best(mcc)[:, None]
-            tp, fp = (counts.gather(1, at)[:, 0] for counts in (curve.tp, curve.fp))
-            right = tp + curve.negatives - fp
-            values = [
-                2 * tp / (tp + fp + curve.positives),
-                right / (curve.positives + curve.negatives),
-                mcc.gather(1, at)[:, 0],
-            ]
-        for column, value in zip(columns.values(), values, strict=True):
-            column.append(torch.where(curve.defined, value, torch.nan))
-    return {name: torch.stack(column, 1) for name, column in columns.items()}
-
-
 def best_class_is_right(scores: Tensor, labels: Tensor) -> Tensor:
     """Whether the class with the highest score is the one that a sample has (GLoRIA's 5×200).
 
@@ -161,7 +129,7 @@ class ZeroShotClassification(Evaluator):
     g2d        g2d                              difference    ``_fixed``: positive where the disease's prompt is nearer
     maco       maco, maco_rsna, maco_siim       dot           ``_fixed`` at ½, and ``f1_weighted`` over yes and no
     medklip    medklip                          cosine        ``_medklip``, which every protocol has
-    kad        kad                              cosine        ``_kad``, ``mcc_kad``: optimised on the test part
+    kad        kad                              cosine        ``_kad``, which every protocol has
     biovil     biovil_rsna                      biovil        ``_fixed`` at 0
     cxrclip    cxrclip_rsna, cxrclip_siim, g2d  softmax       ``_fixed`` at ½
     gloria     gloria_5x200                     best          ``top1``: accuracy of the best class, z-scored over images
@@ -170,8 +138,8 @@ class ZeroShotClassification(Evaluator):
 
     AUROC is the primary metric, with ``classes_absent``: classes without a positive or a negative enter no mean
     (:func:`medvlp.metrics.classification.classification_measures`). ``f1`` and ``accuracy`` are at thresholds chosen on
-    the validation part, and absent where the split has none; ``f1_medklip`` and ``accuracy_medklip`` are optimised on
-    the test part itself, for comparison with tables that do so.
+    the validation part, and absent where the split has none; ``f1_medklip``, ``accuracy_medklip`` and ``f1_kad``,
+    ``accuracy_kad`` are optimised on the test part itself, for comparison with tables that do so.
 
     Labels without prompts are not scored; result rows and a warning name them. A label that ``classes`` names must
     have prompts. Of a prompt file of one's own, classes that no label has are warned of; of the sets that come with
@@ -322,8 +290,6 @@ class ZeroShotClassification(Evaluator):
         if self.rules.fixed and middle is not None:
             fixed = decisions(scores >= middle, labels, weights, self.rules.weighted)
             extra.update({name if name == "f1_weighted" else f"{name}_fixed": v for name, v in fixed.items()})
-        if self.rules.mcc:
-            extra.update(mcc_optimised(scores, labels, weights))
         for name, value in extra.items():
             found[name] = value.nanmean(1)
             if len(self.names) > 1:
