@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medvlp.methods.g2d.module import G2D
     from medvlp.phantom import PhantomSpec, write_phantom
     from medvlp.registry import get_method
+    from medvlp.tasks.evaluate import evaluate
     from medvlp.weights import load
 
 _PUBLIC = {
@@ -39,6 +40,7 @@ _PUBLIC = {
     "PretrainModule": "medvlp.methods.base",
     "RSNADataModule": "medvlp.datamodules.rsna",
     "SIIMDataModule": "medvlp.datamodules.siim",
+    "evaluate": "medvlp.tasks.evaluate",
     "get_method": "medvlp.registry",
     "load": "medvlp.weights",
     "write_phantom": "medvlp.phantom",
@@ -59,6 +61,7 @@ __all__ = [
     "RSNADataModule",
     "SIIMDataModule",
     "__version__",
+    "evaluate",
     "get_method",
     "load",
     "write_phantom",

@@ -13,8 +13,8 @@ from medvlp.metrics.detection import detection_measures
 from medvlp.metrics.grounding import grounding_measures, grounding_statistics
 from medvlp.metrics.samples import Ragged, Samples
 from medvlp.metrics.segmentation import mask_statistics, segmentation_measures
+from medvlp.scoring.heatmaps import min_max, similarity_maps, smooth, upsample
 from medvlp.tasks.detection.decode import corners_of, decode, detect
-from medvlp.tasks.heatmaps import min_max, similarity_maps, smooth, upsample
 
 
 def _table(**columns: np.ndarray) -> Samples:

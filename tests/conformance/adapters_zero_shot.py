@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from adapters_baselines import Arrays, numbers, tensor
 from medvlp_baselines.maco.losses import grounding_weights
 
-from medvlp.tasks.heatmaps import min_max, similarity_maps, smooth, upsample, with_crop_margin
-from medvlp.tasks.scoring import class_vectors, standardised_over_classes
+from medvlp.scoring.heatmaps import min_max, similarity_maps, smooth, upsample, with_crop_margin
+from medvlp.scoring.prompts import class_vectors, standardised_over_classes
 
 _ROW, _COLUMN = 100, 57  # that the file holds of its enlarged maps
 

@@ -216,7 +216,7 @@ def test_what_a_phrase_shares_with_every_report_can_be_taken_off(places, tmp_pat
     images = torch.rand(2, 3, SIZE, SIZE)
     model.scale = "none"
     difference = torch.einsum("bdhw,bd->bhw", model.method.embed_patches(images), phrases)
-    from medvlp.tasks.heatmaps import upsample
+    from medvlp.scoring.heatmaps import upsample
 
     torch.testing.assert_close(model.heatmaps(images, phrases), upsample(difference, SIZE))
     found = run(task(places, prompts="phantom", against="negatives"), siim(places), tmp_path)
@@ -262,7 +262,7 @@ def test_unnormalised_patches_and_their_weights(places, tmp_path, monkeypatch):
     weights = torch.tensor([[0.7, 0.1], [0.1, 0.1]])
     monkeypatch.setattr(model.method, "patch_weights", lambda: weights)
     found = model.heatmaps(images, phrases)
-    from medvlp.tasks.heatmaps import min_max, smooth, upsample
+    from medvlp.scoring.heatmaps import min_max, smooth, upsample
 
     raw = torch.einsum("bdhw,bd->bhw", model.method.encode_patches(images), phrases) * weights
     torch.testing.assert_close(found, min_max(upsample(smooth(raw, 1.5), SIZE), -1, 1), atol=1e-4, rtol=1e-4)

@@ -24,6 +24,7 @@ from medvlp.methods.checkpoints import Checkpoints
 from medvlp.methods.chunks import encode_in_chunks
 from medvlp.methods.evaluation import Evaluation
 from medvlp.methods.guards import NonFiniteGuard, SkippedItems
+from medvlp.methods.inference import Inference
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.methods.plain import config_from
 from medvlp.metrics.embeddings import EmbeddingStore
@@ -32,7 +33,7 @@ from medvlp.seeding import derive_seed
 from medvlp.text import load_tokenizer, tokenizer_from_state, tokenizer_state, train_wordpiece
 
 
-class PretrainModule(Evaluation, Checkpoints, ABC):
+class PretrainModule(Evaluation, Checkpoints, Inference, ABC):
     """Base of every pre-training method.
 
     A method sets :attr:`name`, builds its heads in ``__init__`` after ``super().__init__(...)``, and implements

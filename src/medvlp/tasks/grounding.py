@@ -17,10 +17,10 @@ from medvlp.errors import ConfigError, DataError
 from medvlp.metrics.grounding import COLUMNS, THRESHOLDS, grounding_measures, grounding_statistics
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.prompts import PromptSet, load_prompts
+from medvlp.scoring.heatmaps import Interpolation, centre_prior, min_max, similarity_maps, smooth, upsample
+from medvlp.scoring.prompts import PromptTable, class_vectors
 from medvlp.tasks.encoder import EncoderSource
 from medvlp.tasks.evaluator import Evaluator, checked_texts
-from medvlp.tasks.heatmaps import Interpolation, centre_prior, min_max, similarity_maps, smooth, upsample
-from medvlp.tasks.scoring import PromptTable, class_vectors
 from medvlp.text import Collate
 
 Prior = Literal["centre", "mean_box"]

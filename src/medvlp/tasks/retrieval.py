@@ -14,9 +14,9 @@ from medvlp.errors import ConfigError, DataError, NotSupportedError
 from medvlp.metrics.retrieval import precision_statistics, recall_statistics, retrieval_measures
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.prompts import load_prompts
+from medvlp.scoring.prompts import PromptTable
 from medvlp.tasks.encoder import EncoderSource
 from medvlp.tasks.evaluator import Evaluator, checked_texts
-from medvlp.tasks.scoring import PromptTable
 
 Direction = Literal["i2t", "t2i", "i2i", "p2i"]
 

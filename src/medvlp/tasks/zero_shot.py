@@ -17,9 +17,9 @@ from medvlp.metrics.classification import (
 from medvlp.metrics.curves import known
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.prompts import PromptSet, available, load_prompts
+from medvlp.scoring.prompts import RULES, PromptTable, class_scores, prompt_scores
 from medvlp.tasks.encoder import EncoderSource
 from medvlp.tasks.evaluator import Evaluator
-from medvlp.tasks.scoring import RULES, PromptTable, class_scores, prompt_scores
 
 Choice = Literal["f1", "mcc", "youden", "none"]
 
@@ -119,7 +119,7 @@ class ZeroShotClassification(Evaluator):
     """How likely each class is, by the prompts of a set; nothing is trained.
 
     Images are encoded once for all classes and texts once in a run. What is said of a class is set by a prompt set
-    (:mod:`medvlp.prompts`) and a scoring rule (:mod:`medvlp.tasks.scoring`); a protocol names both:
+    (:mod:`medvlp.prompts`) and a scoring rule (:mod:`medvlp.scoring.prompts`); a protocol names both:
 
     ========== ================================ ============= =========================================================
     protocol   prompts                          rule          F1 and accuracy besides the honest ones

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from medvlp.errors import ConfigError
 from medvlp.metrics.zero_shot import zero_shot_auroc
 from medvlp.prompts import load_prompts
-from medvlp.tasks.scoring import RULES, PromptTable, class_scores, prompt_scores, standardised_over_classes
+from medvlp.scoring.prompts import RULES, PromptTable, class_scores, prompt_scores, standardised_over_classes
 
 PROMPTS = {
     "Edema": (("edema", "wet lungs", "edema"), ("no edema", "clear")),

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from medvlp.errors import ConfigError, DataError
 from medvlp.resizing import Geometry
-from medvlp.tasks.heatmaps import (
+from medvlp.scoring.heatmaps import (
     back_to_image,
     frame_of,
     min_max,
