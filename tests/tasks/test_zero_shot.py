@@ -154,8 +154,13 @@ def test_a_prompt_file_with_classes_that_no_label_has(places, tmp_path):
     path = tmp_path / "mine.json"
     sides = {"positive": ["edema"], "negative": ["no edema"]}
     path.write_text(json.dumps({"prompts": {"Edema": sides, "Oedema": sides}}))
+    model = task(places, prompts=str(path))
     with pytest.warns(UserWarning, match="prompts for Oedema, and no label is called so"):
-        run(task(places, prompts=str(path)), chexpert(places, classes=["Edema"]), tmp_path)
+        run(model, chexpert(places, classes=["Edema"]), tmp_path)
+    moved = path.rename(tmp_path / "moved.json")
+    assert task(places, prompts=str(moved)).settings() != task(places).settings()
+    path.write_text(moved.read_text())
+    assert task(places, prompts=str(moved)).settings() == task(places, prompts=str(path)).settings()
 
 
 def test_methods_may_score_themselves(places, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What the tasks share that train nothing: a whole method, its text side, and scores of another part of the split."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from medvlp.errors import ConfigError, DataError, NotSupportedError
 from medvlp.methods.base import PretrainModule
 from medvlp.metrics.samples import Samples
+from medvlp.results import sha256_of
 from medvlp.tasks.base import Task
 from medvlp.tasks.encoder import EncoderSource, source_from
 from medvlp.text import Collate
@@ -130,6 +132,14 @@ class Evaluator(Task):
             for batch in datamodule.val_dataloader():
                 self._collect("beside", self.trainer.strategy.batch_to_device(batch))
         return self._gathered("beside")
+
+    def settings(self) -> dict[str, Any]:
+        """As the base class; of a prompt file of the user's the content counts, not the path."""
+        settings = super().settings()
+        prompts = settings.get("prompts")
+        if isinstance(prompts, str) and Path(prompts).is_file():
+            settings["prompts"] = sha256_of(Path(prompts))
+        return settings
 
     def on_test_start(self) -> None:
         """Learns what the validation part is for."""
