@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from medvlp import viz
 from medvlp.errors import ConfigError, DataError
@@ -21,7 +19,7 @@ from medvlp.scoring.heatmaps import Interpolation, centre_prior, min_max, simila
 from medvlp.scoring.prompts import PromptTable, class_vectors
 from medvlp.tasks.encoder import EncoderSource
 from medvlp.tasks.evaluator import Evaluator, checked_texts
-from medvlp.text import Collate
+from medvlp.tasks.priors import categories_of, mean_masks
 
 Prior = Literal["centre", "mean_box"]
 Scale = Literal["none", "unit", "signed", "share"]
@@ -34,8 +32,6 @@ NEGATIVES = "negatives"
 _RANGE = {"none": (-1.0, 1.0), "unit": (0.0, 1.0), "signed": (-1.0, 1.0)}
 _CANDIDATES = 39
 """Thresholds that are tried on the validation part, evenly inside the range of the heatmaps."""
-_PRIOR_IMAGES = 1000
-"""Of the training part, of which the mean box is taken."""
 _SHARE_TEMPERATURE = 0.07
 _COMPARED = ("iou", "miou", "dice", "recall", "cnr", "pointing_game", "pixel_ap", "iou_category", "miou_category")
 """Metrics in which a prior and the gain over it get rows."""
@@ -222,60 +218,17 @@ class Grounding(Evaluator):
     def _prepare(self) -> None:
         self._shown = []
         if "mean_box" in self.prior_names and "mean_box" not in self._priors:
-            mean = self._mean_masks()
+            mean = mean_masks(self._datamodule(), self.categories)
             if mean is None:
                 rank_zero_info("no part of the split but the test part has masks: there is no mean_box prior")
                 self.prior_names = tuple(p for p in self.prior_names if p != "mean_box")
             else:
                 self._priors["mean_box"] = mean
 
-    @torch.no_grad()
-    def _mean_masks(self) -> Tensor | None:
-        """(C + 1, S, S) mean mask of each category, and of all for those without a training sample."""
-        datamodule = self._datamodule()
-        dataset: Any = None
-        for split in ("train", "validate"):
-            try:
-                read = datamodule.read(split)
-            except DataError:  # the split has no such part
-                continue
-            if len(read):
-                dataset = datamodule._prepared(read, train=False)
-                break
-        if dataset is None:
-            return None
-        rows = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _PRIOR_IMAGES)).astype(int)).tolist()
-        loader = DataLoader(
-            Subset(dataset, rows),
-            batch_size=datamodule.eval_batch_size,
-            num_workers=datamodule.num_workers,
-            collate_fn=Collate(None),
-        )
-        kinds = len(self.categories) + 1
-        total: Tensor | None = None
-        count = torch.zeros(kinds)
-        for batch in loader:
-            mask, category = batch["mask"][:, 0], self._category(batch)
-            if total is None:
-                total = torch.zeros(kinds, *mask.shape[1:])
-            total.index_add_(0, category, mask)
-            count += torch.bincount(category, minlength=kinds)
-        assert total is not None
-        if not bool(total.any()):
-            return None
-        overall = total.sum(0) / count.sum()
-        mean = torch.where(count[:, None, None] > 0, total / count.clamp_min(1)[:, None, None], overall)
-        return mean
-
     # ---------------------------------------------------------------- heatmaps
 
     def _category(self, batch: dict[str, Any]) -> Tensor:
-        """(B,) long: the class that the text names, else the first that the labels have; C where there is none."""
-        labels = batch["label"] == 1
-        first = torch.where(labels.any(1), labels.float().argmax(1), len(self.categories))
-        places = {name: i for i, name in enumerate(self.categories)}
-        named = torch.tensor([places.get(text, -1) for text in batch["text"]], device=first.device)
-        return torch.where(named >= 0, named, first)
+        return categories_of(batch, self.categories)
 
     def phrase_vectors(self, batch: dict[str, Any]) -> Tensor:
         """(B, d) embeddings of what is looked for in each image.
