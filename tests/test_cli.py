@@ -90,7 +90,7 @@ def test_list():
     for entry in registry.methods():
         assert entry.name in listed("methods")
     assert "MIMICCXRDataModule" in listed("datasets")
-    assert "zero-shot" in listed("tasks")
+    assert "zero_shot" in listed("tasks")
 
 
 def test_phantom(command, tmp_path):

@@ -2,7 +2,8 @@
 # # Pre-train G2D, and look at what it learned
 #
 # Rendered radiographs with reports stand in for MIMIC-CXR; the classes are those of the command line. As it is, this
-# takes a minute on a CPU and learns little: raise `STUDIES` and `EPOCHS` to 6,600 and 3 for the README's numbers.
+# takes a minute on a CPU and learns little: raise `STUDIES` and `EPOCHS` (and run it as a notebook, or put the script
+# under `if __name__ == "__main__":`, since more studies are written by several processes).
 
 # %%
 from pathlib import Path
@@ -15,7 +16,7 @@ from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.text import TextEncoderConfig
 from medvlp.methods.optim import OptimConfig
 
-STUDIES, EPOCHS, SIZE = 300, 1, 64
+STUDIES, EPOCHS, SIZE = 160, 1, 64
 RUN = Path("runs/notebook-1")
 
 # %% [markdown]

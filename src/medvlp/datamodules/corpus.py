@@ -86,7 +86,8 @@ class CorpusDataModule(RadiographDataModule):
             DataError: root holds something else, such as a phantom of another description.
         """
         if self.phantom is not None:
-            workers = min(os.cpu_count() or 1, 4)
+            # a process more costs seconds of imports: not for a handful of studies
+            workers = max(1, min(os.cpu_count() or 1, 4, self.phantom.studies // 250))
             write_with_progress(self.corpus.name, self.corpus.root, self.phantom, workers=workers)
 
     @property

@@ -10,6 +10,8 @@ import io
 import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,8 +152,16 @@ def _run(
     if workers == 1 or len(chunks) < 2:
         yield from map(_write_chunk, chunks)
         return
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(chunks))) as pool:
-        yield from pool.imap(_write_chunk, chunks)
+    # Not multiprocessing.Pool, which goes on starting processes when a script without a guard kills each at its start.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
+            yield from pool.map(_write_chunk, chunks)
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            f"the processes that write the phantom ended at their start ({error}); put what your script does under "
+            'if __name__ == "__main__":, or write with one worker'
+        ) from error
 
 
 def _write_chunk(task: tuple[Callable[..., Rows], Path, PhantomSpec, Sequence[Any]]) -> list[Rows]:
