@@ -123,6 +123,11 @@ class MGCA(PretrainModule):
 
     name: ClassVar[str] = "mgca"
 
+    @property
+    def feature_pool(self) -> str:
+        """What the released code hands to its classifiers: the class token of a ViT, the mean of a CNN's last level."""
+        return "token" if self.image_encoder.has_class_token else "mean"
+
     def __init__(
         self,
         variant: Variant = "paper",

@@ -69,6 +69,9 @@ class PretrainModule(Evaluation, Checkpoints, Inference, ABC):
     has_text: ClassVar[bool] = True
     """Whether there is a text side; without one no text encoder is built and no tokenizer needed."""
 
+    feature_pool: Any = "mean"
+    """What a classifier reads of the encoder: "mean" of the deepest level, or the class "token"; a property may say."""
+
     global_contrast: bool = True
     """Whether :meth:`contrast` sees the batches of all ranks (with gradient) or this rank's alone."""
 

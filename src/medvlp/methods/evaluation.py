@@ -86,7 +86,7 @@ class Evaluation(L.LightningModule):
         """
         if self.prompts is None or self.tokenizer is None:
             return {}
-        return zero_shot_auroc(image, label, self.label_names, self.prompts.prompts, self.embed_text)
+        return zero_shot_auroc(image, label, self.label_names, self.prompts.among(self.label_names), self.embed_text)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Losses, and embeddings for the epoch's end."""

@@ -1,6 +1,7 @@
 """What a method answers about images at hand: zero-shot scores and heatmaps of phrases."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -73,12 +74,10 @@ class Inference(L.LightningModule):
         if rule is None:
             rule = "softmax" if all(table.negative) else "cosine"
         table.check(rule)
-        texts = self.embed_text(list(table.texts))
         prepared = prepare_images(images, self.preprocess)
-        was = self.training
-        self.eval()
-        embedded = torch.cat([self.embed_image(part.to(self.device)) for part in prepared.batch.split(batch_size)])
-        self.train(was)
+        with _evaluating(self):
+            texts = self.embed_text(list(table.texts))
+            embedded = torch.cat([self.embed_image(part.to(self.device)) for part in prepared.batch.split(batch_size)])
         scores = class_scores(embedded, texts, table, rule, temperature)
         return pd.DataFrame(scores.float().cpu().numpy(), columns=list(table.classes))
 
@@ -127,21 +126,30 @@ class Inference(L.LightningModule):
         wanted = [phrases] if isinstance(phrases, str) else list(phrases)
         if not wanted or any(not phrase.strip() for phrase in wanted):
             raise DataError("an empty phrase is nowhere: say what to look for")
-        texts = F.normalize(self.embed_text(wanted), dim=-1)
         prepared = prepare_images(images, self.preprocess)
         side = prepared.batch.shape[-1]
-        was = self.training
-        self.eval()
         found: list[np.ndarray] = []
-        for part in prepared.batch.split(batch_size):
-            patches = self.embed_patches(part.to(self.device))
-            maps = similarity_maps(patches, texts.expand(len(part), -1, -1))
-            maps = upsample(smooth(maps, sigma), side).float().cpu()
-            for heatmap in maps:
-                number = len(found)
-                geometry, grey = prepared.geometry[number], prepared.grey[number]
-                frame = frame_of(prepared.transform, geometry)
-                height, width = grey.shape
-                found.append(back_to_image(heatmap, geometry, (height, width), frame).numpy())
-        self.train(was)
+        with _evaluating(self):
+            texts = F.normalize(self.embed_text(wanted), dim=-1)
+            for part in prepared.batch.split(batch_size):
+                patches = self.embed_patches(part.to(self.device))
+                maps = similarity_maps(patches, texts.expand(len(part), -1, -1))
+                maps = upsample(smooth(maps, sigma), side).float().cpu()
+                for heatmap in maps:
+                    number = len(found)
+                    geometry, (height, width) = prepared.geometry[number], prepared.grey[number].shape
+                    frame = frame_of(prepared.transform, geometry)
+                    found.append(back_to_image(heatmap, geometry, (height, width), frame).numpy())
         return found
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Eval mode, and afterwards each part in the mode that it was in: frozen encoders have their own."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
