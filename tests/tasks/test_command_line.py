@@ -2,9 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from helpers import image_config
+
+from medvlp.tasks.features import StoredFeatures
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +103,27 @@ def test_list_tasks(command):
     shown = command("list", "tasks").ok().out
     for name in ("Classification", "Segmentation", "Detection", "ZeroShotClassification", "Grounding", "Retrieval"):
         assert name in shown
+
+
+def test_two_processes_store_the_features_of_one(config, command, corpora):
+    path, folder = config
+    made = {}
+    for devices in (1, 2):
+        place, run = folder / f"features{devices}", folder / f"fit{devices}"
+        strategy = ["--trainer.devices", devices, "--trainer.strategy", "ddp_fork"] if devices > 1 else []
+        options = ["--trainer.default_root_dir", run, "--model.init_args.features_dir", place]
+        command("fit", "--config", path, *options, *strategy).ok()
+        made[devices] = {part.name: part for part in place.iterdir()}
+    assert made[1].keys() == made[2].keys()
+    assert len(made[1]) == 2, "of the training and of the validation part"
+    for key, one in made[1].items():
+        count = np.load(one / "shard0" / "index.npy").shape[1]
+        ids = [str(i) for i in range(count)]
+        whole, shards = StoredFeatures(one, ids), StoredFeatures(made[2][key], ids)
+        assert len(shards._shards) == 2
+        keys = [(i, 0) for i in np.random.default_rng(0).permutation(count).tolist()]
+        first, second = whole.__getitems__(keys), shards.__getitems__(keys)
+        assert first["id"] == second["id"]
+        for name in ("index", "label"):
+            torch.testing.assert_close(first[name], second[name], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(first["features"], second["features"], rtol=1e-5, atol=1e-6)
