@@ -312,7 +312,8 @@ class Task(L.LightningModule, ABC):
         data, settings = datamodule.describe(), self.settings()
         config = sha256_of({"model": settings, "data": data})
         folder = Path(self.trainer.default_root_dir)
-        name = Path("predictions") / f"{self.task}-{part}-{config[:12]}.parquet"
+        # Of equal settings and seeds the predictions are equal too: a repeated run may write over its file.
+        name = Path("predictions") / f"{self.task}-{part}-{config[:12]}-seed{run_seed()}.parquet"
         predictions_sha256 = write_predictions(folder / name, samples.to_frame(ids, patients))
         common: dict[str, Any] = {
             "method": self.encoder.name,
