@@ -56,7 +56,7 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> "Pretr
 
     checkpoint = read_checkpoint(path)
     payload = checkpoint[CHECKPOINT_KEY]
-    if "task" in payload:
+    if isinstance(payload, dict) and "task" in payload:
         raise CheckpointError(
             f"{path}: the head of a task ({payload['task']}), not a method; use it with medvlp test --ckpt_path, or "
             "load the checkpoint of the method that it was trained on"
