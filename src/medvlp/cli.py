@@ -29,6 +29,7 @@ TOOLS = {
     "doctor": ("medvlp.doctor", "check a corpus folder: what is there, what is missing, what can run"),
     "prepare": ("medvlp.prepare", "decode and resize a corpus once, for fast loading"),
     "view": ("medvlp.view", "draw samples of a corpus with their annotations"),
+    "benchmark": ("medvlp.benchmark.command", "methods × tasks × fractions × seeds, and the tables that come out"),
 }
 """Commands with a module of their own, which offers ``add_arguments(parser)`` and ``run(args) -> exit status``."""
 
