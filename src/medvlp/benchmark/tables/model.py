@@ -1,0 +1,193 @@
+"""What a table is, before anyone prints it: columns, blocks of rows, cells, footnotes.
+
+A table's body is cut into blocks. Within a block every column holds one task, dataset, protocol, metric and fraction;
+where a paper prints two protocols in one column, they are two blocks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+NUMBER, NOT_RUN, CANNOT, LOST = "number", "-", "/", "?"
+"""What a cell holds: a value; nothing; nothing because the method cannot; a value that nobody can read any more."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What a paper prints in a cell.
+
+    Attributes:
+        printed: the value as printed, such as "8.90"; "-", "/" or "?" where there is none.
+        std: the number after ±, as printed; None where there is none.
+        note: what the reader of the paper should know.
+        flag: where the paper contradicts itself or another; "" where it does not.
+    """
+
+    printed: str
+    std: str | None = None
+    note: str = ""
+    flag: str = ""
+
+    @property
+    def status(self) -> str:
+        """``NUMBER``, or the mark that stands for none."""
+        return self.printed if self.printed in (NOT_RUN, CANNOT, LOST) else NUMBER
+
+    @property
+    def text(self) -> str:
+        """As the paper prints it: ``65.6 ± 1.7``."""
+        return f"{self.printed} ± {self.std}" if self.std else self.printed
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method by one column: our value, and the paper's beside it.
+
+    Values are in the metric's own unit (a share in [0, 1] for AUROC, Dice, mAP); ``scale`` turns them into what is
+    printed.
+
+    Attributes:
+        status: ``NUMBER`` where there is a value of ours, else the mark to print.
+        value: mean over the runs.
+        std: sample standard deviation over the runs; None for one run.
+        low: lower end of the bootstrap interval of the mean over patients; None where it is not known.
+        high: upper end.
+        runs: how many runs (seeds) the mean is of.
+        best: the best of its column and significantly different from the second.
+        reported: what the paper has; None where it has no such cell.
+        jobs: hashes of the jobs whose result rows made the value, so that a cell leads to its rows.
+        scale: factor to what is printed: 100 for per cent, 1 else.
+        decimals: digits after the point, of value and interval.
+        std_decimals: of the standard deviation.
+        reason: why there is no value, where the rows say so.
+    """
+
+    status: str
+    value: float | None = None
+    std: float | None = None
+    low: float | None = None
+    high: float | None = None
+    runs: int = 0
+    best: bool = False
+    reported: Reported | None = None
+    jobs: tuple[str, ...] = ()
+    scale: float = 100.0
+    decimals: int = 1
+    std_decimals: int = 1
+    reason: str = ""
+
+    @property
+    def mean_text(self) -> str:
+        """``65.6``, or the mark."""
+        return self.status if self.value is None else f"{self.value * self.scale:.{self.decimals}f}"
+
+    @property
+    def std_text(self) -> str:
+        """``1.7``, or empty."""
+        return "" if self.std is None else f"{self.std * self.scale:.{self.std_decimals}f}"
+
+    @property
+    def interval_text(self) -> str:
+        """``[63.1, 67.9]``, or empty."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{self.low * self.scale:.{self.decimals}f}, {self.high * self.scale:.{self.decimals}f}]"
+
+    @property
+    def text(self) -> str:
+        """Our value with what is known of its spread: ``65.6 ± 1.7 [63.1, 67.9]``."""
+        spread = f" ± {self.std_text}" if self.std_text else ""
+        between = f" {self.interval_text}" if self.interval_text else ""
+        return self.mean_text + spread + between
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        labels: header, outermost first; as many as every other column of the table has.
+        metric: name of our metric that fills it, such as ``dice_positive``; "" where it has none.
+        higher_is_better: direction of the metric.
+        fraction: share of the training part; None for zero-shot, or where the blocks hold the fractions.
+    """
+
+    labels: tuple[str, ...]
+    metric: str = ""
+    higher_is_better: bool = True
+    fraction: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        label: how the table prints it.
+        cells: one for each column of the table.
+        method: its name in the grid (``bm_method``); None where no row of ours fills it.
+        facts: what the paper's further row headers say (epochs, pre-training data), one per ``Table.fact_names``.
+    """
+
+    label: str
+    cells: tuple[Cell, ...]
+    method: str | None = None
+    facts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that belong together.
+
+    Attributes:
+        title: heading over the rows; "" for none.
+        rows: the rows, in order.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that any of the writers prints.
+
+    Attributes:
+        name: ``g2d-1``, ``mgca-6``, ``own-segmentation``: also the label and the prefix of links.
+        title: "G2D, Table 1".
+        caption: what it shows.
+        columns: its columns; the labels of neighbours that are equal are printed as one.
+        blocks: its body.
+        footnotes: sentences to print below, each once.
+        row_header: heading of the rows' labels.
+        fact_names: headings of the rows' facts.
+        phantom: some value comes from the phantom and says nothing about clinical performance.
+        reported_only: the table holds the paper's values and none of ours.
+        family: the task family of one of our own tables ("segmentation"); "" for a paper's.
+    """
+
+    name: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    blocks: tuple[Block, ...]
+    footnotes: tuple[str, ...] = ()
+    row_header: str = "Method"
+    fact_names: tuple[str, ...] = ()
+    phantom: bool = False
+    reported_only: bool = False
+    family: str = ""
+
+    def cells(self) -> "Iterator[tuple[int, int, int, Cell]]":
+        """All cells with the numbers of their block, row in the block, and column."""
+        for b, block in enumerate(self.blocks):
+            for r, row in enumerate(block.rows):
+                for c, cell in enumerate(row.cells):
+                    yield b, r, c, cell
+
+    def has_values(self) -> bool:
+        """Whether any cell holds a value of ours."""
+        return any(cell.value is not None for *_, cell in self.cells())
+
+    def anchor(self, block: int, row: int, column: int) -> str:
+        """Name under which the result rows of a cell are listed; unique where table names are."""
+        return f"{self.name}-{block + 1}-{row + 1}-{column + 1}"
