@@ -1,0 +1,172 @@
+"""Collected result rows as a table, and which of a task's many metrics is looked at first."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medvlp.errors import DataError
+from medvlp.results import ResultRow, read_rows
+
+_REQUIRED = tuple(f.name for f in fields(ResultRow) if f.default is MISSING and f.default_factory is MISSING)
+_NUMBERS = ("value", "low", "high", "level", "fraction", "seconds")
+_BENCHMARK = ("method", "task", "run", "job")
+_SEEDS = ("pretrain", "data", "head")
+
+COLUMN = ("bm_task", "task", "protocol", "dataset", "part", "fraction")
+"""Columns of the frame that tell one column of a table from another, the metric left aside."""
+
+CELL = ("bm_method", *COLUMN, "metric")
+"""Columns of the frame that are equal for the rows of one cell of a table: its runs."""
+
+PRIMARY: dict[str, tuple[str, ...]] = {
+    "classification": ("auroc",),
+    "zero_shot": ("auroc",),
+    "segmentation": ("dice_positive",),
+    "detection": ("map_coco",),
+    "grounding": ("iou", "miou"),
+    "retrieval": ("recall@10/i2t", "precision@5/i2t", "precision@5/i2i", "precision@5/p2i"),
+}
+"""The metric of each task that is looked at first: the first of these that the rows have.
+
+Of protocols with several thresholds grounding has ``miou``, and which of retrieval's there are depends on its
+directions. Multiclass classification has its accuracy first (:func:`primary_of`), as the papers report for COVIDx.
+"""
+
+_NOT_PERFORMANCE = ("classes_absent", "images_mgca", "floor/", "chance/", "prior_")
+
+
+def is_performance(metric: str) -> bool:
+    """Whether a metric says how good the method is (larger is better in all that do).
+
+    Counts (``classes_absent``), floors, chance levels and priors describe the data.
+    """
+    return not metric.startswith(_NOT_PERFORMANCE)
+
+
+def primary_of(task: str, metrics: Collection[str], multiclass: bool = False) -> str | None:
+    """The metric that is looked at first.
+
+    Args:
+        task: name of the task as rows have it.
+        metrics: those that there are.
+        multiclass: of classification whose labels exclude each other.
+
+    Returns:
+        Its name; None where the task is unknown or has none of its candidates.
+    """
+    wanted = ("accuracy",) if multiclass and task == "classification" else PRIMARY.get(task, ())
+    return next((metric for metric in wanted if metric in metrics), None)
+
+
+def is_multiclass(row: Mapping[str, Any]) -> bool:
+    """Whether the labels of a row's task exclude each other (COVIDx's three)."""
+    return ((row.get("notes") or {}).get("model") or {}).get("labels") == "multiclass"
+
+
+def primary_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of each column of a table (:data:`COLUMN`) the rows with its primary metric.
+
+    Columns without one are left out: their task is not of medvlp.
+    """
+    kept = []
+    for _, part in frame.groupby(list(COLUMN), dropna=False, sort=False):
+        first = part.iloc[0]
+        kept.append(
+            part[part["metric"] == primary_of(first["task"], set(part["metric"]), is_multiclass(first.to_dict()))]
+        )
+    return pd.concat(kept) if kept else frame
+
+
+def line_numbers(path: str | Path) -> tuple[list[int], list[int]]:
+    """Where the rows of a file are.
+
+    Returns:
+        The lines (from 1) that :func:`~medvlp.results.read_rows` reads, in its order; and those that it cannot,
+        because they were cut short.
+    """
+    whole: list[int] = []
+    cut: list[int] = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        (whole if isinstance(row, dict) and "metric" in row else cut).append(number)
+    return whole, cut
+
+
+def collected(path: str | Path, latest: bool = True) -> pd.DataFrame:
+    """Reads a results file: a benchmark's, or that of single runs.
+
+    The frame has the keys of :mod:`medvlp.results` as columns (None as NaN in those of numbers) and in place of
+    ``benchmark`` these: ``bm_grid``, ``bm_method``, ``bm_title``, ``bm_task``, ``bm_run``, ``seed_pretrain``,
+    ``seed_data``, ``seed_head``, ``job``, ``pretrain_job``. Rows of single runs have the row's ``method`` as method and
+    title, ``<task>/<dataset>`` as task and ``seed<seed>`` as run. ``line`` is the row's line in the file.
+
+    Args:
+        path: a JSON Lines file.
+        latest: of rows with equal cell, run, settings and checkpoint (a job that ran twice) keep the last.
+
+    Returns:
+        One row per result, in the file's order; :func:`records` gives dictionaries again.
+
+    Raises:
+        DataError: no such file, no row in it, or a row without a key that is needed. Lines cut short are warned of
+            and left out.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    numbers = line_numbers(path)[0]
+    if not rows:
+        raise DataError(f"{path}: no result row in it; medvlp benchmark run and medvlp test write them")
+    frame = pd.DataFrame([_flat(row, path, line) for row, line in zip(rows, numbers, strict=False)])
+    for name in _NUMBERS:
+        if name in frame:
+            frame[name] = pd.to_numeric(frame[name])
+    if latest:
+        own = [*CELL, "bm_run", "seed", "checkpoint", *(["config_sha256"] if "config_sha256" in frame else [])]
+        frame = frame[~frame.duplicated(own, keep="last")].reset_index(drop=True)
+    return frame
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame as dictionaries, with None where it has NaN."""
+    found = frame.to_dict("records")
+    return [{str(k): None if isinstance(v, float) and v != v else v for k, v in row.items()} for row in found]  # noqa: PLR0124
+
+
+def _flat(row: dict[str, Any], path: Path, line: int) -> dict[str, Any]:
+    where = f"{path}, line {line}"
+    if missing := [key for key in _REQUIRED if key not in row]:
+        raise DataError(
+            f"{where}: the row has no {', '.join(missing)}; write it anew with medvlp benchmark run or test"
+        )
+    for key in _NUMBERS:
+        if not isinstance(row.get(key), int | float | None):
+            raise DataError(f"{where}: {key} is {row[key]!r}, not a number; write the row anew")
+    own = row.get("benchmark")
+    if own is None:
+        task = f"{row['task']}/{row['dataset']}"
+        own = {"method": row["method"], "task": task, "run": f"seed{row['seed']}", "job": None}
+    if not isinstance(own, dict) or any(key not in own for key in _BENCHMARK):
+        lost = [key for key in _BENCHMARK if not isinstance(own, dict) or key not in own]
+        raise DataError(f"{where}: benchmark has no {', '.join(lost)}; collect the results again")
+    seeds = own.get("seeds") or {}
+    flat = {key: value for key, value in row.items() if key != "benchmark"}
+    return flat | {
+        "bm_grid": own.get("grid"),
+        "bm_method": own["method"],
+        "bm_title": own.get("title") or own["method"],
+        "bm_task": own["task"],
+        "bm_run": own["run"],
+        **{f"seed_{name}": seeds.get(name) for name in _SEEDS},
+        "job": own["job"],
+        "pretrain_job": own.get("pretrain_job"),
+        "line": line,
+    }
