@@ -174,17 +174,35 @@ def precision_statistics(
             similarity, relevant = similarity.masked_fill(own, -torch.inf), relevant & ~own
             candidates = candidates - own.sum(1, keepdim=True)
         chance[start : start + chunk] = (relevant.sum(1, keepdim=True) / candidates)[:, 0]
-        ordered = similarity.topk(min(max(k, default=1), len(keys)), dim=1).values
-        for place, cut in enumerate(k):
-            if cut > len(keys):
-                continue
-            last = ordered[:, cut - 1, None]
-            above, tied = similarity > last + _TIE, (similarity - last).abs() <= _TIE
-            left = (cut - above.sum(1)) / tied.sum(1)
-            hits = (above & relevant).sum(1) + left * (tied & relevant).sum(1)
-            enough = candidates[:, 0] >= cut
-            found[start : start + chunk, place] = torch.where(enough, hits / cut, torch.nan)
+        found[start : start + chunk] = precision_of(similarity, relevant, k, candidates[:, 0])
     return found, chance
+
+
+def precision_of(similarity: Tensor, relevant: Tensor, k: Sequence[int], candidates: Tensor | None = None) -> Tensor:
+    """For each query the share of relevant items among the k most similar, ties in random order.
+
+    Args:
+        similarity: (Q, N) cosines; −inf for an item that is no candidate.
+        relevant: (Q, N) bool.
+        k: K cut-offs.
+        candidates: (Q,) how many items are; None: all.
+
+    Returns:
+        (Q, K) of the type of ``similarity``, NaN where there are fewer than k candidates.
+    """
+    count = similarity.shape[1]
+    found = similarity.new_full((len(similarity), len(k)), torch.nan)
+    ordered = similarity.topk(min(max(k, default=1), count), dim=1).values
+    for place, cut in enumerate(k):
+        if cut > count:
+            continue
+        last = ordered[:, cut - 1, None]
+        above, tied = similarity > last + _TIE, (similarity - last).abs() <= _TIE
+        left = (cut - above.sum(1)) / tied.sum(1)
+        hits = (above & relevant).sum(1) + left * (tied & relevant).sum(1)
+        enough = torch.ones_like(left, dtype=torch.bool) if candidates is None else candidates >= cut
+        found[:, place] = torch.where(enough, hits / cut, torch.nan)
+    return found
 
 
 def pair_statistics(

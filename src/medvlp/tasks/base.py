@@ -3,7 +3,7 @@
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +21,7 @@ from medvlp.methods.checkpoints import CHECKPOINT_KEY
 from medvlp.methods.guards import NonFiniteGuard, SkippedItems
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.methods.plain import RUN_FOLDER, plain, swap_folder
-from medvlp.metrics.bootstrap import group_codes, interval
+from medvlp.metrics.bootstrap import Measures, group_codes, interval
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.results import ResultRow, append_rows, sha256_of, write_predictions
 from medvlp.seeding import derive_seed
@@ -35,8 +35,8 @@ class Task(L.LightningModule, ABC):
     """Base of every task.
 
     A task sets :attr:`task`, builds its head after ``super().__init__(...)`` and implements :meth:`store`,
-    :meth:`columns` and :meth:`measures`; one that trains also :meth:`extract`, :meth:`head_outputs` and :meth:`loss`.
-    It sees the encoder alone and never asks which method it is from.
+    :meth:`columns` and :meth:`measures_from`; one that trains also :meth:`extract`, :meth:`head_outputs` and
+    :meth:`loss`. It sees the encoder alone and never asks which method it is from.
 
     ``medvlp test`` gathers per-sample columns over all ranks, each sample of the split once, computes every metric
     of the task with a bootstrap interval over patients, writes the predictions as Parquet and one line per metric to
@@ -128,9 +128,27 @@ class Task(L.LightningModule, ABC):
     def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The columns of a batch: predictions and truth, per sample."""
 
+    @classmethod
     @abstractmethod
+    def measures_from(cls, facts: Mapping[str, Any]) -> Measures:
+        """All metrics of the task by protocol name; see :mod:`medvlp.metrics`.
+
+        A class method of :meth:`facts` alone, so that whoever has a result row and its predictions can compute the
+        row's numbers again (``medvlp benchmark verify``).
+
+        Args:
+            facts: of the task, or the ``notes`` of a row, which hold them.
+
+        Returns:
+            What gives the metrics of samples, and with weights those of each resample.
+
+        Raises:
+            KeyError: a fact is missing, by its name.
+        """
+
     def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
-        """All metrics of the task by protocol name, weighted; see :mod:`medvlp.metrics`."""
+        """All metrics of samples, weighted; see :meth:`measures_from`."""
+        return self.measures_from(self.facts())(samples, weights)
 
     def extract(self, images: Tensor) -> Sequence[Tensor]:
         """What the task takes from the encoder: (B, 3, S, S) → K tensors (B, …)."""
@@ -307,8 +325,8 @@ class Task(L.LightningModule, ABC):
         codes = group_codes(patients)
         intervals: dict[str, Any] = {}
         if self.resamples and len(samples):
-            seed = derive_seed(0, len(samples))
-            intervals = interval(self.measures, samples, codes, self.resamples, self.level, seed % 2**31)
+            seed = bootstrap_seed(len(samples))
+            intervals = interval(self.measures, samples, codes, self.resamples, self.level, seed)
         data, settings = datamodule.describe(), self.settings()
         config = sha256_of({"model": settings, "data": data})
         folder = Path(self.trainer.default_root_dir)
@@ -353,7 +371,10 @@ class Task(L.LightningModule, ABC):
         return found
 
     def facts(self) -> dict[str, Any]:
-        """What else a result row should say: chosen thresholds and learning rates, absent classes."""
+        """What else a result row should say: chosen thresholds, learning rates, all that the metrics depend on.
+
+        Plain values that JSON keeps as they are; see :meth:`measures_from`.
+        """
         return {}
 
     def settings(self) -> dict[str, Any]:
@@ -414,6 +435,11 @@ class Task(L.LightningModule, ABC):
             )
         folder = os.path.realpath(self.trainer.default_root_dir)
         checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), RUN_FOLDER, folder)
+
+
+def bootstrap_seed(samples: int) -> int:
+    """Seed of the intervals in result rows: equal for all methods that are scored on the same samples."""
+    return derive_seed(0, samples) % 2**31
 
 
 def run_seed() -> int:

@@ -1,8 +1,9 @@
 """Linear probes and fine-tuning."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from medvlp.errors import ConfigError, DataError
 from medvlp.methods.optim import OptimConfig, build_schedule, parameter_groups
+from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.classification import best_f1_thresholds, classification_measures
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.seeding import derive_seed
@@ -269,7 +271,7 @@ class Classification(Task):
         logits, labels = samples["logits"], samples["label"]
         best, value = 0, -1.0
         for number in range(len(self.heads)):
-            found = self._measure(self._probability(logits[:, number]), labels, samples)
+            found = super().measures(samples.with_columns(score=self._probability(logits[:, number])))
             current = float(found["accuracy" if self.labels == "multiclass" else "auroc"])
             if current > value:  # NaN (no class with both answers) never is
                 best, value = number, current
@@ -278,28 +280,27 @@ class Classification(Task):
         self.log("val/loss", self.per_head_loss(logits, labels)[best].to(self.device), prog_bar=True, sync_dist=True)
 
     def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
-        """See :func:`medvlp.metrics.classification.classification_measures`."""
+        """As the base class, of the chosen head where there are several."""
         if "logits" in samples.columns:
-            score = self._probability(samples["logits"][:, int(self.chosen)])
-        else:
-            score = samples["score"]
-        return self._measure(score, samples["label"], samples, weights)
+            samples = samples.with_columns(score=self._probability(samples["logits"][:, int(self.chosen)]))
+        return super().measures(samples, weights)
 
-    def _measure(
-        self, score: Tensor, label: Tensor, samples: Samples, weights: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return classification_measures(
-            Samples(samples.index, {"score": score, "label": label}, {}),
-            weights,
-            names=self.names,
-            thresholds=self.thresholds.cpu(),
-            multiclass=self.labels == "multiclass",
+    @classmethod
+    def measures_from(cls, facts: Mapping[str, Any]) -> Measures:
+        """See :func:`medvlp.metrics.classification.classification_measures`."""
+        return partial(
+            classification_measures,
+            names=facts["classes"],
+            thresholds=torch.tensor(facts["thresholds"], dtype=torch.float64),
+            multiclass=facts["labels"] == "multiclass",
         )
 
     def facts(self) -> dict[str, Any]:
-        """Labels, learning rate of the chosen head, thresholds."""
+        """Labels and their kind, learning rate of the chosen head, thresholds."""
         return {
             "classes": self.names,
+            "labels": self.labels,
             "lr": self.lrs[int(self.chosen)],
-            "thresholds": [round(float(t), 6) for t in self.thresholds],
+            # Unrounded: they are scores of the validation part, and a score of the test part may be one of them.
+            "thresholds": self.thresholds.tolist(),
         }

@@ -1,7 +1,8 @@
 """Zero-shot grounding: where in an image a phrase is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from medvlp import viz
 from medvlp.errors import ConfigError, DataError
+from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.grounding import COLUMNS, THRESHOLDS, grounding_measures, grounding_statistics
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.prompts import PromptSet, load_prompts
@@ -67,6 +69,48 @@ PROTOCOLS: dict[str, _Protocol] = {
     "medklip": _Protocol(mode="nearest", scale="share", thresholds=(0.008 * 196,)),
 }
 """Protocols by name; see :class:`Grounding`."""
+
+
+def _of(samples: Samples, source: str) -> Samples:
+    """The columns of the method (""), or of a prior under the method's names."""
+    names = {name: name if name == "truth" or not source else f"{source}_{name}" for name in COLUMNS}
+    return Samples(samples.index, {n: samples[of] for n, of in names.items()} | {"category": samples["category"]})
+
+
+def _measures_of(
+    samples: Samples, weights: Tensor | None, thresholds: Sequence[float], categories: Sequence[str]
+) -> dict[str, Tensor]:
+    """Metrics of one source of heatmaps; with one threshold their names do not say it."""
+    found = grounding_measures(samples, weights, thresholds=thresholds, categories=[*categories, "none"])
+    if len(categories) < 2:
+        found = {name: v for name, v in found.items() if not name.endswith("_category") and "/" not in name}
+    if len(thresholds) > 1:
+        return found
+    mark = f"@{thresholds[0]:g}"
+    return {n.replace(mark, ""): v for n, v in found.items() if n.partition("/")[0] not in ("miou", "miou_category")}
+
+
+def _measures(
+    samples: Samples,
+    weights: Tensor | None = None,
+    *,
+    thresholds: Mapping[str, Sequence[float]],
+    priors: Sequence[str],
+    categories: Sequence[str],
+) -> dict[str, Tensor]:
+    """Metrics of the method, of the priors, and the gains over these."""
+    found = _measures_of(_of(samples, ""), weights, thresholds["method"], categories)
+    result = dict(found)
+    main = "iou/" if len(thresholds["method"]) < 2 else "miou/"
+    for prior in priors:
+        other = _measures_of(_of(samples, prior), weights, thresholds[prior], categories)
+        for name in _COMPARED:
+            if name in found:
+                result[f"prior_{prior}/{name}"] = other[name]
+                result[f"gain_over_{prior}/{name}"] = found[name] - other[name]
+        own = {name: value - other[name] for name, value in found.items() if name.startswith(main)}
+        result.update({f"gain_over_{prior}/{name}": value for name, value in own.items()})
+    return result
 
 
 class Grounding(Evaluator):
@@ -340,48 +384,36 @@ class Grounding(Evaluator):
         if self.fixed:
             return
         for source in ("", *self.prior_names):
-            own = self._of(samples, source)
+            own = _of(samples, source)
             found = grounding_measures(own, thresholds=self._candidates)
             values = torch.stack([found[f"iou@{t:g}"] for t in self._candidates]).nan_to_num(nan=-1.0)
             if bool((values < 0).all()):
                 raise DataError("no image of the validation part has a mask, so no threshold can be chosen on it")
             self._chosen[source] = (self._candidates[int(values.argmax())],)
 
-    def _of(self, samples: Samples, source: str) -> Samples:
-        """The columns of the method, or of a prior under the method's names."""
-        names = {name: name if name == "truth" or not source else f"{source}_{name}" for name in COLUMNS}
-        return Samples(samples.index, {n: samples[of] for n, of in names.items()} | {"category": samples["category"]})
-
-    def _measured(self, samples: Samples, source: str, weights: Tensor | None) -> dict[str, Tensor]:
-        own, thresholds = self._of(samples, source), self.fixed or self._chosen[source]
-        if not self.fixed and own["intersection"].shape[1:] == (len(self._candidates),):  # of a validation run
-            at = self._candidates.index(thresholds[0])
-            own = own.with_columns(**{n: own[n][:, at : at + 1] for n in ("intersection", "predicted")})
-        names = [*self.categories, "none"]
-        found = grounding_measures(own, weights, thresholds=thresholds, categories=names)
-        if len(self.categories) < 2:
-            found = {name: v for name, v in found.items() if not name.endswith("_category") and "/" not in name}
-        if len(thresholds) > 1:
-            return found
-        mark = f"@{thresholds[0]:g}"
-        return {
-            n.replace(mark, ""): v for n, v in found.items() if n.partition("/")[0] not in ("miou", "miou_category")
-        }
+    def _at_chosen(self, samples: Samples) -> Samples:
+        """Of a validation run's statistics at all candidates those at the chosen thresholds."""
+        columns = {}
+        for source, (threshold, *_) in self._chosen.items() if not self.fixed else ():
+            for name in (f"{source}_{n}" if source else n for n in ("intersection", "predicted")):
+                if samples[name].shape[1:] == (len(self._candidates),):
+                    at = self._candidates.index(threshold)
+                    columns[name] = samples[name][:, at : at + 1]
+        return samples.with_columns(**columns)
 
     def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
+        """As the base class, at the chosen thresholds."""
+        return super().measures(self._at_chosen(samples), weights)
+
+    @classmethod
+    def measures_from(cls, facts: Mapping[str, Any]) -> Measures:
         """Of the method, of the priors, and the gains over these."""
-        found = self._measured(samples, "", weights)
-        result = dict(found)
-        for prior in self.prior_names:
-            other = self._measured(samples, prior, weights)
-            for name in _COMPARED:
-                if name in found:
-                    result[f"prior_{prior}/{name}"] = other[name]
-                    result[f"gain_over_{prior}/{name}"] = found[name] - other[name]
-            main = "iou/" if len(self.fixed) < 2 else "miou/"
-            own = {name: value - other[name] for name, value in found.items() if name.startswith(main)}
-            result.update({f"gain_over_{prior}/{name}": value for name, value in own.items()})
-        return result
+        chosen = facts["thresholds"]
+        if not isinstance(chosen, Mapping):
+            chosen = dict.fromkeys(("method", *facts["priors"]), chosen)
+        return partial(
+            _measures, thresholds=chosen, priors=tuple(facts["priors"]), categories=tuple(facts["categories"])
+        )
 
     def monitored(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
         """Without the priors."""
@@ -404,6 +436,7 @@ class Grounding(Evaluator):
         chosen = {source or "method": list(t) for source, t in self._chosen.items()}
         return {
             "thresholds": list(self.fixed) or chosen,
+            "priors": list(self.prior_names),
             "thresholds_from": "protocol" if self.fixed else "validation, best IoU",
             "prompts": None
             if self.prompt_set is None

@@ -1,17 +1,20 @@
 """Retrieval among held-out images and texts."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from medvlp.datasets.labels import CHEXPERT_5
 from medvlp.errors import ConfigError, DataError, NotSupportedError
-from medvlp.metrics.retrieval import precision_statistics, recall_statistics, retrieval_measures
+from medvlp.metrics.bootstrap import Measures
+from medvlp.metrics.retrieval import precision_of, precision_statistics, recall_statistics, retrieval_measures
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.prompts import load_prompts
 from medvlp.scoring.prompts import PromptTable
@@ -122,6 +125,30 @@ def text_groups(texts: Sequence[str]) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "big") for digest in digests])
 
 
+def _measures(
+    samples: Samples,
+    weights: Tensor | None = None,
+    *,
+    recalls: Sequence[int],
+    precisions: Sequence[int],
+    asked: Sequence[int],
+) -> dict[str, Tensor]:
+    """Those of medvlp.metrics.retrieval, and of prompts of the classes ``asked`` where the samples have any."""
+    found = retrieval_measures(samples, weights, recalls=recalls, precisions=precisions)
+    if "prompts" not in samples.columns:
+        return found
+    members = samples["kind"] >= 0
+    relevant = torch.tensor(asked)[:, None] == samples["kind"][members][None]
+    values = precision_of(samples["prompts"][members].T, relevant, precisions)
+    chance = relevant.float().mean(1).double().nanmean()
+    for place, cut in enumerate(precisions):
+        made = {f"precision@{cut}/p2i": values[:, place].double().nanmean(), f"chance/precision@{cut}/p2i": chance}
+        if weights is not None:
+            made = {name: torch.full((len(weights),), torch.nan, dtype=torch.float64) for name in made}
+        found.update(made)
+    return found
+
+
 class Retrieval(Evaluator):
     """How well images find texts and images, by the cosine of their embeddings; nothing is trained.
 
@@ -207,7 +234,6 @@ class Retrieval(Evaluator):
         self.prompts = prompts
         self.draw_seed = seed
         self.counts: dict[str, int] = {}
-        self._prompt_values: dict[str, Tensor] = {}
         self._table: PromptTable | None = None
 
     # ---------------------------------------------------------------- set-up
@@ -278,7 +304,8 @@ class Retrieval(Evaluator):
 
         Returns:
             ``recall_<way>`` and ``precision_<way>`` (N, K) with their chance, as
-            :func:`medvlp.metrics.retrieval.retrieval_measures` takes them.
+            :func:`medvlp.metrics.retrieval.retrieval_measures` takes them; ``kind`` (N,), the class of each; of p2i
+            ``prompts`` (N, P), cosines with the prompts, NaN for images of no class.
         """
         image, kind = samples["image"], samples["kind"]
         sides: dict[str, tuple[Tensor, Tensor]] = {"i2i": (image, image)}
@@ -305,30 +332,42 @@ class Retrieval(Evaluator):
                 rows[members], level[members] = values, chance
                 found[f"precision_{way}"], found[f"chance_precision_{way}"] = rows, level
             if self._table is not None:
-                self._ask_prompts(image[members], kind[members])
+                found["prompts"] = torch.full((len(kind), len(self._asked())), torch.nan)
+                found["prompts"][members] = self._prompt_cosines(image[members])
         return Samples(samples.index, {**found, "kind": kind})
 
-    def _ask_prompts(self, images: Tensor, kind: Tensor) -> None:
+    def _asked(self) -> list[int]:
+        """The class of each query prompt."""
         assert self._table is not None
-        table = self._table
-        asked = torch.tensor([place for place, side in enumerate(table.positive) for _ in side])
-        texts = self.texts([table.texts[i] for side in table.positive for i in side]).cpu()
-        values, chance = precision_statistics(texts, images, asked, kind, self.precisions)
-        for place, cut in enumerate(self.precisions):
-            self._prompt_values[f"precision@{cut}/p2i"] = values[:, place].double().nanmean()
-            self._prompt_values[f"chance/precision@{cut}/p2i"] = chance.double().nanmean()
+        return [place for place, side in enumerate(self._table.positive) for _ in side]
 
-    def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
+    def _prompt_cosines(self, images: Tensor) -> Tensor:
+        """(n, d) images to (n, P) cosines with the query prompts."""
+        assert self._table is not None
+        texts = self.texts([self._table.texts[i] for side in self._table.positive for i in side]).cpu()
+        return (F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T).T
+
+    @classmethod
+    def measures_from(cls, facts: Mapping[str, Any]) -> Measures:
         """See the class; p2i has a value, and NaN in every resample."""
-        found = retrieval_measures(samples, weights, recalls=self.recalls, precisions=self.precisions)
-        for name, value in self._prompt_values.items():
-            found[name] = value if weights is None else torch.full((len(weights),), torch.nan, dtype=torch.float64)
-        return found
+        return partial(
+            _measures,
+            recalls=tuple(facts["recalls"]),
+            precisions=tuple(facts["precisions"]),
+            asked=tuple(facts["prompt_classes"]),
+        )
 
     def facts(self) -> dict[str, Any]:
-        """Classes and how many images show each alone, and the prompts."""
+        """Classes and how many images show each alone, the prompts, and the cut-offs."""
         made = None
         if self._table is not None:
             prompts = load_prompts(self.prompts)
             made = {"name": prompts.name, "version": prompts.version, "queries": sum(map(len, self._table.positive))}
-        return {"classes": list(self.classes), "images_of_class": self.counts, "prompts": made}
+        return {
+            "classes": list(self.classes),
+            "images_of_class": self.counts,
+            "prompts": made,
+            "prompt_classes": [] if self._table is None else self._asked(),
+            "recalls": list(self.recalls),
+            "precisions": list(self.precisions),
+        }

@@ -1,8 +1,9 @@
 """Segmentation with a frozen or trained encoder, and with a pre-trained decoder where the method has one."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,8 @@ from medvlp.encoders.dense import FeatureToPyramid, MedKLIPDecoder, UPerNet
 from medvlp.errors import ConfigError, NotSupportedError
 from medvlp.losses.segmentation import bce_dice_medklip, focal_dice_maco, focal_dice_mgca
 from medvlp.methods.optim import OptimConfig
-from medvlp.metrics.samples import Samples, SampleStore
+from medvlp.metrics.bootstrap import Measures
+from medvlp.metrics.samples import SampleStore
 from medvlp.metrics.segmentation import mask_statistics, segmentation_measures
 from medvlp.seeding import derive_seed
 from medvlp.tasks.base import Features, Task, run_seed
@@ -224,6 +226,11 @@ class Segmentation(Task):
         self.log("val/loss", self.criterion(logits, batch["mask"]), sync_dist=True, batch_size=size, prog_bar=True)
         self._collect("validate", batch, mask_statistics(logits.sigmoid(), batch["mask"], threshold=self.threshold))
 
-    def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
+    @classmethod
+    def measures_from(cls, facts: Mapping[str, Any]) -> Measures:
         """See :func:`medvlp.metrics.segmentation.segmentation_measures`."""
-        return segmentation_measures(samples, weights, batch_size=self._datamodule().eval_batch_size)
+        return partial(segmentation_measures, batch_size=facts["eval_batch_size"])
+
+    def facts(self) -> dict[str, Any]:
+        """The batches that MGCA's Dice is a mean over."""
+        return {"eval_batch_size": self._datamodule().eval_batch_size}

@@ -1,6 +1,9 @@
 """Zero-shot classification: images against prompts."""
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -8,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from medvlp.errors import ConfigError, DataError
+from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.classification import (
     best_f1_thresholds,
     best_mcc_thresholds,
@@ -15,7 +19,7 @@ from medvlp.metrics.classification import (
     youden_thresholds,
 )
 from medvlp.metrics.curves import known
-from medvlp.metrics.samples import Samples, SampleStore
+from medvlp.metrics.samples import Samples, SampleStore, weighted_mean
 from medvlp.prompts import PromptSet, available, load_prompts
 from medvlp.scoring.prompts import RULES, PromptTable, class_scores, prompt_scores
 from medvlp.tasks.encoder import EncoderSource
@@ -94,6 +98,48 @@ def decisions(
         other = 2 * rejected / (total - chosen + absent).clamp_min(1e-300)
         found["f1_weighted"] = (present * f1 + absent * other) / total
     return {name: torch.where(defined, value, torch.nan) for name, value in found.items()}
+
+
+def _thresholds(chosen: Sequence[float | None]) -> Tensor:
+    return torch.tensor([math.nan if t is None else t for t in chosen], dtype=torch.float64)
+
+
+def zero_shot_measures(
+    samples: Samples,
+    weights: Tensor | None = None,
+    *,
+    names: Sequence[str],
+    thresholds: Tensor | None = None,
+    middle: float | None = None,
+    weighted: bool = False,
+    top1: bool = False,
+) -> dict[str, Tensor]:
+    """The metrics of :class:`ZeroShotClassification`.
+
+    Args:
+        samples: ``score`` and ``label``, (N, C) each.
+        weights: (R, N) how often each sample counts; None: once.
+        names: C labels.
+        thresholds: (C,) of ``f1`` and ``accuracy``, NaN leaves a class out; None: neither.
+        middle: score from which the positive prompts win, for the metrics ``_fixed``; None: none of these.
+        weighted: also ``f1_weighted``, with ``middle``.
+        top1: also accuracy of the best class, of at least two.
+
+    Returns:
+        Name to scalar, or to (R,) with weights; float64.
+    """
+    scores, labels = samples["score"], samples["label"]
+    found = classification_measures(samples, weights, names=names, thresholds=thresholds)
+    if middle is not None:
+        for own, value in decisions(scores >= middle, labels, weights, weighted).items():
+            name = own if own == "f1_weighted" else f"{own}_fixed"
+            found[name] = value.nanmean(1)
+            if len(names) > 1:
+                found.update({f"{name}/{label}": value[:, c] for c, label in enumerate(names)})
+    if top1 and len(names) > 1:
+        right = best_class_is_right(scores, labels)
+        found["top1"] = weighted_mean(right, torch.ones(1, len(right)) if weights is None else weights)
+    return found if weights is not None else {name: value.reshape(()) for name, value in found.items()}
 
 
 def best_class_is_right(scores: Tensor, labels: Tensor) -> Tensor:
@@ -281,31 +327,25 @@ class ZeroShotClassification(Evaluator):
         if self.choice != "none":
             self._thresholds = _CHOOSE[self.choice](samples["score"].cpu(), samples["label"].cpu())
 
-    def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
-        """See the class."""
-        scores, labels = samples["score"], samples["label"]
-        found = classification_measures(samples, weights, names=self.names, thresholds=self._thresholds)
-        extra: dict[str, Tensor] = {}
-        middle = _MIDDLE.get(self.rule)
-        if self.rules.fixed and middle is not None:
-            fixed = decisions(scores >= middle, labels, weights, self.rules.weighted)
-            extra.update({name if name == "f1_weighted" else f"{name}_fixed": v for name, v in fixed.items()})
-        for name, value in extra.items():
-            found[name] = value.nanmean(1)
-            if len(self.names) > 1:
-                found.update({f"{name}/{own}": value[:, c] for c, own in enumerate(self.names)})
-        if self.rules.top1 and len(self.names) > 1:
-            right = best_class_is_right(scores, labels)
-            w = (torch.ones(1, len(right)) if weights is None else weights).double()
-            found["top1"] = (w @ right.nan_to_num()) / (w @ (~right.isnan()).double())
-        return found if weights is not None else {name: value.reshape(()) for name, value in found.items()}
+    @classmethod
+    def measures_from(cls, facts: Mapping[str, Any]) -> Measures:
+        """See :func:`zero_shot_measures`."""
+        chosen = facts["thresholds"]
+        return partial(
+            zero_shot_measures,
+            names=facts["classes"],
+            thresholds=None if chosen is None else _thresholds(chosen),
+            middle=facts["middle"],
+            weighted=facts["weighted"],
+            top1=facts["top1"],
+        )
 
     def facts(self) -> dict[str, Any]:
-        """Prompts, rule, thresholds, and the labels that were not scored."""
+        """Prompts, rule, thresholds, which metrics the protocol adds, and the labels that were not scored."""
         assert self.prompt_set is not None
         chosen = None
         if self._thresholds is not None:  # none for a class without both answers in the validation part
-            chosen = [None if t != t else round(t, 6) for t in self._thresholds.tolist()]  # noqa: PLR0124 - NaN test
+            chosen = [None if math.isnan(t) else t for t in self._thresholds.tolist()]
         return {
             "classes": self.names,
             "labels_without_prompts": self.unscored,
@@ -314,4 +354,7 @@ class ZeroShotClassification(Evaluator):
             "own_scores": self.own_scores,
             "thresholds": chosen,
             "thresholds_from": None if chosen is None else f"validation, best {self.choice}",
+            "middle": _MIDDLE.get(self.rule) if self.rules.fixed else None,
+            "weighted": self.rules.weighted,
+            "top1": self.rules.top1,
         }

@@ -1,6 +1,6 @@
 """Detection on a frozen encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from medvlp.errors import ConfigError
 from medvlp.methods.optim import OptimConfig
+from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.detection import detection_measures
-from medvlp.metrics.samples import Samples, SampleStore
+from medvlp.metrics.samples import SampleStore
 from medvlp.seeding import derive_seed
 from medvlp.tasks.base import Features, Task, run_seed
 from medvlp.tasks.detection.decode import CONVENTIONS, Convention, Detections, detect
@@ -221,9 +222,10 @@ class Detection(Task):
         self.log("val/loss", total, sync_dist=True, batch_size=len(batch["index"]), prog_bar=True)
         self._collect("validate", batch, self._columns(outputs, batch))
 
-    def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
+    @classmethod
+    def measures_from(cls, facts: Mapping[str, Any]) -> Measures:
         """See :func:`medvlp.metrics.detection.detection_measures`."""
-        return detection_measures(samples, weights)
+        return detection_measures
 
     def facts(self) -> dict[str, Any]:
         """Strides of the three levels."""
