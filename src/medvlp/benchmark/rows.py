@@ -62,9 +62,9 @@ def primary_of(task: str, metrics: Collection[str], multiclass: bool = False) ->
     return next((metric for metric in wanted if metric in metrics), None)
 
 
-def is_multiclass(row: Mapping[str, Any]) -> bool:
-    """Whether the labels of a row's task exclude each other (COVIDx's three)."""
-    return ((row.get("notes") or {}).get("model") or {}).get("labels") == "multiclass"
+def is_multiclass(notes: Mapping[str, Any] | None) -> bool:
+    """Whether the labels of a row exclude each other (COVIDx's three), by its notes."""
+    return ((notes or {}).get("model") or {}).get("labels") == "multiclass"
 
 
 def primary_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -76,7 +76,7 @@ def primary_rows(frame: pd.DataFrame) -> pd.DataFrame:
     for _, part in frame.groupby(list(COLUMN), dropna=False, sort=False):
         first = part.iloc[0]
         kept.append(
-            part[part["metric"] == primary_of(first["task"], set(part["metric"]), is_multiclass(first.to_dict()))]
+            part[part["metric"] == primary_of(first["task"], set(part["metric"]), is_multiclass(first["notes"]))]
         )
     return pd.concat(kept) if kept else frame
 
