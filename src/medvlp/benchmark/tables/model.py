@@ -19,13 +19,13 @@ class Reported:
         printed: the value as printed, such as "8.90"; "-", "/" or "?" where there is none.
         std: the number after ±, as printed; None where there is none.
         note: what the reader of the paper should know.
-        flag: where the paper contradicts itself or another; "" where it does not.
+        flags: where the paper contradicts itself or another, a sentence each.
     """
 
     printed: str
     std: str | None = None
     note: str = ""
-    flag: str = ""
+    flags: tuple[str, ...] = ()
 
     @property
     def status(self) -> str:
@@ -54,7 +54,9 @@ class Cell:
         runs: how many runs (seeds) the mean is of.
         best: the best of its column and significantly different from the second.
         reported: what the paper has; None where it has no such cell.
-        jobs: hashes of the jobs whose result rows made the value, so that a cell leads to its rows.
+        jobs: hashes of the jobs whose result rows made the value, one per row; of rows of single runs, that have no
+            job, the first twelve digits of their settings' hash.
+        lines: lines of the results file on which those rows are.
         scale: factor to what is printed: 100 for per cent, 1 else.
         decimals: digits after the point, of value and interval.
         std_decimals: of the standard deviation.
@@ -70,6 +72,7 @@ class Cell:
     best: bool = False
     reported: Reported | None = None
     jobs: tuple[str, ...] = ()
+    lines: tuple[int, ...] = ()
     scale: float = 100.0
     decimals: int = 1
     std_decimals: int = 1
@@ -158,6 +161,7 @@ class Table:
         columns: its columns; the labels of neighbours that are equal are printed as one.
         blocks: its body.
         footnotes: sentences to print below, each once.
+        source: path of the results file as it was given; "" where the table holds reported numbers alone.
         row_header: heading of the rows' labels.
         fact_names: headings of the rows' facts.
         phantom: some value comes from the phantom and says nothing about clinical performance.
@@ -171,6 +175,7 @@ class Table:
     columns: tuple[Column, ...]
     blocks: tuple[Block, ...]
     footnotes: tuple[str, ...] = ()
+    source: str = ""
     row_header: str = "Method"
     fact_names: tuple[str, ...] = ()
     phantom: bool = False
@@ -184,6 +189,17 @@ class Table:
                 for c, cell in enumerate(row.cells):
                     yield b, r, c, cell
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The papers' inconsistencies that concern some cell, each once, in the order of their cells."""
+        found = (flag for *_, cell in self.cells() if cell.reported for flag in cell.reported.flags)
+        return tuple(dict.fromkeys(found))
+
+    def marks(self, cell: Cell) -> str:
+        """The letters of a cell's flags, such as ``a,c``; they count through :attr:`flags`."""
+        own = cell.reported.flags if cell.reported else ()
+        return ",".join(letter_of(self.flags.index(flag)) for flag in own)
+
     def has_values(self) -> bool:
         """Whether any cell holds a value of ours."""
         return any(cell.value is not None for *_, cell in self.cells())
@@ -191,3 +207,9 @@ class Table:
     def anchor(self, block: int, row: int, column: int) -> str:
         """Name under which the result rows of a cell are listed; unique where table names are."""
         return f"{self.name}-{block + 1}-{row + 1}-{column + 1}"
+
+
+def letter_of(number: int) -> str:
+    """0 to "a", 25 to "z", 26 to "aa"."""
+    more, last = divmod(number, 26)
+    return (letter_of(more - 1) if more else "") + chr(ord("a") + last)

@@ -1,0 +1,177 @@
+"""``medvlp benchmark table``: the papers' tables and our own, from result rows, in four formats."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from medvlp.benchmark.differences import RESAMPLES
+from medvlp.benchmark.rows import collected
+from medvlp.benchmark.tables import (
+    Statistics,
+    Table,
+    csv_text,
+    html_fragment,
+    latex,
+    layouts,
+    markdown,
+    own_tables,
+    paper_tables,
+    reported_tables,
+)
+from medvlp.errors import ConfigError
+
+_SUFFIXES = {"markdown": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
+_FILTERS = {"protocol": "protocol", "part": "part", "task": "bm_task"}
+"""Options that choose rows, and the columns they look at."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``medvlp benchmark table``."""
+    add = parser.add_argument
+    add("results", nargs="?", help="results.jsonl of a benchmark or of single runs; not needed with --reported-only")
+    add(
+        "--layout",
+        nargs="+",
+        metavar="NAME",
+        help=f"own (what was run, a table per kind of task), all (the papers'), or names: {', '.join(layouts())}. "
+        "Default: own, with --reported-only all",
+    )
+    add("--format", choices=sorted(_SUFFIXES), help="default: by the suffix of --output, else markdown")
+    add("--output", type=Path, help="a file (with a suffix), or a folder that gets a file per table; default: print")
+    add("--reported-only", action="store_true", help="the papers' numbers alone")
+    add("--metric", nargs="+", default=[], metavar="NAME", help="shown where a column may have it, such as dice_mgca")
+    add("--protocol", nargs="+", default=[], metavar="NAME", help="of tasks that ran by several, take these")
+    add("--part", nargs="+", default=[], metavar="NAME", help="of tasks scored on several parts, take these")
+    add("--task", nargs="+", default=[], metavar="NAME", help="take these tasks of the grid alone")
+    add("--fraction", nargs="+", type=float, default=[], metavar="SHARE", help="of tasks that train, take these alone")
+    add(
+        "--resamples",
+        type=int,
+        default=RESAMPLES,
+        help="of the patients, for intervals and significance; 0: none, and nothing bold (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the tables.
+
+    Returns:
+        0.
+
+    Raises:
+        ConfigError: unknown layout or metric, contradicting options, or two protocols in one column.
+        DataError: results or predictions are missing or damaged.
+    """
+    if args.resamples < 0:
+        raise ConfigError(f"--resamples {args.resamples}: give 0 or more")
+    tables = _reported(args) if args.reported_only else _filled(args)
+    _write(tables, _format(args), args.output)
+    return 0
+
+
+def _reported(args: argparse.Namespace) -> list[Table]:
+    if args.results:
+        raise ConfigError(f"--reported-only prints the papers' numbers and reads no results: leave out {args.results}")
+    names = args.layout or ["all"]
+    if "own" in names:
+        raise ConfigError("--layout own has no reported numbers: leave out --reported-only, or name papers' tables")
+    return reported_tables(_expanded(names))
+
+
+def _filled(args: argparse.Namespace) -> list[Table]:
+    if not args.results:
+        raise ConfigError("which results? Give the path of a results.jsonl, or --reported-only")
+    path = Path(args.results)
+    frame = collected(path)
+    _check_metrics(frame, args.metric)
+    frame = _chosen(frame, args)
+    names = args.layout or ["own"]
+    papers = _expanded([name for name in names if name != "own"])
+    statistics = Statistics(path.parent, args.resamples)
+    tables = []
+    if "own" in names:
+        tables += own_tables(frame, path.parent, statistics=statistics, metrics=args.metric, source=path.name)
+    found = paper_tables(frame, path.parent, papers, statistics=statistics, metrics=args.metric, source=path.name)
+    return tables + (_with_values(found) if "all" in names else found)
+
+
+def _expanded(names: Sequence[str]) -> list[str]:
+    """Names of layouts, "all" replaced by all of them, each once."""
+    return list(dict.fromkeys(one for name in names for one in (layouts() if name == "all" else [name])))
+
+
+def _with_values(tables: list[Table]) -> list[Table]:
+    """Those with a value of ours; the others are named, since "all" promised them."""
+    empty = [table.name for table in tables if not table.has_values()]
+    if empty:
+        print(f"no results for {', '.join(empty)}", file=sys.stderr)
+    return [table for table in tables if table.has_values()]
+
+
+def _check_metrics(frame: pd.DataFrame, metrics: Sequence[str]) -> None:
+    present = {metric.partition("/")[0] for metric in frame["metric"]} | set(frame["metric"])
+    for metric in metrics:
+        if metric not in present:
+            raise ConfigError(
+                f"--metric {metric}: no row has it; there are {', '.join(sorted(m for m in present if '/' not in m))}"
+            )
+
+
+def _chosen(frame: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
+    """The rows that the options leave. A protocol or part is chosen within the tasks that have it."""
+    for option, column in _FILTERS.items():
+        wanted = getattr(args, option)
+        if missing := [name for name in wanted if name not in set(frame[column])]:
+            known = ", ".join(sorted(frame[column].unique()))
+            raise ConfigError(f"--{option} {' '.join(missing)}: no row has it; there are {known}")
+        if wanted:
+            match = frame[column].isin(wanted)
+            others = ~frame["task"].isin(frame.loc[match, "task"]) if option != "task" else False
+            frame = frame[match | others]
+    if args.fraction:
+        shares = frame["fraction"]
+        frame = frame[shares.isna() | shares.isin(args.fraction)]
+    if frame.empty:
+        raise ConfigError("the options leave no row; choose fewer")
+    return frame
+
+
+def _format(args: argparse.Namespace) -> str:
+    suffix = args.output.suffix if args.output else ""
+    by_suffix = {suffix: name for name, suffix in _SUFFIXES.items()}
+    if args.format:
+        return args.format
+    if suffix and suffix not in by_suffix:
+        raise ConfigError(f"--output {args.output}: give --format, or one of the suffixes {', '.join(by_suffix)}")
+    return by_suffix.get(suffix, "markdown")
+
+
+def _write(tables: list[Table], form: str, output: Path | None) -> None:
+    if output is None:
+        sys.stdout.write(_text(tables, form))
+    elif output.suffix:
+        _save(output, _text(tables, form))
+    else:
+        for table in tables:
+            _save(output / f"{table.name}{_SUFFIXES[form]}", _text([table], form))
+
+
+def _save(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _text(tables: list[Table], form: str) -> str:
+    if form == "csv":
+        return csv_text(tables)
+    writers: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": latex, "html": html_fragment}
+    body = "\n".join(writers[form](table) for table in tables)
+    return _page(body) if form == "html" else body
+
+
+def _page(body: str) -> str:
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Benchmark tables</title>'
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n'

@@ -1,0 +1,149 @@
+"""Our own tables: whatever was run, one table per family of tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medvlp.benchmark.rows import is_multiclass, primary_of, records
+from medvlp.benchmark.tables.cells import Statistics, cell_of, missing, print_scale, with_best
+from medvlp.benchmark.tables.footnotes import of_rows
+from medvlp.benchmark.tables.model import Block, Cell, Column, Row, Table
+from medvlp.benchmark.tables.paper import is_phantom, require_one
+from medvlp.benchmark.tables.plan import Plan, plan_of
+from medvlp.errors import ConfigError
+
+_TITLES = {
+    "classification": "Classification",
+    "zero_shot": "Zero-shot classification",
+    "segmentation": "Segmentation",
+    "detection": "Detection",
+    "grounding": "Grounding",
+    "retrieval": "Retrieval",
+}
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of one column: one task of the grid at one fraction, with one metric."""
+
+    task: str
+    protocol: str
+    metric: str
+    fraction: float | None
+    rows: pd.DataFrame
+
+
+def own_tables(
+    frame: pd.DataFrame,
+    folder: str | Path,
+    *,
+    statistics: Statistics | None = None,
+    metrics: Sequence[str] = (),
+    source: str = "",
+) -> list[Table]:
+    """One table per family of tasks: methods by tasks of the grid and fractions, each with its primary metric.
+
+    Rows and columns are in the order of the grid, where ``grid.json`` lies in the folder.
+
+    Args:
+        frame: rows of :func:`medvlp.benchmark.rows.collected`.
+        folder: that of the results file.
+        statistics: intervals and significance; with the defaults if None.
+        metrics: metrics to show where a task has them, in the place of its primary one.
+        source: how the results file is called in links.
+
+    Returns:
+        Tables named ``own-<family>``, in the order of the grid's tasks.
+
+    Raises:
+        ConfigError: two protocols, datasets or parts under one task of the grid.
+        DataError: predictions are missing or damaged.
+    """
+    statistics = statistics or Statistics(Path(folder))
+    plan = plan_of(folder, frame)
+    families: dict[str, list[_Group]] = {}
+    for task in plan.tasks:
+        own = frame[frame["bm_task"] == task]
+        for key in ("task", "protocol", "dataset", "part"):
+            require_one(own, key, f"task {task}", "give them different names in the grid")
+        if len(own):
+            families.setdefault(own.iloc[0]["task"], []).extend(_groups(own, task, plan, metrics))
+    return [
+        _table(family, groups, plan, statistics, source, pd.concat([group.rows for group in groups]))
+        for family, groups in families.items()
+    ]
+
+
+def _groups(own: pd.DataFrame, task: str, plan: Plan, metrics: Sequence[str]) -> list[_Group]:
+    first = records(own.iloc[:1])[0]
+    metric = _metric(first, set(own["metric"]), plan.metrics.get(task), metrics)
+    rows = own[own["metric"] == metric]
+    fractions = sorted(rows["fraction"].dropna().unique()) or [None]
+    return [_Group(task, first["protocol"], metric, fraction, _at(rows, fraction)) for fraction in fractions]
+
+
+def _at(rows: pd.DataFrame, fraction: float | None) -> pd.DataFrame:
+    return rows[rows["fraction"].isna()] if fraction is None else rows[rows["fraction"] == fraction]
+
+
+def _metric(row: Mapping[str, Any], present: set[str], of_grid: str | None, asked: Sequence[str]) -> str:
+    """The metric asked for, else the grid's, else the task's primary one."""
+    for metric in (*asked, of_grid):
+        if metric in present:
+            return metric
+    metric = primary_of(row["task"], present, is_multiclass(row.get("notes")))
+    if metric is None:
+        raise ConfigError(
+            f"task {row['bm_task']} (line {row['line']}): no primary metric is known of {row['task']}; name one with "
+            f"--metric, such as {min(present)}"
+        )
+    return metric
+
+
+def _table(
+    family: str, groups: list[_Group], plan: Plan, statistics: Statistics, source: str, used: pd.DataFrame
+) -> Table:
+    present = set(used["bm_method"])
+    tasks = {group.task for group in groups}
+    methods = [name for name in plan.methods if name in present or tasks & plan.cannot.get(name, frozenset())]
+    columns = [_column(group, methods, plan, statistics) for group in groups]
+    rows = [
+        Row(plan.methods[name], cells, name) for name, cells in zip(methods, zip(*columns, strict=True), strict=True)
+    ]
+    table = Table(
+        name=f"own-{family}",
+        title=_TITLES.get(family, family.replace("_", " ").capitalize()),
+        caption=_caption(groups),
+        columns=tuple(_header(group, plan) for group in groups),
+        blocks=(Block("", tuple(rows)),),
+        source=source,
+        family=family,
+        phantom=is_phantom(used),
+    )
+    return replace(table, footnotes=of_rows(table, used, statistics, []))
+
+
+def _caption(groups: list[_Group]) -> str:
+    datasets = dict.fromkeys(dataset for group in groups for dataset in group.rows["dataset"])
+    parts = dict.fromkeys(part for group in groups for part in group.rows["part"])
+    return f"On {', '.join(datasets)} ({', '.join(parts)})"
+
+
+def _header(group: _Group, plan: Plan) -> Column:
+    share = "no training" if group.fraction is None else f"{group.fraction:.6%}".rstrip("0%").rstrip(".") + " %"
+    labels = (plan.tasks[group.task], f"{group.protocol}: {group.metric}", share)
+    return Column(labels, group.metric, fraction=group.fraction)
+
+
+def _column(group: _Group, methods: list[str], plan: Plan, statistics: Statistics) -> list[Cell]:
+    scale, decimals = print_scale(group.metric)
+    parts = {name: rows for name, rows in group.rows.groupby("bm_method", sort=False)}
+    cells = {
+        str(name): cell_of(rows, group.metric, statistics, scale=scale, decimals=decimals)
+        for name, rows in parts.items()
+    }
+    cells = with_best(cells, {str(name): rows for name, rows in parts.items()}, group.metric, statistics)
+    return [cells.get(name) or missing(cannot=group.task in plan.cannot.get(name, frozenset())) for name in methods]

@@ -1,0 +1,254 @@
+"""The papers' tables, filled with our results, with the papers' numbers, or with both."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from medvlp.benchmark.tables.cells import Statistics, cell_of, missing, with_best
+from medvlp.benchmark.tables.footnotes import of_paper, of_rows
+from medvlp.benchmark.tables.layouts import Layout, LayoutBlock, LayoutRow, Spec, layout, layouts
+from medvlp.benchmark.tables.model import Block, Cell, Column, Row, Table
+from medvlp.benchmark.tables.plan import Plan, plan_of
+from medvlp.benchmark.tables.reported import as_reported
+from medvlp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What of ours stands in one column of one block.
+
+    Attributes:
+        spec: the column.
+        rows: the rows of the results with its metric and its one protocol; none where nothing was run.
+        metric: theirs; "" for none.
+    """
+
+    spec: Spec
+    rows: pd.DataFrame
+    metric: str
+
+
+def reported_tables(names: Iterable[str] | None = None) -> list[Table]:
+    """The papers' tables with their own numbers alone.
+
+    Args:
+        names: of layouts; all if None.
+
+    Raises:
+        ConfigError: there is no such layout.
+    """
+    return [_reported_table(layout(name)) for name in (layouts() if names is None else names)]
+
+
+def paper_tables(
+    frame: pd.DataFrame,
+    folder: str | Path,
+    names: Iterable[str] | None = None,
+    *,
+    statistics: Statistics | None = None,
+    metrics: Sequence[str] = (),
+    source: str = "",
+) -> list[Table]:
+    """The papers' tables with our results and the papers' numbers beside them.
+
+    Args:
+        frame: rows of :func:`medvlp.benchmark.rows.collected`.
+        folder: that of the results file.
+        names: of layouts; all if None. A table in which none of our rows has a place comes back all the same: see
+            :meth:`~medvlp.benchmark.tables.model.Table.has_values`.
+        statistics: intervals and significance; with the defaults if None.
+        metrics: metrics to show where a column may have them, in the place of the preferred ones.
+        source: how the results file is called in links.
+
+    Raises:
+        ConfigError: no such layout, or two protocols, parts or fractions in one column.
+        DataError: predictions are missing or damaged.
+    """
+    statistics = statistics or Statistics(Path(folder))
+    plan = plan_of(folder, frame)
+    chosen = [layout(name) for name in (layouts() if names is None else names)]
+    return [_filled_table(one, frame, plan, statistics, metrics, source) for one in chosen]
+
+
+def _reported_table(one: Layout) -> Table:
+    cells = one.reported()
+    blocks = []
+    for block in one.blocks:
+        rows = []
+        for row in block.rows:
+            found = [one.reported_cell(row, spec, cells) for spec in block.columns]
+            made = tuple(missing(None if cell is None else as_reported(cell)) for cell in found)
+            rows.append(Row(row.label, made, facts=row.facts))
+        blocks.append(Block(block.title, tuple(rows)))
+    columns = tuple(Column(spec.labels, fraction=spec.fraction) for spec in one.blocks[0].columns)
+    return replace(_table(one, columns, tuple(blocks)), reported_only=True, footnotes=of_paper(one))
+
+
+def _table(one: Layout, columns: tuple[Column, ...], blocks: tuple[Block, ...]) -> Table:
+    return Table(
+        name=one.name,
+        title=one.title,
+        caption=one.caption,
+        columns=columns,
+        blocks=blocks,
+        row_header=one.row_header,
+        fact_names=one.fact_names,
+    )
+
+
+def _filled_table(
+    one: Layout, frame: pd.DataFrame, plan: Plan, statistics: Statistics, metrics: Sequence[str], source: str
+) -> Table:
+    reported = one.reported()
+    fillings = [[_filling(one, block, spec, frame, metrics) for spec in block.columns] for block in one.blocks]
+    blocks = []
+    for block, columns in zip(one.blocks, fillings, strict=True):
+        names = [_method(row, frame) for row in block.rows]
+        made = [_column(one, block, names, filling, reported, plan, statistics) for filling in columns]
+        rows = zip(block.rows, names, zip(*made, strict=True), strict=True)
+        blocks.append(Block(block.title, tuple(Row(row.label, cells, name, row.facts) for row, name, cells in rows)))
+    columns_ = tuple(_header(column) for column in zip(*fillings, strict=True))
+    used = pd.concat([f.rows for columns in fillings for f in columns])
+    table = replace(_table(one, columns_, tuple(blocks)), source=source)
+    notes = (*of_rows(table, used, statistics, _absent(one, used, frame)), *_protocols(fillings), *of_paper(one))
+    return replace(table, footnotes=notes, phantom=is_phantom(used))
+
+
+def _header(column: Sequence[Filling]) -> Column:
+    """A column with the metric and the fraction that all its blocks share."""
+    metrics, fractions = {f.metric for f in column}, {f.spec.fraction for f in column}
+    return Column(
+        column[0].spec.labels,
+        metrics.pop() if len(metrics) == 1 else "",
+        fraction=fractions.pop() if len(fractions) == 1 else None,
+    )
+
+
+def is_phantom(rows: pd.DataFrame) -> bool:
+    """Whether any of the rows was measured on the phantom."""
+    return any(((notes or {}).get("data") or {}).get("phantom") for notes in rows.get("notes", ()))
+
+
+def _method(row: LayoutRow, frame: pd.DataFrame) -> str | None:
+    """Which of the grid's methods fills a row: the first of its names that there is, or the printed one."""
+    present = set(frame["bm_method"])
+    return next((name for name in (*row.benchmark, row.label, row.method) if name in present), None)
+
+
+def _filling(one: Layout, block: LayoutBlock, spec: Spec, frame: pd.DataFrame, metrics: Sequence[str]) -> Filling:
+    methods = {_method(row, frame) for row in block.rows}
+    rows = frame[
+        (frame["task"] == spec.task)
+        & (frame["dataset"] == spec.dataset)
+        & frame["protocol"].isin(spec.accepts)
+        & frame["bm_method"].isin(methods)
+    ]
+    rows, metric = _of_metric(rows, spec, metrics)
+    rows = _of_fraction(rows, spec)
+    where = f"{one.title}, column {' '.join(spec.labels)}"
+    for key, remedy in (("protocol", "--protocol"), ("part", "--part")):
+        require_one(rows, key, where, f"choose one with {remedy}")
+    _refuse_two_tasks(rows, where)
+    return Filling(spec, rows, metric)
+
+
+def _of_metric(rows: pd.DataFrame, spec: Spec, metrics: Sequence[str]) -> tuple[pd.DataFrame, str]:
+    present = set(rows["metric"])
+    wanted = [name for name in spec.metrics if name.partition("/")[0] in metrics or name in metrics]
+    metric = next((name for name in (*wanted, *spec.metrics) if name in present), "")
+    return rows[rows["metric"] == metric], metric
+
+
+def _of_fraction(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:
+    if spec.fraction is None:
+        return rows[rows["fraction"].isna()]
+    exact = rows[(rows["fraction"] - spec.fraction).abs() < 1e-9]
+    fractions = rows["fraction"].dropna().unique()
+    if len(exact) or not spec.any_fraction or not len(fractions):
+        return exact
+    if len(fractions) > 1:
+        raise ConfigError(
+            f"{' '.join(spec.labels)}: none of the fractions {', '.join(f'{f:g}' for f in sorted(fractions))} is the "
+            f"paper's {spec.fraction:g}; choose one with --fraction"
+        )
+    return rows
+
+
+def require_one(rows: pd.DataFrame, key: str, where: str, remedy: str) -> None:
+    """Raises unless all rows of a column have one value of a key.
+
+    Raises:
+        ConfigError: they have several; the text names a line of each.
+    """
+    if rows[key].nunique() > 1:
+        lines = rows.drop_duplicates(key)
+        found = " and ".join(f"{row[key]} (line {row['line']})" for _, row in lines.iterrows())
+        raise ConfigError(f"{where}: the rows hold two values of {key}: {found}; a column never mixes them: {remedy}")
+
+
+def _refuse_two_tasks(rows: pd.DataFrame, where: str) -> None:
+    for method, own in rows.groupby("bm_method"):
+        if own["bm_task"].nunique() > 1:
+            found = " and ".join(own["bm_task"].unique())
+            raise ConfigError(f"{where}: {method} has results of {found}; choose one with --task")
+
+
+def _column(
+    one: Layout,
+    block: LayoutBlock,
+    names: list[str | None],
+    filling: Filling,
+    reported: pd.DataFrame,
+    plan: Plan,
+    statistics: Statistics,
+) -> list[Cell]:
+    spec = filling.spec
+    tasks = set(filling.rows["bm_task"])
+    filled: dict[str, Cell] = {}
+    parts: dict[str, pd.DataFrame] = {}
+    cells: list[Cell] = []
+    for row, name in zip(block.rows, names, strict=True):
+        found = one.reported_cell(row, spec, reported)
+        paper = None if found is None else as_reported(found)
+        own = filling.rows[filling.rows["bm_method"] == name]
+        if len(own) and name is not None:
+            cell = cell_of(own, filling.metric, statistics, paper, spec.scale, spec.decimals)
+            filled[name], parts[name] = cell, own
+        else:
+            cannot = spec.printed["task"] in row.cannot or bool(tasks & plan.cannot.get(name or "", frozenset()))
+            cell = missing(paper, cannot and name is not None)
+        cells.append(cell)
+    marked = with_best(filled, parts, filling.metric, statistics)
+    return [marked.get(name or "", cell) if cell.jobs else cell for name, cell in zip(names, cells, strict=True)]
+
+
+def _protocols(fillings: list[list[Filling]]) -> tuple[str, ...]:
+    """Which protocol, metric and fraction of ours stand beside which of the paper's."""
+    sentences: dict[tuple[str, ...], list[str]] = {}
+    for filling in (f for columns in fillings for f in columns if len(f.rows)):
+        printed, first = filling.spec.printed, filling.rows.iloc[0]
+        metric = filling.metric.partition("/")[0]
+        fraction = f"; fraction {first['fraction']:g}" if filling.spec.any_fraction else ""
+        key = (printed["task"], printed["metric"], f"{metric} by protocol {first['protocol']}{fraction}")
+        sentences.setdefault((*key, printed["protocol"]), []).append(printed["dataset"])
+    return tuple(
+        f"{task.capitalize()} on {', '.join(dict.fromkeys(datasets))}, {metric}: ours is {ours}; the paper's protocol: "
+        f"{protocol}."
+        for (task, metric, ours, protocol), datasets in sentences.items()
+    )
+
+
+def _absent(one: Layout, used: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
+    """Methods with results in this table's columns but no row in it; an ablation has its own methods and no others."""
+    specs = [spec for block in one.blocks for spec in block.columns]
+    if one.ablation:
+        return []
+    rows = frame[
+        [
+            any(t == s.task and d == s.dataset and p in s.accepts for s in specs)
+            for t, d, p in zip(frame["task"], frame["dataset"], frame["protocol"], strict=True)
+        ]
+    ]
+    return [name for name in rows["bm_method"].unique() if name not in set(used["bm_method"])]
