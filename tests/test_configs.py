@@ -12,7 +12,7 @@ import yaml
 from command_line import write_config
 
 import medvlp
-from medvlp.cli import build_cli
+from medvlp.running import build_cli
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 PAPER = FOLDER / "pretrain" / "g2d" / "paper.yaml"

@@ -1,10 +1,12 @@
 """The data module over any corpus: split × task × fraction, and the phantom in the corpus's layout."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from medvlp.datamodules.base import RadiographDataModule, Split
 from medvlp.datasets.base import Dropped, RadiographDataset, Target
@@ -12,6 +14,7 @@ from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.errors import ConfigError, DataError, TooManySkippedError
 from medvlp.phantom.model import PhantomSpec
 from medvlp.phantom.progress import write_with_progress
+from medvlp.phantom.truth import is_complete_tree, is_interrupted_tree
 from medvlp.splits import FRACTION_RULES, Part, SplitInput, draw_fraction, make_split, split_names
 from medvlp.splits import Split as CorpusSplit
 
@@ -82,13 +85,22 @@ class CorpusDataModule(RadiographDataModule):
     def prepare_data(self) -> None:
         """Write the phantom, if one is asked for and not there yet (one process per machine calls this).
 
+        Of several runs that want it one writes and the others wait; what a killed run has left of it is written anew.
+
         Raises:
             DataError: root holds something else, such as a phantom of another description.
         """
-        if self.phantom is not None:
-            # a process more costs seconds of imports: not for a handful of studies
-            workers = max(1, min(os.cpu_count() or 1, 4, self.phantom.studies // 250))
-            write_with_progress(self.corpus.name, self.corpus.root, self.phantom, workers=workers)
+        if self.phantom is None:
+            return
+        layout, root = self.corpus.name, Path(self.corpus.root)
+        if is_complete_tree(root, layout, self.phantom):
+            return
+        # a process more costs seconds of imports: not for a handful of studies
+        workers = max(1, min(os.cpu_count() or 1, 4, self.phantom.studies // 250))
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(root.parent / f".{root.name}.lock"):
+            left = is_interrupted_tree(root, layout, self.phantom)
+            write_with_progress(layout, root, self.phantom, workers=workers, overwrite=left)
 
     @property
     def records(self) -> Records:

@@ -89,8 +89,23 @@ def is_complete_tree(root: Path, layout: str, spec: PhantomSpec) -> bool:
         layout: name of the layout.
         spec: what the tree must have been written from.
     """
+    return _is_of(root / MANIFEST, layout, spec)
+
+
+def is_interrupted_tree(root: Path, layout: str, spec: PhantomSpec) -> bool:
+    """Whether ``root`` holds the beginning of such a tree, which nobody finished.
+
+    Args:
+        root: folder of the tree; it need not exist.
+        layout: name of the layout.
+        spec: what the tree would have been written from.
+    """
+    return not (root / MANIFEST).exists() and _is_of(root / _PARTIAL, layout, spec)
+
+
+def _is_of(manifest: Path, layout: str, spec: PhantomSpec) -> bool:
     try:
-        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     wanted = _identity(layout, spec)

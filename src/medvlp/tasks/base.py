@@ -162,6 +162,15 @@ class Task(L.LightningModule, ABC):
         """Named loss terms of a batch; their sum is optimised."""
         raise NotImplementedError
 
+    def pictures(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """What there is to see of a batch's predictions; nothing for tasks that only score.
+
+        Returns:
+            Of n images of side S: ``masks`` (n, S, S) bool, ``boxes`` (n, k, 4) xyxy pixels padded with NaN with
+            ``scores`` (n, k), or ``heatmaps`` (n, S, S) float32 in [0, 1] with ``phrases`` (n,).
+        """
+        return {}
+
     def monitored(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
         """Which of the metrics are logged in validation, as ``val/<name>``."""
         return measures

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
@@ -365,6 +366,15 @@ class Grounding(Evaluator):
         if self.trainer.testing and not self._choosing and self.trainer.is_global_zero:
             self._keep(batch, heat)
         return found
+
+    @torch.no_grad()
+    def pictures(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The heatmaps, each stretched to its own range, and what was looked for."""
+        heat = min_max(self.heatmaps(batch["image"], self.phrase_vectors(batch)))
+        # the class and not the phrase, which may be of a report
+        names = [*self.categories, ""]
+        phrases = np.asarray([names[i] for i in self._category(batch).tolist()])
+        return {"heatmaps": heat.float().cpu().numpy(), "phrases": phrases}
 
     @torch.no_grad()
     def on_validation_part(self) -> Samples | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -218,6 +219,10 @@ class Segmentation(Task):
     def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`store`."""
         return mask_statistics(self.logits(batch).float().sigmoid(), batch["mask"], threshold=self.threshold)
+
+    def pictures(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The predicted masks."""
+        return {"masks": (self.logits(batch)[:, 0].float().sigmoid() > self.threshold).cpu().numpy()}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss and areas from one forward pass."""

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from medvlp.errors import ConfigError
 from medvlp.methods.optim import OptimConfig
@@ -214,6 +216,12 @@ class Detection(Task):
     def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`store`."""
         return self._columns(self.head(self.features(batch)), batch)
+
+    def pictures(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The boxes that are left, with their scores."""
+        found = self.columns(batch)
+        names = ("boxes", "scores")
+        return {name: pad_sequence(found[name], True, float("nan")).float().cpu().numpy() for name in names}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss and detections from one forward pass."""

@@ -1,0 +1,259 @@
+"""A benchmark's grid: methods × tasks × fractions × seeds in plain YAML, read and checked.
+
+.. code-block:: yaml
+
+    name: phantom                      # letters, digits, - and _
+    work: runs/benchmark/phantom       # checkpoints, logs, predictions, rows; may be left out
+    runs:                              # combinations of seeds; each cell of a table is a mean over them
+      - {pretrain: 0, data: 0, head: 0}
+      - {pretrain: 1, data: 1, head: 1}
+    fractions: [0.01, 0.1, 1.0]        # for tasks that train
+    pretrain: {set: {…}}               # for every pre-training
+    methods:
+      g2d: {title: G2D, pretrain: experiments/pretrain/g2d/phantom.yaml, overlays: […], set: {…}}
+      mine: {checkpoint: mine.ckpt}
+      random: {encoder: {image: {name: resnet50}}}
+    tasks:
+      linear_rsna: {config: experiments/downstream/linear/rsna.yaml, set: {…}, by_fraction: {0.01: {…}}}
+
+Paths are relative to the working folder, as in all configs. ``set`` holds dotted settings as on the command line.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from medvlp.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """One combination of seeds.
+
+    Args:
+        pretrain: of pre-training; of a bare encoder, of its random weights.
+        data: of the subset that a fraction draws, of the order and of the augmentation.
+        head: of the task's run.
+        name: how rows call it; "p0d0h0" if empty.
+    """
+
+    pretrain: int = 0
+    data: int = 0
+    head: int = 0
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is changed in a config.
+
+    Args:
+        set: dotted settings.
+        overlays: YAML files over the config.
+    """
+
+    set: dict[str, Any] = field(default_factory=dict)
+    overlays: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A row of the tables. Exactly one of ``pretrain``, ``checkpoint`` and ``encoder`` is given.
+
+    Args:
+        title: how tables print it; its name if empty.
+        pretrain: config of its pre-training.
+        overlays: YAML files over that config.
+        set: dotted settings over both.
+        checkpoint: a medvlp checkpoint instead.
+        encoder: a bare encoder instead, as ``model.init_args.encoder`` of a task.
+        tasks: the tasks it takes part in; all that it can if None. A bare encoder has no text side, and therefore no
+            task without training.
+        cannot: tasks for which the tables print "/".
+        configs: task to a config of its own in the place of the task's.
+        task_set: task to dotted settings of its own.
+        minutes: about how long one pre-training takes, for the estimate before anything has run.
+        gigabytes: about how much a pre-training leaves on the disk.
+    """
+
+    title: str = ""
+    pretrain: str | None = None
+    overlays: list[str] = field(default_factory=list)
+    set: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    encoder: dict[str, Any] | None = None
+    tasks: list[str] | None = None
+    cannot: list[str] = field(default_factory=list)
+    configs: dict[str, str] = field(default_factory=dict)
+    task_set: dict[str, dict[str, Any]] = field(default_factory=dict)
+    minutes: float = 10.0
+    gigabytes: float = 0.2
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A column of the tables.
+
+    Args:
+        config: of the task.
+        title: how tables print it; its name if empty.
+        protocol: in the place of the config's.
+        fractions: in the place of the grid's.
+        set: dotted settings over the config.
+        by_fraction: fraction to further dotted settings.
+        metric: which metric the tables show; the task's primary one if empty.
+        minutes: about how long one run takes, for the estimate before anything has run.
+        panels: images that are kept with what each method made of them, for the report.
+    """
+
+    config: str
+    title: str = ""
+    protocol: str | None = None
+    fractions: list[float] | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+    by_fraction: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metric: str = ""
+    minutes: float = 1.0
+    panels: int = 0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A benchmark.
+
+    Args:
+        name: of the benchmark.
+        methods: rows.
+        tasks: columns.
+        runs: combinations of seeds.
+        fractions: shares of the training part, for tasks that train.
+        pretrain: changes to every pre-training.
+        task_set: dotted settings of every task.
+        title: of reports; the name if empty.
+        work: folder of everything that comes out; ``runs/benchmark/<name>`` if empty.
+        watts: assumed power of one device under load, for the estimate of energy; none without it.
+        keep_heads: keep the checkpoints of tasks that are done (pre-trained ones are always kept).
+        slurm: parameters of submitit's executor, such as ``slurm_partition``, ``timeout_min``, ``gpus_per_node``.
+    """
+
+    name: str
+    methods: dict[str, MethodSpec]
+    tasks: dict[str, TaskSpec]
+    runs: list[Seeds] = field(default_factory=lambda: [Seeds()])
+    fractions: list[float] = field(default_factory=lambda: [1.0])
+    pretrain: Changes = field(default_factory=Changes)
+    task_set: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+    work: str = ""
+    watts: float | None = None
+    keep_heads: bool = False
+    slurm: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything goes."""
+        return Path(self.work or f"runs/benchmark/{self.name}")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: of two equal rows of a grid, one would be lost silently."""
+
+
+def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict:
+    seen: set = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """A YAML file as plain values.
+
+    Raises:
+        ConfigError: no such file, it is not YAML, or a key stands twice in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file (paths are relative to the working folder, {Path.cwd().name}/)")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or 'not YAML'}") from error
+
+
+def read_grid(path: str | Path) -> Grid:
+    """Reads a grid.
+
+    Args:
+        path: YAML file.
+
+    Raises:
+        ConfigError: the file, the key or the value that is wrong, and what would be right.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a grid is a mapping with name, methods and tasks")
+    content["tasks"] = {name: _text_keys(task) for name, task in (content.get("tasks") or {}).items()}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Grid)
+    try:
+        grid = parser.instantiate_classes(parser.parse_object(content))
+    except (ArgumentError, TypeError, KeyError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(f"{path}: {'; '.join(lines)}") from error
+    found = Grid(**vars(grid))
+    _check(found, path)
+    return found
+
+
+def _text_keys(task: Any) -> Any:
+    """Fractions as keys are numbers in YAML; ``by_fraction`` is looked up by their text."""
+    if isinstance(task, dict) and isinstance(task.get("by_fraction"), dict):
+        return {**task, "by_fraction": {f"{float(k):g}": v for k, v in task["by_fraction"].items()}}
+    return task
+
+
+def _check(grid: Grid, path: str | Path) -> None:
+    for kind, names in (("grid", [grid.name]), ("method", grid.methods), ("task", grid.tasks)):
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(f"{path}: {kind} {name!r}: names are of letters, digits, - and _")
+    if not grid.methods or not grid.tasks or not grid.runs:
+        raise ConfigError(f"{path}: a grid needs at least one method, one task and one run")
+    for name, method in grid.methods.items():
+        given = [k for k in ("pretrain", "checkpoint", "encoder") if getattr(method, k)]
+        if len(given) != 1:
+            what = " and ".join(given) or "none of them"
+            raise ConfigError(f"{path}: method {name!r}: give one of pretrain, checkpoint, encoder; there is {what}")
+        for key in ("tasks", "cannot", "configs", "task_set"):
+            for task in getattr(method, key) or ():
+                if task not in grid.tasks:
+                    raise ConfigError(
+                        f"{path}: method {name!r}: {key} names {task!r}, which is no task of this grid; there are "
+                        f"{', '.join(grid.tasks)}"
+                    )
+    for where, fractions in [("fractions", grid.fractions)] + [
+        (f"task {name!r}: fractions", task.fractions or []) for name, task in grid.tasks.items()
+    ]:
+        for fraction in fractions:
+            if not 0 < fraction <= 1:
+                raise ConfigError(f"{path}: {where}: {fraction} does not lie in (0, 1]")
+    for name, task in grid.tasks.items():
+        known = {f"{fraction:g}" for fraction in task.fractions or grid.fractions}
+        for key in set(task.by_fraction) - known:
+            there = ", ".join(sorted(known))
+            raise ConfigError(f"{path}: task {name!r}: by_fraction has {key}, fractions have {there}")

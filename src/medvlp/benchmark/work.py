@@ -1,0 +1,244 @@
+"""One job, worked off in its own folder: fit, test, and a note of how it ended.
+
+.. code-block:: text
+
+    <work>/jobs/<job>/job.yaml       the whole config: medvlp fit --config job.yaml does the same by hand
+                      log.txt        everything that was printed
+                      checkpoints/   of pre-training; of a task's head until the job is done
+                      results.jsonl  rows, as medvlp test writes them, and predictions/
+                      state.json     how it ended; without it the job is not done
+
+Lightning is imported when a job runs and not before: the runner itself starts at once.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from medvlp.benchmark.configs import with_settings
+from medvlp.benchmark.jobs import ENCODER, Job
+from medvlp.errors import CheckpointError, DataError, MedVLPError
+from medvlp.results import read_rows, sha256_of
+
+STATE, LOG, RESULTS = "state.json", "log.txt", "results.jsonl"
+_FITTED = "fitted"
+_PATIENCE = 20.0
+"""Seconds for which a job waits for its folder: workers of a killed run end within that time."""
+
+
+def job_folder(work: Path, job: Job) -> Path:
+    """Where a job is worked off."""
+    return work / "jobs" / job.name
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """How the job of a folder ended; None if it has not, or if the note was cut short."""
+    try:
+        state = json.loads((folder / STATE).read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return state if isinstance(state, dict) and "state" in state else None
+
+
+def is_done(work: Path, job: Job) -> bool:
+    """Whether a job was worked off, and its rows are what they were then."""
+    state = read_state(job_folder(work, job))
+    if state is None or state["state"] != "done":
+        return False
+    if job.kind == "pretrain":
+        return True
+    results = job_folder(work, job) / RESULTS
+    return results.is_file() and sha256_of(results) == state["results_sha256"]
+
+
+def checkpoint_of(work: Path, job: Job) -> Path:
+    """The checkpoint of a pre-training job that is done.
+
+    Raises:
+        CheckpointError: it is gone, or is not the one that the results were made with.
+    """
+    folder = job_folder(work, job)
+    state = read_state(folder) or {}
+    path = folder / state.get("checkpoint", "checkpoints/last.ckpt")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: the checkpoint is gone; delete {folder / STATE} to pre-train again")
+    if sha256_of(path) != state.get("checkpoint_sha256"):
+        raise CheckpointError(
+            f"{path}: the checkpoint has changed since results were written with it; restore it, or delete {folder} "
+            "and the folders of the jobs that used it"
+        )
+    return path
+
+
+def run_job(job: Job, work: Path, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Works off a job; one that was interrupted goes on where it was.
+
+    Args:
+        job: what to do.
+        work: the benchmark's folder.
+        checkpoint: of the pre-training job that it needs.
+
+    Returns:
+        The note that lies in the job's folder: "state" is "done" or "failed"; of the latter "error" says why.
+    """
+    folder = job_folder(work, job)
+    folder.mkdir(parents=True, exist_ok=True)
+    rank = int(os.environ.get("SLURM_PROCID", "0"))
+    if rank:  # the first process of a task over several devices keeps the folder
+        return _worked_off(job, folder, work, checkpoint, folder / f"log-{rank}.txt")
+    try:
+        with FileLock(folder / ".lock", timeout=_PATIENCE):
+            return _worked_off(job, folder, work, checkpoint, folder / LOG)
+    except Timeout:
+        return _failed(f"{folder}: another run is working on this job", 0.0)
+
+
+def _worked_off(job: Job, folder: Path, work: Path, checkpoint: Path | None, log: Path) -> dict[str, Any]:
+    start = time.monotonic()
+    try:
+        (folder / STATE).unlink(missing_ok=True)
+        with _logged(log):
+            print(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} {job.name}", flush=True)
+            try:
+                _fit_and_test(job, folder, work, checkpoint)
+            except BaseException:
+                traceback.print_exc()
+                raise
+        state = _done(job, folder, time.monotonic() - start)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # argument errors end in SystemExit
+        state = _failed(_message(error, log), time.monotonic() - start)
+    if not int(os.environ.get("SLURM_PROCID", "0")):
+        with contextlib.suppress(OSError):  # the disk may be full: the note is returned in any case
+            _write(folder / STATE, state)
+    return state
+
+
+def _message(error: BaseException, log: Path) -> str:
+    if isinstance(error, SystemExit):
+        lines = [line for line in log.read_text(errors="replace").splitlines() if "error:" in line]
+        return lines[-1].strip() if lines else f"ended with status {error.code}"
+    if isinstance(error, OSError) and error.errno == 28:
+        return f"the disk is full ({error.filename or log.parent}): free space, then run again"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, MedVLPError) else f"{type(error).__name__}: {text}"
+
+
+def _failed(error: str, seconds: float) -> dict[str, Any]:
+    return {"state": "failed", "error": error[:2000], "seconds": round(seconds, 2)}
+
+
+def _done(job: Job, folder: Path, seconds: float) -> dict[str, Any]:
+    state: dict[str, Any] = {"state": "done", "seconds": round(seconds, 2)}
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        state["cost"] = json.loads((folder / "cost.json").read_text())
+    if job.kind == "pretrain":
+        state["checkpoint"] = "checkpoints/last.ckpt"
+        state["checkpoint_sha256"] = sha256_of(folder / state["checkpoint"])
+        return state
+    rows = read_rows(folder / RESULTS)
+    if not rows:
+        raise DataError(f"{folder / RESULTS}: the test wrote no row")
+    state |= {"rows": len(rows), "results_sha256": sha256_of(folder / RESULTS)}
+    if not job.keep:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return state
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content))
+    part.replace(path)
+
+
+def _config(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> Path:
+    """Writes the job's config with its place, its encoder and what the runner adds."""
+    settings: dict[str, Any] = {"trainer.default_root_dir": str(folder)}
+    added = [{"class_path": "medvlp.benchmark.callbacks.StayStopped"}]
+    meter = {"class_path": "medvlp.benchmark.callbacks.CostMeter", "init_args": {"watts": job.watts}}
+    if job.kind == "task":
+        settings["model.init_args.features_dir"] = str(work / "features")
+        if job.needs is not None:
+            assert checkpoint is not None
+            settings["model.init_args.encoder.checkpoint"] = str(checkpoint)
+        assert job.needs is None or job.config["model"]["init_args"]["encoder"]["checkpoint"] == ENCODER
+    if not job.trains:
+        settings.pop("model.init_args.features_dir", None)
+    config = with_settings(job.config, settings)
+    config["trainer"]["callbacks"] = [*config["trainer"].get("callbacks", []), *added, meter]
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def _fit_and_test(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> None:
+    config = _config(job, folder, work, checkpoint)
+    last = folder / "checkpoints" / "last.ckpt"
+    if job.trains and not (folder / _FITTED).is_file():
+        _medvlp("fit", config, last if last.is_file() else None, job)
+        (folder / _FITTED).touch()
+    if job.kind == "pretrain":
+        return
+    (folder / RESULTS).unlink(missing_ok=True)  # of a test that was interrupted
+    best = folder / "checkpoints" / "best.ckpt"
+    cli = _medvlp("test", config, (best if best.is_file() else last) if job.trains else None, job)
+    if job.panels and cli is not None:
+        from medvlp.benchmark.panels import write_panels
+
+        write_panels(cli.model, cli.datamodule, folder / "panels.npz", job.panels)
+
+
+def _medvlp(command: str, config: Path, checkpoint: Path | None, job: Job) -> Any:
+    """``medvlp fit`` or ``test``; in this process if it takes one device, since imports cost more than many a job."""
+    words = [command, "--config", str(config)]
+    if checkpoint is not None:
+        words += ["--ckpt_path", str(checkpoint)]
+    devices = job.config["trainer"].get("devices", 1)
+    alone = devices in (1, "1", [0]) or "SLURM_PROCID" in os.environ
+    if alone:
+        from medvlp.running import build_cli
+
+        return build_cli(words)
+    subprocess.run([sys.executable, "-m", "medvlp", *words], check=True)
+    return None
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Everything that this process prints, Python's output and that of libraries below it, goes into a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "160"
+    with path.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            with (
+                open(1, "w", closefd=False, buffering=1) as out,
+                open(2, "w", closefd=False, buffering=1) as err,
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+            ):
+                yield
+        finally:
+            for number, handle in zip((1, 2), kept, strict=True):
+                os.dup2(handle, number)
+                os.close(handle)
+            os.environ.pop("COLUMNS")
+            if columns is not None:
+                os.environ["COLUMNS"] = columns
