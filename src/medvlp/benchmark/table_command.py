@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from medvlp.benchmark.differences import RESAMPLES
+from medvlp.benchmark.resampled import Resampled
 from medvlp.benchmark.rows import collected
 from medvlp.benchmark.tables import (
     Statistics,
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=RESAMPLES,
         help="of the patients, for intervals and significance; 0: none, and nothing bold (default: %(default)s)",
     )
+    add("--cache", type=Path, metavar="DIR", help="keep the resampled metrics here, so that the next call is fast")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,7 +92,7 @@ def _filled(args: argparse.Namespace) -> list[Table]:
     frame = _chosen(frame, args)
     names = args.layout or ["own"]
     papers = _expanded([name for name in names if name != "own"])
-    statistics = Statistics(path.parent, args.resamples)
+    statistics = Statistics(path.parent, args.resamples, store=Resampled(args.cache))
     tables = []
     if "own" in names:
         tables += own_tables(frame, path.parent, statistics=statistics, metrics=args.metric, source=path.name)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from medvlp.benchmark.differences import RESAMPLES, Resampled, best_of, interval_of_mean
+from medvlp.benchmark.differences import RESAMPLES, best_of, interval_of_mean
+from medvlp.benchmark.resampled import Resampled
 from medvlp.benchmark.rows import records
 from medvlp.benchmark.tables.model import CANNOT, NOT_RUN, NUMBER, Cell, Reported
 from medvlp.errors import ConfigError

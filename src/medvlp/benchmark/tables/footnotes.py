@@ -13,6 +13,11 @@ PHANTOM = (
 """Stands below every table with a value from the phantom."""
 
 
+def is_phantom(rows: pd.DataFrame) -> bool:
+    """Whether any of the rows was measured on the phantom."""
+    return any(((notes or {}).get("data") or {}).get("phantom") for notes in rows.get("notes", ()))
+
+
 def of_paper(one: Layout) -> tuple[str, ...]:
     """What the paper's marks mean, and what a reader must know of the table."""
     marks = (f"'{mark}' among the paper's values: {meaning}." for mark, meaning in one.marks.items())
@@ -29,7 +34,7 @@ def of_rows(table: Table, rows: pd.DataFrame, statistics: Statistics, absent: li
         absent: methods with results of the same columns that the table has no row for.
     """
     cells = [cell for *_, cell in table.cells()]
-    notes = []
+    notes = [PHANTOM] if is_phantom(rows) else []
     if any(cell.value is not None for cell in cells):
         notes.append(_values(rows, statistics))
         if any(cell.reported for cell in cells):

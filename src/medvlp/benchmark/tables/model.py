@@ -198,7 +198,7 @@ class Table:
     def marks(self, cell: Cell) -> str:
         """The letters of a cell's flags, such as ``a,c``; they count through :attr:`flags`."""
         own = cell.reported.flags if cell.reported else ()
-        return ",".join(letter_of(self.flags.index(flag)) for flag in own)
+        return ",".join(letter_of(number) for number in sorted(self.flags.index(flag) for flag in own))
 
     def has_values(self) -> bool:
         """Whether any cell holds a value of ours."""

@@ -9,9 +9,9 @@ import pandas as pd
 
 from medvlp.benchmark.rows import is_multiclass, primary_of, records
 from medvlp.benchmark.tables.cells import Statistics, cell_of, missing, print_scale, with_best
-from medvlp.benchmark.tables.footnotes import of_rows
+from medvlp.benchmark.tables.footnotes import is_phantom, of_rows
 from medvlp.benchmark.tables.model import Block, Cell, Column, Row, Table
-from medvlp.benchmark.tables.paper import is_phantom, require_one
+from medvlp.benchmark.tables.paper import require_one
 from medvlp.benchmark.tables.plan import Plan, plan_of
 from medvlp.errors import ConfigError
 

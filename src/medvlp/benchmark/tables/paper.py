@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from medvlp.benchmark.tables.cells import Statistics, cell_of, missing, with_best
-from medvlp.benchmark.tables.footnotes import of_paper, of_rows
+from medvlp.benchmark.tables.footnotes import is_phantom, of_paper, of_rows
 from medvlp.benchmark.tables.layouts import Layout, LayoutBlock, LayoutRow, Spec, layout, layouts
 from medvlp.benchmark.tables.model import Block, Cell, Column, Row, Table
 from medvlp.benchmark.tables.plan import Plan, plan_of
@@ -124,11 +124,6 @@ def _header(column: Sequence[Filling]) -> Column:
         metrics.pop() if len(metrics) == 1 else "",
         fraction=fractions.pop() if len(fractions) == 1 else None,
     )
-
-
-def is_phantom(rows: pd.DataFrame) -> bool:
-    """Whether any of the rows was measured on the phantom."""
-    return any(((notes or {}).get("data") or {}).get("phantom") for notes in rows.get("notes", ()))
 
 
 def _method(row: LayoutRow, frame: pd.DataFrame) -> str | None:

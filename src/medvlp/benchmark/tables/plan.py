@@ -43,8 +43,7 @@ def plan_of(folder: str | Path, frame: pd.DataFrame) -> Plan:
         DataError: ``grid.json`` cannot be read.
     """
     grid = _grid(Path(folder) / FILE)
-    methods = {name: (spec or {}).get("title") or name for name, spec in (grid.get("methods") or {}).items()}
-    tasks = {name: (spec or {}).get("title") or name for name, spec in (grid.get("tasks") or {}).items()}
+    methods, tasks = dict(grid["methods"]), {name: task["title"] for name, task in grid["tasks"].items()}
     for row in frame.drop_duplicates(["bm_method"]).itertuples():
         methods.setdefault(str(row.bm_method), str(row.bm_title))
     for name in frame["bm_task"].unique():
@@ -52,31 +51,18 @@ def plan_of(folder: str | Path, frame: pd.DataFrame) -> Plan:
     return Plan(
         methods=methods,
         tasks=tasks,
-        cannot=_cannot(grid, frame),
-        metrics={
-            name: spec["metric"] for name, spec in (grid.get("tasks") or {}).items() if (spec or {}).get("metric")
-        },
+        cannot={name: frozenset(found) for name, found in grid["cannot"].items()},
+        metrics={name: task["metric"] for name, task in grid["tasks"].items() if task.get("metric")},
     )
 
 
 def _grid(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        return {}
+        return {"methods": {}, "tasks": {}, "cannot": {}}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON ({error}); run medvlp benchmark run again, which writes it") from error
-    grid = content.get("grid") if isinstance(content, dict) else None
-    if not isinstance(grid, dict) or not isinstance(grid.get("methods"), dict):
-        raise DataError(f"{path}: there is no grid with methods in it; run medvlp benchmark run again, which writes it")
-    return grid
-
-
-def _cannot(grid: Mapping[str, Any], frame: pd.DataFrame) -> dict[str, frozenset[str]]:
-    """What the grid says; and a bare encoder has no text side, so nothing without training."""
-    untrained = set(frame.loc[frame["fraction"].isna(), "bm_task"])
-    found = {}
-    for name, spec in (grid.get("methods") or {}).items():
-        own = set((spec or {}).get("cannot") or ())
-        found[name] = frozenset(own | untrained if (spec or {}).get("encoder") else own)
-    return found
+        return {key: dict(content[key]) for key in ("methods", "tasks", "cannot")}
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: no description of a grid ({error}); run medvlp benchmark run again, which writes it"
+        ) from error
