@@ -19,18 +19,17 @@ blocks           the body: rows under a heading
 A group of columns has a task and a protocol as the papers name them, ``accepts`` (our protocols that may fill it), and
 may have ``backbone`` (of the reported cell), ``any_fraction`` (ablations: whichever one fraction was run), ``decimals``
 and ``scale``. A block may set ``where`` (dataset, metric, class or fraction of all its columns), and, by task,
-``protocols`` and ``accepts``. A row is a printed method, or its ``method`` with ``label``, ``backbone``, ``facts``,
-``benchmark`` (names in a grid that may fill it, the first that has results does) and ``cannot`` (tasks).
+``protocols`` and ``accepts``. A row is a printed method, or its ``method`` with ``label``, ``backbone``, ``facts``
+and ``benchmark`` (names in a grid that may fill it, the first that has results does).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from itertools import product
 from typing import Any
 
-import pandas as pd
 import yaml
 
 from medvlp.benchmark.tables.reported import fraction_of, reported
@@ -38,6 +37,7 @@ from medvlp.errors import ConfigError, DataError
 
 _ABLATION = "ablation: "
 _PER_CENT = 100.0
+_PRINTED = ("task", "dataset", "protocol", "metric", "fraction", "class")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,6 @@ class LayoutRow:
         backbone: of the reported cells, where the method stands there with several.
         benchmark: names in a grid that may fill it; the first with results does.
         facts: further row headers.
-        cannot: tasks, as the papers name them, that the method cannot do.
     """
 
     method: str
@@ -89,7 +88,6 @@ class LayoutRow:
     backbone: str | None
     benchmark: tuple[str, ...]
     facts: tuple[str, ...]
-    cannot: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -125,38 +123,39 @@ class Layout:
         """Whether its rows are variants of one method."""
         return any(spec.printed["task"].startswith(_ABLATION) for block in self.blocks for spec in block.columns)
 
-    def reported(self) -> pd.DataFrame:
-        """The reported cells of this table."""
+    @cached_property
+    def reported(self) -> Mapping[tuple[str, ...], list[Mapping[str, Any]]]:
+        """The reported cells of this table by method, and by task, dataset, protocol, metric, fraction and class."""
         frame = reported()
-        return frame[(frame["source_paper"] == self.paper) & (frame["table"] == self.table)]
+        own = frame[(frame["source_paper"] == self.paper) & (frame["table"] == self.table)]
+        found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+        for cell in own.to_dict("records"):
+            plain = {str(key): value for key, value in cell.items()}
+            found.setdefault((plain["method"], *(plain[key] for key in _PRINTED)), []).append(plain)
+        return found
 
-    def reported_cell(self, row: LayoutRow, spec: Spec, cells: pd.DataFrame) -> pd.Series | None:
+    def reported_cell(self, row: LayoutRow, spec: Spec) -> Mapping[str, Any] | None:
         """The paper's cell at a row and column.
 
         Args:
             row: of this layout.
             spec: a column of the row's block.
-            cells: what :meth:`reported` gives.
 
         Returns:
-            A row of ``cells``; None where the paper has none.
+            A row of :func:`~medvlp.benchmark.tables.reported.reported`; None where the paper has none.
 
         Raises:
             DataError: several cells match, so that the layout does not tell them apart.
         """
-        match = cells["method"] == row.method
-        for key, value in spec.printed.items():
-            match &= cells[key] == value
-        for backbone in (row.backbone, spec.backbone):
-            if backbone is not None:
-                match &= cells["backbone"] == backbone
-        found = cells[match]
+        wanted = {backbone for backbone in (row.backbone, spec.backbone) if backbone is not None}
+        key = (row.method, *(spec.printed[name] for name in _PRINTED))
+        found = [cell for cell in self.reported.get(key, ()) if wanted <= {cell["backbone"]}]
         if len(found) > 1:
             raise DataError(
                 f"{self.title}: {len(found)} reported cells match row {row.label!r}, column {' '.join(spec.labels)!r}; "
                 "give the row or column a backbone in layouts.yaml"
             )
-        return found.iloc[0] if len(found) else None
+        return found[0] if found else None
 
 
 def layout(name: str) -> Layout:
@@ -226,7 +225,6 @@ def _row(row: Mapping[str, Any], data: Mapping[str, Any]) -> LayoutRow:
         backbone=row.get("backbone"),
         benchmark=tuple(row.get("benchmark", data["methods"].get(method, ()))),
         facts=tuple(row.get("facts", ())),
-        cannot=tuple(row.get("cannot", ())),
     )
 
 

@@ -6,6 +6,7 @@ where a paper prints two protocols in one column, they are two blocks.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 NUMBER, NOT_RUN, CANNOT, LOST = "number", "-", "/", "?"
 """What a cell holds: a value; nothing; nothing because the method cannot; a value that nobody can read any more."""
@@ -189,7 +190,7 @@ class Table:
                 for c, cell in enumerate(row.cells):
                     yield b, r, c, cell
 
-    @property
+    @cached_property
     def flags(self) -> tuple[str, ...]:
         """The papers' inconsistencies that concern some cell, each once, in the order of their cells."""
         found = (flag for *_, cell in self.cells() if cell.reported for flag in cell.reported.flags)

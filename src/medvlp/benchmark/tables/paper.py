@@ -73,12 +73,11 @@ def paper_tables(
 
 
 def _reported_table(one: Layout) -> Table:
-    cells = one.reported()
     blocks = []
     for block in one.blocks:
         rows = []
         for row in block.rows:
-            found = [one.reported_cell(row, spec, cells) for spec in block.columns]
+            found = [one.reported_cell(row, spec) for spec in block.columns]
             made = tuple(missing(None if cell is None else as_reported(cell)) for cell in found)
             rows.append(Row(row.label, made, facts=row.facts))
         blocks.append(Block(block.title, tuple(rows)))
@@ -101,12 +100,11 @@ def _table(one: Layout, columns: tuple[Column, ...], blocks: tuple[Block, ...]) 
 def _filled_table(
     one: Layout, frame: pd.DataFrame, plan: Plan, statistics: Statistics, metrics: Sequence[str], source: str
 ) -> Table:
-    reported = one.reported()
     fillings = [[_filling(one, block, spec, frame, metrics) for spec in block.columns] for block in one.blocks]
     blocks = []
     for block, columns in zip(one.blocks, fillings, strict=True):
         names = [_method(row, frame) for row in block.rows]
-        made = [_column(one, block, names, filling, reported, plan, statistics) for filling in columns]
+        made = [_column(one, block, names, filling, plan, statistics) for filling in columns]
         rows = zip(block.rows, names, zip(*made, strict=True), strict=True)
         blocks.append(Block(block.title, tuple(Row(row.label, cells, name, row.facts) for row, name, cells in rows)))
     columns_ = tuple(_header(column) for column in zip(*fillings, strict=True))
@@ -195,7 +193,6 @@ def _column(
     block: LayoutBlock,
     names: list[str | None],
     filling: Filling,
-    reported: pd.DataFrame,
     plan: Plan,
     statistics: Statistics,
 ) -> list[Cell]:
@@ -205,15 +202,14 @@ def _column(
     parts: dict[str, pd.DataFrame] = {}
     cells: list[Cell] = []
     for row, name in zip(block.rows, names, strict=True):
-        found = one.reported_cell(row, spec, reported)
+        found = one.reported_cell(row, spec)
         paper = None if found is None else as_reported(found)
         own = filling.rows[filling.rows["bm_method"] == name]
         if len(own) and name is not None:
             cell = cell_of(own, filling.metric, statistics, paper, spec.scale, spec.decimals)
             filled[name], parts[name] = cell, own
         else:
-            cannot = spec.printed["task"] in row.cannot or bool(tasks & plan.cannot.get(name or "", frozenset()))
-            cell = missing(paper, cannot and name is not None)
+            cell = missing(paper, bool(tasks & plan.cannot.get(name or "", frozenset())))
         cells.append(cell)
     marked = with_best(filled, parts, filling.metric, statistics)
     return [marked.get(name or "", cell) if cell.jobs else cell for name, cell in zip(names, cells, strict=True)]

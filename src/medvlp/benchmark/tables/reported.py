@@ -4,9 +4,11 @@
 claim different precision.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from io import StringIO
+from typing import Any
 
 import pandas as pd
 
@@ -101,6 +103,6 @@ def reported() -> pd.DataFrame:
     return _shipped().copy()
 
 
-def as_reported(row: pd.Series) -> Reported:
+def as_reported(row: Mapping[str, Any]) -> Reported:
     """A row of :func:`reported` as a cell prints it."""
     return Reported(row["printed"], row["printed_std"] or None, row["note"], row["flags"])
