@@ -112,8 +112,8 @@ def compare(
     store = Resampled()
     for key in dict.fromkeys([*cells[0], *cells[1]]):
         sides = [own.get(key, {}) for own in cells]
-        for lost, own, other in ((only[0], *sides), (only[1], *reversed(sides))):
-            if runs := [run for run in own if run not in other]:
+        for side, lost in enumerate(only):
+            if runs := [run for run in sides[side] if run not in sides[1 - side]]:
                 lost.append(f"{_named(key)}: {', '.join(runs)}")
         if shared := tuple(run for run in sides[0] if run in sides[1]):
             pair = [[side[run] for run in shared] for side in sides]

@@ -103,4 +103,5 @@ def samples_of(row: Mapping[str, Any], folder: str | Path) -> Predictions:
 
 def _where(row: Mapping[str, Any]) -> str:
     line = f", line {row['line']}" if row.get("line") else ""
-    return f"the row {row.get('bm_method') or row.get('method')}, {row.get('task')}, {row.get('metric')}{line}"
+    method, task = row.get("bm_method") or row.get("method"), row.get("bm_task") or row.get("task")
+    return f"the row {method}, {task}, {row.get('metric')}{line}"
