@@ -1,0 +1,43 @@
+"""``medvlp benchmark report``: one self-contained HTML page of a results file."""
+
+import argparse
+
+from medvlp.benchmark.differences import RESAMPLES
+from medvlp.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``medvlp benchmark report``."""
+    add = parser.add_argument
+    add(
+        "results",
+        help="results.jsonl of a benchmark (with grid.json and pictures beside it) or of single runs",
+    )
+    add("--output", metavar="FILE", help="the page; default: report.html beside the results")
+    add("--title", help="heading of the page; default: that of the grid")
+    add(
+        "--resamples",
+        type=int,
+        default=RESAMPLES,
+        help="of the patients, for intervals and significance; 0: those of the rows, and nothing bold "
+        "(default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the page.
+
+    Returns:
+        0.
+
+    Raises:
+        ConfigError: a negative number of resamples, or results that do not fit into one table.
+        DataError: results, predictions or pictures are missing or damaged.
+    """
+    from medvlp.benchmark.report.page import write_report
+
+    if args.resamples < 0:
+        raise ConfigError(f"--resamples {args.resamples}: give 0 or more")
+    made = write_report(args.results, args.output, title=args.title, resamples=args.resamples)
+    print(f"{made.path}: {made.rows} result rows, {made.tables} tables, {made.pictures} pictures")
+    return 0

@@ -1,0 +1,161 @@
+"""Writes the report: one HTML page with its styles, script, charts and pictures in it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from medvlp._version import __version__
+from medvlp.benchmark.differences import RESAMPLES
+from medvlp.benchmark.report.about import about
+from medvlp.benchmark.report.bars import bars
+from medvlp.benchmark.report.cost import assumptions, cost_charts, count, duration, number, spent
+from medvlp.benchmark.report.curves import curves
+from medvlp.benchmark.report.gridfile import Grid, read_grid
+from medvlp.benchmark.report.panels import MIN_SCORE, panels
+from medvlp.benchmark.report.rowgroups import groups_of
+from medvlp.benchmark.report.summary import (
+    Condition,
+    condition_of,
+    conditions_of,
+    means_of_tables,
+    methods_of,
+)
+from medvlp.benchmark.report.svg import swatch
+from medvlp.benchmark.report.wide import wide
+from medvlp.benchmark.rows import COLUMN, collected
+from medvlp.benchmark.tables import Statistics, Table, own_tables, paper_tables
+from medvlp.benchmark.tables.plan import plan_of
+from medvlp.errors import DataError
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Written:
+    """What :func:`write_report` wrote.
+
+    Attributes:
+        path: the page.
+        rows: result rows in it.
+        tables: tables in it.
+        pictures: qualitative pictures in it.
+        lost: pictures' files that ``grid.json`` names and that are not there.
+    """
+
+    path: Path
+    rows: int
+    tables: int
+    pictures: int
+    lost: tuple[str, ...]
+
+
+def write_report(
+    results: str | Path, output: str | Path | None = None, *, title: str | None = None, resamples: int = RESAMPLES
+) -> Written:
+    """Writes the report of a results file.
+
+    Args:
+        results: a JSON Lines file: a benchmark's with ``grid.json`` and pictures beside it, or that of single runs.
+        output: the page; ``report.html`` beside the results if None.
+        title: heading of the page; that of the grid if None.
+        resamples: of the patients, for intervals and significance; 0 for the rows' own intervals, and nothing bold.
+
+    Raises:
+        ConfigError: two protocols or datasets under one task of the grid.
+        DataError: results, ``grid.json``, predictions or pictures are missing or damaged, or the page cannot be
+            written.
+    """
+    results = Path(results)
+    path = results.with_name("report.html") if output is None else Path(output)
+    frame = collected(results)
+    grid = read_grid(results.parent)
+    methods = methods_of(plan_of(results.parent, frame), grid)
+    drawn, lost = panels(grid.panels, methods)
+    values = {**_numbers(results, frame, grid, methods, resamples), "methods": methods, "panels": drawn, "lost": lost}
+    facts = about(frame, grid, results.resolve().parent.name)
+    _write(path, _render({**values, "about": facts, "title": title or facts.name, "version": __version__}))
+    pictures = sum(1 + sum(cell is not None for cell in row.cells) for panel in drawn for row in panel.rows)
+    tables = len(values["own"]) + len(values["papers"])
+    return Written(path, len(frame), tables, pictures, tuple(lost))
+
+
+def _numbers(results: Path, frame: pd.DataFrame, grid: Grid, methods: list, resamples: int) -> dict:
+    """Everything with numbers in it, for the template."""
+    statistics = Statistics(results.parent, resamples)
+    own = own_tables(frame, results.parent, statistics=statistics, source=results.name)
+    papers = paper_tables(frame, results.parent, statistics=statistics, source=results.name)
+    by_line = _conditions_by_line(frame)
+    names = dict(zip(frame["line"].tolist(), frame["bm_method"].astype(str).tolist(), strict=True))
+    means = means_of_tables(own, by_line)
+    costs = spent(frame, grid, methods)
+    return {
+        "own": [wide(table, by_line, names) for table in own],
+        "papers": [wide(table, by_line, names) for table in _with_values(papers)],
+        "curves": curves(means, methods),
+        "bars": bars(frame, methods),
+        "costs": costs,
+        "energy": assumptions(costs),
+        "cost_charts": cost_charts(costs, means),
+        "groups": groups_of(frame, methods),
+        "conditions": conditions_of(frame),
+        "fractions": _fractions(conditions_of(frame)),
+        "titles": plan_of(results.parent, frame).tasks,
+        "source": results.name,
+    }
+
+
+def _with_values(tables: list[Table]) -> list[Table]:
+    return [table for table in tables if table.has_values()]
+
+
+def _fractions(conditions: list[Condition]) -> list[tuple[str, str]]:
+    """Values and texts of the filter, ascending."""
+    ordered = sorted(conditions, key=lambda condition: condition.fraction or 0.0)
+    return list(dict.fromkeys((condition.fraction_key, condition.fraction_text) for condition in ordered))
+
+
+def _conditions_by_line(frame: pd.DataFrame) -> dict[int, Condition]:
+    known: dict[tuple, Condition] = {}
+    found = {}
+    for line, *values in frame[["line", *COLUMN]].itertuples(index=False):
+        key = tuple(str(value) for value in values)
+        if key not in known:
+            known[key] = condition_of(values)
+        found[int(line)] = known[key]
+    return found
+
+
+def _render(values: dict) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        count=count,
+        duration=duration,
+        number=number,
+        swatch=swatch,
+        min_score=MIN_SCORE,
+        # of the package, not of the results: the only texts that go into the page as they are
+        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
+    )
+    return environment.get_template("page.html").render(**values)
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DataError(f"{path}: the report cannot be written ({error.strerror}); give another --output") from error
