@@ -6,6 +6,8 @@ Lightning and Transformers are spent once and not per test.
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -69,11 +71,21 @@ class CommandLine:
             cwd=folder,
         )
 
-    def __call__(self, *argv: str | Path, cwd: Path | None = None) -> Result:
-        """Runs one command and waits for its end."""
+    def __call__(
+        self, *argv: str | Path, cwd: Path | None = None, end_after: float = 0.0, largest_file: int = 0
+    ) -> Result:
+        """Runs one command and waits for its end.
+
+        Args:
+            *argv: of the command.
+            cwd: where it runs.
+            end_after: seconds after which the system ends it in the midst of whatever it does; never if 0.
+            largest_file: bytes beyond which files cannot grow, as on a disk that is full; no limit if 0.
+        """
         self._count += 1
         out, err = (self._folder / f"{self._count}.{stream}" for stream in ("out", "err"))
         job = {"argv": [str(a) for a in argv], "cwd": str(cwd or self._folder), "out": str(out), "err": str(err)}
+        job |= {"end_after": end_after, "largest_file": largest_file}
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(job) + "\n")
@@ -181,6 +193,10 @@ def _serve() -> None:
                 os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             os.chdir(job["cwd"])
             sys.argv = ["medvlp", *job["argv"]]
+            if job["largest_file"]:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"], job["largest_file"]))
+            if job["end_after"]:  # nobody handles this signal: the process ends at once, as from SIGKILL
+                signal.setitimer(signal.ITIMER_REAL, job["end_after"])
             return
         answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}\n")
         answers.flush()

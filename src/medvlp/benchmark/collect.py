@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def collect(work: Path, jobs: Sequence[Job], grid: Grid) -> tuple[int, int]:
     return done, count
 
 
-def describe(work: Path, jobs: Iterable[Job], grid: Grid, states: dict[str, str]) -> None:
+def describe(work: Path, jobs: Sequence[Job], grid: Grid, states: dict[str, str]) -> None:
     """Writes ``grid.json``: the jobs, how they ended, what pre-training cost, and where panels lie."""
     entries, panels = [], []
     for job in jobs:
@@ -87,7 +87,11 @@ def describe(work: Path, jobs: Iterable[Job], grid: Grid, states: dict[str, str]
             about = {key: entry[key] for key in ("method", "title", "task")}
             kind = str(job.config["model"].get("class_path", "")).rsplit(".", 1)[-1].lower()
             panels.append({**about, "kind": kind, "file": str(place / "panels.npz")})
-    cannot = {name: list(method.cannot) for name, method in grid.methods.items() if method.cannot}
+    trains = {job.task: job.trains for job in jobs if job.kind == "task"}
+    cannot = {
+        name: [task for task in grid.tasks if task in method.cannot or (method.encoder and not trains.get(task, True))]
+        for name, method in grid.methods.items()
+    }
     content = {
         "name": grid.name,
         "title": grid.title or grid.name,
@@ -95,7 +99,7 @@ def describe(work: Path, jobs: Iterable[Job], grid: Grid, states: dict[str, str]
         "methods": {name: method.title or name for name, method in grid.methods.items()},
         "tasks": {name: {"title": t.title or name, "metric": t.metric} for name, t in grid.tasks.items()},
         "runs": [vars(seeds) for seeds in grid.runs],
-        "cannot": cannot,
+        "cannot": {name: tasks for name, tasks in cannot.items() if tasks},
         "watts": grid.watts,
         "jobs": entries,
         "panels": panels,

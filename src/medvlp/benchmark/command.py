@@ -3,21 +3,23 @@
 import argparse
 from importlib import import_module
 
-_PARTS = {
+PARTS = {
     "run": ("medvlp.benchmark.run_command", "work off a grid of methods, tasks, fractions and seeds"),
     "table": ("medvlp.benchmark.table_command", "the papers' tables and our own from result rows"),
     "report": ("medvlp.benchmark.report.command", "one self-contained HTML page of a benchmark"),
     "verify": ("medvlp.benchmark.verify", "recompute every number from the saved predictions"),
     "compare": ("medvlp.benchmark.compare", "two result files side by side, with significance"),
 }
-"""Each module offers ``add_arguments(parser)`` and ``run(args) -> exit status``."""
+"""Each module offers ``add_arguments(parser)`` and ``run(args) -> exit status``; it is imported when it is asked for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subcommands of ``medvlp benchmark``."""
-    commands = parser.add_subparsers(dest="benchmark", metavar="COMMAND", required=True)
-    for name, (module, text) in _PARTS.items():
-        import_module(module).add_arguments(commands.add_parser(name, help=text, description=text.capitalize() + "."))
+    """Which subcommand, and what follows it."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    width = max(map(len, PARTS))
+    parser.epilog = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in PARTS.items())
+    parser.add_argument("part", choices=list(PARTS), metavar="COMMAND", help="see below; COMMAND --help says more")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="options of the command")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,4 +28,8 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         Its exit status.
     """
-    return import_module(_PARTS[args.benchmark][0]).run(args)
+    name, text = PARTS[args.part]
+    module = import_module(name)
+    parser = argparse.ArgumentParser(prog=f"medvlp benchmark {args.part}", description=f"{text[0].upper()}{text[1:]}.")
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(args.words))

@@ -20,7 +20,7 @@ Paths are relative to the working folder, as in all configs. ``set`` holds dotte
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,10 @@ def read_grid(path: str | Path) -> Grid:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a grid is a mapping with name, methods and tasks")
+    if unknown := set(content) - {known.name for known in fields(Grid)}:
+        raise ConfigError(
+            f"{path}: a grid has no {sorted(unknown)[0]!r}; it has {', '.join(f.name for f in fields(Grid))}"
+        )
     content["tasks"] = {name: _text_keys(task) for name, task in (content.get("tasks") or {}).items()}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Grid)

@@ -187,14 +187,19 @@ def _config(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> Path
 def _fit_and_test(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> None:
     config = _config(job, folder, work, checkpoint)
     last = folder / "checkpoints" / "last.ckpt"
+    cli = None
     if job.trains and not (folder / _FITTED).is_file():
-        _medvlp("fit", config, last if last.is_file() else None, job)
+        cli = _medvlp("fit", config, last if last.is_file() else None, job)
         (folder / _FITTED).touch()
     if job.kind == "pretrain":
         return
     (folder / RESULTS).unlink(missing_ok=True)  # of a test that was interrupted
     best = folder / "checkpoints" / "best.ckpt"
-    cli = _medvlp("test", config, (best if best.is_file() else last) if job.trains else None, job)
+    weights = (best if best.is_file() else last) if job.trains else None
+    if cli is None:
+        cli = _medvlp("test", config, weights, job)
+    else:  # what is built already need not be parsed and built again
+        cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=weights)
     if job.panels and cli is not None:
         from medvlp.benchmark.panels import write_panels
 
