@@ -54,7 +54,7 @@ def test_contracts_would_notice():
     graph = grimp.build_graph("medvlp", "medvlp_baselines", include_external_packages=True, cache_dir=None)
     assert "medvlp.losses.contrastive" in graph.find_modules_directly_imported_by("medvlp.methods.base")
     assert "medvlp.methods.base" in graph.find_modules_directly_imported_by("medvlp_baselines.convirt.module")
-    assert "medvlp.callbacks" in graph.find_modules_directly_imported_by("medvlp.cli")
+    assert "medvlp.running" in graph.find_modules_directly_imported_by("medvlp.cli")
     assert "torch" in graph.find_modules_directly_imported_by("medvlp.distributed")
 
 

@@ -71,6 +71,19 @@ def test_the_hash_is_of_what_numbers_depend_on(tiny_grid, tmp_path):
     assert {key[0] for key in again if again[key] != after[key]} == {"g2d"}, "the tasks of a method change with it"
 
 
+def test_panels_change_no_number_and_no_hash(tiny_grid):
+    path = tiny_grid()
+    before = [job.hash for job in _jobs(path)]
+    tasks = yaml.safe_load(path.read_text())["tasks"]
+    tasks["zero_shot_rsna"]["panels"] = tasks["segmentation_siim"]["panels"] = 7
+    jobs = _jobs(_changed(path, tasks=tasks))
+    assert [job.hash for job in jobs] == before
+    assert {(j.task, j.run) for j in jobs if j.panels} == {
+        ("segmentation_siim", "p0d0h0"),
+        ("zero_shot_rsna", "p0d0h0"),
+    }
+
+
 def test_a_checkpoint_counts_by_its_content(tiny_grid, tmp_path):
     file = tmp_path / "model.ckpt"
     file.write_bytes(b"one")

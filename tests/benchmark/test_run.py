@@ -180,11 +180,12 @@ def with_other_epochs(config: dict) -> dict:
 
 
 def test_tasks_of_a_failed_pre_training_are_blocked(command, tiny_grid, tmp_path):
-    grid = tiny_grid(pretrain={"set": {"model.init_args.temperature": -1}})
+    grid = tiny_grid(pretrain={"set": {"model.init_args.variant": "mine"}})
     result = command("benchmark", "run", "-c", grid, "--only", "g2d", "zero_shot_rsna", cwd=tmp_path)
     assert result.code == 1
     assert "1 failed, 1 blocked" in result.out
     assert "the pre-training of g2d failed" in result.out
+    assert "variant" in next(line for line in result.out.splitlines() if line.startswith("failed"))
 
 
 def test_only_runs_what_is_named(command, tiny_grid, tmp_path):
@@ -213,7 +214,9 @@ def test_a_disk_that_fills_is_a_failed_job(command, tiny_grid, tmp_path, monkeyp
     assert full.code == 1, full.err[-2000:]
     assert "2 failed" in full.out
     assert "the disk is full" in full.out
-    command("benchmark", "run", "-c", tmp_path / "grid.yaml", "--only", "random", "segmentation_siim", cwd=tmp_path).ok()
+    command(
+        "benchmark", "run", "-c", tmp_path / "grid.yaml", "--only", "random", "segmentation_siim", cwd=tmp_path
+    ).ok()
     assert rows_of(tmp_path / "work") == rows
 
 

@@ -10,7 +10,7 @@ PARTS = {
     "verify": ("medvlp.benchmark.verify", "recompute every number from the saved predictions"),
     "compare": ("medvlp.benchmark.compare", "two result files side by side, with significance"),
 }
-"""Each module offers ``add_arguments(parser)`` and ``run(args) -> exit status``; it is imported when it is asked for."""
+"""Each module offers ``add_arguments(parser)`` and ``run(args) -> exit status``; imported when asked for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -79,7 +79,6 @@ def _hashed(job: Job, weights: str | None) -> Job:
         "config": meaning(job.config),
         "needs": job.needs,
         "weights": weights,
-        "panels": job.panels,
     }
     return Job(**{**{f: getattr(job, f) for f in job.__dataclass_fields__}, "hash": sha256_of(content)})
 

@@ -7,14 +7,20 @@
                       checkpoints/   of pre-training; of a task's head until the job is done
                       results.jsonl  rows, as medvlp test writes them, and predictions/
                       state.json     how it ended; without it the job is not done
+                      rank1/, …      config and log of the other processes of a job over several devices of a cluster
+
+A cluster starts such a job once per device (``SLURM_PROCID`` counts the processes); the first keeps the folder: its lock,
+its state, its pictures. The others take part in what Lightning does and write nothing else.
 
 Lightning is imported when a job runs and not before: the runner itself starts at once.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,13 +35,17 @@ from filelock import FileLock, Timeout
 
 from medvlp.benchmark.configs import with_settings
 from medvlp.benchmark.jobs import ENCODER, Job
-from medvlp.errors import CheckpointError, DataError, MedVLPError
+from medvlp.errors import CheckpointError, ConfigError, DataError, MedVLPError
 from medvlp.results import read_rows, sha256_of
 
 STATE, LOG, RESULTS = "state.json", "log.txt", "results.jsonl"
 _FITTED = "fitted"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE = 20.0
 """Seconds for which a job waits for its folder: workers of a killed run end within that time."""
+_BAD_ARGUMENTS = 2
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a job that was asked to end: it is neither done nor failed, and goes on another time."""
 
 
 def job_folder(work: Path, job: Job) -> Path:
@@ -92,23 +102,37 @@ def run_job(job: Job, work: Path, checkpoint: Path | None = None) -> dict[str, A
 
     Returns:
         The note that lies in the job's folder: "state" is "done" or "failed"; of the latter "error" says why.
+
+    Raises:
+        SystemExit: it was asked to end (preempted, out of time, SIGTERM), and is neither.
     """
     folder = job_folder(work, job)
-    folder.mkdir(parents=True, exist_ok=True)
-    rank = int(os.environ.get("SLURM_PROCID", "0"))
-    if rank:  # the first process of a task over several devices keeps the folder
-        return _worked_off(job, folder, work, checkpoint, folder / f"log-{rank}.txt")
+    _own(folder).mkdir(parents=True, exist_ok=True)
+    if _rank():
+        return _worked_off(job, folder, work, checkpoint)
     try:
         with FileLock(folder / ".lock", timeout=_PATIENCE):
-            return _worked_off(job, folder, work, checkpoint, folder / LOG)
+            (folder / STATE).unlink(missing_ok=True)
+            state = _worked_off(job, folder, work, checkpoint)
+            with contextlib.suppress(OSError):  # the disk may be full: the note is returned in any case
+                _write(folder / STATE, state)
+            return state
     except Timeout:
         return _failed(f"{folder}: another run is working on this job", 0.0)
 
 
-def _worked_off(job: Job, folder: Path, work: Path, checkpoint: Path | None, log: Path) -> dict[str, Any]:
-    start = time.monotonic()
+def _rank() -> int:
+    return int(os.environ.get("SLURM_PROCID", "0"))
+
+
+def _own(folder: Path) -> Path:
+    """Where this process writes what all processes of a job write."""
+    return folder / f"rank{_rank()}" if _rank() else folder
+
+
+def _worked_off(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> dict[str, Any]:
+    start, log = time.monotonic(), _own(folder) / LOG
     try:
-        (folder / STATE).unlink(missing_ok=True)
         with _logged(log):
             print(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} {job.name}", flush=True)
             try:
@@ -116,22 +140,24 @@ def _worked_off(job: Job, folder: Path, work: Path, checkpoint: Path | None, log
             except BaseException:
                 traceback.print_exc()
                 raise
-        state = _done(job, folder, time.monotonic() - start)
+        return _done(job, folder, time.monotonic() - start)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # argument errors end in SystemExit
-        state = _failed(_message(error, log), time.monotonic() - start)
-    if not int(os.environ.get("SLURM_PROCID", "0")):
-        with contextlib.suppress(OSError):  # the disk may be full: the note is returned in any case
-            _write(folder / STATE, state)
-    return state
+    except SystemExit as end:
+        if end.code != _BAD_ARGUMENTS:
+            # Lightning ends in this way after SIGTERM or SIGINT, submitit after it has queued the job again
+            raise SystemExit(end.code or TERMINATED) from end
+        return _failed(_message(end, log), time.monotonic() - start)
+    except BaseException as error:
+        return _failed(_message(error, log), time.monotonic() - start)
 
 
 def _message(error: BaseException, log: Path) -> str:
     if isinstance(error, SystemExit):
-        lines = [line for line in log.read_text(errors="replace").splitlines() if "error:" in line]
-        return lines[-1].strip() if lines else f"ended with status {error.code}"
-    if isinstance(error, OSError) and error.errno == 28:
+        # what the argument parser wrote last, which may be several lines
+        text = log.read_text(errors="replace").rpartition("error:")[2].partition("Traceback")[0]
+        return " ".join(text.split()) or f"ended with status {error.code}"
+    if isinstance(error, OSError) and error.errno in _FULL:
         return f"the disk is full ({error.filename or log.parent}): free space, then run again"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, MedVLPError) else f"{type(error).__name__}: {text}"
@@ -143,6 +169,8 @@ def _failed(error: str, seconds: float) -> dict[str, Any]:
 
 def _done(job: Job, folder: Path, seconds: float) -> dict[str, Any]:
     state: dict[str, Any] = {"state": "done", "seconds": round(seconds, 2)}
+    if _rank():  # the first process writes the rows, perhaps at this moment
+        return state
     with contextlib.suppress(OSError, json.JSONDecodeError):
         state["cost"] = json.loads((folder / "cost.json").read_text())
     if job.kind == "pretrain":
@@ -168,7 +196,8 @@ def _config(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> Path
     """Writes the job's config with its place, its encoder and what the runner adds."""
     settings: dict[str, Any] = {"trainer.default_root_dir": str(folder)}
     added = [{"class_path": "medvlp.benchmark.callbacks.StayStopped"}]
-    meter = {"class_path": "medvlp.benchmark.callbacks.CostMeter", "init_args": {"watts": job.watts}}
+    watts = job.watts and job.watts * processes(job)
+    meter = {"class_path": "medvlp.benchmark.callbacks.CostMeter", "init_args": {"watts": watts}}
     if job.kind == "task":
         settings["model.init_args.features_dir"] = str(work / "features")
         if job.needs is not None:
@@ -179,12 +208,33 @@ def _config(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> Path
         settings.pop("model.init_args.features_dir", None)
     config = with_settings(job.config, settings)
     config["trainer"]["callbacks"] = [*config["trainer"].get("callbacks", []), *added, meter]
-    path = folder / "job.yaml"
+    path = _own(folder) / "job.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
 
 
+def devices_and_nodes(job: Job) -> tuple[int, int]:
+    """Over how many devices of how many nodes a job runs; what its config leaves to Lightning counts as one."""
+    trainer = job.config.get("trainer", {})
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    if isinstance(devices, list):
+        devices = len(devices)
+    return (int(devices) if str(devices).isdigit() else 1), int(nodes)
+
+
+def processes(job: Job) -> int:
+    """Devices times nodes."""
+    devices, nodes = devices_and_nodes(job)
+    return devices * nodes
+
+
 def _fit_and_test(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> None:
+    nodes = devices_and_nodes(job)[1]
+    if nodes > 1 and "SLURM_PROCID" not in os.environ:
+        raise ConfigError(
+            f"{job.method}: trainer.num_nodes is {nodes}, which takes --executor slurm; for one node set "
+            "trainer.num_nodes to 1 in the grid"
+        )
     config = _config(job, folder, work, checkpoint)
     last = folder / "checkpoints" / "last.ckpt"
     cli = None
@@ -200,7 +250,7 @@ def _fit_and_test(job: Job, folder: Path, work: Path, checkpoint: Path | None) -
         cli = _medvlp("test", config, weights, job)
     else:  # what is built already need not be parsed and built again
         cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=weights)
-    if job.panels and cli is not None:
+    if job.panels and cli is not None and not _rank():
         from medvlp.benchmark.panels import write_panels
 
         write_panels(cli.model, cli.datamodule, folder / "panels.npz", job.panels)
@@ -233,14 +283,11 @@ def _logged(path: Path) -> Iterator[None]:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            with (
-                open(1, "w", closefd=False, buffering=1) as out,
-                open(2, "w", closefd=False, buffering=1) as err,
-                contextlib.redirect_stdout(out),
-                contextlib.redirect_stderr(err),
-            ):
-                yield
+            yield
         finally:
+            # Python's own streams are left as they are: loggers keep what they find, and would keep a closed one
+            sys.stdout.flush()
+            sys.stderr.flush()
             for number, handle in zip((1, 2), kept, strict=True):
                 os.dup2(handle, number)
                 os.close(handle)
