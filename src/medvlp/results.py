@@ -24,6 +24,7 @@ time               when the row was written, UTC
 ================== ====================================================================================
 """
 
+import gzip
 import hashlib
 import json
 import os
@@ -145,8 +146,15 @@ def _without_nan(value: Any) -> Any:
     return value
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a results file, which may be compressed (``.gz``): rows repeat their settings and shrink well."""
+    path = Path(path)
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+    return text.splitlines()
+
+
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Reads a JSON Lines file of result rows.
+    """Reads a JSON Lines file of result rows, plain or compressed with gzip (``.gz``).
 
     Lines that an interrupted run cut short are left out with a warning that gives their numbers.
 
@@ -157,7 +165,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"{path}: no such results file; medvlp test writes one")
     rows, broken = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:

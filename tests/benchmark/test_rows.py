@@ -1,7 +1,9 @@
 """Collected rows as a table."""
 
+import gzip
 import json
 
+import pandas as pd
 import pytest
 from made_results import predictions, rows_of, write
 
@@ -78,3 +80,11 @@ def test_primary_metrics(tmp_path, rows):
     assert primary_rows(collected(write(tmp_path / "r.jsonl", three)))["metric"].tolist() == ["accuracy"]
     assert is_performance("auroc/Edema")
     assert not any(map(is_performance, ["classes_absent", "floor/dice_all", "chance/recall@1/i2t", "prior_centre/iou"]))
+
+
+def test_compressed_rows_are_the_same_rows(tmp_path, rows):
+    plain = write(tmp_path / "r.jsonl", rows)
+    packed = tmp_path / "r.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    pd.testing.assert_frame_equal(collected(packed), collected(plain))
+    assert line_numbers(packed) == line_numbers(plain)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from medvlp.errors import DataError
-from medvlp.results import ResultRow, read_rows
+from medvlp.results import ResultRow, read_lines, read_rows
 
 _REQUIRED = tuple(f.name for f in fields(ResultRow) if f.default is MISSING and f.default_factory is MISSING)
 _NUMBERS = ("value", "low", "high", "level", "fraction", "seconds")
@@ -90,7 +90,7 @@ def line_numbers(path: str | Path) -> tuple[list[int], list[int]]:
     """
     whole: list[int] = []
     cut: list[int] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
