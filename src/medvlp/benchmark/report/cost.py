@@ -79,8 +79,8 @@ def spent(frame: pd.DataFrame, grid: Grid, methods: Sequence[Method]) -> list[Sp
 
 
 def _mean(method: Method, costs: Sequence[Cost]) -> Spent:
-    known = [[value for cost in costs if (value := getattr(cost, name)) is not None] for name in FIGURES]
-    figures = Cost(*(fmean(values) if values else None for values in known))
+    known = {name: [value for cost in costs if (value := getattr(cost, name)) is not None] for name in FIGURES}
+    figures = Cost.of({name: fmean(values) if values else None for name, values in known.items()}, None)
     devices = tuple(sorted({cost.device for cost in costs if cost.device}))
     watts = tuple(sorted({cost.watts for cost in costs if cost.watts is not None}))
     return Spent(method, len(costs), figures, devices, watts)
@@ -116,22 +116,20 @@ def _draw(condition: Condition, metric: str, own: dict[str, Mean], there: Sequen
     unit = unit_of(list(own.values()))
     title = f"Score and time of pre-training, {condition.bm_task}"
     picture = svg.drawing(*_SIZE, title, f"{metric}{unit} over the time of pre-training. {words}.")
-    ends = [
-        100 * (mean.value + sign * (mean.std or 0.0))
-        for mean in (own[e.method.name] for e in there)
-        for sign in (-1, 1)
-    ]
-    low, high = svg.padded(ends, floor=0.0)
+    low, high = svg.padded([end for entry in there for end in own[entry.method.name].ends], floor=0.0)
     y = svg.linear(low, high, _PLOT.bottom, _PLOT.top)
     seconds = [e.cost.seconds for e in there if e.cost.seconds]
-    x = _time_scale(seconds, any(not e.cost.seconds for e in there))
+    some_without = len(seconds) < len(there)
+    x = _time_scale(seconds, some_without)
     _PLOT.y_axis(picture, y, svg.ticks(low, high), metric + unit)
-    _PLOT.x_axis(picture, _time_marks(x, seconds, any(not e.cost.seconds for e in there)), "time of pre-training, log")
-    without = [e for e in there if not e.cost.seconds]
+    _PLOT.x_axis(picture, _time_marks(x, seconds, some_without), "time of pre-training, log")
     for entry in there:
         mean, how = own[entry.method.name], entry.method.look
-        shift = 7.0 * (without.index(entry) - (len(without) - 1) / 2) if entry in without else 0.0
-        place = x(entry.cost.seconds) if entry.cost.seconds else _NONE_X + shift
+        # methods that share a pre-training, or have none, stand side by side
+        beside = [other for other in there if other.cost.seconds == entry.cost.seconds]
+        place = (x(entry.cost.seconds) if entry.cost.seconds else _NONE_X) + 7.0 * (
+            beside.index(entry) - (len(beside) - 1) / 2
+        )
         group = svg.element(picture, "g", data_method=entry.method.name)
         svg.element(group, "title", f"{entry.method.title}: {mean.text}")
         if mean.std is not None:
@@ -166,8 +164,9 @@ def duration(seconds: float | None) -> str:
     if whole < 60:
         return f"{seconds:.0f} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+        return f"{whole // 60} min" + (f" {whole % 60:02d} s" if whole % 60 else "")
+    minutes = whole % 3600 // 60
+    return f"{whole // 3600} h" + (f" {minutes:02d} min" if minutes else "")
 
 
 def count(number: float | None) -> str:

@@ -6,7 +6,7 @@ The file is optional, and so is nearly everything in it: a results file of singl
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,13 @@ NAME = "grid.json"
 """Name of the file, beside the results."""
 
 _REMEDY = "let medvlp benchmark run write it anew, or move it away to report without it"
+
+
+FIGURES = (
+    *("seconds", "samples_per_second", "peak_memory_mb"),
+    *("parameters", "trainable_parameters", "energy_kwh", "watts"),
+)
+"""Names of the numbers of :class:`Cost`."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,19 @@ class Cost:
     watts: float | None = None
     device: str | None = None
 
-
-FIGURES = tuple(item.name for item in fields(Cost) if item.name != "device")
-"""Names of the numbers of :class:`Cost`, in its order."""
+    @classmethod
+    def of(cls, figures: Mapping[str, float | None], device: str | None) -> "Cost":
+        """From the numbers by name (:data:`FIGURES`) and the device."""
+        return cls(
+            figures["seconds"],
+            figures["samples_per_second"],
+            figures["peak_memory_mb"],
+            figures["parameters"],
+            figures["trainable_parameters"],
+            figures["energy_kwh"],
+            figures["watts"],
+            device,
+        )
 
 
 @dataclass(frozen=True)
@@ -186,7 +203,8 @@ def _cost(entry: Any, where: str) -> Cost | None:
         return None
     if not isinstance(entry, dict):
         raise DataError(f"{where}: cost is {entry!r}, not an object; {_REMEDY}")
-    return Cost(*(_number(entry, name, f"{where}, cost") for name in FIGURES), device=_text(entry, "device"))
+    figures = {name: _number(entry, name, f"{where}, cost") for name in FIGURES}
+    return Cost.of(figures, _text(entry, "device"))
 
 
 def _panel(entry: dict[str, Any], where: str, folder: Path) -> PanelFile:

@@ -10,7 +10,7 @@ import io
 
 import numpy as np
 from matplotlib import colormaps
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
 Line = tuple[tuple[float, float], tuple[float, float]]
@@ -20,6 +20,7 @@ PREDICTED: Colour = (230, 159, 0)
 
 _SIDE = 256  # pixels of a picture at least
 _DASH = 6.0
+_FONT = ImageFont.load_default(size=15)
 _HEAT = colormaps["cividis"]
 
 
@@ -92,10 +93,10 @@ def boxed(
             draw.line(line, fill=colour, width=2)
     for score, (x0, y0, *_) in zip(() if scores is None else scores, boxes, strict=False):
         text = f"{score:.2f}"
-        where = (min(max(x0 + 4, 0), picture.width - 26), min(max(y0 + 3, 0), picture.height - 13))
-        left, top, right, bottom = draw.textbbox(where, text)
+        where = (min(max(x0 + 4, 0), picture.width - 34), min(max(y0 + 3, 0), picture.height - 18))
+        left, top, right, bottom = draw.textbbox(where, text, font=_FONT)
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=(0, 0, 0))
-        draw.text(where, text, fill=colour)
+        draw.text(where, text, fill=colour, font=_FONT)
     return picture
 
 

@@ -99,6 +99,9 @@
     const choice = chosen();
     plain.forEach((element) => show(element, placed(element, choice) && ofMethod(element, choice)));
     all("table.wide").forEach((table) => filterWide(table, choice));
+    for (const shelf of all(".shelf")) {
+      show(shelf, all(".item", shelf).some((item) => !item.hasAttribute("hidden")));
+    }
     for (const section of all("section.filtered")) {
       const none = section.querySelector(".none");
       if (none) show(none, all(".item", section).every((item) => item.hasAttribute("hidden")));
@@ -113,6 +116,15 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(filter));
   filter(); /* a browser may have kept the choices of an earlier visit */
+
+  /* ---- on paper nothing stays folded but the result rows */
+
+  let folded = [];
+  window.addEventListener("beforeprint", () => {
+    folded = all("details.folded").filter((details) => !details.open);
+    folded.forEach((details) => { details.open = true; });
+  });
+  window.addEventListener("afterprint", () => folded.forEach((details) => { details.open = false; }));
 
   /* ---- a cell's link opens its rows */
 

@@ -1,8 +1,11 @@
 """Writes the report: one HTML page with its styles, script, charts and pictures in it."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,9 +19,10 @@ from medvlp.benchmark.report.cost import assumptions, cost_charts, count, durati
 from medvlp.benchmark.report.curves import curves
 from medvlp.benchmark.report.gridfile import Grid, read_grid
 from medvlp.benchmark.report.panels import MIN_SCORE, panels
-from medvlp.benchmark.report.rowgroups import groups_of
+from medvlp.benchmark.report.rowgroups import Group, groups_of
 from medvlp.benchmark.report.summary import (
     Condition,
+    Method,
     condition_of,
     conditions_of,
     means_of_tables,
@@ -83,7 +87,7 @@ def write_report(
     return Written(path, len(frame), tables, pictures, tuple(lost))
 
 
-def _numbers(results: Path, frame: pd.DataFrame, grid: Grid, methods: list, resamples: int) -> dict:
+def _numbers(results: Path, frame: pd.DataFrame, grid: Grid, methods: list[Method], resamples: int) -> dict[str, Any]:
     """Everything with numbers in it, for the template."""
     statistics = Statistics(results.parent, resamples)
     own = own_tables(frame, results.parent, statistics=statistics, source=results.name)
@@ -100,7 +104,7 @@ def _numbers(results: Path, frame: pd.DataFrame, grid: Grid, methods: list, resa
         "costs": costs,
         "energy": assumptions(costs),
         "cost_charts": cost_charts(costs, means),
-        "groups": groups_of(frame, methods),
+        "shelves": _shelves(groups_of(frame, methods)),
         "conditions": conditions_of(frame),
         "fractions": _fractions(conditions_of(frame)),
         "titles": plan_of(results.parent, frame).tasks,
@@ -110,6 +114,11 @@ def _numbers(results: Path, frame: pd.DataFrame, grid: Grid, methods: list, resa
 
 def _with_values(tables: list[Table]) -> list[Table]:
     return [table for table in tables if table.has_values()]
+
+
+def _shelves(groups: list[Group]) -> list[list[Group]]:
+    """The groups of each task together; they come in the order of tasks."""
+    return [list(own) for _, own in groupby(groups, key=lambda group: group.condition.without_fraction())]
 
 
 def _fractions(conditions: list[Condition]) -> list[tuple[str, str]]:
@@ -129,7 +138,7 @@ def _conditions_by_line(frame: pd.DataFrame) -> dict[int, Condition]:
     return found
 
 
-def _render(values: dict) -> str:
+def _render(values: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -157,5 +166,6 @@ def _write(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise DataError(f"{path}: the report cannot be written ({error.strerror}); give another --output") from error

@@ -134,7 +134,7 @@ def _truth(data: PanelData, place: int) -> Picture:
         picture = overlays.boxed(picture, boxes * factor, overlays.TRUTH)
         words.append(_plural(len(boxes), "true box", "true boxes") if len(boxes) else "truth: nothing to find")
     phrase = f", phrase “{data.phrases[place]}”" if data.phrases[place] else ""
-    caption = words[-1].removeprefix("truth: ").removeprefix("truth ")
+    caption = words[-1].removeprefix("truth: ").removeprefix("truth outlined, ")
     return Picture(overlays.data_uri(picture), f"{name}{phrase}: {'; '.join(words)}", picture.width, caption)
 
 

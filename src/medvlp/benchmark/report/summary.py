@@ -110,8 +110,17 @@ class Mean:
     @property
     def text(self) -> str:
         """``65.6 ± 1.7``."""
-        spread = "" if self.std is None else f" ± {self.std * self.scale:.{self.decimals}f}"
-        return f"{self.shown:.{self.decimals}f}{spread}"
+        return f"{self.mean_text} ± {self.std_text}" if self.std_text else self.mean_text
+
+    @property
+    def mean_text(self) -> str:
+        """``65.6``."""
+        return f"{self.shown:.{self.decimals}f}"
+
+    @property
+    def std_text(self) -> str:
+        """``1.7``; empty for one run."""
+        return "" if self.std is None else f"{self.std * self.scale:.{self.decimals}f}"
 
 
 def unit_of(means: Sequence[Mean]) -> str:

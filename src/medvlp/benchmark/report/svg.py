@@ -115,7 +115,7 @@ def swatch(how: Look) -> Markup:
     return markup(svg)
 
 
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers between two values, about as many as asked for.
 
     Args:
