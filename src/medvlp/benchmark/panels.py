@@ -66,4 +66,4 @@ def write_panels(task: Task, datamodule: Any, path: Path, count: int) -> None:
         arrays["truth_boxes"] = pad_sequence(batch["boxes"], True, float("nan")).cpu().numpy()
     elif "mask" in batch:
         arrays["truth_masks"] = (batch["mask"][:, 0] > 0.5).cpu().numpy()
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]

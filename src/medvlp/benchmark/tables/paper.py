@@ -1,6 +1,6 @@
 """The papers' tables, filled with our results, with the papers' numbers, or with both."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,10 +100,11 @@ def _table(one: Layout, columns: tuple[Column, ...], blocks: tuple[Block, ...]) 
 def _filled_table(
     one: Layout, frame: pd.DataFrame, plan: Plan, statistics: Statistics, metrics: Sequence[str], source: str
 ) -> Table:
-    fillings = [[_filling(one, block, spec, frame, metrics) for spec in block.columns] for block in one.blocks]
+    present = set(frame["bm_method"].unique())
+    fillings = [[_filling(one, block, spec, frame, present, metrics) for spec in block.columns] for block in one.blocks]
     blocks = []
     for block, columns in zip(one.blocks, fillings, strict=True):
-        names = [_method(row, frame) for row in block.rows]
+        names = [_method(row, present) for row in block.rows]
         made = [_column(one, block, names, filling, plan, statistics) for filling in columns]
         rows = zip(block.rows, names, zip(*made, strict=True), strict=True)
         blocks.append(Block(block.title, tuple(Row(row.label, cells, name, row.facts) for row, name, cells in rows)))
@@ -124,14 +125,20 @@ def _header(column: Sequence[Filling]) -> Column:
     )
 
 
-def _method(row: LayoutRow, frame: pd.DataFrame) -> str | None:
+def _method(row: LayoutRow, present: Collection[str]) -> str | None:
     """Which of the grid's methods fills a row: the first of its names that there is, or the printed one."""
-    present = set(frame["bm_method"])
     return next((name for name in (*row.benchmark, row.label, row.method) if name in present), None)
 
 
-def _filling(one: Layout, block: LayoutBlock, spec: Spec, frame: pd.DataFrame, metrics: Sequence[str]) -> Filling:
-    methods = {_method(row, frame) for row in block.rows}
+def _filling(
+    one: Layout,
+    block: LayoutBlock,
+    spec: Spec,
+    frame: pd.DataFrame,
+    present: Collection[str],
+    metrics: Sequence[str],
+) -> Filling:
+    methods = {_method(row, present) for row in block.rows}
     rows = frame[
         (frame["task"] == spec.task)
         & (frame["dataset"] == spec.dataset)
