@@ -1,5 +1,6 @@
 """Where jobs run: in this process, in local processes with a device each, or through SLURM."""
 
+import json
 import multiprocessing
 import os
 import threading
@@ -10,10 +11,21 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from medvlp.benchmark.jobs import Job
+from medvlp.benchmark.work import TERMINATED, devices_and_nodes
 from medvlp.errors import ConfigError
 
 Work = Callable[..., dict[str, Any]]
 """A picklable function and what it is given; its note of how the job ended comes back."""
+
+_KINDS = ("pretrain", "task")
+_MINUTES = 24 * 60
+"""Time limit of a job where the grid gives none; submitit's own is five minutes."""
+
+_TIMEOUTS = 50
+"""How often a job may run out of time and go on from its checkpoint: preemption is not counted."""
+
+_GPUS = ("gpus_per_node", "slurm_gpus_per_node", "slurm_gpus_per_task", "slurm_gres")
 
 
 class Executor(ABC):
@@ -62,6 +74,14 @@ class InProcess(Executor):
 
     def close(self) -> None:
         """Nothing runs when nobody waits."""
+
+
+def _kept_alive(function: Work, call: tuple[Any, ...]) -> dict[str, Any]:
+    """A job in a pool's process, which may be told to end; that must end neither the pool nor its owner."""
+    try:
+        return function(*call)
+    except SystemExit as end:
+        raise RuntimeError(f"it was told to end (status {end.code})") from None
 
 
 def _end_with(parent: int) -> None:
@@ -121,7 +141,7 @@ class LocalPool(Executor):
             busy = self._busy[slot]
             if busy is not None and busy.exception() is not None:
                 self._pools[slot] = None  # the process died; whatever is left of it goes with the old pool
-            handle = self._pool(slot).submit(self.function, *call)
+            handle = self._pool(slot).submit(_kept_alive, self.function, call)
             self._busy[slot] = handle
             handles.append(handle)
         return handles
@@ -147,7 +167,20 @@ class _Requeued:
         self.function = function
 
     def __call__(self, *call: Any) -> dict[str, Any]:
-        return self.function(*call)
+        from submitit import JobEnvironment
+
+        here = JobEnvironment()
+        try:
+            note = self.function(*call)
+        except SystemExit as end:
+            while end.code == TERMINATED and here.cluster == "slurm":
+                # SLURM kills what it preempts, and queues it again; a process that ends before would count as done
+                time.sleep(1)
+            raise
+        if note["state"] == "failed" and here.num_tasks > 1:
+            # the other processes wait for this one; srun ends them when one ends with an error
+            raise RuntimeError(f"process {here.global_rank} of {here.num_tasks}: {note['error']}")
+        return note
 
     def checkpoint(self, *call: Any) -> Any:
         """What submitit submits in the place of an interrupted job: the same."""
@@ -156,43 +189,96 @@ class _Requeued:
         return DelayedSubmission(self, *call)
 
 
-class Submitit(Executor):
-    """SLURM through submitit: the jobs that are ready at a time become one job array.
+class _Submitted:
+    """A job of one process or of several, of which the first speaks for all.
 
     Args:
-        function: what a job is.
+        job: of submitit.
+    """
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def done(self) -> bool:
+        return self.job.done()
+
+    def result(self) -> dict[str, Any]:
+        return self.job.results()[0]
+
+
+class Submitit(Executor):
+    """SLURM through submitit: the jobs that are ready at a time and ask for the same become one job array.
+
+    On SLURM a job gets a process and a GPU for each device of its ``trainer.devices`` on ``trainer.num_nodes`` nodes,
+    which is what Lightning expects there. ``parameters`` go over that.
+
+    Args:
+        function: what a job is; its first argument is a :class:`~medvlp.benchmark.jobs.Job`.
         folder: for submitit's files, seen by all nodes.
-        parameters: of submitit's executor, such as ``timeout_min``, ``slurm_partition``, ``gpus_per_node``.
-        cluster: "slurm", or "local" for processes of this machine.
+        parameters: of submitit's executor, such as ``timeout_min`` (a day if not given), ``slurm_partition``,
+            ``cpus_per_task``; those under ``pretrain`` and ``task`` are for jobs of that kind alone.
+        cluster: "slurm", or "local" for processes of this machine, on its CPU unless ``gpus_per_node`` is given.
 
     Raises:
-        ConfigError: submitit is not installed, or knows no such parameter.
+        ConfigError: submitit is not installed, there is no SLURM, or a parameter is unknown.
     """
 
     capacity = 10**6
 
     def __init__(self, function: Work, folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -> None:
+        self.function, self.folder, self.cluster = function, folder, cluster
+        self._common = {key: value for key, value in parameters.items() if key not in _KINDS}
+        self._by_kind = {kind: dict(parameters.get(kind) or {}) for kind in _KINDS}
+        self._handles: list[_Submitted] = []
+        for kind in _KINDS:  # what is wrong is said before anything runs
+            self._executor({**self._common, **self._by_kind[kind]})
+
+    def _executor(self, parameters: dict[str, Any]) -> Any:
         try:
             import submitit
         except ImportError as error:
             raise ConfigError("the SLURM executor needs submitit: pip install 'medvlp[slurm]'") from error
-        self.function = function
-        self._handles: list[Any] = []
         try:
-            self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-            self.executor.update_parameters(**{"name": "medvlp", **parameters})
-        except (NameError, TypeError, RuntimeError) as error:
+            executor = submitit.AutoExecutor(self.folder, self.cluster, slurm_max_num_timeout=_TIMEOUTS)
+            executor.update_parameters(**{"name": "medvlp", "timeout_min": _MINUTES, **parameters})
+        except (NameError, TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise ConfigError(f"slurm: {' '.join(str(error).split())}") from error
+        return executor
+
+    def parameters_of(self, job: Job) -> dict[str, Any]:
+        """What a job is submitted with."""
+        asked = {**self._common, **self._by_kind[job.kind]}
+        if self.cluster != "slurm":
+            return asked
+        devices, nodes = devices_and_nodes(job)
+        shape: dict[str, Any] = {"nodes": nodes, "tasks_per_node": devices}
+        if job.config.get("trainer", {}).get("accelerator") != "cpu" and not any(key in asked for key in _GPUS):
+            shape["gpus_per_node"] = devices
+        if devices * nodes > 1:
+            shape["slurm_srun_args"] = ["--kill-on-bad-exit=1"]
+        return {**shape, **asked}
 
     def submit(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Submits the jobs as one array."""
-        with self.executor.batch():
-            handles = [self.executor.submit(_Requeued(self.function), *call) for call in calls]
-        self._handles += handles
-        return handles
+        """Submits the jobs as one array per kind of resources."""
+        asked = [self.parameters_of(call[0]) for call in calls]
+        arrays: dict[str, list[int]] = {}
+        for at, parameters in enumerate(asked):
+            arrays.setdefault(json.dumps(parameters, sort_keys=True, default=str), []).append(at)
+        handles: dict[int, _Submitted] = {}
+        for places in arrays.values():
+            executor = self._executor(asked[places[0]])
+            try:
+                with executor.batch():
+                    jobs = [executor.submit(_Requeued(self.function), *calls[at]) for at in places]
+            except RuntimeError as error:
+                raise ConfigError(f"slurm: the jobs were refused: {' '.join(str(error).split())}") from error
+            found = dict(zip(places, map(_Submitted, jobs), strict=True))
+            self._handles += found.values()
+            handles |= found
+        return [handles[at] for at in range(len(calls))]
 
     def close(self) -> None:
         """Takes back what has not ended."""
         for handle in self._handles:
             if not handle.done():
-                handle.cancel()
+                handle.job.cancel()

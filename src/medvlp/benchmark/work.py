@@ -9,8 +9,8 @@
                       state.json     how it ended; without it the job is not done
                       rank1/, …      config and log of the other processes of a job over several devices of a cluster
 
-A cluster starts such a job once per device (``SLURM_PROCID`` counts the processes); the first keeps the folder: its lock,
-its state, its pictures. The others take part in what Lightning does and write nothing else.
+A cluster starts such a job once per device (``SLURM_PROCID`` counts the processes); the first keeps the folder (lock,
+state, pictures). The others take part in what Lightning does and write nothing else.
 
 Lightning is imported when a job runs and not before: the runner itself starts at once.
 """
