@@ -24,7 +24,7 @@ class UNetDecoder(nn.Module):
         widths: channels after each step, coarsest first; the last ``len(levels)`` of (256, 128, 64, 32, 16) if None.
 
     Raises:
-        ConfigError: strides that do not double from level to level.
+        ConfigError: strides that do not double from level to level, or another number of widths.
     """
 
     def __init__(
@@ -45,6 +45,11 @@ class UNetDecoder(nn.Module):
         if self.pad_first:
             channels = [0, *channels]
         widths = list(widths) if widths else list(_WIDTHS[-len(channels) :])
+        if len(widths) != len(channels):
+            raise ConfigError(
+                f"decoder_widths has {len(widths)} numbers, and a pyramid with strides {reductions} takes "
+                f"{len(channels)} steps to the image: give {len(channels)}, coarsest first"
+            )
         # The library's list starts with the image itself (3 channels), which its decoder drops.
         self.decoder = UnetDecoder(
             encoder_channels=[3, *channels], decoder_channels=widths, n_blocks=len(channels), use_norm="batchnorm"
