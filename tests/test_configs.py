@@ -20,7 +20,8 @@ OVERLAYS = sorted((FOLDER / "ablations").glob("*/*.yaml"))
 TASKS = sorted(
     p for room in ("downstream", "zero_shot", "grounding", "retrieval") for p in (FOLDER / room).rglob("*.yaml")
 )
-CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(OVERLAYS) - set(TASKS))
+GRIDS = sorted((FOLDER / "benchmark").glob("*.yaml"))  # tests/benchmark/test_grids.py
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(OVERLAYS) - set(TASKS) - set(GRIDS))
 
 
 def _settings(path: Path) -> dict[str, Any]:
