@@ -171,8 +171,10 @@ def test_a_key_that_stands_twice_is_no_silent_loss(tmp_path):
 def test_overlays_merge_as_on_the_command_line():
     below = {"model": {"class_path": "A", "init_args": {"x": 1, "y": [1, 2]}}, "seed": 1}
     assert merged(below, {"model": {"init_args": {"y": [3]}}})["model"]["init_args"] == {"x": 1, "y": [3]}
-    other = merged(below, {"model": {"class_path": "B", "init_args": {"z": 1}}})
-    assert other == {"model": {"class_path": "B", "init_args": {"z": 1}}, "seed": 1}
+    same = merged(below, {"model": {"class_path": "package.A", "init_args": {"z": 1}}})
+    assert same["model"]["init_args"] == {"x": 1, "y": [1, 2], "z": 1}
+    with pytest.raises(ConfigError, match="makes B of A.*--print_config"):
+        merged(below, {"model": {"class_path": "package.B"}})
     assert below["model"]["init_args"]["y"] == [1, 2]
     with pytest.raises(ConfigError, match=r"seed\.deep.*leads through seed"):
         with_settings(below, {"seed.deep": 1})

@@ -38,6 +38,7 @@ def test_several_runs_at_once(tmp_path):
     for run in runs:
         run.join()
     assert _bytes(root) == _bytes(write_phantom("rsna", tmp_path / "alone", SPEC))
+    assert [path.name for path in root.parent.iterdir()] == ["rsna"]
 
 
 def test_what_a_killed_run_left_is_written_anew(tmp_path):

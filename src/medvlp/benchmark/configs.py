@@ -25,13 +25,19 @@ _NO_NUMBERS = (
 def merged(below: Any, above: Any) -> Any:
     """``above`` over ``below``: mappings key by key, everything else replaced, as configs on the command line.
 
-    A ``class_path`` that changes takes the ``init_args`` of the other class away.
+    Raises:
+        ConfigError: ``above`` names another class. The command line would keep the arguments that fit by chance; here
+            they would be unseen in a table's numbers.
     """
     if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
         return copy.deepcopy(above)
     result = dict(below)
-    if "class_path" in above and above["class_path"] != below.get("class_path", above["class_path"]):
-        result.pop("init_args", None)
+    classes = [str(part["class_path"]).rpartition(".")[2] for part in (below, above) if "class_path" in part]
+    if len(set(classes)) > 1:
+        raise ConfigError(
+            f"an overlay makes {classes[1]} of {classes[0]}, whose arguments are of another class; write the whole config "
+            "(medvlp fit --config A --config B --print_config) and name that"
+        )
     for key, value in above.items():
         result[key] = merged(result[key], value) if key in result else copy.deepcopy(value)
     return result

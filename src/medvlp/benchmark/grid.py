@@ -139,7 +139,8 @@ class Grid:
         work: folder of everything that comes out; ``runs/benchmark/<name>`` if empty.
         watts: assumed power of one device under load, for the estimate of energy; none without it.
         keep_heads: keep the checkpoints of tasks that are done (pre-trained ones are always kept).
-        slurm: parameters of submitit's executor, such as ``slurm_partition``, ``timeout_min``, ``gpus_per_node``.
+        slurm: parameters of submitit's executor, such as ``slurm_partition``, ``timeout_min``, ``gpus_per_node``; under
+            ``pretrain`` and ``task`` those of one kind of jobs.
     """
 
     name: str

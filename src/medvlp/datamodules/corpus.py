@@ -98,9 +98,13 @@ class CorpusDataModule(RadiographDataModule):
         # a process more costs seconds of imports: not for a handful of studies
         workers = max(1, min(os.cpu_count() or 1, 4, self.phantom.studies // 250))
         root.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(root.parent / f".{root.name}.lock"):
+        lock = root.parent / f".{root.name}.lock"
+        with FileLock(lock):
             left = is_interrupted_tree(root, layout, self.phantom)
+            # a tree that another run has finished meanwhile is left as it is
             write_with_progress(layout, root, self.phantom, workers=workers, overwrite=left)
+        # whoever still waits for it, or makes another, finds the tree complete
+        lock.unlink(missing_ok=True)
 
     @property
     def records(self) -> Records:
