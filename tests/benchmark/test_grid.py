@@ -173,7 +173,7 @@ def test_overlays_merge_as_on_the_command_line():
     assert merged(below, {"model": {"init_args": {"y": [3]}}})["model"]["init_args"] == {"x": 1, "y": [3]}
     same = merged(below, {"model": {"class_path": "package.A", "init_args": {"z": 1}}})
     assert same["model"]["init_args"] == {"x": 1, "y": [1, 2], "z": 1}
-    with pytest.raises(ConfigError, match="makes B of A.*--print_config"):
+    with pytest.raises(ConfigError, match=r"makes B of A.*--print_config"):
         merged(below, {"model": {"class_path": "package.B"}})
     assert below["model"]["init_args"]["y"] == [1, 2]
     with pytest.raises(ConfigError, match=r"seed\.deep.*leads through seed"):

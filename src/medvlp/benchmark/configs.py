@@ -35,8 +35,8 @@ def merged(below: Any, above: Any) -> Any:
     classes = [str(part["class_path"]).rpartition(".")[2] for part in (below, above) if "class_path" in part]
     if len(set(classes)) > 1:
         raise ConfigError(
-            f"an overlay makes {classes[1]} of {classes[0]}, whose arguments are of another class; write the whole config "
-            "(medvlp fit --config A --config B --print_config) and name that"
+            f"an overlay makes {classes[1]} of {classes[0]}, whose arguments are of another class; write the whole "
+            "config (medvlp fit --config A --config B --print_config) and name that"
         )
     for key, value in above.items():
         result[key] = merged(result[key], value) if key in result else copy.deepcopy(value)
