@@ -71,6 +71,13 @@ def test_the_hash_is_of_what_numbers_depend_on(tiny_grid, tmp_path):
     assert {key[0] for key in again if again[key] != after[key]} == {"g2d"}, "the tasks of a method change with it"
 
 
+def test_a_run_may_leave_fractions_out(tiny_grid):
+    runs = [{"name": "a"}, {"name": "b", "data": 1, "head": 1, "fractions": [0.5]}]
+    jobs = _jobs(tiny_grid(runs=runs))
+    assert {(j.run, j.fraction) for j in jobs if j.task == "linear_rsna"} == {("a", 0.5), ("a", 1.0), ("b", 0.5)}
+    assert {j.run for j in jobs if j.task == "segmentation_siim"} == {"a"}
+
+
 def test_panels_change_no_number_and_no_hash(tiny_grid):
     path = tiny_grid()
     before = [job.hash for job in _jobs(path)]
@@ -140,6 +147,7 @@ WRONG = {
         {"tasks": {"t": {"config": "linear.yaml", "by_fraction": {0.3: {"trainer.max_epochs": 1}}}}},
         ["'t'", "0.3", "0.5"],
     ),
+    "a run at a fraction that is not run": ({"runs": [{"fractions": [0.3]}]}, ["runs", "0.3", "0.5"]),
     "the same run twice": ({"runs": [{"pretrain": 0}, {"pretrain": 0}]}, ["p0d0h0", "twice"]),
     "the same method under two names": (
         {"methods": {"one": {"pretrain": "g2d.yaml"}, "two": {"pretrain": "g2d.yaml"}}},

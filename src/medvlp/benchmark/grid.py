@@ -41,12 +41,14 @@ class Seeds:
         data: of the subset that a fraction draws, of the order and of the augmentation.
         head: of the task's run.
         name: how rows call it; "p0d0h0" if empty.
+        fractions: those that it is run at; all if None. (The subset of 100 % is the same whatever its seed.)
     """
 
     pretrain: int = 0
     data: int = 0
     head: int = 0
     name: str = ""
+    fractions: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,10 @@ def _check(grid: Grid, path: str | Path) -> None:
         for fraction in fractions:
             if not 0 < fraction <= 1:
                 raise ConfigError(f"{path}: {where}: {fraction} does not lie in (0, 1]")
+    there = {*grid.fractions, *(fraction for task in grid.tasks.values() for fraction in task.fractions or ())}
+    for seeds in grid.runs:
+        for fraction in set(seeds.fractions or ()) - there:
+            raise ConfigError(f"{path}: runs: the fraction {fraction} is of no task; there are {sorted(there)}")
     for name, task in grid.tasks.items():
         known = {f"{fraction:g}" for fraction in task.fractions or grid.fractions}
         for key in set(task.by_fraction) - known:

@@ -191,6 +191,8 @@ def _task_jobs(
         encoder, weights = _encoder(name, method, seeds)
         needs = pretrain[name, seeds.pretrain].hash if method.pretrain else None
         for fraction in (spec.fractions or grid.fractions) if entry.trains else [None]:
+            if fraction is not None and seeds.fractions is not None and fraction not in seeds.fractions:
+                continue
             settings = {**grid.task_set, **spec.set}
             if spec.protocol:
                 settings["model.init_args.protocol"] = spec.protocol
@@ -211,7 +213,10 @@ def _task_jobs(
                 task=task,
                 fraction=fraction,
                 run=run,
-                seeds=asdict(seeds) if entry.trains else {"pretrain": seeds.pretrain},
+                seeds={
+                    key: getattr(seeds, key)
+                    for key in (("pretrain", "data", "head") if entry.trains else ("pretrain",))
+                },
                 config=config,
                 trains=entry.trains,
                 needs=needs,
@@ -219,7 +224,6 @@ def _task_jobs(
                 panels=spec.panels if run == _run_name(grid.runs[0]) and fraction in (None, _most(grid, task)) else 0,
                 keep=grid.keep_heads,
             )
-            job.seeds.pop("name", None)
             yield _hashed(job, weights)
 
 
