@@ -18,6 +18,8 @@ from medvlp.benchmark.work import checkpoint_of, is_done, job_folder, read_state
 from medvlp.errors import ConfigError
 
 _POLL = 0.2
+_PATIENCE = 20.0
+"""Seconds for which a run waits for the folder: what a killed one has left ends within that time."""
 
 
 def guess(work: Path, jobs: Sequence[Job]) -> dict[str, tuple[float, float]]:
@@ -97,7 +99,7 @@ class Runner:
         """
         self.work.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.work / ".lock", timeout=20):
+            with FileLock(self.work / ".lock", timeout=_PATIENCE):
                 return self._run(executor, progress)
         except Timeout as error:
             raise ConfigError(f"{self.work}: another run is at work in this folder; wait for it or end it") from error

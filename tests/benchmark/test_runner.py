@@ -1,0 +1,121 @@
+"""What the runner does with jobs, whatever they are: here they write a note and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from medvlp.benchmark import runner as runner_module
+from medvlp.benchmark.executors import InProcess
+from medvlp.benchmark.grid import read_grid
+from medvlp.benchmark.jobs import Job, expand
+from medvlp.benchmark.progress import Progress, duration
+from medvlp.benchmark.runner import Runner, guess
+from medvlp.benchmark.work import job_folder
+from medvlp.errors import ConfigError
+from medvlp.results import ResultRow, append_rows, sha256_of
+
+ROW = {
+    **{"method": "m", "checkpoint": "c", "task": "classification", "protocol": "linear", "dataset": "rsna"},
+    **{
+        "part": "test",
+        "split": "clean",
+        "split_sha256": "s",
+        "fraction": 1.0,
+        "seed": 0,
+        "metric": "auroc",
+        "value": 0.5,
+    },
+}
+
+
+def pretend(job: Job, work: Path, checkpoint: Path | None) -> dict:
+    """As a job that is done after no time."""
+    folder = job_folder(work, job)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"state": "done", "seconds": 30.0 if job.kind == "pretrain" else 3.0}
+    if job.kind == "pretrain":
+        path = folder / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"weights")
+        state |= {"checkpoint": "checkpoints/last.ckpt", "checkpoint_sha256": sha256_of(path)}
+    else:
+        append_rows(folder / "results.jsonl", [ResultRow(**ROW)])
+        state |= {"rows": 1, "results_sha256": sha256_of(folder / "results.jsonl")}
+    (folder / "state.json").write_text(json.dumps(state))
+    return state
+
+
+@pytest.fixture
+def small(tiny_grid):
+    """A runner over the tiny grid."""
+    grid = read_grid(tiny_grid())
+    return Runner(grid, expand(grid))
+
+
+def _run(runner: Runner, function=pretend) -> tuple[dict[str, str], list[Job]]:
+    seen = []
+
+    def counted(job, *rest):
+        seen.append(job)
+        return function(job, *rest)
+
+    with Progress(runner.wanted, quiet=True) as progress:
+        return runner.run(InProcess(counted), progress), seen
+
+
+def test_what_is_needed_comes_first_and_nothing_twice(small):
+    states, seen = _run(small)
+    assert set(states.values()) == {"done"}
+    assert len(seen) == len({job.hash for job in seen}) == len(small.jobs)
+    places = {job.hash: place for place, job in enumerate(seen)}
+    assert all(places[job.needs] < places[job.hash] for job in seen if job.needs)
+    assert _run(small)[1] == []
+
+
+def test_two_runs_at_once(small, monkeypatch):
+    monkeypatch.setattr(runner_module, "_PATIENCE", 0.2)
+    small.work.mkdir(parents=True)
+    with FileLock(small.work / ".lock"), pytest.raises(ConfigError, match="another run is at work in this folder"):
+        _run(small)
+    assert set(_run(small)[0].values()) == {"done"}
+
+
+def test_a_checkpoint_is_made_again_only_if_a_task_needs_it(small):
+    _run(small)
+    pretrained = next(job for job in small.jobs if job.kind == "pretrain")
+    (job_folder(small.work, pretrained) / "state.json").unlink()
+    assert _run(small)[1] == [], "all that it is for is done"
+    needy = next(job for job in small.jobs if job.needs)
+    (job_folder(small.work, needy) / "state.json").unlink()
+    assert _run(small)[1] == [pretrained, needy]
+
+
+def test_estimates_become_measurements(small):
+    before = guess(small.work, small.jobs)
+    assert {seconds for seconds, _ in before.values()} == {600.0, 60.0}, "the grid's own guesses"
+    _run(small)
+    after = guess(small.work, small.jobs)
+    assert {seconds for seconds, _ in after.values()} == {30.0, 3.0}
+
+
+def test_a_disk_that_is_too_small_is_said_beforehand(small, monkeypatch):
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
+    with pytest.raises(ConfigError, match=r"would leave about 0\.2 GB and 0\.0 GB are free; free space, or set work"):
+        _run(small)
+
+
+def test_rests_of_killed_jobs_are_cleared_away(small):
+    rest = small.work / "features" / "abc.part123"
+    rest.mkdir(parents=True)
+    (small.work / "features" / "whole").mkdir()
+    _run(small)
+    assert [path.name for path in (small.work / "features").iterdir()] == ["whole"]
+
+
+def test_durations():
+    assert [duration(s) for s in (5, 90, 7200, 9000)] == ["5 s", "2 min", "2 h 00 min", "2 h 30 min"]
