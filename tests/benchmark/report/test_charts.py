@@ -20,6 +20,8 @@ def test_equal_values_still_have_a_range():
     assert low < 50 < high
     assert len(svg.ticks(low, high)) >= 2
     assert svg.padded([0.0, 10.0], floor=0.0)[0] == 0
+    near = svg.padded([50.0, 50.0001])
+    assert near[1] - near[0] > 1, "their labels have few digits"
 
 
 def test_methods_differ_without_colour():

@@ -131,14 +131,15 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def padded(values: Sequence[float], floor: float | None = None) -> tuple[float, float]:
-    """A range somewhat wider than the values, never of width 0.
+    """A range somewhat wider than the values; of equal or nearly equal ones a range in which they look equal.
 
     Args:
         values: at least one.
         floor: the range does not go below it where the values do not.
     """
     low, high = min(values), max(values)
-    margin = (high - low) * 0.08 or max(abs(high) * 0.05, 0.01)
+    least = max(abs(high) * 0.05, 0.01)
+    margin = (high - low) * 0.08 if high - low > 0.1 * least else least
     bottom = low - margin
     if floor is not None and low >= floor:
         bottom = max(bottom, floor)
