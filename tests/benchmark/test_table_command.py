@@ -86,3 +86,22 @@ def test_bad_arguments_are_named(results, arguments, what):
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no such results file"):
         call(tmp_path / "none.jsonl")
+
+
+def test_the_summary_has_every_task_in_one_table(tmp_path):
+    rows = [
+        result_row("g2d", "dice_positive", 0.5),
+        result_row("convirt", "dice_positive", 0.4),
+        result_row("g2d", "map_coco", 0.3, task="detection", bm_task="det", dataset="rsna"),
+    ]
+    out = tmp_path / "t.csv"
+    call(write(tmp_path / "r.jsonl", rows), "--layout", "summary", "--output", out, "--resamples", "0")
+    lines = from_csv(out.read_text())
+    assert {line["table"] for line in lines} == {"summary"}
+    assert sorted(line["value"] for line in lines) == ["-", "30.0", "40.0", "50.0"]
+
+
+def test_layouts_of_our_own_have_no_reported_numbers():
+    for name in ("own", "summary"):
+        with pytest.raises(ConfigError, match=f"--layout {name} has no reported numbers"):
+            call("--reported-only", "--layout", name)

@@ -268,5 +268,5 @@ def _check(grid: Grid, path: str | Path) -> None:
     for name, task in grid.tasks.items():
         known = {f"{fraction:g}" for fraction in task.fractions or grid.fractions}
         for key in set(task.by_fraction) - known:
-            there = ", ".join(sorted(known))
-            raise ConfigError(f"{path}: task {name!r}: by_fraction has {key}, fractions have {there}")
+            others = ", ".join(sorted(known))
+            raise ConfigError(f"{path}: task {name!r}: by_fraction has {key}, fractions have {others}")

@@ -21,10 +21,14 @@ from medvlp.benchmark.tables import (
     own_tables,
     paper_tables,
     reported_tables,
+    summary_table,
 )
 from medvlp.errors import ConfigError
 
 _SUFFIXES = {"markdown": ".md", "latex": ".tex", "csv": ".csv", "html": ".html"}
+_OWN = ("own", "summary")
+"""Layouts of what was run."""
+
 _FILTERS = {"protocol": "protocol", "part": "part", "task": "bm_task"}
 """Options that choose rows, and the columns they look at."""
 
@@ -37,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layout",
         nargs="+",
         metavar="NAME",
-        help=f"own (what was run, a table per kind of task), all (the papers'), or names: {', '.join(layouts())}. "
+        help="own (what was run, a table per kind of task), summary (the same in one; see --fraction), "
+        f"all (the papers'), or names: {', '.join(layouts())}. "
         "Default: own, with --reported-only all",
     )
     add("--format", choices=sorted(_SUFFIXES), help="default: by the suffix of --output, else markdown")
@@ -78,8 +83,10 @@ def _reported(args: argparse.Namespace) -> list[Table]:
     if args.results:
         raise ConfigError(f"--reported-only prints the papers' numbers and reads no results: leave out {args.results}")
     names = args.layout or ["all"]
-    if "own" in names:
-        raise ConfigError("--layout own has no reported numbers: leave out --reported-only, or name papers' tables")
+    if mine := [name for name in names if name in _OWN]:
+        raise ConfigError(
+            f"--layout {mine[0]} has no reported numbers: leave out --reported-only, or name papers' tables"
+        )
     return reported_tables(_expanded(names))
 
 
@@ -91,11 +98,13 @@ def _filled(args: argparse.Namespace) -> list[Table]:
     _check_metrics(frame, args.metric)
     frame = _chosen(frame, args)
     names = args.layout or ["own"]
-    papers = _expanded([name for name in names if name != "own"])
+    papers = _expanded([name for name in names if name not in _OWN])
     statistics = Statistics(path.parent, args.resamples, store=Resampled(args.cache))
     tables = []
     if "own" in names:
         tables += own_tables(frame, path.parent, statistics=statistics, metrics=args.metric, source=path.name)
+    if "summary" in names:
+        tables.append(summary_table(frame, path.parent, statistics=statistics, metrics=args.metric, source=path.name))
     found = paper_tables(frame, path.parent, papers, statistics=statistics, metrics=args.metric, source=path.name)
     return tables + (_with_values(found) if "all" in names else found)
 

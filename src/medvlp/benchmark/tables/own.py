@@ -64,6 +64,36 @@ def own_tables(
     """
     statistics = statistics or Statistics(Path(folder))
     plan = plan_of(folder, frame)
+    found = []
+    for family, groups in _families(frame, plan, metrics).items():
+        title = _TITLES.get(family, family.replace("_", " ").capitalize())
+        found.append(_table(f"own-{family}", title, groups, plan, statistics, source))
+    return found
+
+
+def summary_table(
+    frame: pd.DataFrame,
+    folder: str | Path,
+    *,
+    statistics: Statistics | None = None,
+    metrics: Sequence[str] = (),
+    source: str = "",
+) -> Table:
+    """Everything that was run in one table: methods by all tasks of the grid and fractions.
+
+    Arguments and errors are those of :func:`own_tables`; with few fractions it is a table that fits a page.
+
+    Returns:
+        A table named ``summary``.
+    """
+    statistics = statistics or Statistics(Path(folder))
+    plan = plan_of(folder, frame)
+    groups = [group for family in _families(frame, plan, metrics).values() for group in family]
+    return _table("summary", "Overview", groups, plan, statistics, source)
+
+
+def _families(frame: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> dict[str, list[_Group]]:
+    """The columns of each kind of task, in the order of the grid."""
     families: dict[str, list[_Group]] = {}
     for task in plan.tasks:
         own = frame[frame["bm_task"] == task]
@@ -71,10 +101,7 @@ def own_tables(
             require_one(own, key, f"task {task}", "give them different names in the grid")
         if len(own):
             families.setdefault(own.iloc[0]["task"], []).extend(_groups(own, task, plan, metrics))
-    return [
-        _table(family, groups, plan, statistics, source, pd.concat([group.rows for group in groups]))
-        for family, groups in families.items()
-    ]
+    return families
 
 
 def _groups(own: pd.DataFrame, task: str, plan: Plan, metrics: Sequence[str]) -> list[_Group]:
@@ -103,24 +130,24 @@ def _metric(row: Mapping[str, Any], present: set[str], of_grid: str | None, aske
     return metric
 
 
-def _table(
-    family: str, groups: list[_Group], plan: Plan, statistics: Statistics, source: str, used: pd.DataFrame
-) -> Table:
+def _table(name: str, title: str, groups: list[_Group], plan: Plan, statistics: Statistics, source: str) -> Table:
+    used = pd.concat([group.rows for group in groups])
     present = set(used["bm_method"])
     tasks = {group.task for group in groups}
     methods = [name for name in plan.methods if name in present or tasks & plan.cannot.get(name, frozenset())]
     columns = [_column(group, methods, plan, statistics) for group in groups]
     rows = [
-        Row(plan.methods[name], cells, name) for name, cells in zip(methods, zip(*columns, strict=True), strict=True)
+        Row(plan.methods[method], cells, method)
+        for method, cells in zip(methods, zip(*columns, strict=True), strict=True)
     ]
     table = Table(
-        name=f"own-{family}",
-        title=_TITLES.get(family, family.replace("_", " ").capitalize()),
+        name=name,
+        title=title,
         caption=_caption(groups),
         columns=tuple(_header(group, plan) for group in groups),
         blocks=(Block("", tuple(rows)),),
         source=source,
-        family=family,
+        family=name.removeprefix("own-"),
         phantom=is_phantom(used),
     )
     return replace(table, footnotes=of_rows(table, used, statistics, []))
