@@ -127,6 +127,12 @@ def test_best_of_a_row(tmp_path):
     assert (least.leader, least.second) == ("c", "a")
 
 
+def test_nobody_leads_as_long_as_the_cells_hold_different_runs(tmp_path):
+    first, second = cell(tmp_path, "a", [2.0, 2.0]), cell(tmp_path, "b", [0.5, 0.5])
+    assert best_of({"a": first, "b": second}, "auroc", tmp_path, resamples=200).significant
+    assert not best_of({"a": first[:1], "b": second}, "auroc", tmp_path, resamples=200).significant
+
+
 def test_best_of_few(tmp_path):
     rows = cell(tmp_path, "a", [0.5])
     assert best_of({}, "auroc", tmp_path).leader is None

@@ -184,7 +184,8 @@ def best_of(
     """The best cell, and whether it is better than the others by more than chance.
 
     The leader is compared with each other method, and the p-values are corrected by Holm for that many comparisons.
-    That the leader was chosen by the same data is not corrected for.
+    That the leader was chosen by the same data is not corrected for. Nothing is significant as long as the cells hold
+    different runs, as they do while a benchmark is under way: means of different runs do not say who leads.
 
     Args:
         cells: method to its rows of one column, one per run; those without a value take no part.
@@ -214,7 +215,9 @@ def best_of(
         for method in others
     }
     corrected = holm([found[method].p for method in others]).tolist()
-    return Best(leader, others[0], dict(zip(others, corrected, strict=True)), found, corrected[0] < 1 - level)
+    comparable = len({frozenset(_by_run(cells[method], metric)) for method in order}) == 1
+    significant = comparable and corrected[0] < 1 - level
+    return Best(leader, others[0], dict(zip(others, corrected, strict=True)), found, significant)
 
 
 def _by_run(rows: Sequence[Row], metric: str) -> dict[str, Row]:

@@ -52,6 +52,11 @@ class PanelRow:
     truth: Picture
     cells: tuple[Picture | None, ...]
 
+    @property
+    def short(self) -> str:
+        """The identifier where it is short; of long ones (SIIM's have 60 characters) both ends."""
+        return self.label if len(self.label) <= 20 else f"{self.label[:8]}…{self.label[-8:]}"
+
 
 @dataclass(frozen=True)
 class Panel:

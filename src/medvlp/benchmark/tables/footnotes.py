@@ -62,7 +62,8 @@ def _values(rows: pd.DataFrame, statistics: Statistics) -> str:
     if statistics.resamples:
         text += (
             f" [{level} bootstrap interval of the mean over patients]. Bold: the best of its column, and different "
-            f"from the second (p < {1 - statistics.level:.2g}, corrected by Holm for the comparisons of the column)"
+            f"from the second (p < {1 - statistics.level:.2g}, corrected by Holm for the comparisons of the column); "
+            "none where cells of a column hold different runs"
         )
     runs = sorted(rows.groupby(["bm_method", "bm_task", "fraction"], dropna=False)["bm_run"].nunique().unique())
     several = f"{runs[0]} to {runs[-1]}" if len(runs) > 1 else f"{runs[0]}"
