@@ -30,7 +30,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -153,10 +153,11 @@ def read_lines(path: str | Path) -> list[str]:
     return text.splitlines()
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
+def numbered_rows(path: str | Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
     """Reads a JSON Lines file of result rows, plain or compressed with gzip (``.gz``).
 
-    Lines that an interrupted run cut short are left out with a warning that gives their numbers.
+    Returns:
+        Line (from 1) to its row, in the file's order; and the lines that are no rows, because they were cut short.
 
     Raises:
         DataError: no such file.
@@ -164,22 +165,37 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such results file; medvlp test writes one")
-    rows, broken = [], []
+    rows: dict[int, dict[str, Any]] = {}
+    broken = []
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
+            row = None
+        if isinstance(row, dict) and "metric" in row:
+            rows[number] = row
+        else:
             broken.append(number)
-            continue
-        if not isinstance(row, dict) or "metric" not in row:
-            broken.append(number)
-            continue
-        rows.append(row)
-    if broken:
-        warnings.warn(f"{path}: line(s) {broken} are no result rows (cut short?) and are left out", stacklevel=2)
-    return rows
+    return rows, broken
+
+
+def warn_of_broken(path: str | Path, lines: Sequence[int]) -> None:
+    """Warns of lines that are no result rows, with their numbers; says nothing if there are none."""
+    if lines:
+        warnings.warn(f"{path}: line(s) {lines} are no result rows (cut short?) and are left out", stacklevel=3)
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """As :func:`numbered_rows`, without the numbers; lines that were cut short are left out with a warning.
+
+    Raises:
+        DataError: no such file.
+    """
+    rows, broken = numbered_rows(path)
+    warn_of_broken(path, broken)
+    return list(rows.values())
 
 
 def write_predictions(path: str | Path, frame: pd.DataFrame) -> str:

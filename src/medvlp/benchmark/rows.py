@@ -1,6 +1,5 @@
 """Collected result rows as a table, and which of a task's many metrics is looked at first."""
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from medvlp.errors import DataError
-from medvlp.results import ResultRow, read_lines, read_rows
+from medvlp.results import ResultRow, numbered_rows, warn_of_broken
 
 _REQUIRED = tuple(f.name for f in fields(ResultRow) if f.default is MISSING and f.default_factory is MISSING)
 _NUMBERS = ("value", "low", "high", "level", "fraction", "seconds")
@@ -88,17 +87,8 @@ def line_numbers(path: str | Path) -> tuple[list[int], list[int]]:
         The lines (from 1) that :func:`~medvlp.results.read_rows` reads, in its order; and those that it cannot,
         because they were cut short.
     """
-    whole: list[int] = []
-    cut: list[int] = []
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        (whole if isinstance(row, dict) and "metric" in row else cut).append(number)
-    return whole, cut
+    rows, cut = numbered_rows(path)
+    return list(rows), cut
 
 
 def collected(path: str | Path, latest: bool = True) -> pd.DataFrame:
@@ -121,11 +111,11 @@ def collected(path: str | Path, latest: bool = True) -> pd.DataFrame:
             and left out.
     """
     path = Path(path)
-    rows = read_rows(path)
-    numbers = line_numbers(path)[0]
+    rows, cut = numbered_rows(path)
+    warn_of_broken(path, cut)
     if not rows:
         raise DataError(f"{path}: no result row in it; medvlp benchmark run and medvlp test write them")
-    frame = pd.DataFrame([_flat(row, path, line) for row, line in zip(rows, numbers, strict=False)])
+    frame = pd.DataFrame([_flat(row, path, line) for line, row in rows.items()])
     for name in _NUMBERS:
         if name in frame:
             frame[name] = pd.to_numeric(frame[name])
