@@ -143,7 +143,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def local(tmp_path):
     """Makes executors over submitit's own processes, and ends what they left."""
-    pytest.importorskip("submitit")
+    pytest.importorskip("submitit", reason="submitit is not installed")
     made = []
 
     def make(function, **parameters) -> Submitit:
@@ -207,7 +207,7 @@ def test_a_job_that_is_told_to_end_is_neither_done_nor_failed(monkeypatch, tmp_p
 
 
 def test_a_preempted_process_waits_until_slurm_kills_it(monkeypatch):
-    pytest.importorskip("submitit")
+    pytest.importorskip("submitit", reason="submitit is not installed")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     waited = []
 
@@ -227,7 +227,7 @@ def _without_times(folder: Path) -> list[dict]:
 
 
 def test_a_grid_through_submitit_gives_the_rows_of_this_process(command, tiny_grid, tmp_path):
-    pytest.importorskip("submitit")
+    pytest.importorskip("submitit", reason="submitit is not installed")
     grid = tiny_grid(slurm={"timeout_min": 30, "slurm_partition": "gpu"}, runs=[{"pretrain": 0}])
     run = ("benchmark", "run", "-c", grid, "--only", "random", "segmentation_siim")
     assert "1 done" in command(*run, cwd=tmp_path).ok().out
@@ -243,7 +243,7 @@ def test_a_grid_through_submitit_gives_the_rows_of_this_process(command, tiny_gr
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     """Commands that stand in for SLURM's: sbatch keeps what it is given, and everything is pending for ever."""
-    pytest.importorskip("submitit")
+    pytest.importorskip("submitit", reason="submitit is not installed")
     commands, kept = tmp_path / "bin", tmp_path / "sbatch"
     commands.mkdir()
     kept.mkdir()
@@ -330,7 +330,7 @@ def test_wrong_parameters_are_named_before_anything_runs(slurm, tmp_path, parame
 
 
 def test_where_there_is_no_slurm(tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
+    pytest.importorskip("submitit", reason="submitit is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"slurm: .*srun"):
         Submitit(dies, tmp_path / "submitit", {})

@@ -32,7 +32,7 @@ def test_becomes_jobs(path, tmp_path):
     assert {job.task for job in jobs if job.kind == "task"} == set(grid.tasks)
     assert grid.name == path.stem
     assert grid.folder == Path("runs/benchmark", path.stem)
-    pytest.importorskip("submitit")
+    pytest.importorskip("submitit", reason="submitit is not installed")
     Submitit(print, tmp_path, grid.slurm, "local")  # knows SLURM's parameters by name
 
 
