@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import write_config
 
 from medvlp.benchmark.executors import Submitit
@@ -12,9 +13,11 @@ from medvlp.benchmark.grid import read_grid
 from medvlp.benchmark.jobs import Job, expand
 from medvlp.benchmark.work import devices_and_nodes
 from medvlp.running import build_cli
+from medvlp.text import train_wordpiece
 
 ROOT = Path(__file__).parents[2]
 GRIDS = sorted((ROOT / "experiments" / "benchmark").glob("*.yaml"))
+ABLATIONS = ROOT / "experiments" / "benchmark" / "ablations_g2d.yaml"
 TABLE1 = ROOT / "experiments" / "benchmark" / "g2d_table1.yaml"
 
 
@@ -123,3 +126,27 @@ def test_the_documented_grid_is_one(tmp_path):
     mine = {"mymethod", "other"}
     jobs = expand(replace(grid, methods={name: spec for name, spec in grid.methods.items() if name not in mine}))
     assert len(jobs) == 2 + 2 + 2 * 2 * 3, "pre-trainings, zero-shot of each, and two methods, runs and three fractions"
+
+
+def test_every_ablation_has_a_decoder_to_segment_with(tmp_path):
+    """Each variant's own checkpoint, untrained, under the segmentation task as its job would build it."""
+    jobs = expand(read_grid(ABLATIONS))
+    pretrained = {job.hash: job for job in jobs if job.kind == "pretrain"}
+    segmented = [job for job in jobs if job.task == "segmentation_siim" and job.run == "a"]
+    assert len(segmented) == 15
+    for job in segmented:
+        origin = pretrained[job.needs]
+        model = build_cli(["--config", str(write_config(tmp_path / "fit.yaml", origin.config))], run=False).model
+        model.attach_tokenizer(train_wordpiece(["no acute process", "small left pneumothorax"], 60))
+        model.preprocess = {"transform": "phantom", "size": 112, "intensity": "standard"}
+        checkpoint = tmp_path / f"{job.method}.ckpt"
+        model.save(checkpoint)
+        job.config["model"]["init_args"]["encoder"] = {"checkpoint": str(checkpoint)}
+        task = build_cli(["--config", str(write_config(tmp_path / "task.yaml", job.config))], run=False).model
+        own = getattr(model, "decoder", None)
+        assert task.decoder.out_channels == 1
+        body = task.decoder.decoder.state_dict()
+        transferred = own is not None and all(
+            torch.equal(value, body[name]) for name, value in own.decoder.state_dict().items()
+        )
+        assert transferred == (job.method != "5a_none")

@@ -84,6 +84,25 @@ def test_a_decoder_of_a_method_is_taken_over_and_trained(corpora, run_task, chec
     assert any(not torch.equal(own[name], value) for name, value in made.decoder.state_dict().items())
 
 
+def test_the_last_layer_can_start_anew(corpora, run_task, checkpoints):
+    source = EncoderSource(checkpoint=checkpoints("g2d"))
+    whole = task(encoder=source, transfer_decoder=True, decoder_widths=None)
+    made = task(encoder=source, transfer_decoder=True, transfer_head=False, decoder_widths=None)
+    for name, value in made.decoder.state_dict().items():
+        same = torch.equal(value, whole.decoder.state_dict()[name])
+        assert same == (name != "head.0.weight"), name  # both start from a bias of zero
+    run_task(made, siim(corpora("siim"), transform="checkpoint"))
+
+
+@pytest.mark.parametrize("changes", [{"decoder_loss": "reconstruction"}, {"aggregate_heads": False}], ids=str)
+def test_a_decoder_of_something_else_gives_all_but_its_last_layer(changes, checkpoints):
+    source = EncoderSource(checkpoint=checkpoints("g2d", **changes))
+    with pytest.raises(NotSupportedError, match=r"3 channels, not one mask; set transfer_head: false"):
+        task(encoder=source, transfer_decoder=True, decoder_widths=None)
+    made = task(encoder=source, transfer_decoder=True, transfer_head=False, decoder_widths=None)
+    assert made.decoder.out_channels == 1
+
+
 def test_a_method_without_a_decoder_says_so(checkpoints):
     with pytest.raises(NotSupportedError, match="convirt has no pre-trained decoder"):
         task(encoder=EncoderSource(checkpoint=_convirt(checkpoints)), transfer_decoder=True)

@@ -58,6 +58,20 @@ class UNetDecoder(nn.Module):
         initialization.initialize_decoder(self.decoder)
         initialization.initialize_head(self.head)
 
+    @property
+    def out_channels(self) -> int:
+        """Channels of the logits."""
+        return int(self.head[0].out_channels)
+
+    def new_head(self, out_channels: int) -> None:
+        """Sets a freshly initialised last layer; all others stay.
+
+        Args:
+            out_channels: channels of its logits.
+        """
+        self.head = SegmentationHead(self.head[0].in_channels, out_channels, kernel_size=3)
+        initialization.initialize_head(self.head)
+
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Decodes.
 

@@ -96,7 +96,10 @@ class Segmentation(Task):
         protocol: see the table.
         decoder: "unet" (segmentation-models-pytorch), "upernet" or "medklip".
         decoder_widths: channels of the U-Net's steps, coarsest first; UPerNet takes the first as its width.
-        transfer_decoder: start from the method's own pre-trained decoder (G2D); its last layer too.
+        transfer_decoder: start from the method's own pre-trained decoder (G2D).
+        transfer_head: with it, from its last layer too; false starts that layer anew, as a decoder that predicted
+            something else than one mask needs (a rebuilt image, a mask per attention head). G2D's paper does not say
+            which it did.
         loss: "mgca", "medklip" or "maco".
         frozen: see :class:`~medvlp.tasks.base.Task`; the decoder is always trained.
         encoder_mode: as above.
@@ -106,7 +109,8 @@ class Segmentation(Task):
 
     Raises:
         ConfigError: an unknown protocol, decoder or loss, or an encoder that does not fit the decoder.
-        NotSupportedError: the decoder of a method that has none is asked for.
+        NotSupportedError: the decoder of a method that has none is asked for, or the last layer of one that predicts
+            something else than one mask.
     """
 
     task = "segmentation"
@@ -118,6 +122,7 @@ class Segmentation(Task):
         decoder: Decoder | None = None,
         decoder_widths: list[int] | None = None,
         transfer_decoder: bool = False,
+        transfer_head: bool = True,
         loss: Loss | None = None,
         frozen: bool | None = None,
         encoder_mode: Literal["eval", "train"] | None = None,
@@ -153,20 +158,27 @@ class Segmentation(Task):
         self.decoder_kind = kind
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(run_seed(), 2))
-            self._build(transfer_decoder, decoder_widths)
+            self._build(transfer_decoder, transfer_head, decoder_widths)
 
-    def _build(self, transfer: bool, widths: Sequence[int] | None) -> None:
+    def _build(self, transfer: bool, with_head: bool, widths: Sequence[int] | None) -> None:
         channels, reductions = self.encoder.channels, self.encoder.reductions
         self.neck: FeatureToPyramid | None = None
         if transfer:
             method = self.encoder.method
             own = getattr(method, "decoder", None)
-            if not isinstance(own, UNetDecoder) or own.head[0].out_channels != 1:
+            if not isinstance(own, UNetDecoder):
                 raise NotSupportedError(
-                    f"{self.encoder.name} has no pre-trained decoder of one mask to transfer; set transfer_decoder: "
-                    "false"
+                    f"{self.encoder.name} has no pre-trained decoder to transfer; set transfer_decoder: false"
                 )
-            self.decoder: nn.Module = copy.deepcopy(own).requires_grad_(True)
+            if with_head and own.out_channels != 1:
+                raise NotSupportedError(
+                    f"the decoder of {self.encoder.name} predicts {own.out_channels} channels, not one mask; set "
+                    "transfer_head: false to start its last layer anew"
+                )
+            decoder = copy.deepcopy(own).requires_grad_(True)
+            if not with_head:
+                decoder.new_head(1)
+            self.decoder: nn.Module = decoder
             self.encoder.method = None  # its text side has served
             return
         if len(set(reductions)) == 1:  # a plain transformer
