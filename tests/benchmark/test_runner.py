@@ -117,5 +117,19 @@ def test_rests_of_killed_jobs_are_cleared_away(small):
     assert [path.name for path in (small.work / "features").iterdir()] == ["whole"]
 
 
+def test_stored_features_are_dropped_when_everything_is_done(small):
+    kept = small.work / "features" / "whole"
+    kept.mkdir(parents=True)
+    small.drop_features = True
+
+    def fail(job, *rest):
+        raise RuntimeError("no luck")
+
+    _run(small, fail)
+    assert kept.is_dir(), "jobs are left that want them"
+    _run(small)
+    assert not kept.exists()
+
+
 def test_durations():
     assert [duration(s) for s in (5, 90, 7200, 9000)] == ["5 s", "2 min", "2 h 00 min", "2 h 30 min"]

@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", nargs="+", metavar="N", help="CUDA devices of the pool")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods or tasks of the grid")
     parser.add_argument("--no-retry", action="store_true", help="leave jobs that failed before")
+    parser.add_argument(
+        "--drop-features",
+        action="store_true",
+        help="delete the stored features of frozen encoders once every job of the grid is done",
+    )
     parser.add_argument("--work", type=Path, help="folder of everything that comes out, in the place of the grid's")
 
 
@@ -50,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.work:
         grid = Grid(**{**vars(grid), "work": str(args.work)})
     jobs = expand(grid)
-    runner = Runner(grid, jobs, only=args.only, retry=not args.no_retry)
+    runner = Runner(grid, jobs, only=args.only, retry=not args.no_retry, drop_features=args.drop_features)
     if args.dry_run:
         _show(runner)
         return 0

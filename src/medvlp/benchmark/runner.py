@@ -59,9 +59,18 @@ class Runner:
         jobs: of :func:`medvlp.benchmark.jobs.expand`.
         only: names of tasks or methods; other jobs are left for another time.
         retry: run jobs again that failed before.
+        drop_features: once all jobs are done, delete what frozen encoders computed; a later task computes it anew.
     """
 
-    def __init__(self, grid: Grid, jobs: Sequence[Job], *, only: Sequence[str] = (), retry: bool = True) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        jobs: Sequence[Job],
+        *,
+        only: Sequence[str] = (),
+        retry: bool = True,
+        drop_features: bool = False,
+    ) -> None:
         self.grid, self.jobs, self.work = grid, list(jobs), grid.folder
         known = {*grid.methods, *grid.tasks}
         for name in only:
@@ -72,6 +81,7 @@ class Runner:
         needed = {job.needs for job in chosen}
         self.wanted = [job for job in self.jobs if job in chosen or job.hash in needed]
         self.retry = retry
+        self.drop_features = drop_features
         self.by_hash = {job.hash: job for job in self.jobs}
 
     def states(self) -> dict[str, str]:
@@ -120,6 +130,8 @@ class Runner:
         self.work_off(left, states, checkpoints, executor, progress)
         collect(self.work, self.jobs, self.grid)
         describe(self.work, self.jobs, self.grid, states)
+        if self.drop_features and all(state == "done" for state in states.values()):
+            shutil.rmtree(self.work / "features", ignore_errors=True)
         return {job.hash: states[job.hash] for job in self.wanted}
 
     def _check_disk(self, left: Sequence[Job]) -> None:

@@ -1,6 +1,7 @@
 """``medvlp benchmark report``: one self-contained HTML page of a results file."""
 
 import argparse
+from pathlib import Path
 
 from medvlp.benchmark.differences import RESAMPLES
 from medvlp.errors import ConfigError
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the patients, for intervals and significance; 0: those of the rows, and nothing bold "
         "(default: %(default)s)",
     )
+    add("--cache", type=Path, metavar="DIR", help="keep the resampled metrics here, as `table --cache` does")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,6 +40,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.resamples < 0:
         raise ConfigError(f"--resamples {args.resamples}: give 0 or more")
-    made = write_report(args.results, args.output, title=args.title, resamples=args.resamples)
+    made = write_report(args.results, args.output, title=args.title, resamples=args.resamples, cache=args.cache)
     print(f"{made.path}: {made.rows} result rows, {made.tables} tables, {made.pictures} pictures")
     return 0

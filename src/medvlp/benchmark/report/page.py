@@ -30,6 +30,7 @@ from medvlp.benchmark.report.summary import (
 )
 from medvlp.benchmark.report.svg import swatch
 from medvlp.benchmark.report.wide import wide
+from medvlp.benchmark.resampled import Resampled
 from medvlp.benchmark.rows import COLUMN, collected
 from medvlp.benchmark.tables import Statistics, Table, own_tables, paper_tables
 from medvlp.benchmark.tables.plan import plan_of
@@ -58,7 +59,12 @@ class Written:
 
 
 def write_report(
-    results: str | Path, output: str | Path | None = None, *, title: str | None = None, resamples: int = RESAMPLES
+    results: str | Path,
+    output: str | Path | None = None,
+    *,
+    title: str | None = None,
+    resamples: int = RESAMPLES,
+    cache: Path | None = None,
 ) -> Written:
     """Writes the report of a results file.
 
@@ -67,6 +73,7 @@ def write_report(
         output: the page; ``report.html`` beside the results if None.
         title: heading of the page; that of the grid if None.
         resamples: of the patients, for intervals and significance; 0 for the rows' own intervals, and nothing bold.
+        cache: folder of resampled metrics, shared with the tables; None to resample anew.
 
     Raises:
         ConfigError: two protocols or datasets under one task of the grid.
@@ -79,7 +86,8 @@ def write_report(
     grid = read_grid(results.parent)
     methods = methods_of(plan_of(results.parent, frame), grid)
     drawn, lost = panels(grid.panels, methods)
-    values = {**_numbers(results, frame, grid, methods, resamples), "methods": methods, "panels": drawn, "lost": lost}
+    statistics = Statistics(results.parent, resamples, store=Resampled(cache))
+    values = {**_numbers(results, frame, grid, methods, statistics), "methods": methods, "panels": drawn, "lost": lost}
     facts = about(frame, grid, results.resolve().parent.name)
     _write(path, _render({**values, "about": facts, "title": title or facts.name, "version": __version__}))
     pictures = sum(1 + sum(cell is not None for cell in row.cells) for panel in drawn for row in panel.rows)
@@ -87,9 +95,10 @@ def write_report(
     return Written(path, len(frame), tables, pictures, tuple(lost))
 
 
-def _numbers(results: Path, frame: pd.DataFrame, grid: Grid, methods: list[Method], resamples: int) -> dict[str, Any]:
+def _numbers(
+    results: Path, frame: pd.DataFrame, grid: Grid, methods: list[Method], statistics: Statistics
+) -> dict[str, Any]:
     """Everything with numbers in it, for the template."""
-    statistics = Statistics(results.parent, resamples)
     own = own_tables(frame, results.parent, statistics=statistics, source=results.name)
     papers = paper_tables(frame, results.parent, statistics=statistics, source=results.name)
     by_line = _conditions_by_line(frame)
