@@ -9,24 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from medvlp.phantom.model import Difficulty, Finding, PhantomReport, Study
-from medvlp.phantom.readers import (
-    ADDENDA,
-    AFTER,
-    BACKGROUND,
-    BEFORE,
-    EXTRAS,
-    HEDGES,
-    NOT_COMPARED,
-    NOTIFICATIONS,
-    QUESTIONS,
-    READERS,
-    RECOMMENDATIONS,
-    SYMPTOMS,
-    WET_READS,
-    Reader,
-)
+from medvlp.phantom.readers import READERS, Reader
 from medvlp.phantom.typesetting import BODY, LAYOUT_QUIRKS, format_report
-from medvlp.phantom.wording import Phrase, describe
+from medvlp.phantom.wording import TEXTS, Phrase, describe
 
 __all__ = ["BODY", "LAYOUT_QUIRKS", "STRUCTURES", "format_report", "write_report"]
 
@@ -48,50 +33,9 @@ header (2 %); a body after COMPARISON (3 %). "all_sections" is the usual one wit
 _SHARES = (0.70, 0.75, 0.80, 0.83, 0.86, 0.95, 0.97, 1.0, 1.0)
 
 _PURPOSE = 7_001  # keeps the words' random stream apart from the renderer's
-_GROUPS: dict[str, str] = {
-    "Support Devices": "devices",
-    "Foreign Object": "other",
-    "Hernia": "other",
-    "Cardiomegaly": "heart",
-    "Pleural Effusion": "pleura",
-    "Pleural Thickening": "pleura",
-    "Pneumothorax": "pleura",
-    "Fracture": "bones",
-}
-_ORGANS = {
-    "devices": "Lines and tubes",
-    "lungs": "Lungs",
-    "pleura": "Pleura",
-    "heart": "Heart",
-    "mediastinum": "Mediastinum",
-    "bones": "Bones",
-    "other": "Other",
-}
 # Absence of one of these cannot be stated beside another one: an infiltrate is never "no consolidation".
 _AIRSPACE = frozenset({"Consolidation", "Pneumonia", "Infiltration", "COVID-19"})
 _SOLID = frozenset({"Mass", "Nodule"})
-# Wordings of a negative; the keys are what it denies.
-_NEGATIVES: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
-    "lungs": (
-        (("Consolidation",), "focal consolidation"),
-        (("Edema",), "pulmonary edema"),
-        (("Pneumonia",), "pneumonia"),
-        (("Infiltration",), "focal infiltrate"),
-        (("Atelectasis",), "atelectasis"),
-        (("Nodule", "Mass"), "pulmonary nodule or mass"),
-        (("Fibrosis",), "fibrotic change"),
-        (("Emphysema",), "emphysematous change"),
-        (("COVID-19",), "opacity to suggest COVID-19"),
-    ),
-    "pleura": (
-        (("Pleural Effusion",), "pleural effusion"),
-        (("Pneumothorax",), "pneumothorax"),
-        (("Pleural Thickening",), "pleural thickening"),
-    ),
-    "bones": ((("Fracture",), "displaced fracture"),),
-    "other": ((("Hernia",), "hiatal hernia"), (("Foreign Object",), "radiopaque foreign body")),
-    "devices": ((("Support Devices",), "indwelling line or tube"),),
-}
 _COMMON = frozenset({"Consolidation", "Edema", "Pleural Effusion", "Pneumothorax"})
 _SEVERITY_RANK = {"large": 0, "moderate": 1, "small": 2}
 _URGENT = ("Pneumothorax", "Edema", "Pneumonia", "COVID-19", "Consolidation", "Mass")
@@ -137,10 +81,13 @@ class _Writer:
         if self.study.number == 0 or finding.name in self.hedged or not draw.chance(0.6):
             return "", ""
         if draw.chance(0.5):
-            word = draw.pick(BEFORE)
+            word = draw.pick(TEXTS["comparison_before"])
             still = finding.name in {"Support Devices", "Foreign Object", "Fracture", "Hernia"}
-            return ("unchanged" if still and word in NOT_COMPARED else word) + " ", ""
-        word = draw.pick(AFTER[:3] if _GROUPS.get(finding.name) in {"devices", "other", "bones"} else AFTER)
+            return ("unchanged" if still and word in TEXTS["not_compared"] else word) + " ", ""
+        words = TEXTS["comparison_after"]
+        word = draw.pick(
+            words[:3] if TEXTS["organ_of_finding"].get(finding.name) in {"devices", "other", "bones"} else words
+        )
         return "", word
 
     def positive(self, finding: Finding, *, point: bool = False, brief: bool = False) -> str:
@@ -161,7 +108,7 @@ class _Writer:
                 text = _shorter(text, joint, finding)
         phrase = Phrase(before + text, phrase.kind)
         if hedged:
-            return _sentence(self.draw.pick(HEDGES), phrase)
+            return _sentence(self.draw.pick(TEXTS["hedges"]), phrase)
         shape = "{Np}." if point or self.reader.clipped else self.draw.pick(self.reader.shapes)
         return _sentence(shape, phrase)[:-1] + after + "."
 
@@ -179,9 +126,10 @@ class _Writer:
         """Sentences about what a group of organs does not show."""
         draw = self.draw
         wanted = [
-            words
-            for names, words in _NEGATIVES.get(group, ())
-            if draw.chance(share if set(names) <= _COMMON else share * 0.22) and self.denied(names)
+            negative["words"]
+            for negative in TEXTS["negatives"].get(group, ())
+            if draw.chance(share if _COMMON.issuperset(negative["findings"]) else share * 0.22)
+            and self.denied(negative["findings"])
         ]
         if not wanted:
             return []
@@ -195,7 +143,7 @@ class _Writer:
     def group(self, group: str) -> list[str]:
         """The sentences about one group of organs."""
         draw, reader = self.draw, self.reader
-        found = [self.positive(f) for f in self.positives if _GROUPS.get(f.name, "lungs") == group]
+        found = [self.positive(f) for f in self.positives if TEXTS["organ_of_finding"].get(f.name, "lungs") == group]
         share = reader.negatives
         if group == "heart":
             # The normal heart is a statement about cardiomegaly; an overlooked one is passed over in silence.
@@ -218,14 +166,14 @@ class _Writer:
             if group == "other":
                 found += self.extras()
         if reader.labelled and found:
-            found[0] = f"{_ORGANS[group]}: {found[0]}"
+            found[0] = f"{TEXTS['organs'][group]}: {found[0]}"
         return found
 
     def extras(self) -> list[str]:
         """Sentences that no label depends on."""
         draw = self.draw
         count = int(self.reader.extras + draw.number())
-        chosen = dict.fromkeys(draw.pick(EXTRAS) for _ in range(count))
+        chosen = dict.fromkeys(draw.pick(TEXTS["extras"]) for _ in range(count))
         # What would contradict a finding, stated or not.
         wrong = {"Atelectasis": "diaphragm", "Emphysema": "volumes", "Hernia": "abdomen"}
         return [s for s in chosen if not any(word in s and name in self.present for name, word in wrong.items())]
@@ -263,15 +211,15 @@ class _Writer:
 
     def indication(self) -> str:
         draw, patient = self.draw, self.study.patient
-        questions = [q for q, name in QUESTIONS.items() if name not in self.omitted]
+        questions = [q for q, name in TEXTS["questions"].items() if name not in self.omitted]
         who = (
             ("___F" if patient.sex == "F" else "___M")
             if draw.chance(0.6)
             else "___ year old " + ("woman" if patient.sex == "F" else "man")
         )
-        background = f" with {draw.pick(BACKGROUND)} and" if draw.chance(0.35) else " with"
+        background = f" with {draw.pick(TEXTS['background'])} and" if draw.chance(0.35) else " with"
         joint = "  // " if draw.chance(0.4) else ", "
-        return f"{who}{background} {draw.pick(SYMPTOMS)}{joint}{draw.pick(questions)}."
+        return f"{who}{background} {draw.pick(TEXTS['symptoms'])}{joint}{draw.pick(questions)}."
 
     def comparison(self) -> str:
         if self.study.number == 0:
@@ -286,23 +234,7 @@ def _shorter(text: str, joint: str, finding: Finding) -> str:
     head = text.partition(joint)[0]
     if head.endswith(("consistent", "compatible", "keeping")) or (finding.side or "") not in head:
         return text
-    return head if any(word in head for word in _NAMING.get(finding.name, (finding.name.lower(),))) else text
-
-
-_NAMING: dict[str, tuple[str, ...]] = {
-    "Atelectasis": ("atelecta",),
-    "Emphysema": ("emphysem",),
-    "Cardiomegaly": ("cardiomegaly", "enlargement", "heart size"),
-    "Consolidation": ("consolidat",),
-    "Pleural Effusion": ("effusion",),
-    "Fibrosis": ("fibro",),
-    "Infiltration": ("infiltrat",),
-    "Nodule": ("nodul",),
-    "Mass": ("mass",),
-    "COVID-19": ("COVID",),
-    "Support Devices": ("tube", "catheter", "line", "pacemaker", "wires", "device"),
-    "Foreign Object": ("foreign",),
-}
+    return head if any(word in head for word in TEXTS["naming"].get(finding.name, (finding.name.lower(),))) else text
 
 
 def _capital(text: str) -> str:
@@ -367,9 +299,9 @@ def write_report(study: Study, difficulty: Difficulty, structure: str | None = N
     every = structure == "all_sections"
     sections: dict[str, str] = {}
     if wet or every:
-        sections["WET READ"] = draw.pick(WET_READS)
+        sections["WET READ"] = draw.pick(TEXTS["wet_reads"])
     if where < 0.006:
-        sections["ADDENDUM"] = draw.pick(ADDENDA)
+        sections["ADDENDUM"] = draw.pick(TEXTS["addenda"])
     if structure == "no_header":
         return PhantomReport({BODY: _bare_title(study) + "\n\n" + writer.findings()}, writer.mentions)
     if reader.title:
@@ -397,11 +329,11 @@ def write_report(study: Study, difficulty: Difficulty, structure: str | None = N
         if structure != "findings_only":
             sections["IMPRESSION"] = writer.impression(complete=False)
     if (writer.positives and draw.chance(0.04)) or every:
-        sections["RECOMMENDATION(S)"] = draw.pick(RECOMMENDATIONS)
+        sections["RECOMMENDATION(S)"] = draw.pick(TEXTS["recommendations"])
     if draw.chance(0.05) or every:
-        sections["NOTIFICATION"] = draw.pick(NOTIFICATIONS)
+        sections["NOTIFICATION"] = draw.pick(TEXTS["notifications"])
     if 0.006 <= where < 0.015 or every:
-        sections["ADDENDUM"] = draw.pick(ADDENDA)
+        sections["ADDENDUM"] = draw.pick(TEXTS["addenda"])
     return PhantomReport(sections, writer.mentions)
 
 
