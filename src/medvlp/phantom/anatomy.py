@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from medvlp.phantom.fields import axes, bump, curve, ramp, strokes, texture
+from medvlp.phantom.fields import axes, bump, contour, ramp, strokes, texture
 from medvlp.phantom.scene import Anatomy, Scene
 
 
@@ -14,39 +14,9 @@ def _mediastinum(rows: np.ndarray, a: Anatomy, own: list[float]) -> tuple[np.nda
     rise = base - top
     aorta = 1 + 0.25 * own[0] + 0.35 * (a.age - 50) / 50
     knob = a.apex + 0.24 * (base - a.apex)
-    wide = a.heart
-    left = curve(
-        rows,
-        [
-            (a.apex, 0.042),
-            (knob - 0.07, 0.052),
-            (knob - 0.025, 0.058 + 0.018 * aorta),
-            (knob + 0.015, 0.060 + 0.024 * aorta),
-            (knob + 0.055, 0.058 + 0.012 * aorta),
-            (top - 0.01, 0.062),
-            (top + 0.1 * rise, 0.045 + 0.032 * wide),
-            (top + 0.32 * rise, 0.02 + 0.090 * wide),
-            (top + 0.56 * rise, 0.144 * wide),
-            (top + 0.76 * rise, 0.178 * wide),
-            (top + 0.92 * rise, 0.190 * wide),
-            (top + 1.03 * rise, 0.182 * wide),
-            (top + 1.15 * rise, 0.150 * wide),
-            (top + 1.35 * rise, 0.09 * wide),
-        ],
-    )
-    right = curve(
-        rows,
-        [
-            (a.apex, 0.045),
-            (knob, 0.046 + 0.006 * own[1]),
-            (top, 0.050),
-            (top + 0.15 * rise, 0.038 + 0.024 * wide),
-            (top + 0.45 * rise, 0.086 * wide),
-            (top + 0.72 * rise, 0.098 * wide),
-            (top + 0.95 * rise, 0.088 * wide),
-            (top + 1.1 * rise, 0.07),
-        ],
-    )
+    proportions = {"apex": a.apex, "knob": knob, "heart_top": top, "heart_height": rise}
+    left = contour(rows, "mediastinum left", aorta=aorta, heart=a.heart, **proportions)
+    right = contour(rows, "mediastinum right", vena_cava=own[1], heart=a.heart, **proportions)
     return left, right, ramp(rows - top, 0.03) * ramp(base + 0.055 - rows, 0.03), top
 
 
@@ -172,6 +142,32 @@ def _hila_and_breasts(scene: Scene, hilum: float, inner: np.ndarray, own: list[f
             scene.density += (0.06 + 0.05 * a.habitus) * np.clip(1.15 - off, 0, 0.55) * ramp(y - cy + 0.08, 0.16)
 
 
+def _spine_and_airways(scene: Scene, own: list[float], turn: float) -> None:
+    """Adds the spine to the density, and takes the trachea and the main bronchi from it."""
+    x, y, density, rows = scene.x, scene.y, scene.density, scene.y[:, 0]
+    spine = ramp(0.043 - np.abs(x), 0.022)
+    disc = (0.042 + 0.014 * np.cos(2 * np.pi * (rows + 0.02 * own[0]) / 0.049)).astype(np.float32)
+    density += spine * disc[:, None]
+    carina = scene.anatomy.apex + 0.25 + 0.01 * own[1]
+    pipe = ramp(0.0175 - np.abs(x - turn - 0.004 * own[2]), 0.008)
+    pipe *= (ramp(carina - rows, 0.02) * 0.13)[:, None]
+    density -= pipe
+    fork = slice(int((carina - 0.01) * scene.size), int((carina + 0.06) * scene.size))
+    for side, slant in ((-1, 0.75), (1, 1.05)):
+        offset = side * x[fork] - slant * (y[fork] - carina + 0.01)
+        density[fork] -= 0.07 * ramp(0.011 - np.abs(offset), 0.008) * ramp(carina + 0.045 - rows[fork], 0.03)[:, None]
+
+
+def _stomach(scene: Scene, noise: np.random.Generator, own: list[float], filling: float, abdomen: np.ndarray) -> None:
+    """Takes the gas of stomach and bowel from the density below the left dome."""
+    x, y, density = scene.x, scene.y, scene.density
+    bubble_y = scene.anatomy.dome_left + 0.055 + 0.012 * own[0]
+    off = ((x - 0.15 - 0.03 * own[1]) * (1 / 0.065)) ** 2 + ((y - bubble_y) * (1 / 0.028)) ** 2
+    gas = texture(noise, scene.size, 9)
+    density -= (0.15 + 0.08 * filling) * np.clip(1.3 - off + 0.35 * gas, 0, 1) * abdomen
+    density -= 0.03 * np.clip(gas - 0.6, 0, 1) * abdomen
+
+
 def draw_frontal(a: Anatomy, size: int) -> Scene:
     """Draws the chest from the front.
 
@@ -219,21 +215,7 @@ def draw_frontal(a: Anatomy, size: int) -> Scene:
 
     # Soft tissue: neck, shoulders, trunk, arms.
     girth = a.width + 0.07 + 0.07 * a.habitus
-    outline = curve(
-        rows,
-        [
-            (0.0, 0.085 + 0.02 * a.habitus),
-            (a.apex - 0.06, 0.10 + 0.02 * a.habitus),
-            (a.apex - 0.03, 0.17),
-            (a.apex + 0.01, 0.33),
-            (a.apex + 0.06, 0.45),
-            (0.26, 0.52),
-            (0.42, 0.47 + 0.04 * a.habitus),
-            (0.58, girth + 0.03),
-            (0.72, girth),
-            (1.0, girth + 0.015),
-        ],
-    )
+    outline = contour(rows, "frontal outline", apex=a.apex, habitus=a.habitus, girth=girth)
     away = np.abs(x)
     rim = np.clip((outline[:, None] - away) * (1 / 0.07), 0, 1)
     body = rim * (2 - rim)
@@ -262,26 +244,11 @@ def draw_frontal(a: Anatomy, size: int) -> Scene:
     )
     density += 0.15 * _bones(scene, own[10:14], angle) * body
 
-    # Spine, trachea and main bronchi.
-    spine = ramp(0.043 - away, 0.022)
-    disc = (0.042 + 0.014 * np.cos(2 * np.pi * (rows + 0.02 * own[14]) / 0.049)).astype(np.float32)
-    density += spine * disc[:, None]
-    carina = a.apex + 0.25 + 0.01 * own[15]
-    pipe = ramp(0.0175 - np.abs(x - turn - 0.004 * own[16]), 0.008)
-    pipe *= (ramp(carina - rows, 0.02) * 0.13)[:, None]
-    density -= pipe
-    fork = slice(int((carina - 0.01) * size), int((carina + 0.06) * size))
-    for side, slant in ((-1, 0.75), (1, 1.05)):
-        offset = side * x[fork] - slant * (y[fork] - carina + 0.01)
-        density[fork] -= 0.07 * ramp(0.011 - np.abs(offset), 0.008) * ramp(carina + 0.045 - rows[fork], 0.03)[:, None]
+    _spine_and_airways(scene, own[14:17], turn)
 
     hilum = top - 0.005
     _hila_and_breasts(scene, hilum, inner, own[17:20])
-    bubble_y = a.dome_left + 0.055 + 0.012 * own[20]
-    off = ((x - 0.15 - 0.03 * own[21]) * (1 / 0.065)) ** 2 + ((y - bubble_y) * (1 / 0.028)) ** 2
-    gas = texture(noise, size, 9)
-    density -= (0.15 + 0.08 * day[3]) * np.clip(1.3 - off + 0.35 * gas, 0, 1) * abdomen
-    density -= 0.03 * np.clip(gas - 0.6, 0, 1) * abdomen
+    _stomach(scene, noise, own[20:22], day[3], abdomen)
 
     grain = texture(noise, size, 44)
     cloud = texture(noise, size, 15)

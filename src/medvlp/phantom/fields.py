@@ -4,8 +4,10 @@ Lengths are in units of the image side: 0 is the left or upper edge, 1 the right
 Nothing here calls BLAS, whose sums depend on the number of threads: the same seed must give the same bytes.
 """
 
+import csv
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import resources
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -106,6 +108,39 @@ def curve(rows: np.ndarray, points: Sequence[tuple[float, float]]) -> np.ndarray
     kernel = np.hanning(2 * half + 3)[1:-1]
     padded = np.concatenate([np.full(half, out[0]), out, np.full(half, out[-1])])
     return np.convolve(padded, kernel / kernel.sum(), mode="valid").astype(np.float32)
+
+
+@lru_cache
+def _control_points() -> dict[str, list[dict[str, str]]]:
+    points: dict[str, list[dict[str, str]]] = {}
+    with resources.files("medvlp.phantom").joinpath("anatomy.csv").open(encoding="utf-8") as file:
+        for point in csv.DictReader(file):
+            points.setdefault(point["contour"], []).append(point)
+    return points
+
+
+def contour(rows: np.ndarray, name: str, **parameters: float) -> np.ndarray:
+    """Draw a contour of the body from its control points in ``anatomy.csv``.
+
+    A point lies in row ``row + offset * unit`` at ``distance + factor * parameter`` from the midline; ``row``, ``unit``
+    and ``parameter`` are names of parameters, 0, 1 and 0 where they are empty.
+
+    Args:
+        rows: (n,) equally spaced ordinates.
+        name: the contour.
+        **parameters: the patient's proportions.
+
+    Returns:
+        (n,) float32 distances from the midline, as from :func:`curve`.
+    """
+    points = [
+        (
+            parameters.get(point["row"], 0.0) + float(point["offset"]) * parameters.get(point["unit"], 1.0),
+            float(point["distance"]) + float(point["factor"] or 0) * parameters.get(point["parameter"], 0.0),
+        )
+        for point in _control_points()[name]
+    ]
+    return curve(rows, points)
 
 
 def strokes(size: int, lines: Sequence[Stroke] = (), shapes: Sequence[Shape] = ()) -> np.ndarray:
