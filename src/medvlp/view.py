@@ -6,7 +6,6 @@ record from an order that the seed shuffles. Report text is written only into th
 
 import argparse
 import base64
-import html
 import io
 import re
 import textwrap
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from medvlp import viz
@@ -53,6 +53,13 @@ class Card:
     facts: tuple[str, ...]
     text: str = ""
     problem: str = ""
+
+    @property
+    def png(self) -> str:
+        """The picture as a data URL."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.picture).save(buffer, "PNG")
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,10 @@ def view(
         figure = viz.contact_sheet([card.picture for card in some], [_caption(card) for card in some])
         sheets.append(viz.save(figure, out / f"sheet-{number}.png"))
     page = out / "index.html"
-    page.write_text(_page(title, len(table), cards), encoding="utf-8")
+    template = Environment(loader=PackageLoader("medvlp", ""), autoescape=True, undefined=StrictUndefined).get_template(
+        "view.html"
+    )
+    page.write_text(template.render(title=title, total=len(table), cards=cards), encoding="utf-8")
     return Viewed(page, tuple(sheets), cards)
 
 
@@ -220,60 +230,6 @@ def _caption(card: Card) -> str:
     if card.text:
         lines.append(textwrap.shorten(card.text, _SHEET_EXCERPT, placeholder=" …"))
     return "\n".join(lines)
-
-
-# ---------------------------------------------------------------------- the page
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; }
-ul { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); list-style: none;
-  padding: 0; }
-figure { break-inside: avoid; margin: 0; }
-img { background: #000; height: auto; width: 100%; }
-figcaption { overflow-wrap: anywhere; }
-h2 { font-size: .8rem; margin: .4rem 0 .1rem; }
-p { margin: .1rem 0; }
-.facts { font-size: .85rem; opacity: .8; }
-.problem { align-items: center; aspect-ratio: 1; border: 2px dashed #b00; display: flex; justify-content: center;
-  padding: 1rem; text-align: center; }
-blockquote { border-left: 3px solid #8888; font-size: .9rem; margin: .4rem 0 0; padding-left: .6rem; }
-@media print { body { margin: 0; max-width: none; } ul { grid-template-columns: repeat(4, 1fr); } }
-"""
-
-
-def _page(title: str, total: int, cards: tuple[Card, ...]) -> str:
-    broken = sum(1 for card in cards if card.problem)
-    lost = f" {broken} of them cannot be read." if broken else ""
-    marks = " Boxes are orange, outlines of masks blue." if any(card.picture is not None for card in cards) else ""
-    items = "\n".join(f"<li>{_figure(card)}</li>" for card in cards)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:;'
-        " style-src 'unsafe-inline'\">\n"
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{html.escape(title)}</h1>\n<p>{len(cards)} of {total:,} records, chosen so that every label shows up."
-        f"{lost}{marks}</p>\n<ul>\n{items}\n</ul>\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _figure(card: Card) -> str:
-    labels = ", ".join(card.labels) or "no label present"
-    if card.picture is None:
-        shown = f'<div class="problem">cannot be read: {html.escape(card.problem)}</div>'
-    else:
-        buffer = io.BytesIO()
-        Image.fromarray(card.picture).save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        height, width = card.picture.shape[:2]
-        alt = html.escape(f"Radiograph {card.id}: {labels}; {', '.join(card.facts)}", quote=True)
-        shown = f'<img src="data:image/png;base64,{data}" alt="{alt}" width="{width}" height="{height}">'
-    text = f"<blockquote>{html.escape(card.text)}</blockquote>" if card.text else ""
-    return (
-        f"<figure>{shown}<figcaption><h2>{html.escape(card.id)}</h2><p>{html.escape(labels)}</p>"
-        f'<p class="facts">{html.escape(", ".join(card.facts))}</p>{text}</figcaption></figure>'
-    )
 
 
 # ---------------------------------------------------------------------- command
