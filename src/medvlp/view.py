@@ -56,7 +56,9 @@ class Card:
 
     @property
     def png(self) -> str:
-        """The picture as a data URL."""
+        """The picture as a data URL, "" without one."""
+        if self.picture is None:
+            return ""
         buffer = io.BytesIO()
         Image.fromarray(self.picture).save(buffer, "PNG")
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
