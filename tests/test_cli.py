@@ -184,6 +184,12 @@ def test_checkpoint_is_evaluated(command, fitted, stage):
     assert (fitted / "config.yaml").read_text() == before, "an evaluation replaced the config of the training"
 
 
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_a_method_with_random_weights_is_not_evaluated(command, fitted, stage):
+    line = command(stage, "--config", fitted / "config.yaml").error()
+    _says(line, "neither trained nor loaded", f"--ckpt_path {fitted / 'checkpoints' / 'last.ckpt'}")
+
+
 def test_checkpoint_stands_alone(fitted):
     model = medvlp.load(fitted / "checkpoints" / "last.ckpt")
     assert model.name == "g2d"

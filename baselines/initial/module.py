@@ -27,6 +27,7 @@ class RandomInit(PretrainModule):
 
     name: ClassVar[str] = "random"
     has_text: ClassVar[bool] = False
+    has_weights: bool = True  # random ones were asked for
 
     def __init__(self, image: ImageEncoderConfig | None = None, image_size: int = 224) -> None:
         super().__init__(image=image, image_size=image_size, prompts=None)
@@ -95,15 +96,10 @@ class ImageNetInit(RandomInit):
         image = ImageEncoderConfig(pretrained=True) if image is None else config_from(ImageEncoderConfig, image)
         super().__init__(image=image, image_size=image_size)
         # A checkpoint's own configuration names no source, since the checkpoint is the source.
-        self._has_weights = bool(image.pretrained or image.weights)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes what the checkpoint holds beside the weights, which come with it."""
-        super().on_load_checkpoint(checkpoint)
-        self._has_weights = True
+        self.has_weights = bool(image.pretrained or image.weights)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to call random weights ImageNet's."""
-        if not self._has_weights:
+        if not self.has_weights:
             raise ConfigError("imagenet needs weights: set image.pretrained: true, or image.weights: FILE")
         super().on_save_checkpoint(checkpoint)

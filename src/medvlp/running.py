@@ -13,7 +13,9 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 # Imported so that LightningCLI knows their short names.
 import medvlp.callbacks
 from medvlp.datamodules import DATA_MODULES
+from medvlp.errors import ConfigError
 from medvlp.registry import import_all
+from medvlp.tasks.base import Task
 from medvlp.tasks.catalog import TASKS
 from medvlp.weights import read_checkpoint
 
@@ -46,6 +48,11 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         for part in ("logger", "callbacks"):
             _fill_in_run_folder(config.trainer[part], config.trainer.default_root_dir or ".")
+
+    def before_predict(self) -> None:
+        """Refuse tasks, which embed nothing."""
+        if isinstance(self.model, Task):
+            raise ConfigError(f"{type(self.model).__name__} embeds nothing: predict is for methods, test for tasks")
 
     def after_predict(self) -> None:
         """Writes what was predicted."""

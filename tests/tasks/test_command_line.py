@@ -127,3 +127,21 @@ def test_two_processes_store_the_features_of_one(config, command, corpora):
         for name in ("index", "label"):
             torch.testing.assert_close(first[name], second[name], rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(first["features"], second["features"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_an_untrained_head_is_not_scored(config, command, tmp_path, stage):
+    path, _ = config
+    line = command(stage, "--config", path, "--trainer.default_root_dir", tmp_path).error()
+    assert "neither trained nor loaded" in line
+    assert "medvlp fit" in line
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    best.parent.mkdir()
+    best.touch()
+    assert f"--ckpt_path {best}" in command(stage, "--config", path, "--trainer.default_root_dir", tmp_path).error()
+    assert not (tmp_path / "results.jsonl").exists()
+    assert not (tmp_path / "features").exists(), "the encoder ran over images whose scores are refused"
+
+
+def test_a_task_predicts_nothing(config, command):
+    assert "embeds nothing" in command("predict", "--config", config[0]).error()

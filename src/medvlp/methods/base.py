@@ -23,7 +23,7 @@ from medvlp.methods.averaging import MovingAverage
 from medvlp.methods.checkpoints import Checkpoints
 from medvlp.methods.chunks import encode_in_chunks
 from medvlp.methods.evaluation import Evaluation
-from medvlp.methods.guards import NonFiniteGuard, SkippedItems
+from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard
 from medvlp.methods.inference import Inference
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.methods.plain import config_from
@@ -280,7 +280,7 @@ class PretrainModule(Evaluation, Checkpoints, Inference, ABC):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The guards of every run, and the moving average where one is wanted."""
-        callbacks: list[L.Callback] = [NonFiniteGuard(), SkippedItems()]
+        callbacks: list[L.Callback] = [NonFiniteGuard(), SkippedItems(), UntrainedGuard()]
         if self.ema_decay is not None and self.trainer.state.fn == "fit":
             callbacks.append(MovingAverage(self.ema_decay))
         return callbacks

@@ -36,6 +36,8 @@ class Checkpoints(L.LightningModule):
 
     name: ClassVar[str]
     has_text: ClassVar[bool]
+    has_weights: bool = False
+    """Whether the weights were trained or loaded; random ones are not evaluated."""
     image_config: ImageEncoderConfig
     text_config: TextEncoderConfig
     text_encoder: TextEncoder
@@ -158,7 +160,7 @@ class Checkpoints(L.LightningModule):
         own = {name.replace(COMPILED, ""): name for name in self.state_dict()}
         plainly = {name.replace(COMPILED, ""): value for name, value in state_dict.items()}
         try:
-            return super().load_state_dict(
+            result = super().load_state_dict(
                 {own.get(name, name): value for name, value in plainly.items()}, strict=strict, assign=assign
             )
         except RuntimeError as error:
@@ -166,6 +168,8 @@ class Checkpoints(L.LightningModule):
                 f"{self._checkpoint_path()}weights do not fit {self.name} as it is configured: "
                 f"{' '.join(str(error).split())[:300]}; use the config.yaml of the run that wrote them"
             ) from error
+        self.has_weights = True
+        return result
 
 
 def _arguments(kind: type) -> set[str]:

@@ -1,4 +1,4 @@
-"""Watchers that every pre-training run has: non-finite losses and skipped items."""
+"""Watchers that every run has: weights from nowhere, non-finite losses and skipped items."""
 
 import csv
 import json
@@ -10,7 +10,50 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from medvlp.errors import NonFiniteLossError, TooManySkippedError
+from medvlp.errors import ConfigError, NonFiniteLossError, TooManySkippedError
+
+
+def need_weights(trainer: L.Trainer, module: Any) -> None:
+    """Raise if a module's weights are random: its scores and embeddings would pass for those of a trained one.
+
+    Args:
+        trainer: names the run's folder, where a checkpoint is looked for to name in the error.
+        module: a method or task; its ``has_weights`` says whether it was trained, or loaded from a checkpoint.
+
+    Raises:
+        ConfigError: it is neither trained nor loaded.
+    """
+    if module.has_weights:
+        return
+    folder = Path(
+        getattr(trainer.checkpoint_callback, "dirpath", None) or Path(trainer.default_root_dir, "checkpoints")
+    )
+    there = [path for path in (folder / "best.ckpt", folder / "last.ckpt", *folder.glob("*.ckpt")) if path.is_file()]
+    remedy = f"add --ckpt_path {there[0]}" if there else f"run medvlp fit, then add --ckpt_path FILE (none in {folder})"
+    raise ConfigError(f"{type(module).__name__} is neither trained nor loaded, so its weights are random: {remedy}")
+
+
+class UntrainedGuard(L.Callback):
+    """Refuses to validate, test and predict with random weights."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note that there was a step."""
+        pl_module.has_weights = True  # type: ignore[assignment]
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check, unless the validation is part of a fit."""
+        if trainer.state.fn != "fit":
+            need_weights(trainer, pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check."""
+        need_weights(trainer, pl_module)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check."""
+        need_weights(trainer, pl_module)
 
 
 class NonFiniteGuard(L.Callback):

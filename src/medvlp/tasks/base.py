@@ -18,7 +18,7 @@ from torch import Tensor
 from medvlp._version import __version__
 from medvlp.errors import CheckpointError, ConfigError, DataError
 from medvlp.methods.checkpoints import CHECKPOINT_KEY
-from medvlp.methods.guards import NonFiniteGuard, SkippedItems
+from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard, need_weights
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.methods.plain import RUN_FOLDER, plain, swap_folder
 from medvlp.metrics.bootstrap import Measures, group_codes, interval
@@ -114,6 +114,7 @@ class Task(L.LightningModule, ABC):
         self.rows: list[ResultRow] = []
         if frozen:
             self.encoder.requires_grad_(False)
+        self.has_weights = not self.trains
         self._start = time.monotonic()
         self._stores: dict[str, SampleStore] = {}
         self.train()
@@ -195,7 +196,7 @@ class Task(L.LightningModule, ABC):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The guards of every run."""
-        return [NonFiniteGuard(), SkippedItems()]
+        return [NonFiniteGuard(), SkippedItems(), UntrainedGuard()]
 
     def setup(self, stage: str) -> None:
         """Hands the loaders stored features in the place of images where the encoder is frozen."""
@@ -230,6 +231,8 @@ class Task(L.LightningModule, ABC):
         return datamodule
 
     def _stored(self, split: str, dataset: Any) -> StoredFeatures:
+        if self.trainer.state.fn != "fit":
+            need_weights(self.trainer, self)  # before the encoder sees every image for nothing
         datamodule = self._datamodule()
         views = self.views if split == "train" else 1
         key = features_key(dataset, self.encoder.sha256, self.what(), views, self.features_dtype)
@@ -427,6 +430,12 @@ class Task(L.LightningModule, ABC):
         }
         folder = os.path.realpath(self.trainer.default_root_dir)
         checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), folder, RUN_FOLDER)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Override: note that the head is not the random one any more."""
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self.has_weights = True
+        return result
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises unless the checkpoint is of this task and of this encoder."""
