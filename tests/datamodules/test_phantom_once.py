@@ -4,11 +4,14 @@ import multiprocessing
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from medvlp.datamodules.pairs import PairsDataModule
 from medvlp.datamodules.rsna import RSNADataModule
 from medvlp.errors import DataError
 from medvlp.phantom import PhantomSpec, write_phantom
+from medvlp.phantom.truth import in_phantom
 
 SPEC = PhantomSpec(studies=30, size=64, laterals=0.0)
 
@@ -76,3 +79,27 @@ def test_a_finished_phantom_may_lie_where_nothing_can_be_written(tmp_path, monke
     shutil.rmtree(root)
     with pytest.raises(PermissionError):
         module.prepare_data()
+
+
+def test_rows_say_that_the_images_are_drawn_however_they_are_reached(tmp_path):
+    root = write_phantom("rsna", tmp_path / "rsna", SPEC)
+    module = RSNADataModule(root=str(root), image_size=64)
+    module.setup("fit")
+    assert module.describe()["phantom"] is True
+    images = module.train_set.table.column("image").to_pylist()[:2]
+    (tmp_path / "link").symlink_to(root)
+    real = tmp_path / "real.png"
+    shutil.copy(images[0], real)
+    linked = [path.replace(str(root), str(tmp_path / "link")) for path in images]
+    for paths, drawn in ((images, True), (linked, True), ([real, real], False), ([real, images[0]], True)):
+        table = pd.DataFrame({"image": paths, "text": "No finding."})
+        table.to_csv(tmp_path / "pairs.csv", index=False)
+        pairs = PairsDataModule(
+            table=str(tmp_path / "pairs.csv"), image_column="image", text_column="text", val_fraction=0.0
+        )
+        pairs.setup("fit")
+        assert pairs.describe()["phantom"] is drawn
+    beside = root / "real.png"  # a phantom's writer claims what it made and nothing else
+    assert not in_phantom([beside])
+    (root / "phantom.json").rename(root / "phantom.json.partial")
+    assert in_phantom([images[0]]), "also of a phantom that was never finished"

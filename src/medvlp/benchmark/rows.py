@@ -66,6 +66,12 @@ def is_multiclass(notes: Mapping[str, Any] | None) -> bool:
     return ((notes or {}).get("model") or {}).get("labels") == "multiclass"
 
 
+def on_phantom(notes: Any) -> bool:
+    """Whether a row was measured on the phantom, by its notes."""
+    data = notes.get("data") if isinstance(notes, Mapping) else None
+    return isinstance(data, Mapping) and bool(data.get("phantom"))
+
+
 def primary_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """Of each column of a table (:data:`COLUMN`) the rows with its primary metric.
 
@@ -97,7 +103,8 @@ def collected(path: str | Path, latest: bool = True) -> pd.DataFrame:
     The frame has the keys of :mod:`medvlp.results` as columns (None as NaN in those of numbers) and in place of
     ``benchmark`` these: ``bm_grid``, ``bm_method``, ``bm_title``, ``bm_task``, ``bm_run``, ``seed_pretrain``,
     ``seed_data``, ``seed_head``, ``job``, ``pretrain_job``. Rows of single runs have the row's ``method`` as method and
-    title, ``<task>/<dataset>`` as task and ``seed<seed>`` as run. ``line`` is the row's line in the file.
+    title, ``<task>/<dataset>`` as task and ``seed<seed>`` as run. ``phantom`` says whether the row was measured on the
+    phantom, ``line`` is the row's line in the file.
 
     Args:
         path: a JSON Lines file.
@@ -158,5 +165,6 @@ def _flat(row: dict[str, Any], path: Path, line: int) -> dict[str, Any]:
         **{f"seed_{name}": seeds.get(name) for name in _SEEDS},
         "job": own["job"],
         "pretrain_job": own.get("pretrain_job"),
+        "phantom": on_phantom(row.get("notes")),
         "line": line,
     }

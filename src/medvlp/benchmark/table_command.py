@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=sorted(_SUFFIXES), help="default: by the suffix of --output, else markdown")
     add("--output", type=Path, help="a file (with a suffix), or a folder that gets a file per table; default: print")
     add("--reported-only", action="store_true", help="the papers' numbers alone")
+    add_phantom_option(parser)
     add("--metric", nargs="+", default=[], metavar="NAME", help="shown where a column may have it, such as dice_mgca")
     add("--protocol", nargs="+", default=[], metavar="NAME", help="of tasks that ran by several, take these")
     add("--part", nargs="+", default=[], metavar="NAME", help="of tasks scored on several parts, take these")
@@ -60,6 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the patients, for intervals and significance; 0: none, and nothing bold (default: %(default)s)",
     )
     add("--cache", type=Path, metavar="DIR", help="keep the resampled metrics here, so that the next call is fast")
+
+
+def add_phantom_option(parser: argparse.ArgumentParser) -> None:
+    """The option of tables and page that sets phantom results beside a paper's."""
+    parser.add_argument(
+        "--phantom-beside-paper",
+        action="store_true",
+        help="print the papers' numbers, of real images, beside results on the phantom; every caption says so. "
+        "By default they are left out there",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,7 +116,15 @@ def _filled(args: argparse.Namespace) -> list[Table]:
         tables += own_tables(frame, path.parent, statistics=statistics, metrics=args.metric, source=path.name)
     if "summary" in names:
         tables.append(summary_table(frame, path.parent, statistics=statistics, metrics=args.metric, source=path.name))
-    found = paper_tables(frame, path.parent, papers, statistics=statistics, metrics=args.metric, source=path.name)
+    found = paper_tables(
+        frame,
+        path.parent,
+        papers,
+        statistics=statistics,
+        metrics=args.metric,
+        source=path.name,
+        beside_phantom=args.phantom_beside_paper,
+    )
     return tables + (_with_values(found) if "all" in names else found)
 
 

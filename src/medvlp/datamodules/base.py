@@ -39,6 +39,7 @@ from medvlp.errors import ConfigError, DataError, TooManySkippedError
 from medvlp.io.cache import PixelCache
 from medvlp.io.images import INTENSITIES
 from medvlp.io.reports import gloria_sentences, split_sentences
+from medvlp.phantom.truth import in_phantom
 from medvlp.splits import nested_fraction
 from medvlp.text import Collate
 from medvlp.tokens import TokenCache
@@ -254,14 +255,19 @@ class RadiographDataModule(L.LightningDataModule):
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
     def describe(self) -> dict[str, Any]:
-        """What a result row says of the data, as plain values: corpus, split, fraction, preprocessing and batches."""
+        """Return what a result row says of the data: corpus, phantom or not, fraction, preprocessing and batches."""
         return {
             "dataset": self.cache_name or type(self).__name__,
+            "phantom": in_phantom(self.sources()),
             "fraction": self.fraction,
             "data_seed": self.seed,
             "batch_size": self.batch_size,
             **self.preprocess,
         }
+
+    def sources(self) -> list[str | Path]:
+        """Return files and folders that the images come from: of one that lies in a phantom tree, all are phantoms."""
+        return [] if self.image_root is None else [self.image_root]
 
     def stand_in(self, split: Split, make: Callable[[], Dataset] | None) -> None:
         """Let the loaders of a part read something else than its images: what a frozen encoder made of them.

@@ -14,7 +14,7 @@ from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.errors import ConfigError, DataError, TooManySkippedError
 from medvlp.phantom.model import PhantomSpec
 from medvlp.phantom.progress import write_with_progress
-from medvlp.phantom.truth import is_complete_tree, is_interrupted_tree
+from medvlp.phantom.truth import in_phantom, is_complete_tree, is_interrupted_tree
 from medvlp.splits import FRACTION_RULES, Part, SplitInput, draw_fraction, make_split, split_names
 from medvlp.splits import Split as CorpusSplit
 
@@ -150,12 +150,16 @@ class CorpusDataModule(RadiographDataModule):
         return {
             **super().describe(),
             "dataset": self.corpus.name,
-            "phantom": self.corpus.is_phantom,
+            "phantom": self.phantom is not None or in_phantom(self.sources()),
             "data_task": self.task,
             "split": self.split,
             "split_sha256": self.split_result.digest,
             "fraction_rule": self.fraction_rule,
         }
+
+    def sources(self) -> list[str | Path]:
+        """Override: the folder of the tables, and that of the images where they belong to another corpus."""
+        return [self.corpus.root, self.corpus.image_root]
 
     def read(self, split: Split) -> RadiographDataset:
         """One part of the split; empty if the split has no such part.

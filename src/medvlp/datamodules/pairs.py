@@ -1,6 +1,8 @@
 """Any table of images and texts for pre-training."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from medvlp.datamodules.base import RadiographDataModule, Split
@@ -81,3 +83,10 @@ class PairsDataModule(RadiographDataModule):
             min_tokens=self.min_tokens,
             on_error=self.on_error,
         )
+
+    def sources(self) -> list[str | Path]:
+        """Override: the table, the folder of the images, and those of some hundred images: paths may be absolute."""
+        parts = [part for part in (self.train_set, self.val_set, self.test_set) if part is not None]
+        images = [path for part in parts for path in part.table.column("image").to_pylist()]
+        folders = list(dict.fromkeys(os.path.dirname(path) for path in images))
+        return [self.table, *super().sources(), *folders[:: 1 + len(folders) // 500]]

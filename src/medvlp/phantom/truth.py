@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,23 @@ def is_interrupted_tree(root: Path, layout: str, spec: PhantomSpec) -> bool:
         spec: what the tree would have been written from.
     """
     return not (root / MANIFEST).exists() and _is_of(root / _PARTIAL, layout, spec)
+
+
+def in_phantom(paths: Iterable[str | Path]) -> bool:
+    """Whether any of these files or folders is, or lies in, a tree that a phantom writer made or began.
+
+    Args:
+        paths: they need not exist. Links are followed.
+    """
+    for path in {Path(path).resolve() for path in paths}:
+        for folder in (path, *path.parents):
+            for manifest in (folder / MANIFEST, folder / _PARTIAL):
+                # below a manifest may lie what its writer has not made, unless it can no longer say what it made
+                if manifest.is_file() and (
+                    folder == path or path.relative_to(folder).parts[0] in (_claimed(manifest) or path.parts)
+                ):
+                    return True
+    return False
 
 
 def _is_of(manifest: Path, layout: str, spec: PhantomSpec) -> bool:

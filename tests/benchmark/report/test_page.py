@@ -233,3 +233,14 @@ def test_command(benchmark, tmp_path, capsys):
     assert "27 pictures" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--resamples -1"):
         command.run(parser.parse_args([str(benchmark), "--resamples", "-1"]))
+
+
+def test_a_papers_numbers_stand_beside_the_phantom_only_if_asked_for(tmp_path):
+    results = write_benchmark(tmp_path / "drawn", pictures=False)
+    _page, text = report(results)
+    assert 'class="paper"' not in text
+    assert "left out" in text
+    page, text = report(results, beside_phantom=True)
+    assert 'class="paper"' in text
+    assert page.words.count("PHANTOM BESIDE PAPER") >= text.count("<strong>G2D, Table")
+    assert 'class="paper"' in report(write_benchmark(tmp_path / "real", rows_of(phantom=False), pictures=False))[1]

@@ -4,11 +4,11 @@ import json
 
 import pytest
 from made_results import predictions, rows_of, write
-from printed_tables import result_row
+from printed_tables import from_csv, result_row
 
 from medvlp.benchmark.rows import collected
-from medvlp.benchmark.tables import Statistics, own_tables, paper_tables
-from medvlp.benchmark.tables.footnotes import PHANTOM
+from medvlp.benchmark.tables import Statistics, csv_text, html_fragment, latex, markdown, own_tables, paper_tables
+from medvlp.benchmark.tables.footnotes import BESIDE, LEFT_OUT, PHANTOM
 from medvlp.errors import ConfigError, DataError
 
 
@@ -194,3 +194,77 @@ def test_a_damaged_description_of_the_grid_is_refused(tmp_path):
     (tmp_path / "grid.json").write_text("{")
     with pytest.raises(DataError, match=r"grid\.json"):
         own(tmp_path, [result_row("g2d", "dice_positive", 0.5)])
+
+
+DRAWN = {"data": {"phantom": True}}
+
+
+def test_a_papers_numbers_stand_beside_no_phantom_unless_asked_for(tmp_path):
+    rows = [result_row("mgca", "dice_positive", 0.5, notes=DRAWN), result_row("g2d", "dice_positive", 0.6, notes=DRAWN)]
+    alone = filled(tmp_path, rows)
+    assert not any(cell.reported for *_, cell in alone.cells())
+    assert LEFT_OUT in alone.caption
+    for printed in (markdown(alone), latex(alone), html_fragment(alone)):
+        assert "49.7" not in printed
+    both = filled(tmp_path, rows, beside_phantom=True)
+    assert at(both, "MGCA", "SIIM", "1%").reported.printed == "49.7"
+    for text in (markdown(both), latex(both), html_fragment(both).replace("&#x27;", "'")):
+        assert "PHANTOM BESIDE PAPER: our values are measured on drawn images" in text
+    lines = from_csv(csv_text([both]))
+    assert all(BESIDE in line["caption"] and line["phantom"] == "1" for line in lines)
+    real = filled(tmp_path, [result_row("mgca", "dice_positive", 0.5)])
+    assert at(real, "MGCA", "SIIM", "1%").reported.printed == "49.7"
+    assert "phantom" not in real.caption.lower()
+
+
+def test_one_phantom_in_a_table_is_enough(tmp_path):
+    rows = [
+        result_row("mgca", "dice_positive", 0.5),
+        result_row("mgca", "dice_positive", 0.5, dataset="rsna", notes=DRAWN),
+    ]
+    assert not any(cell.reported for *_, cell in filled(tmp_path, rows).cells())
+
+
+def test_methods_that_no_paper_has_follow_as_ours(tmp_path):
+    grid(tmp_path, methods={"g2d": "G2D", "mine": "My method"})
+    rows = [result_row(name, "dice_positive", v) for name, v in (("g2d", 0.5), ("mine", 0.7), ("maco", 0.6))]
+    table = filled(tmp_path, rows)
+    ours = [block for block in table.blocks if block.title.startswith("Ours")]
+    assert [[row.label for row in block.rows] for block in ours] == [["My method"]]
+    assert at(table, "My method", "SIIM", "1%").text == "70.0"
+    assert at(table, "My method", "SIIM", "10%").text == "-"
+    assert not any("mine" in note for note in table.footnotes)
+    assert not [b for b in filled(tmp_path, rows, "maco-5").blocks if b.title == "Ours"], "it has no result there"
+
+
+def test_ours_follow_each_block_that_holds_a_fraction(tmp_path):
+    notes = {"task": "classification", "protocol": "finetune_g2d", "dataset": "cxr14"}
+    rows = [result_row("mine", "auroc", v, fraction=f, run=f"r{f}", **notes) for f, v in ((0.01, 0.6), (1.0, 0.8))]
+    titles = [block.title for block in filled(tmp_path, rows, "g2d-3").blocks]
+    assert titles == [
+        "1% of the training data",
+        "Ours, 1% of the training data",
+        "10% of the training data",
+        "100% of the training data",
+        "Ours, 100% of the training data",
+    ]
+
+
+def test_an_ablation_shows_ours_beside_its_variants(tmp_path):
+    rows = [result_row("5a_none", "dice_positive", 0.5, fraction=0.1)]
+    mine = [
+        result_row("mine", "dice_positive", v, fraction=f, config_sha256=str(f)) for f, v in ((0.1, 0.6), (1.0, 0.7))
+    ]
+    assert at(filled(tmp_path, [*rows, *mine], "g2d-5a"), "mine", "SIIM", "Dice").text == "60.0"
+    other = filled(tmp_path, [*rows, mine[1]], "g2d-5a")
+    assert any("mine" in note for note in other.footnotes), "it is named where it has no place"
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"), [("split_sha256", {"split_sha256": "other"}), ("phantom", {"notes": DRAWN})]
+)
+def test_two_splits_or_phantom_and_real_in_one_column_are_refused(tmp_path, key, changes):
+    rows = [result_row("mgca", "dice_positive", 0.5), result_row("g2d", "dice_positive", 0.6, **changes)]
+    for show in (filled, own):
+        with pytest.raises(ConfigError, match=rf"two values of {key}: .*line 1.*line 2.*never mixes"):
+            show(tmp_path, rows)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -68,15 +67,8 @@ def about(frame: pd.DataFrame, grid: Grid, fallback: str) -> About:
     )
 
 
-def _phantom(notes: Any) -> bool:
-    data = notes.get("data") if isinstance(notes, dict) else None
-    return bool(isinstance(data, dict) and data.get("phantom"))
-
-
 def _warning(frame: pd.DataFrame) -> str:
-    if "notes" not in frame:
-        return ""
-    drawn = frame["notes"].map(_phantom)
+    drawn = frame["phantom"]
     if drawn.all():
         return PHANTOM
     return (

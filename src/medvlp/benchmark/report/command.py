@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from medvlp.benchmark.differences import RESAMPLES
+from medvlp.benchmark.table_command import add_phantom_option
 from medvlp.errors import ConfigError
 
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the patients, for intervals and significance; 0: those of the rows, and nothing bold "
         "(default: %(default)s)",
     )
+    add_phantom_option(parser)
     add("--cache", type=Path, metavar="DIR", help="keep the resampled metrics here, as `table --cache` does")
 
 
@@ -40,6 +42,13 @@ def run(args: argparse.Namespace) -> int:
 
     if args.resamples < 0:
         raise ConfigError(f"--resamples {args.resamples}: give 0 or more")
-    made = write_report(args.results, args.output, title=args.title, resamples=args.resamples, cache=args.cache)
+    made = write_report(
+        args.results,
+        args.output,
+        title=args.title,
+        resamples=args.resamples,
+        cache=args.cache,
+        beside_phantom=args.phantom_beside_paper,
+    )
     print(f"{made.path}: {made.rows} result rows, {made.tables} tables, {made.pictures} pictures")
     return 0

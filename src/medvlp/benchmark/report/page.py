@@ -65,6 +65,7 @@ def write_report(
     title: str | None = None,
     resamples: int = RESAMPLES,
     cache: Path | None = None,
+    beside_phantom: bool = False,
 ) -> Written:
     """Writes the report of a results file.
 
@@ -74,6 +75,7 @@ def write_report(
         title: heading of the page; that of the grid if None.
         resamples: of the patients, for intervals and significance; 0 for the rows' own intervals, and nothing bold.
         cache: folder of resampled metrics, shared with the tables; None to resample anew.
+        beside_phantom: print the papers' numbers beside results on the phantom; the captions say so.
 
     Raises:
         ConfigError: two protocols or datasets under one task of the grid.
@@ -87,7 +89,13 @@ def write_report(
     methods = methods_of(plan_of(results.parent, frame), grid)
     drawn, lost = panels(grid.panels, methods)
     statistics = Statistics(results.parent, resamples, store=Resampled(cache))
-    values = {**_numbers(results, frame, grid, methods, statistics), "methods": methods, "panels": drawn, "lost": lost}
+    papers = paper_tables(
+        frame, results.parent, statistics=statistics, source=results.name, beside_phantom=beside_phantom
+    )
+    values = {
+        **_numbers(results, frame, grid, methods, statistics, papers),
+        **{"methods": methods, "panels": drawn, "lost": lost},
+    }
     facts = about(frame, grid, results.resolve().parent.name)
     _write(path, _render({**values, "about": facts, "title": title or facts.name, "version": __version__}))
     pictures = sum(1 + sum(cell is not None for cell in row.cells) for panel in drawn for row in panel.rows)
@@ -96,11 +104,15 @@ def write_report(
 
 
 def _numbers(
-    results: Path, frame: pd.DataFrame, grid: Grid, methods: list[Method], statistics: Statistics
+    results: Path,
+    frame: pd.DataFrame,
+    grid: Grid,
+    methods: list[Method],
+    statistics: Statistics,
+    papers: list[Table],
 ) -> dict[str, Any]:
     """Everything with numbers in it, for the template."""
     own = own_tables(frame, results.parent, statistics=statistics, source=results.name)
-    papers = paper_tables(frame, results.parent, statistics=statistics, source=results.name)
     by_line = _conditions_by_line(frame)
     names = dict(zip(frame["line"].tolist(), frame["bm_method"].astype(str).tolist(), strict=True))
     means = means_of_tables(own, by_line)

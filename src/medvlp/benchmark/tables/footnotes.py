@@ -13,9 +13,9 @@ PHANTOM = (
 """Stands below every table with a value from the phantom."""
 
 
-def is_phantom(rows: pd.DataFrame) -> bool:
-    """Whether any of the rows was measured on the phantom."""
-    return any(((notes or {}).get("data") or {}).get("phantom") for notes in rows.get("notes", ()))
+LEFT_OUT = "Measured on the phantom; the paper's values, of real images, are left out"
+BESIDE = "PHANTOM BESIDE PAPER: our values are measured on drawn images and cannot be compared with the paper's"
+"""Captions of a paper's layout with values from the phantom."""
 
 
 def of_paper(one: Layout) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def of_rows(table: Table, rows: pd.DataFrame, statistics: Statistics, absent: li
         absent: methods with results of the same columns that the table has no row for.
     """
     cells = [cell for *_, cell in table.cells()]
-    notes = [PHANTOM] if is_phantom(rows) else []
+    notes = [PHANTOM] if rows["phantom"].any() else []
     if any(cell.value is not None for cell in cells):
         notes.append(_values(rows, statistics))
         if any(cell.reported for cell in cells):

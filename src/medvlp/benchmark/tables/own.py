@@ -9,9 +9,9 @@ import pandas as pd
 
 from medvlp.benchmark.rows import is_multiclass, primary_of, records
 from medvlp.benchmark.tables.cells import Statistics, cell_of, missing, print_scale, with_best
-from medvlp.benchmark.tables.footnotes import is_phantom, of_rows
+from medvlp.benchmark.tables.footnotes import of_rows
 from medvlp.benchmark.tables.model import Block, Cell, Column, Row, Table
-from medvlp.benchmark.tables.paper import require_one
+from medvlp.benchmark.tables.paper import ONE_OF, require_one
 from medvlp.benchmark.tables.plan import Plan, plan_of
 from medvlp.errors import ConfigError
 
@@ -99,6 +99,8 @@ def _families(frame: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> dict[s
         own = frame[frame["bm_task"] == task]
         for key in ("task", "protocol", "dataset", "part"):
             require_one(own, key, f"task {task}", "give them different names in the grid")
+        for key, remedy in ONE_OF:
+            require_one(own, key, f"task {task}", remedy)
         if len(own):
             families.setdefault(own.iloc[0]["task"], []).extend(_groups(own, task, plan, metrics))
     return families
@@ -148,7 +150,7 @@ def _table(name: str, title: str, groups: list[_Group], plan: Plan, statistics: 
         blocks=(Block("", tuple(rows)),),
         source=source,
         family=name.removeprefix("own-"),
-        phantom=is_phantom(used),
+        phantom=bool(used["phantom"].any()),
     )
     return replace(table, footnotes=of_rows(table, used, statistics, []))
 

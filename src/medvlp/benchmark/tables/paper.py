@@ -2,17 +2,21 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 from medvlp.benchmark.tables.cells import Statistics, cell_of, missing, with_best
-from medvlp.benchmark.tables.footnotes import is_phantom, of_paper, of_rows
+from medvlp.benchmark.tables.footnotes import BESIDE, LEFT_OUT, of_paper, of_rows
 from medvlp.benchmark.tables.layouts import Layout, LayoutBlock, LayoutRow, Spec, layout, layouts
 from medvlp.benchmark.tables.model import Block, Cell, Column, Row, Table
 from medvlp.benchmark.tables.plan import Plan, plan_of
 from medvlp.benchmark.tables.reported import as_reported
 from medvlp.errors import ConfigError
+
+OURS = "Ours"
+"""Heading over the methods that no paper has."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,12 @@ def paper_tables(
     statistics: Statistics | None = None,
     metrics: Sequence[str] = (),
     source: str = "",
+    beside_phantom: bool = False,
 ) -> list[Table]:
     """The papers' tables with our results and the papers' numbers beside them.
+
+    Methods that no paper has follow under a heading of their own. A table with a result on the phantom leaves the
+    paper's numbers out, which are of real images.
 
     Args:
         frame: rows of :func:`medvlp.benchmark.rows.collected`.
@@ -61,15 +69,16 @@ def paper_tables(
         statistics: intervals and significance; with the defaults if None.
         metrics: metrics to show where a column may have them, in the place of the preferred ones.
         source: how the results file is called in links.
+        beside_phantom: print the paper's numbers beside results on the phantom; the captions say so.
 
     Raises:
-        ConfigError: no such layout, or two protocols, parts or fractions in one column.
+        ConfigError: no such layout, or two protocols, splits, parts or fractions in one column.
         DataError: predictions are missing or damaged.
     """
     statistics = statistics or Statistics(Path(folder))
     plan = plan_of(folder, frame)
     chosen = [layout(name) for name in (layouts() if names is None else names)]
-    return [_filled_table(one, frame, plan, statistics, metrics, source) for one in chosen]
+    return [_filled_table(one, frame, plan, statistics, metrics, source, beside_phantom) for one in chosen]
 
 
 def _reported_table(one: Layout) -> Table:
@@ -98,21 +107,66 @@ def _table(one: Layout, columns: tuple[Column, ...], blocks: tuple[Block, ...]) 
 
 
 def _filled_table(
-    one: Layout, frame: pd.DataFrame, plan: Plan, statistics: Statistics, metrics: Sequence[str], source: str
+    one: Layout,
+    frame: pd.DataFrame,
+    plan: Plan,
+    statistics: Statistics,
+    metrics: Sequence[str],
+    source: str,
+    beside_phantom: bool,
 ) -> Table:
     present = set(frame["bm_method"].unique())
-    fillings = [[_filling(one, block, spec, frame, present, metrics) for spec in block.columns] for block in one.blocks]
-    blocks = []
-    for block, columns in zip(one.blocks, fillings, strict=True):
-        names = [_method(row, present) for row in block.rows]
-        made = [_column(one, block, names, filling, plan, statistics) for filling in columns]
-        rows = zip(block.rows, names, zip(*made, strict=True), strict=True)
-        blocks.append(Block(block.title, tuple(Row(row.label, cells, name, row.facts) for row, name, cells in rows)))
-    columns_ = tuple(_header(column) for column in zip(*fillings, strict=True))
+    mine = [name for name in plan.methods if name in present - _names_of_papers()]
+    fillings = [
+        [_filling(one, block, spec, frame, present, mine, metrics) for spec in block.columns] for block in one.blocks
+    ]
     used = pd.concat([f.rows for columns in fillings for f in columns])
-    table = replace(_table(one, columns_, tuple(blocks)), source=source)
-    notes = (*of_rows(table, used, statistics, _absent(one, used, frame)), *_protocols(fillings), *of_paper(one))
-    return replace(table, footnotes=notes, phantom=is_phantom(used))
+    phantom = bool(used["phantom"].any())
+    papers = beside_phantom or not phantom
+    blocks, placed = [], set[int]()
+    for block, columns in zip(one.blocks, fillings, strict=True):
+        # blocks may accept the same rows of ours, which stand in the first of them
+        rest = pd.concat([f.rows[~f.rows["line"].isin(placed)] for f in columns])
+        own = [name for name in mine if name in set(rest["bm_method"])]
+        placed |= set(rest["line"])
+        blocks += _blocks(one, block, own, columns, present, plan, statistics, papers)
+    columns_ = tuple(_header(column) for column in zip(*fillings, strict=True))
+    table = replace(_table(one, columns_, tuple(blocks)), source=source, phantom=phantom)
+    notes = (*of_rows(table, used, statistics, _absent(one, used, frame)), *_protocols(fillings))
+    if phantom:
+        table = replace(table, caption=f"{table.caption}. {BESIDE if papers else LEFT_OUT}")
+    return replace(table, footnotes=(*notes, *of_paper(one)) if papers else notes)
+
+
+@cache
+def _names_of_papers() -> frozenset[str]:
+    """All names under which some layout looks for a method."""
+    rows = (row for one in layouts().values() for block in one.blocks for row in block.rows)
+    return frozenset(name for row in rows for name in (*row.benchmark, row.label, row.method))
+
+
+def _blocks(
+    one: Layout,
+    block: LayoutBlock,
+    own: Sequence[str],
+    columns: Sequence[Filling],
+    present: Collection[str],
+    plan: Plan,
+    statistics: Statistics,
+    papers: bool,
+) -> list[Block]:
+    """The rows of a block of the paper, and under another heading those of methods that no paper has."""
+    blank = ("",) * len(one.fact_names)
+    rows = [*block.rows, *(LayoutRow("", plan.methods[name], None, (name,), blank) for name in own)]
+    names = [*(_method(row, present) for row in block.rows), *own]
+    made = [_column(one, rows, names, filling, plan, statistics, papers) for filling in columns]
+    found = tuple(
+        Row(row.label, cells, name, row.facts)
+        for row, name, cells in zip(rows, names, zip(*made, strict=True), strict=True)
+    )
+    count = len(block.rows)
+    title = ", ".join(part for part in (OURS, block.title) if part)
+    return [Block(block.title, found[:count]), *([Block(title, found[count:])] if own else [])]
 
 
 def _header(column: Sequence[Filling]) -> Column:
@@ -136,6 +190,7 @@ def _filling(
     spec: Spec,
     frame: pd.DataFrame,
     present: Collection[str],
+    mine: Sequence[str],
     metrics: Sequence[str],
 ) -> Filling:
     methods = {_method(row, present) for row in block.rows}
@@ -143,13 +198,16 @@ def _filling(
         (frame["task"] == spec.task)
         & (frame["dataset"] == spec.dataset)
         & frame["protocol"].isin(spec.accepts)
-        & frame["bm_method"].isin(methods)
+        & frame["bm_method"].isin({*methods, *mine})
     ]
+    known = rows["bm_method"].isin(methods)
+    if one.ablation:  # whatever fraction and metric the variants have: a method of ours has a place beside them alone
+        rows = rows[known | rows["fraction"].isin(_of_fraction(rows[known], spec)["fraction"])]
     rows, metric = _of_metric(rows, spec, metrics)
     rows = _of_fraction(rows, spec)
     where = f"{one.title}, column {' '.join(spec.labels)}"
-    for key, remedy in (("protocol", "--protocol"), ("part", "--part")):
-        require_one(rows, key, where, f"choose one with {remedy}")
+    for key, remedy in (("protocol", "choose one with --protocol"), ("part", "choose one with --part"), *ONE_OF):
+        require_one(rows, key, where, remedy)
     _refuse_two_tasks(rows, where)
     return Filling(spec, rows, metric)
 
@@ -176,6 +234,13 @@ def _of_fraction(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:
     return rows
 
 
+ONE_OF = (
+    ("split_sha256", "the part was drawn from other splits; keep one of them in the results file"),
+    ("phantom", "one is of the phantom and one is not; keep one of them in the results file"),
+)
+"""Further keys of which a column has one value, and what to do where it has two."""
+
+
 def require_one(rows: pd.DataFrame, key: str, where: str, remedy: str) -> None:
     """Raises unless all rows of a column have one value of a key.
 
@@ -197,19 +262,20 @@ def _refuse_two_tasks(rows: pd.DataFrame, where: str) -> None:
 
 def _column(
     one: Layout,
-    block: LayoutBlock,
-    names: list[str | None],
+    rows: Sequence[LayoutRow],
+    names: Sequence[str | None],
     filling: Filling,
     plan: Plan,
     statistics: Statistics,
+    papers: bool,
 ) -> list[Cell]:
     spec = filling.spec
     tasks = set(filling.rows["bm_task"])
     filled: dict[str, Cell] = {}
     parts: dict[str, pd.DataFrame] = {}
     cells: list[Cell] = []
-    for row, name in zip(block.rows, names, strict=True):
-        found = one.reported_cell(row, spec)
+    for row, name in zip(rows, names, strict=True):
+        found = one.reported_cell(row, spec) if papers else None
         paper = None if found is None else as_reported(found)
         own = filling.rows[filling.rows["bm_method"] == name]
         if len(own) and name is not None:
@@ -239,14 +305,13 @@ def _protocols(fillings: list[list[Filling]]) -> tuple[str, ...]:
 
 
 def _absent(one: Layout, used: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
-    """Methods with results in this table's columns but no row in it; an ablation has its own methods and no others."""
+    """Methods with results in this table's columns but no row in it; an ablation has methods of its own."""
     specs = [spec for block in one.blocks for spec in block.columns]
-    if one.ablation:
-        return []
     rows = frame[
         [
             any(t == s.task and d == s.dataset and p in s.accepts for s in specs)
             for t, d, p in zip(frame["task"], frame["dataset"], frame["protocol"], strict=True)
         ]
     ]
-    return [name for name in rows["bm_method"].unique() if name not in set(used["bm_method"])]
+    others = _names_of_papers() if one.ablation else frozenset()
+    return [name for name in rows["bm_method"].unique() if name not in {*used["bm_method"], *others}]

@@ -23,6 +23,7 @@ FIELDS = (
         "source",
         "lines",
         "jobs",
+        "caption",
     ),
 )
 """Header of the file. Numbers are as printed (per cent where the table is); in place of a value "-", "/" or "?"."""
@@ -69,4 +70,5 @@ def _line(table: Table, b: int, r: int, c: int, cell: Cell) -> dict[str, object]
         "source": table.source if cell.jobs else "",
         "lines": " ".join(map(str, cell.lines)),
         "jobs": " ".join(cell.jobs),
+        "caption": f"{table.title}. {table.caption}.",
     }
