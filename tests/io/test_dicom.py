@@ -2,6 +2,7 @@ import contextlib
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pydicom
@@ -13,6 +14,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
@@ -21,7 +23,7 @@ from skimage import exposure
 
 from medvlp.errors import ConfigError, UnreadableItemError
 from medvlp.io.dicom import read_dicom
-from medvlp.io.images import INTENSITIES, read_image
+from medvlp.io.images import INTENSITIES, read_header, read_image
 
 ROOT = Path(os.environ.get("MEDVLP_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
 
@@ -165,9 +167,21 @@ def test_missing_decoder_is_named(tmp_path, monkeypatch, syntax, package):
     data.PixelData = encapsulate([b"\x00\x01"])
     data["PixelData"].is_undefined_length = True
     data.save_as(path)
-    monkeypatch.setattr("medvlp.io.dicom._decodable", lambda syntax: False)
-    with pytest.raises(UnreadableItemError, match=f"no decoder for JPEG.*pip install.*{package}"):
+    monkeypatch.setattr("pydicom.pixels.get_decoder", lambda syntax: SimpleNamespace(available_plugins=()))
+    with pytest.raises(UnreadableItemError, match=f"no decoder for JPEG.*pip install.*{package}") as caught:
         read_dicom(path)
+    assert read_header(path).problem == caught.value.reason
+
+
+def test_pillow_alone_is_no_decoder_of_jpeg_with_12_bits(tmp_path, monkeypatch):
+    data = pydicom.dcmread(_write(tmp_path / "x.dcm", RAMP12, bits=12))
+    data.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+    data.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
+    data["PixelData"].is_undefined_length = True
+    data.save_as(tmp_path / "x.dcm")
+    monkeypatch.setattr("pydicom.pixels.get_decoder", lambda syntax: SimpleNamespace(available_plugins=("pillow",)))
+    with pytest.raises(UnreadableItemError, match=r"no decoder for JPEG Extended.*pylibjpeg-libjpeg"):
+        read_dicom(tmp_path / "x.dcm")
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])

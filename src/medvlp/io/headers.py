@@ -18,11 +18,27 @@ _HEAD = 132  # bytes that tell the kind
 _TAIL = 512  # bytes in which the end marker is looked for first
 _PNG_END = b"IEND\xaeB\x60\x82"
 _JPEG_END = b"\xff\xd9"
-_PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # the tag (7FE0,0010), little and big endian
+# the tags of pixels as integers, floats and doubles, (7FE0,0010), (7FE0,0008) and (7FE0,0009), in both byte orders
+_PIXEL_DATA = {b"\xe0\x7f" + e for e in (b"\x10\0", b"\x08\0", b"\x09\0")}
+_PIXEL_DATA |= {b"\x7f\xe0" + e for e in (b"\0\x10", b"\0\x08", b"\0\x09")}
+_LONG_VR = (
+    b"OB",
+    b"OW",
+    b"UN",
+    b"OF",
+    b"OD",
+)  # two empty bytes follow, then a length of four
 _ORIENTATION = 0x0112
 _UNDEFINED = 0xFFFFFFFF
-_DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax Deflated Explicit VR Little Endian
-_META_START = 144  # preamble, "DICM", and the element that tells the length of what follows
+_NEEDED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
+_NEEDED_WHOLE = ("BitsStored", "PixelRepresentation")  # of pixels that are whole numbers
+
+# packages with a decoder, by a part of the transfer syntax's name; the first that fits
+_DECODERS = (
+    ("JPEG 2000", "pip install 'medvlp[dicom]'"),
+    ("JPEG-LS", "pip install pyjpegls"),
+    ("JPEG", "pip install pylibjpeg pylibjpeg-libjpeg (GPL-3.0)"),
+)
 
 _REMEDIES = {
     "missing file": "check the path, or fetch the file again",
@@ -74,33 +90,76 @@ def bomb(width: int, height: int) -> str:
     return f"decompression bomb: {width * height} pixels" if width * height > MAX_PIXELS else ""
 
 
-def inflation_bomb(path: Path) -> str:
-    """The reason for refusing a DICOM file that is deflated as a whole and too large once inflated, or "".
+def open_dicom(path: Path, file: IO[bytes] | None = None, **options: Any) -> Any:
+    """Read a DICOM file with or without preamble and file meta information.
 
-    pydicom inflates such a file before anything of it can be read; here it is inflated piece by piece, to count.
+    pydicom inflates a deflated file before anything of it can be read; here it is inflated piece by piece first, to
+    count.
 
     Args:
-        path: a DICOM file.
+        path: a file of kind "DICOM".
+        file: the same, opened; left where reading stopped.
+        options: of ``pydicom.dcmread``.
 
     Returns:
-        "decompression bomb: …" or "".
+        pydicom's data set, with a transfer syntax wherever it can be told.
 
     Raises:
+        UnreadableItemError: a decompression bomb.
         Exception: nearly anything, if the header is broken.
     """
-    from pydicom.filereader import read_file_meta_info
+    from pydicom import dcmread, uid
+    from pydicom.filereader import read_dataset
 
-    meta = read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") != _DEFLATED:
-        return ""
-    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with path.open("rb") as file:
-        file.seek(_META_START + int(meta.FileMetaInformationGroupLength))
-        while piece := inflater.unconsumed_tail or file.read(1 << 16):
-            total += len(inflater.decompress(piece, 1 << 20))
-            if total > 2 * MAX_PIXELS:  # pixels of 16 bits
-                return f"decompression bomb: more than {2 * MAX_PIXELS} bytes"
-    return ""
+    with path.open("rb") as again:
+        bare = file_kind(again) == "DICOM" and again.read(_HEAD)[128:] != b"DICM"
+        again.seek(0 if bare else _HEAD)
+        meta = read_dataset(again, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+            inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+            while piece := inflater.unconsumed_tail or again.read(1 << 16):
+                total += len(inflater.decompress(piece, 1 << 20))
+                if total > 2 * MAX_PIXELS:  # pixels of 16 bits
+                    raise unreadable(path, f"decompression bomb: more than {2 * MAX_PIXELS} bytes")
+    data = dcmread(file or path, force=bare, **options)
+    if not data.file_meta.get("TransferSyntaxUID"):
+        implicit, little = data.original_encoding
+        plain = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+        data.file_meta.TransferSyntaxUID = plain if little else uid.ExplicitVRBigEndian
+    return data
+
+
+def tag_problem(data: Any, whole: bool = True) -> str:
+    """Which tag that decoding needs is missing from a DICOM data set, or a size beyond the limit, or "".
+
+    Args:
+        data: pydicom's data set.
+        whole: whether its pixels are whole numbers.
+    """
+    needed = _NEEDED + (_NEEDED_WHOLE if whole else ())
+    if absent := [tag for tag in needed if data.get(tag) in (None, "")]:
+        return f"DICOM file without {', '.join(absent)}"
+    return bomb(int(data.Rows), int(data.Columns))
+
+
+def decoder_problem(data: Any) -> tuple[str, str]:
+    """Why no installed package decodes a DICOM data set, and the remedy; ("", "") if one does."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import JPEGExtended12Bit
+
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    try:
+        plugins = get_decoder(syntax).available_plugins if syntax.is_compressed else ("none needed",)
+    except NotImplementedError:
+        plugins = ()
+    except Exception:  # a damaged or private identifier, or several of them: the decoder will say it
+        return "", ""
+    # Pillow counts as a decoder of this one, and decodes 8 bits alone
+    bits = int(data.get("BitsStored") or 0)
+    if plugins and not (syntax == JPEGExtended12Bit and bits > 8 and set(plugins) == {"pillow"}):
+        return "", ""
+    remedy = next((r for part, r in _DECODERS if part in syntax.name), "convert it with another tool")
+    return f"no decoder for {syntax.name} is installed", remedy
 
 
 def file_problem(path: Path) -> str:
@@ -128,7 +187,9 @@ def file_kind(file: IO[bytes]) -> str:
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
-    return "DICOM" if head[128:] == b"DICM" else ""
+    # without preamble, a data set begins with its meta information, group 2, or at once with group 8
+    bare = head[:2] in (b"\2\0", b"\x08\0") and head[2:3] < b"\x20" and head[3:4] == b"\0" and len(head) == _HEAD
+    return "DICOM" if head[128:] == b"DICM" or bare or head[:3] == b"\0\x08\0" else ""
 
 
 def open_raster(file: IO[bytes], kind: str) -> ImageFile.ImageFile:
@@ -167,8 +228,8 @@ def read_header(path: str | Path, within: str | Path | None = None) -> ImageHead
     Nothing is decoded, so damage in the middle of a file goes unnoticed. Problems found are: "missing file", "a
     folder, not a file", "not a regular file", "permission denied", "zero-byte file", "symbolic link out of the
     corpus", "path out of the corpus", "not a JPEG, PNG or DICOM file", "truncated JPEG (no end marker)", "truncated
-    PNG (no end marker)", "truncated DICOM file", "DICOM file without pixel data", "decompression bomb: N pixels",
-    "broken header (…)".
+    PNG (no end marker)", "truncated DICOM file", "DICOM file without pixel data", "DICOM file without Rows" (or another
+    tag that decoding needs), "no decoder for … is installed", "decompression bomb: N pixels", "broken header (…)".
 
     Args:
         path: the file.
@@ -231,48 +292,53 @@ def _ends_with(file: IO[bytes], marker: bytes, scan: int) -> bool:
 
 
 def _dicom_header(file: IO[bytes], path: Path) -> ImageHeader:
-    from pydicom import dcmread
-
-    if too_large := inflation_bomb(path):
-        return ImageHeader("DICOM", problem=too_large)
-    tags = ["Rows", "Columns", "BitsAllocated", "BitsStored", "SamplesPerPixel", "NumberOfFrames"]
-    data = dcmread(file, stop_before_pixels=True, specific_tags=[*tags, "PhotometricInterpretation"])
+    tags = [*_NEEDED, *_NEEDED_WHOLE, "NumberOfFrames", "TransferSyntaxUID"]
+    try:
+        data = open_dicom(path, file, stop_before_pixels=True, specific_tags=tags)
+    except UnreadableItemError as error:
+        return ImageHeader("DICOM", problem=error.reason)
     height, width = int(data.get("Rows", 0) or 0), int(data.get("Columns", 0) or 0)
     photometric = str(data.get("PhotometricInterpretation", "") or "").strip()
     header = ImageHeader("DICOM", width, height, "", int(data.get("BitsStored", 0) or 0), photometric)
     # a deflated file is no longer read from the file itself
-    deflated = getattr(data.file_meta, "TransferSyntaxUID", None) == _DEFLATED
-    return replace(header, problem=bomb(width, height) or ("" if deflated else _pixel_problem(file, data)))
+    deflated = data.file_meta.get("TransferSyntaxUID") == "1.2.840.10008.1.2.1.99"
+    return replace(header, problem=_data_problem(data, None if deflated else file))
 
 
-def _pixel_problem(file: IO[bytes], data: Any) -> str:
-    """Whether the pixel data, at which the reader stopped, are there to their end."""
-    little, implicit = data.original_encoding[1], data.original_encoding[0]
+def _data_problem(data: Any, file: IO[bytes] | None) -> str:
+    """What is wrong with a data set, and with the pixels at which reading stopped, if they are in the file."""
+    if file is None:
+        return tag_problem(data)
+    implicit, little = data.original_encoding
     order: Any = "little" if little else "big"
     start = file.read(8)
     if start[:4] not in _PIXEL_DATA:
-        return "DICOM file without pixel data" if not start else "truncated DICOM file"
-    if implicit:
+        return "truncated DICOM file" if start else "DICOM file without pixel data"
+    whole = start[:4] in (b"\xe0\x7f\x10\0", b"\x7f\xe0\0\x10")
+    if problem := tag_problem(data, whole) or decoder_problem(data)[0]:
+        return problem
+    # some files are implicit from the second element on, whatever their transfer syntax says
+    if implicit or not start[4:6].isalpha():
         length = int.from_bytes(start[4:], order)
     else:
-        length = int.from_bytes(start[6:] if start[4:6] not in (b"OB", b"OW", b"UN") else file.read(4), order)
+        length = int.from_bytes(file.read(4) if start[4:6] in _LONG_VR else start[6:], order)
     here = file.tell()
     left = file.seek(0, os.SEEK_END) - here
     if length != _UNDEFINED:
-        bits = int(data.get("BitsAllocated", 8) or 8) * int(data.get("SamplesPerPixel", 1) or 1)
-        frames = int(data.get("NumberOfFrames", 1) or 1)
-        needed = int(data.get("Rows", 0) or 0) * int(data.get("Columns", 0) or 0) * frames * bits // 8
+        pixels = int(data.Rows) * int(data.Columns) * max(int(data.get("NumberOfFrames") or 1), 1)
+        needed = pixels * int(data.BitsAllocated) * int(data.SamplesPerPixel) // 8
         subsampled = "422" in str(data.get("PhotometricInterpretation", ""))
         short = length < needed and not subsampled
         return "truncated DICOM file" if length > left or short else ""
     file.seek(here)
+    return "" if _items_end(file) else "truncated DICOM file"
+
+
+def _items_end(file: IO[bytes]) -> bool:
+    """Whether a sequence of encapsulated frames is there to its end."""
     while True:  # one item for the offset table, then few per frame: a radiograph has about two
         item = file.read(8)
-        if len(item) < 8:
-            return "truncated DICOM file"
-        if item[:4] == b"\xfe\xff\xdd\xe0":
-            return ""
         length = int.from_bytes(item[4:], "little")
-        if item[:4] != b"\xfe\xff\x00\xe0" or length == _UNDEFINED:
-            return "truncated DICOM file"
+        if item[:4] != b"\xfe\xff\x00\xe0" or len(item) < 8 or length == _UNDEFINED:
+            return item[:4] == b"\xfe\xff\xdd\xe0" and len(item) == 8
         file.seek(length, os.SEEK_CUR)
