@@ -12,7 +12,15 @@ from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import RLELossless
 
 from medvlp.errors import ConfigError, UnreadableItemError
-from medvlp.io.headers import decoder_problem, file_problem, first_line, open_dicom, read_header, tag_problem, unreadable
+from medvlp.io.headers import (
+    decoder_problem,
+    file_problem,
+    first_line,
+    open_dicom,
+    read_header,
+    tag_problem,
+    unreadable,
+)
 
 _SPACING_TAGS = ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing")
 _PIXEL_TAGS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
