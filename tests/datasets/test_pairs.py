@@ -1,3 +1,6 @@
+import bz2
+import gzip
+import lzma
 import os
 from pathlib import Path
 
@@ -132,11 +135,157 @@ def test_labels_that_are_no_numbers(folder):
 
 def test_broken_table(folder):
     (folder / "t.csv").write_text('file,note\n"a\n')
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"row 0 of .*t\.csv has a quote that is not closed"):
         read_pairs(folder / "t.csv", image_column="file", text_column="note")
     (folder / "t.parquet").write_text("no parquet")
     with pytest.raises(DataError, match="cannot be read"):
         read_pairs(folder / "t.parquet", image_column="file", text_column="note")
+
+
+PAIRS = {"image_column": "file", "text_column": "note"}
+ROWS = pd.DataFrame(
+    {
+        "file": ["c.jpg"] * 8,
+        "note": [f"Made-up text {k}." for k in range(8)],
+        "part": ["train", "test"] * 4,
+        "who": [f"p{k // 2}" for k in range(8)],
+        "id": [f"{k:03d}" for k in range(8)],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        ROWS.sample(frac=1, random_state=3),
+        ROWS[ROWS.index % 3 != 0],
+        pd.concat([ROWS.iloc[:3], ROWS.iloc[3:].reset_index(drop=True)]),
+        ROWS.set_index("who"),
+        ROWS.set_index(["who", "id"]),
+        ROWS.astype({"part": "category", "who": "category", "note": "category"}),
+    ],
+    ids=["shuffled", "filtered", "joined", "named index", "two indexes", "categories"],
+)
+def test_rows_of_parquet_count_by_position(folder, frame):
+    frame.to_parquet(folder / "t.parquet")
+    plain = frame.reset_index() if frame.index.names != [None] else frame.reset_index(drop=True)
+    for split in ("train", "test"):
+        data = read_pairs(folder / "t.parquet", id_column="id", split_column="part", split=split, **PAIRS)
+        assert data.ids == plain["id"][plain["part"] == split].tolist()
+        assert data.texts == plain["note"][plain["part"] == split].tolist()
+    options = {"id_column": "id", "group_column": "who", "val_fraction": 0.4, **PAIRS}
+    train, validate = (set(read_pairs(folder / "t.parquet", split=s, **options).groups) for s in ("train", "val"))
+    assert train | validate == {"p0", "p1", "p2", "p3"}
+    assert not train & validate
+
+
+def test_ids_of_parquet_are_written_as_they_were_meant(folder):
+    frame = ROWS.iloc[:3].assign(id=[10000032, 7, 8], who=[10000032.0, None, 5.0], score=[True, None, False])
+    frame.assign(note=["NA", None, "None"]).to_parquet(folder / "t.parquet")
+    options = {"id_column": "id", "group_column": "who", "label_columns": ["score"], **PAIRS}
+    data = read_pairs(folder / "t.parquet", on_error="skip", **options)
+    assert (data.ids, data.groups, data.texts) == (["10000032", "8"], ["10000032", "5"], ["NA", "None"])
+    assert data.labels[:, 0].tolist() == [1, 0]
+    frame.assign(id=[2.0**53, 1.0, 2.0]).to_parquet(folder / "t.parquet")
+    with pytest.raises(DataError, match=r'"id" .* too large to be exact'):
+        read_pairs(folder / "t.parquet", **options)
+    frame.assign(note=[["a"], ["b"], ["c"]]).to_parquet(folder / "t.parquet")
+    with pytest.raises(DataError, match=r'"note" .* must hold text or numbers'):
+        read_pairs(folder / "t.parquet", **options)
+
+
+def test_a_blank_group_is_nobody_elses(folder):
+    ROWS.assign(who="").to_csv(folder / "t.csv", index=False)
+    data = read_pairs(folder / "t.csv", id_column="id", group_column="who", **PAIRS)
+    assert data.groups == ROWS["id"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('file,note\nc.jpg,"Clear.\nx/a.png,Fine.\nc.jpg,"Edema."\n', "row 0 .* quote that is not closed"),
+        ('file,note\nc.jpg,Clear.\nx/a.png,"Says \\"so\\" twice"\n', "row 1 .* text after a closing"),
+        (
+            "file,note\nc.jpg,Clear.\nc.jpg,Heart, lungs.\n",
+            r"row 1 .* too long: .*3, not 2.*put cells .* in quotes",
+        ),
+        ("file,note\nc.jpg,Clear.,\nc.jpg,Fine.\n", r"row 0 .* too long"),
+        ("file,note\nc.jpg,Clear.,\n", r"row 0 .* too long"),
+        ("file,note\nc.jpg,Clear.\nc.jpg\n", r"row 1 .* cut short"),
+        ("file;note\nc.jpg;Heart, lungs.\n", 'separated by a semicolon and not by a comma; set sep: ";"'),
+        ("file\tnote\nc.jpg\tClear.\n", r'separated by a tab and not by a comma; set sep: "\\t"'),
+        ("file,note,note\nc.jpg,Clear.,Edema.\n", 'has the column "note" 2 times'),
+        ("file,note, note \nc.jpg,Clear.,Edema.\n", 'has the column "note" 2 times'),
+        ("file,note\nc.jpg,Cl\0ear.\n", "row 0 .* NUL character"),
+        ("file,note\n", "a header and no rows"),
+        ("\n\n", "no header"),
+        ("", "empty file"),
+    ],
+)
+def test_what_would_shift_or_merge_cells_is_an_error(folder, content, message):
+    (folder / "t.csv").write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_pairs(folder / "t.csv", **PAIRS)
+    assert "\n" not in str(caught.value)
+    assert "lungs" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ("file,note\nc.jpg,Clear.,\nx/a.png,Fine.,\n", {}),
+        ('\ufefffile,note\r\n"c.jpg", "Clear."\r\nx/a.png,Fine.\r\n', {}),
+        (",file,note\n0,c.jpg,Clear.\n1,x/a.png,Fine.\n", {}),
+        ("file;note;Edema\nc.jpg;Clear.;1\nx/a.png;Fine.;\n", {"sep": ";"}),
+        ("file,note\nc.jpg,Clear.\nx\\a.png,Fine.\n", {"id_column": None}),
+        ("file,note\nc.jpg,Clear.\nx\\a,Fine.\n", {}),
+    ],
+)
+def test_what_changes_no_cell_is_read(folder, content, options):
+    (folder / "t.csv").write_text(content)
+    data = read_pairs(folder / "t.csv", **PAIRS, **options)
+    assert data.texts == ["Clear.", "Fine."]
+    assert [Path(p).name for p in data.table.column("image").to_pylist()] == ["c.jpg", "a.png"]
+    assert data[1]["image"].shape == (3, 20, 16)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bzip2", "xz"])
+def test_compression_is_told_by_the_content(folder, pack):
+    (folder / "t.csv").write_bytes(pack(b"file,note\nc.jpg,Clear.\n"))
+    assert read_pairs(folder / "t.csv", **PAIRS).texts == ["Clear."]
+    (folder / "u.csv.gz").write_bytes(b"file,note\nc.jpg,Clear.\n")  # unpacked by a browser
+    assert read_pairs(folder / "u.csv.gz", **PAIRS).texts == ["Clear."]
+    (folder / "t.csv").write_bytes(pack(b"file,note\nc.jpg,Clear.\n" * 99)[:-9])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_pairs(folder / "t.csv", **PAIRS)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bzip2", "xz"])
+def test_a_bomb_is_refused(folder, pack):
+    (folder / "t.csv.gz").write_bytes(pack(b"file,note\n" + bytes(80 << 20)))
+    with pytest.raises(DataError, match=r"unpacks to more than 64 MiB.*; if the content is sound, unpack"):
+        read_pairs(folder / "t.csv.gz", **PAIRS)
+
+
+def test_encodings(folder):
+    text = "file,note\nc.jpg,38 °C\n"
+    (folder / "t.csv").write_bytes(text.encode("utf-16"))
+    with pytest.raises(DataError, match="is utf-16 by its byte order mark and not utf-8; set encoding: utf-16"):
+        read_pairs(folder / "t.csv", **PAIRS)
+    assert read_pairs(folder / "t.csv", encoding="utf-16", **PAIRS).texts == ["38 °C"]
+    (folder / "t.csv").write_bytes(text.encode("utf-8-sig"))
+    with pytest.raises(DataError, match="is utf-8 by its byte order mark and not latin-1"):
+        read_pairs(folder / "t.csv", encoding="latin-1", **PAIRS)
+    (folder / "t.csv").write_bytes(text.replace("°", "").encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"NUL character; .*encoding: utf-16"):
+        read_pairs(folder / "t.csv", **PAIRS)
+
+
+def test_labels_are_finite_numbers_with_a_point(folder):
+    for cell in ("inf", "1e999", '"0,5"'):
+        (folder / "t.csv").write_text(f"file,note,Edema\nc.jpg,,1\nc.jpg,words,{cell}\n")
+        with pytest.raises(DataError, match=r"Edema .* other than numbers \(row 1\); .* decimal point"):
+            read_pairs(folder / "t.csv", label_columns=["Edema"], on_error="skip", **PAIRS)
 
 
 def test_real_table():

@@ -45,6 +45,55 @@ def test_a_row_that_is_cut_short_is_an_error(tmp_path, text, row, form):
 
 
 @pytest.mark.parametrize("form", ["csv", "gz", "zip"])
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("a,b,c\n1,,2,3\n4,5,6\n", 0),
+        ("a,b,c\n,1,2,\n4,5,6\n", 0),  # the last cell is blank, and the others are shifted all the same
+        ("a,b,c\n1,2,3\n4,5,6,\n", 1),
+        ("a,b,c\n1,2,3,secret\n4,5,6,\n", 0),
+    ],
+)
+def test_a_row_that_is_too_long_is_an_error(tmp_path, text, row, form):
+    write(tmp_path, text, form)
+    with pytest.raises(DataError, match=rf"row {row} of .*t\.csv.* is too long: .*get it again") as caught:
+        read_table(tmp_path, SPEC)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_separator_at_the_end_of_every_row_is_put_up_with(tmp_path):
+    write(tmp_path, "a,b,c\n1,2,3,\n4,,, \n", "csv")
+    table = read_table(tmp_path, SPEC)
+    assert table.frame.values.tolist() == [["1", "2", "3"], ["4", "", ""]]
+    assert table.notes == ["a separator at the end of every row"]
+
+
+def test_an_index_that_pandas_wrote_is_not_read(tmp_path):
+    for name in ("", "Unnamed: 0"):
+        write(tmp_path, f"{name},a,b,c\n0,1,2,3\n1,4,5,6\n", "csv")
+        table = read_table(tmp_path, TableSpec("t.csv", ("a",), others=True))
+        assert table.frame.columns.tolist() == ["a", "b", "c"]
+        assert table.notes == ["an index as first column, which is not read"]
+    write(tmp_path, ",a,b,c\nx,1,2,3\n", "csv")
+    with pytest.raises(DataError, match="a filled column without a name"):
+        read_table(tmp_path, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a;b;c\n1;2;3\n", "separated by a semicolon and not by a comma; get it again"),
+        ("a,b,c,b\n1,2,3,4\n", r"column\(s\) b twice"),
+        ('a,b,c\n1,"2,3\n4,5,6\n', "row 0 .* quote that is not closed"),
+    ],
+)
+def test_tables_that_were_saved_otherwise(tmp_path, text, message):
+    write(tmp_path, text, "csv")
+    with pytest.raises(DataError, match=message):
+        read_table(tmp_path, SPEC)
+
+
+@pytest.mark.parametrize("form", ["csv", "gz", "zip"])
 def test_blank_cells_are_no_cut(tmp_path, form):
     write(tmp_path, 'a,b,c\n1,,\n,"x\ny",\n', form)
     assert read_table(tmp_path, SPEC).frame.values.tolist() == [["1", "", ""], ["", "x\ny", ""]]

@@ -118,16 +118,19 @@ def to_numbers(frame: pd.DataFrame, source: str) -> pd.DataFrame:
         source: the table, for the error.
 
     Raises:
-        DataError: a cell is no number. The cell itself is not shown, since it may be report text.
+        DataError: a cell is no finite number. The cell itself is not shown, since it may be report text.
     """
     numbers = {}
     for name in frame.columns:
         column = frame[name].astype(object).where(frame[name].notna(), "")
-        values = pd.to_numeric(column.replace("", np.nan), errors="coerce")
-        wrong = values.isna() & (column != "")
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise DataError(f"column {name} of {source} holds something other than numbers (label row {row})")
+        values = pd.to_numeric(column.replace("", np.nan), errors="coerce").astype(np.float64)
+        wrong = np.flatnonzero(~np.isfinite(values) & (column != ""))
+        if len(wrong):
+            row = frame.index[wrong[0]] if frame.index.inferred_type == "integer" else wrong[0]
+            raise DataError(
+                f"column {name} of {source} holds something other than numbers (row {row}); write them with a decimal"
+                " point, and leave unknown ones blank"
+            )
         numbers[name] = values.astype(np.float32)
     return pd.DataFrame(numbers, index=frame.index)
 

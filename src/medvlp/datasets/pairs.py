@@ -1,6 +1,5 @@
 """Any table of image paths and texts: CSV, TSV or Parquet."""
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ import pandas as pd
 
 from medvlp.datasets.base import Dropped, OnError, RadiographDataset, make_table, to_numbers
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.io.tables import read_cells
 from medvlp.splits import hash_split
 
 SPLIT_NAMES: dict[str, str] = {
@@ -22,50 +22,6 @@ EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".dcm", ".JPG", ".JPEG",
 """Endings tried, in this order, for paths without one."""
 
 
-def _read_table(path: Path, encoding: str, sep: str) -> pd.DataFrame:
-    if not path.is_file():
-        raise DataError(f"the table {path} does not exist; give a CSV, TSV or Parquet file with image paths and texts")
-    try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            return pd.read_parquet(path)
-        if path.suffix.lower() == ".tsv" or path.name.lower().endswith(".tsv.gz"):
-            sep = "\t"
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding=encoding, sep=sep)
-    except UnicodeDecodeError as error:
-        raise DataError(_where_undecodable(path, encoding, sep)) from error
-    except LookupError as error:
-        raise ConfigError(f'there is no encoding "{encoding}"') from error
-    except (ValueError, OSError, EOFError) as error:  # pandas' parser errors are ValueErrors
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the table {path} cannot be read: {line}; check sep and encoding") from error
-    frame.columns = [str(c).strip() for c in frame.columns]
-    return frame
-
-
-def _where_undecodable(path: Path, encoding: str, sep: str) -> str:
-    """Name the row and the byte. pandas only knows an offset into one of its chunks."""
-    data = path.read_bytes() if not path.name.endswith(".gz") else b""
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError as error:
-        before = data[: error.start].decode(encoding, errors="replace")
-        # records and not lines: quoted texts hold line breaks. The open last record counts, the header does not
-        row = max(len(list(csv.reader(before.splitlines(keepends=True), delimiter=sep))) - 2, 0)
-        return (
-            f"row {row} of {path} is not {encoding}: byte 0x{data[error.start]:02x} at offset {error.start};"
-            " name the table's encoding, for example encoding: latin-1"
-        )
-    return f"{path} is not {encoding}; name the table's encoding, for example encoding: latin-1"
-
-
-def _columns(frame: pd.DataFrame, path: Path, wanted: dict[str, str | None]) -> None:
-    for argument, column in wanted.items():
-        if column is not None and column not in frame.columns:
-            raise DataError(
-                f'{path} has no column "{column}"; it has {", ".join(map(str, frame.columns))}; set {argument}'
-            )
-
-
 class _Resolver:
     """Finds files whose names lack the extension, listing each folder once."""
 
@@ -74,6 +30,8 @@ class _Resolver:
         self._folders: dict[str, set[str]] = {}
 
     def __call__(self, path: str) -> str | None:
+        if "\\" in path and os.sep == "/" and not os.path.exists(path):
+            path = path.replace("\\", "/")  # of a table written under Windows
         if path.endswith(self.extensions):
             return path  # whether it exists shows when it is loaded; a check of each would cost a disk access here
         folder, name = os.path.split(path)
@@ -116,13 +74,15 @@ def read_pairs(
     ones. **Without a group column it knows nothing of patients**, so images of one patient may lie on both sides.
 
     Args:
-        table: .csv, .tsv or .parquet file (CSV and TSV also .gz).
-        image_column: column of image paths, relative to ``image_root``, or absolute.
+        table: CSV, TSV or Parquet file; CSV and TSV may be compressed with gzip, bzip2, xz or zip. Rows count by their
+            position; an index that pandas stored is not looked at.
+        image_column: column of image paths, relative to ``image_root``, or absolute; backslashes of Windows will do.
         text_column: column of texts.
         image_root: folder of the images; None takes the folder of the table.
         id_column: column of ids; None takes the image path as it stands in the table.
         split_column: column with train / validate / test (or val, valid, dev, …).
-        group_column: column whose equal values stay together (patients); also what ``fraction`` draws by.
+        group_column: column whose equal values stay together (patients); also what ``fraction`` draws by. A row with a
+            blank group stands for itself.
         label_columns: columns of numbers; blank is unknown (NaN).
         encoding: of CSV and TSV files.
         sep: column separator of CSV files; .tsv files always have tabs.
@@ -138,29 +98,36 @@ def read_pairs(
         A dataset without a transform, in the order of the table.
 
     Raises:
-        DataError: the table or a column is missing, a byte cannot be decoded, or a label is no number.
+        DataError: the table or a column is missing or twice there, a row has more or fewer fields than the header, a
+            quote is not closed, a byte cannot be decoded, or a label is no number.
         UnreadableItemError: an empty text or a missing image, with ``on_error="raise"``.
         ConfigError: an unknown split or encoding.
     """
     table = Path(table)
     if split is not None and split.lower() not in SPLIT_NAMES:
         raise ConfigError(f'split "{split}" is unknown; there are train, validate and test')
-    frame = _read_table(table, encoding, sep)
-    wanted: dict[str, str | None] = {
-        "image_column": image_column,
-        "text_column": text_column,
-        "id_column": id_column,
-        "split_column": split_column,
-        "group_column": group_column,
-    }
-    wanted.update({f"label_columns ({c})": c for c in label_columns})
-    _columns(frame, table, wanted)
-    for column in {c for c in wanted.values() if c is not None}:
-        frame[column] = frame[column].astype(object).where(frame[column].notna(), "").astype(str).str.strip()
+    if table.name.lower().endswith((".tsv", ".tsv.gz")):
+        sep = "\t"
+    cells = read_cells(table, sep=sep, encoding=encoding)
+    wanted = {name: f"set label_columns ({name})" for name in label_columns}
+    for argument, column in (
+        ("group_column", group_column),
+        ("split_column", split_column),
+        ("id_column", id_column),
+        ("text_column", text_column),
+        ("image_column", image_column),
+    ):
+        if column is not None:
+            wanted[column] = f"set {argument}"
+    cells.require(dict(reversed(wanted.items())))
+    frame = cells.frame({name: cells.names.index(name) for name in wanted})
+    if not len(frame):
+        raise DataError(f"{table} has a header and no rows; give a table with images and texts")
     ids = frame[id_column or image_column]
-    groups = frame[group_column] if group_column else ids
-    rows = pd.Series(range(len(frame)))
-    keep = pd.Series(True, index=frame.index)
+    # a blank group is nobody's, and not that of all blank ones
+    groups = frame[group_column].where(frame[group_column] != "", ids) if group_column else ids
+    rows = frame.index
+    keep = pd.Series(True, index=rows)
     dropped = Dropped()
     if split is not None:
         target = SPLIT_NAMES[split.lower()]
@@ -170,7 +137,7 @@ def read_pairs(
             dropped.extend(ids[unknown], rows[unknown], "unknown split name", broken=True)
         else:
             shares = {"validate": val_fraction, "test": test_fraction}
-            assigned = pd.Series(hash_split(list(groups), shares, seed), index=frame.index)
+            assigned = pd.Series(hash_split(list(groups), shares, seed), index=rows)
         keep &= assigned == target
     root = Path(image_root) if image_root is not None else table.parent
     if not root.is_dir():
@@ -179,9 +146,11 @@ def read_pairs(
     kept: list[int] = []
     paths: list[str] = []
     texts: list[str] = []
-    for row in rows[keep]:
-        text = " ".join(frame[text_column].iloc[row].split())
-        path = resolve(os.path.join(root, frame[image_column].iloc[row]))
+    for row, item, image, cell in zip(
+        rows[keep], ids[keep], frame[image_column][keep], frame[text_column][keep], strict=True
+    ):
+        text = " ".join(cell.split())
+        path = resolve(os.path.join(root, image)) if image else None
         reason = ""
         if not text:
             reason = "empty text"
@@ -190,13 +159,13 @@ def read_pairs(
         if reason:
             if on_error == "raise":
                 raise UnreadableItemError(
-                    f"{reason} in row {row} of {table} (id {ids.iloc[row]}); mend the table, or set on_error: skip",
-                    item_id=ids.iloc[row],
+                    f"{reason} in row {row} of {table} (id {item}); fix the table, or set on_error: skip",
+                    item_id=item,
                     reason=reason,
                 )
-            dropped.add(ids.iloc[row], row, reason, broken=True)
+            dropped.add(item, row, reason, broken=True)
         elif len(text.split()) < min_tokens:
-            dropped.add(ids.iloc[row], row, f"fewer than {min_tokens} tokens")
+            dropped.add(item, row, f"fewer than {min_tokens} tokens")
         else:
             assert path is not None
             kept.append(row)

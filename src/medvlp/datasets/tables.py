@@ -2,26 +2,22 @@
 
 Every cell stays a string, since ids are names and a blank is not zero. What mirrors do to such files (compression, a
 byte order mark, columns in another order, spaces around names, one empty column at the end) is put up with and noted;
-what could make a wrong sample (a missing column, a row cut short, two rows that contradict each other) is an error.
+what could make a wrong sample (a missing column, a row cut short or too long, two rows that contradict each other) is
+an error.
 """
 
-import gzip
-import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-from pyarrow import csv
 
 from medvlp.errors import DataError
+from medvlp.io.tables import Cells, read_cells
 
 _SUFFIXES = ("", ".gz", ".zip")
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -87,97 +83,46 @@ def read_table(root: Path, spec: TableSpec, *, source: str = "its source") -> Ta
         source: where to get it, for the remedy in errors.
 
     Raises:
-        DataError: the file is missing, unreadable, lacks a column, has a row that is cut short, or two rows of one key
-            that differ. The message names file, row and remedy, and never shows a cell.
+        DataError: the file is missing, unreadable, lacks a column, has a row that is cut short or too long, or two rows
+            of one key that differ. The message names file, row and remedy, and never shows a cell.
     """
     path = spec.find(root)
     purpose = f" (for {spec.needed_for})" if spec.needed_for else ""
     if path is None:
         raise DataError(f"{root / spec.name}{purpose} is missing; get it from {source}")
     again = f"get it again from {source}"
-    notes: list[str] = []
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is an empty file; {again}")
-    try:
-        # utf-8-sig drops a byte order mark; object cells: ids are names, and blank is not a number
-        encoding = "utf-8-sig" if spec.encoding == "utf-8" else spec.encoding
-        frame = pd.read_csv(path, dtype=object, keep_default_na=False, na_values=[], encoding=encoding, index_col=False)
-    except pd.errors.EmptyDataError as error:
-        raise DataError(f"{path} has no header; {again}") from error
-    except Exception as error:  # zip, gzip, decoding and parser errors have no common class
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        # a parser error counts fields, it does not quote them
-        reason = line if isinstance(error, pd.errors.ParserError) else type(error).__name__
-        raise DataError(f"{path} cannot be read ({reason}); {again}") from error
-    if path.suffix not in (".gz", ".zip") and path.open("rb").read(3) == _BOM:
-        notes.append("starts with a byte order mark")
-    frame = _named(frame, spec, path, notes, again)
-    if not spec.open_rows and (row := _short_row(path, spec)) is not None:
-        raise DataError(f"row {row} of {path} is cut short: it has fewer fields than the header; {again}")
-    frame = frame.fillna("").apply(lambda column: column.astype(str).str.strip())
+    cells = read_cells(path, encoding=spec.encoding, open_rows=spec.open_rows, again=again, settable=False)
+    notes = list(cells.notes)
+    frame = cells.frame(_chosen(cells, spec, notes, again))
     frame, repeated = _unique(frame, spec, path, again)
     if repeated:
         notes.append(f"{len(repeated)} row(s) repeat an earlier row")
     return Table(spec, path, frame, notes, repeated)
 
 
-def _named(frame: pd.DataFrame, spec: TableSpec, path: Path, notes: list[str], again: str) -> pd.DataFrame:
-    found = [str(c) for c in frame.columns]
-    names = [c.strip() for c in found]
-    if any(a != b for a, b in zip(found, names, strict=True)):
-        notes.append("column names with spaces around them")
+def _chosen(cells: Cells, spec: TableSpec, notes: list[str], again: str) -> dict[str, int]:
+    """Usual name to position of the columns that are read."""
     usual = {alias: name for name, aliases in spec.aliases.items() for alias in aliases}
-    names = [usual.get(n, n) for n in names]
-    frame.columns = pd.Index(names)
-    empty = [n for n in names if n == "" or n.startswith("Unnamed: ")]
-    if empty and not spec.open_rows:
-        if any((frame[n].fillna("") != "").any() for n in empty):
-            raise DataError(f"{path} has a filled column without a name; {again}")
-        notes.append("an empty column without a name")
-    frame = frame[[n for n in dict.fromkeys(names) if n not in empty]] if empty else frame
-    names = [n for n in names if n not in empty]
-    # pandas renames a second column of a name to "name.1"
-    twice = [n for n in spec.columns if names.count(n) > 1 or f"{n}.1" in names]
-    if twice:
-        raise DataError(f"{path} has the column(s) {', '.join(twice)} twice; {again}")
-    missing = [c for c in spec.columns if c not in names]
-    if missing:
-        raise DataError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}; {again}")
-    order = [n for n in names if n in spec.columns]
-    if order != list(spec.columns):
-        notes.append("columns in another order than released")
-    wanted = names if spec.others else [n for n in names if n in spec.columns or n in spec.optional]
-    return frame[wanted]
-
-
-def _short_row(path: Path, spec: TableSpec) -> int | None:
-    """The first row with fewer fields than the header; pandas takes those that it lacks for blank ones."""
-    short: list[int] = []
-
-    def handle(row: csv.InvalidRow) -> str:
-        if row.actual_columns < row.expected_columns:
-            short.append(row.number - 2)  # counted from 1, with the header
-        return "skip"
-
-    encoding = "utf8" if spec.encoding == "utf-8" else spec.encoding
-    with ExitStack() as stack:
-        if path.suffix == ".zip":
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            stream: IO[bytes] = stack.enter_context(archive.open(archive.namelist()[0]))
-        elif path.suffix == ".gz":
-            stream = stack.enter_context(gzip.GzipFile(path))  # type: ignore[arg-type]
+    names = [usual.get(n, n) for n in cells.names]
+    for at in (i for i, n in enumerate(names) if not n or n.startswith("Unnamed: ")):
+        column = cells.frame({"cell": at})["cell"]
+        if not (column != "").any():
+            # NIH's boxes have some
+            notes += [] if spec.open_rows else ["an empty column without a name"]
+        elif at == 0 and column.str.isdigit().all() and column.is_unique:
+            notes.append("an index as first column, which is not read")
         else:
-            stream = stack.enter_context(path.open("rb"))
-        # Arrow refuses a header without a line end, in which there is no row to be short
-        stack.enter_context(suppress(pa.ArrowInvalid))
-        csv.read_csv(
-            stream,
-            # rows are counted in one thread only
-            read_options=csv.ReadOptions(use_threads=False, encoding=encoding, autogenerate_column_names=True),
-            parse_options=csv.ParseOptions(newlines_in_values=True, invalid_row_handler=handle),
-            convert_options=csv.ConvertOptions(include_columns=["f0"], column_types={"f0": pa.string()}),
-        )
-    return short[0] if short else None
+            raise DataError(f"{cells.path} has a filled column without a name; {again}")
+        names[at] = ""
+    there = [n for n in names if n]
+    if missing := [c for c in spec.columns if c not in there]:
+        raise DataError(f"{cells.path} lacks the column(s) {', '.join(missing)}; it has {', '.join(there)}; {again}")
+    wanted = [n for n in there if spec.others or n in spec.columns or n in spec.optional]
+    if twice := [n for n in dict.fromkeys(wanted) if wanted.count(n) > 1]:
+        raise DataError(f"{cells.path} has the column(s) {', '.join(twice)} twice; {again}")
+    if [n for n in wanted if n in spec.columns] != list(spec.columns):
+        notes.append("columns in another order than released")
+    return {n: names.index(n) for n in wanted}
 
 
 def _unique(frame: pd.DataFrame, spec: TableSpec, path: Path, again: str) -> tuple[pd.DataFrame, list[int]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from medvlp.errors import DataError
+from medvlp.io.tables import read_cells
 from medvlp.splits.types import SplitInput
 
 _IMAGE = re.compile(r"\.(jpe?g|png|dcm|dicom|tiff?|bmp)$", re.IGNORECASE)
@@ -52,16 +53,25 @@ def read_list(path: Path) -> list[str]:
     Raises:
         DataError: the file cannot be read, or a csv has no such column.
     """
+    if path.suffix == ".csv":
+        return [name for name in read_columns(path, ["ID"])["ID"] if name]
     try:
-        if path.suffix == ".csv":
-            frame = pd.read_csv(path, dtype=str, skipinitialspace=True)
-            if "ID" not in frame.columns:
-                raise DataError(f"{path.name} has no column ID; it has {list(frame.columns)}")
-            return frame["ID"].dropna().tolist()
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read ({type(error).__name__}); get it again") from error
     return [line.split()[0] for line in lines if line.strip()]
+
+
+def read_columns(path: Path, names: Sequence[str]) -> pd.DataFrame:
+    """Read columns of a csv as text.
+
+    Raises:
+        DataError: the file cannot be read, or lacks one of them.
+    """
+    again = "get it again"
+    cells = read_cells(path, again=again, settable=False)
+    cells.require(dict.fromkeys(names, again))
+    return cells.frame({name: cells.names.index(name) for name in names})
 
 
 def image_key(name: str) -> str:

@@ -17,7 +17,7 @@ from medvlp.errors import DataError
 from medvlp.splits.catalog import SplitInfo
 from medvlp.splits.draws import target
 from medvlp.splits.fractions import hash_split, linked_groups
-from medvlp.splits.lists import find_list, image_key, match_list, read_list
+from medvlp.splits.lists import find_list, image_key, match_list, read_columns, read_list
 from medvlp.splits.types import Part, SplitInput
 
 VALIDATE, TEST = 0.1, 0.2
@@ -248,10 +248,7 @@ def _siim_benchx(task: Task) -> Draft:
     tables = [task.find(f"stage_1_{part}_images.csv") for part in ("train", "test")]
     names: dict[str, str] = {}
     for path in tables:
-        frame = pd.read_csv(path, dtype=str, skipinitialspace=True)
-        missing = [column for column in ("new_filename", "ImageId") if column not in frame.columns]
-        if missing:
-            raise DataError(f"{path} has no column {' and '.join(missing)}; it has {list(frame.columns)}")
+        frame = read_columns(path, ("new_filename", "ImageId"))
         names.update(zip(map(image_key, frame["new_filename"]), frame["ImageId"], strict=True))
     lists = {}
     for name, file in _MACO.items():
