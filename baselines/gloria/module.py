@@ -20,6 +20,7 @@ from medvlp import distributed
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.text import TextEncoderConfig
 from medvlp.errors import ConfigError
+from medvlp.losses.precision import exact
 from medvlp.losses.tokens import entries
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.optim import OptimConfig
@@ -199,7 +200,11 @@ class GLoRIA(PretrainModule):
         hidden = self._hidden(batch["input_ids"], batch["attention_mask"])
         found = word_features(hidden, batch["word_groups"], batch["attention_mask"])
         # Linear without a bias: the mean of projected words is the projected mean.
-        return self.text_head(found.sentence), self.text_head(found.words), found.entries.words + 1, found.entries
+        return self._project(found.sentence), self._project(found.words), found.entries.words + 1, found.entries
+
+    def _project(self, texts: Tensor) -> Tensor:
+        """The text head; sums of states are float32, also where the weights are of half precision."""
+        return self.text_head(texts.to(getattr(self.text_head, "weight", texts).dtype))
 
     def encode_images(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) → (B, d): linear map of the global average of the deepest level."""
@@ -212,7 +217,7 @@ class GLoRIA(PretrainModule):
         """
         hidden = self._hidden(input_ids, attention_mask)
         summed = hidden.sum(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        return self.text_head((summed * attention_mask[..., None]).mean(1))
+        return self._project((summed * attention_mask[..., None]).mean(1))
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """L2-normalised image regions, (B, d, h, w): the local loss compares them with words."""
@@ -294,11 +299,11 @@ class GLoRIA(PretrainModule):
             the entries that are words, (B, L) bool. Entry 0 is [CLS]. Zeros outside [CLS] and the words.
         """
         outputs = self(batch)
-        regions, words = outputs["regions"], outputs["words"].float()
+        regions, words = exact(outputs["regions"], outputs["words"])
         places = torch.arange(words.shape[1], device=words.device)
         mask = places < outputs["word_count"][:, None]
         attention = word_attention(regions, words, mask, **self.attention_options)
-        context = attention @ regions.float().flatten(2).mT
+        context = attention @ regions.flatten(2).mT
         maps = attention.unflatten(2, regions.shape[2:])
         return maps, F.cosine_similarity(context, words, dim=-1) * mask, mask & (places > 0)
 

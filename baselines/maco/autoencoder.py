@@ -43,7 +43,7 @@ def patch_tokens(vit: Any, images: Tensor) -> tuple[Tensor, int, int]:
     Returns:
         Tokens (B, h · w, D), h and w.
     """
-    tokens = vit.patch_embed(images)
+    tokens = vit.patch_embed(images.to(vit.pos_embed.dtype))
     height, width = tokens.shape[1:3] if tokens.ndim == 4 else vit.patch_embed.grid_size
     table, grid = vit.pos_embed, vit.patch_embed.grid_size
     if (height, width) != tuple(grid):

@@ -55,7 +55,7 @@ def random_masking(
     if not 0 <= ratio < 1 or kept < 1:
         raise ConfigError(f"mask ratio {ratio} of {length} patches: it must lie in [0, 1) and keep at least one patch")
     if noise is None:
-        noise = torch.rand(batch, length, device=tokens.device, generator=generator)
+        noise = torch.rand(batch, length, device=tokens.device, generator=generator, dtype=torch.float32)
     order = noise.argsort(dim=1, stable=True)
     ids_restore = order.argsort(dim=1)
     visible = tokens.gather(1, order[:, :kept, None].expand(-1, -1, dim))

@@ -25,6 +25,7 @@ from medvlp import distributed
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.text import TextEncoderConfig
 from medvlp.errors import ConfigError, NotSupportedError
+from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.optim import OptimConfig
 from medvlp.methods.plain import config_from
@@ -256,7 +257,7 @@ class MaCo(PretrainModule):
         if not self.super_resolution:
             return images
         # The released code's resize of tensors did not smooth before it dropped pixels.
-        return shrink(images, self.image_size // 2, antialias=self.variant == "paper")
+        return shrink(exact(images)[0], self.image_size // 2, antialias=self.variant == "paper")
 
     def _pooled(self, encoded: Tensor) -> Tensor:
         if self.image_head is None:
@@ -330,7 +331,8 @@ class MaCo(PretrainModule):
     # ---------------------------------------------------------------- training
 
     def _draw(self, images: Tensor) -> Tensor:
-        return torch.rand(len(images), self.grid**2, device=images.device)
+        # In half precision so many patches would tie that those at the top would stay visible more often.
+        return torch.rand(len(images), self.grid**2, device=images.device, dtype=torch.float32)
 
     def _predict(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encoded visible tokens, mask and predicted patches."""

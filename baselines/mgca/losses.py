@@ -185,7 +185,7 @@ class CrossAttention(nn.Module):
         queries, keys = queries.to(self.query.weight.dtype), keys.to(self.query.weight.dtype)
         q, k, v = self.query(queries)[:, None], self.key(keys)[:, None], self.value(keys)[:, None]
         if padding is not None:
-            bias = torch.zeros_like(padding, dtype=q.dtype).masked_fill(padding, torch.finfo(q.dtype).min)
+            bias = torch.zeros_like(padding, dtype=q.dtype).masked_fill(padding, torch.finfo(q.dtype).min / 2)
             bias = bias[:, None, None]
         return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, 0]).to(dtype)
 
@@ -201,7 +201,7 @@ class CrossAttention(nn.Module):
             (B, Q, K), rows of sum 1.
         """
         queries, keys = queries.to(self.query.weight.dtype), keys.to(self.query.weight.dtype)
-        scores = (self.query(queries) @ self.key(keys).mT).float() / queries.shape[-1] ** 0.5
+        scores = exact(self.query(queries) @ self.key(keys).mT)[0] / queries.shape[-1] ** 0.5
         if padding is not None:
             scores = scores.masked_fill(padding[:, None], torch.finfo(scores.dtype).min)
         return scores.softmax(-1)

@@ -346,7 +346,7 @@ class MGCA(PretrainModule):
         """
         if self.prototypes is None:
             raise ConfigError("trained with prototype_weight 0, so there are no prototypes")
-        return prototype_scores(embeddings, F.normalize(self.prototypes.weight, dim=1))
+        return prototype_scores(embeddings, F.normalize(exact(self.prototypes.weight)[0], dim=1))
 
     @torch.no_grad()
     def word_regions(self, outputs: dict[str, Tensor]) -> Tensor:

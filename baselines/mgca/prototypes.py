@@ -22,7 +22,7 @@ def normalise_prototypes_(weight: Tensor) -> Tensor:
     Returns:
         The same tensor.
     """
-    return weight.copy_(F.normalize(weight, dim=1))
+    return weight.copy_(F.normalize(exact(weight)[0], dim=1))
 
 
 def prototype_scores(embeddings: Tensor, prototypes: Tensor) -> Tensor:

@@ -137,5 +137,5 @@ class MedKLIPDecoder(nn.Module):
         deepest, *skips = [features[i] for i in self.levels]
         current = self.bridge(deepest)
         for up, join, skip in zip(self.ups, self.joins, [*skips, images], strict=True):
-            current = join(torch.cat([up(current), skip], 1))
+            current = join(torch.cat([up(current), skip.to(current.dtype)], 1))
         return self.head(current)

@@ -209,7 +209,9 @@ class ImageEncoder(nn.Module):
         if self.upsample_to is not None and images.shape[-1] != self.upsample_to:
             side = (self.upsample_to, self.upsample_to)
             images = F.interpolate(images, size=side, mode="bilinear", align_corners=True)
-        return images.contiguous(memory_format=self.memory_format)
+        # images of a module in half or double precision may come as the data sets give them
+        dtype = next(self.model.parameters()).dtype
+        return images.to(dtype).contiguous(memory_format=self.memory_format)
 
     @overload
     def forward(self, images: Tensor) -> list[Tensor]: ...
@@ -293,7 +295,8 @@ def _attention(block: Any, tokens: Tensor, rows: int | None) -> Tensor:
         F.linear(part, weights[i], biases[i]).unflatten(2, (attend.num_heads, -1)).transpose(1, 2)
         for i, part in enumerate((tokens[:, :rows], tokens))
     )
-    scores = attend.q_norm(query).float() @ attend.k_norm(key).float().transpose(2, 3) * attend.scale
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    scores = attend.q_norm(query).to(dtype) @ attend.k_norm(key).to(dtype).transpose(2, 3) * attend.scale
     return scores.softmax(-1)
 
 

@@ -124,7 +124,7 @@ def pool_tokens(hidden: Tensor, attention_mask: Tensor, how: Literal["cls", "mea
     """
     if how == "cls":
         return hidden[:, 0]
-    mask = attention_mask[:, :, None].to(hidden.dtype)
-    if how == "mean":
+    mask = attention_mask[:, :, None].bool()
+    if how == "mean":  # counted in whole numbers, of which bfloat16 has few
         return (hidden * mask).sum(1) / mask.sum(1).clamp_min(1)
-    return hidden.masked_fill(mask == 0, torch.finfo(hidden.dtype).min).amax(1)
+    return hidden.masked_fill(~mask, torch.finfo(hidden.dtype).min).amax(1)

@@ -271,7 +271,8 @@ class TextEncoder(nn.Module):
             part(tokens).unflatten(2, (heads, -1)).transpose(1, 2)
             for part, tokens in ((block.query, states[:, :rows]), (block.key, states))
         )
-        scores = (query @ key.transpose(2, 3)).float() / query.shape[-1] ** 0.5
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        scores = (query @ key.transpose(2, 3)).to(dtype) / query.shape[-1] ** 0.5
         return scores.masked_fill(attention_mask[:, None, None] == 0, -torch.inf).softmax(-1)
 
 

@@ -1,5 +1,7 @@
 """The precision that losses are computed in."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -19,3 +21,8 @@ def exact(*tensors: Tensor) -> tuple[Tensor, ...]:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of scalar loss terms, in float32 at least."""
+    return torch.stack(exact(*terms.values())).sum()

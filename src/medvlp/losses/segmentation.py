@@ -21,7 +21,8 @@ def soft_dice_loss(prediction: Tensor, target: Tensor, smooth: float = SMOOTH) -
     Returns:
         A scalar in [0, 1] for probabilities; unbounded for logits.
     """
-    p, t = prediction.flatten(1), target.flatten(1)
+    # in half precision the sums over an image would overflow
+    p, t = (side.flatten(1) for side in exact(prediction, target))
     dice = (2 * (p * t).sum(1) + smooth) / (p.sum(1) + t.sum(1) + smooth)
     return 1 - dice.mean()
 
@@ -41,7 +42,7 @@ def dice_bce_paper(logits: Tensor, target: Tensor, smooth: float = SMOOTH) -> Te
         A scalar.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        logits, target = logits.float(), target.float()
+        logits, target = exact(logits, target)
         bce = F.binary_cross_entropy_with_logits(logits, target)
         return 0.5 * (soft_dice_loss(logits.sigmoid(), target, smooth) + bce)
 
@@ -61,7 +62,7 @@ def dice_bce_official(logits: Tensor, target: Tensor, smooth: float = SMOOTH, bc
         A scalar.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        logits, target = logits.float(), target.float()
+        logits, target = exact(logits, target)
         dice = soft_dice_loss(logits, target, smooth)
         if not bce_weight:
             return dice
@@ -79,6 +80,7 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
     Returns:
         A scalar.
     """
+    logits, target = exact(logits, target)
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (torch.exp(gamma * F.logsigmoid(-logits * (2 * target - 1))) * bce).mean()
 
@@ -94,6 +96,7 @@ def soft_dice_of_batch(prediction: Tensor, target: Tensor, smooth: float = 1.0) 
     Returns:
         A scalar in (0, 1], 1 where both are equal masks.
     """
+    prediction, target = exact(prediction, target)
     return (2 * (prediction * target).sum() + smooth) / (prediction.sum() + target.sum() + smooth)
 
 
@@ -109,7 +112,7 @@ def squared_dice_loss(prediction: Tensor, target: Tensor, factor: float = 2.0, s
     Returns:
         A scalar.
     """
-    p, t = prediction.flatten(1), target.flatten(1)
+    p, t = (side.flatten(1) for side in exact(prediction, target))
     return 1 - ((factor * (p * t).sum(1) + smooth) / ((p * p).sum(1) + (t * t).sum(1) + smooth)).mean()
 
 

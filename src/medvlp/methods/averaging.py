@@ -1,11 +1,14 @@
 """An exponential moving average of the weights, kept beside the weights that are trained."""
 
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from medvlp.errors import ConfigError
@@ -18,9 +21,10 @@ class MovingAverage(WeightAveraging):
     the average's. In a checkpoint ``state_dict`` is the average, which ``medvlp.load`` takes unless it is told
     otherwise, and ``current_model_state`` is what a resumed run goes on with.
 
-    Two things differ from the library's own callback. Whole-number buffers (position ids, counters) are copied: an
-    average of them in floating point rounds down now and then. And the average stays in place until validation is
-    over: the module's own hook at its end, which embeds the prompts, runs after that of the callbacks.
+    Three things differ from the library's own callback. The average is in float32 at least, whatever the weights are:
+    a step of ``1 − decay`` is below the rounding of half precision. Whole-number buffers (position ids, counters) are
+    copied: an average of them in floating point rounds down now and then. And the average stays in place until
+    validation is over: the module's own hook at its end, which embeds the prompts, runs after that of the callbacks.
 
     Args:
         decay: in [0, 1).
@@ -42,17 +46,44 @@ class MovingAverage(WeightAveraging):
 
         super().__init__(use_buffers=True, multi_avg_fn=update)
         self.decay = decay
-        self._swapped = False
+        self._weights: list[Tensor] | None = None  # those that are trained, while the average is in their place
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Starts the average at the initial weights."""
         super().setup(trainer, pl_module, stage)
-        self._swapped = False
+        self._weights = None
+        if self._average_model is not None:
+            for tensor in _tensors(trainer.precision_plugin.convert_module(self._average_model.module)):
+                if tensor.dtype in (torch.float16, torch.bfloat16):
+                    tensor.data = tensor.data.float()
+
+    @property
+    def _swapped(self) -> bool:
+        return self._weights is not None
+
+    def _swap_models(self, pl_module: L.LightningModule) -> None:
+        assert self._average_model is not None
+        if self._weights is None:
+            self._weights = [tensor.detach().clone() for tensor in _tensors(pl_module)]
+            source: Iterable[Tensor] = _tensors(self._average_model.module)
+        else:
+            source, self._weights = self._weights, None
+        for tensor, value in zip(_tensors(pl_module), source, strict=True):
+            tensor.data.copy_(value)
 
     def _swap(self, pl_module: L.LightningModule) -> None:
         if self._average_model is not None:
             self._swap_models(pl_module)
-            self._swapped = not self._swapped
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds the weights, in the precision of the average, whose update takes lists of one type."""
+        assert self._average_model is not None
+        pairs = zip(_tensors(self._average_model.module), _tensors(pl_module), strict=True)
+        weights = [current.detach().to(average.dtype) for average, current in pairs]
+        given: Any = SimpleNamespace(parameters=lambda: weights, buffers=list)
+        super().on_train_batch_end(trainer, given, outputs, batch, batch_idx)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts the average in the weights' place."""
@@ -78,12 +109,18 @@ class MovingAverage(WeightAveraging):
             return
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._swapped:
-            first, second = checkpoint["current_model_state"], checkpoint["state_dict"]
-            checkpoint["state_dict"], checkpoint["current_model_state"] = first, second
+            self._swap(pl_module)
+            state = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+            checkpoint["current_model_state"] = state
+            self._swap(pl_module)
 
     def put_average(self, checkpoint: dict[str, Any]) -> None:
         """Makes the average the ``state_dict`` of a checkpoint of weights alone, for which callbacks are not asked."""
-        if self._average_model is None or self._swapped or "current_model_state" in checkpoint:
+        if self._average_model is None or "current_model_state" in checkpoint:
             return
         average: AveragedModel = self._average_model
         checkpoint["state_dict"] = average.module.state_dict()
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())

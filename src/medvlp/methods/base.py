@@ -19,9 +19,11 @@ from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
 from medvlp.encoders.text import TextEncoder, TextEncoderConfig
 from medvlp.errors import ConfigError, NotSupportedError
 from medvlp.losses.contrastive import image_text_contrast
+from medvlp.losses.precision import total
 from medvlp.methods.averaging import MovingAverage
 from medvlp.methods.checkpoints import Checkpoints
 from medvlp.methods.chunks import encode_in_chunks
+from medvlp.methods.dtypes import ExactTensors, KeepTargets
 from medvlp.methods.evaluation import Evaluation
 from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard
 from medvlp.methods.inference import Inference
@@ -33,7 +35,7 @@ from medvlp.seeding import derive_seed
 from medvlp.text import load_tokenizer, tokenizer_from_state, tokenizer_state, train_wordpiece
 
 
-class PretrainModule(Evaluation, Checkpoints, Inference, ABC):
+class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
     """Base of every pre-training method.
 
     A method sets :attr:`name`, builds its heads in ``__init__`` after ``super().__init__(...)``, and implements
@@ -280,7 +282,7 @@ class PretrainModule(Evaluation, Checkpoints, Inference, ABC):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The guards of every run, and the moving average where one is wanted."""
-        callbacks: list[L.Callback] = [NonFiniteGuard(), SkippedItems(), UntrainedGuard()]
+        callbacks: list[L.Callback] = [KeepTargets(), NonFiniteGuard(), SkippedItems(), UntrainedGuard()]
         if self.ema_decay is not None and self.trainer.state.fn == "fit":
             callbacks.append(MovingAverage(self.ema_decay))
         return callbacks
@@ -341,7 +343,7 @@ class PretrainModule(Evaluation, Checkpoints, Inference, ABC):
         """Sum of :meth:`losses`; every term is logged as ``train/<term>``."""
         self._need_two(len(batch["image"]))  # before a batch norm meets a single pair, in words of its own
         terms = self.losses(batch, self.encode(batch))
-        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        loss = total(terms)
         size = len(batch["image"])
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, batch_size=size)
         self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()}, on_step=True, batch_size=size)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medvlp.losses.precision import total
 from medvlp.metrics.embeddings import EmbeddingStore
 from medvlp.metrics.retrieval import recall_at_k
 from medvlp.metrics.zero_shot import zero_shot_auroc
@@ -39,8 +40,7 @@ class Evaluation(L.LightningModule):
         size = len(batch["image"])
         if size > 1:  # a last batch of one has no contrast
             terms = self.losses(batch, outputs)
-            total = torch.stack([term.float() for term in terms.values()]).sum()
-            for key, value in {"loss": total, **terms}.items():
+            for key, value in {"loss": total(terms), **terms}.items():
                 self.log(f"{stage}/{key}", value, sync_dist=True, batch_size=size, prog_bar=key == "loss")
         if not self.has_text:
             return

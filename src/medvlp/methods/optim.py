@@ -79,6 +79,16 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
+def adam_eps(groups: list[dict[str, Any]]) -> float:
+    """Return Adam's ε: 1e-8, or 1e-3 where there are float16 weights.
+
+    Adam keeps its moments in the type of the weights. In float16 the squares of gradients below 5e-3 vanish, and 1e-8 is
+    0: the steps would be infinite.
+    """
+    half = any(parameter.dtype == torch.float16 for group in groups for parameter in group["params"])
+    return 1e-3 if half else 1e-8
+
+
 def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimiser over the module's trainable parameters.
 
@@ -93,7 +103,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
     else:
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         first, second = config.betas
-        optimizer = kind(groups, lr=config.lr, betas=(first, second), fused=fused)
+        optimizer = kind(groups, lr=config.lr, betas=(first, second), eps=adam_eps(groups), fused=fused)
     # Fused kernels could undo a gradient scaler's factor themselves, and Lightning does not clip where they might. They
     # need not: with this mark gone the scaler does it before the step, as for any other optimiser.
     optimizer._step_supports_amp_scaling = False

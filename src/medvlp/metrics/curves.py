@@ -152,7 +152,7 @@ def known(labels: Tensor) -> Tensor:
 def _thresholds(scores: Tensor, labels: Tensor, quality: str) -> Tensor:
     if scores.shape != labels.shape:
         raise ConfigError(f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must have one shape")
-    found = torch.full((scores.shape[1],), torch.nan)
+    found = torch.full((scores.shape[1],), torch.nan, dtype=torch.float32)
     for c in range(scores.shape[1]):
         curve = Curve.of(scores[:, c], labels[:, c])
         if bool(curve.defined):

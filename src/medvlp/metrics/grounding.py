@@ -69,7 +69,7 @@ def grounding_statistics(
     seen = ~heat.isnan()
     low = heat.nan_to_num(nan=-torch.inf, neginf=-torch.inf, posinf=torch.inf)
     maximal = (low == low.amax(1, keepdim=True)) & seen
-    pointing = (maximal & inside).sum(1) / maximal.sum(1)
+    pointing = (maximal & inside).sum(1).to(heat.dtype) / maximal.sum(1)
     defined = inside.any(1)
     return {
         "intersection": torch.stack([(one & inside).sum(1) for one in above], 1),
@@ -78,7 +78,7 @@ def grounding_statistics(
         "cnr": contrast_to_noise(heat, inside),
         "pointing_game": torch.where(defined, pointing, torch.nan),
         "pointing_medklip": torch.where(
-            defined, torch.where(pointing.isnan(), pointing, (pointing > 0).float()), torch.nan
+            defined, torch.where(pointing.isnan(), pointing, (pointing > 0).to(heat.dtype)), torch.nan
         ),
         "pixel_ap": pixel_average_precision(low, inside),
     }

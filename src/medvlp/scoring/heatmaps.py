@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.errors import ConfigError, DataError
+from medvlp.losses.precision import exact
 from medvlp.resizing import Geometry
 from medvlp.transforms import ImageTransform
 
@@ -38,6 +39,7 @@ def similarity_maps(
     Raises:
         ConfigError: weights of another grid.
     """
+    patches, phrases = exact(patches, phrases)
     if normalise:
         patches, phrases = F.normalize(patches, dim=1), F.normalize(phrases, dim=-1)
     if phrases.ndim == 2:
@@ -147,6 +149,7 @@ def min_max(maps: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     Returns:
         (..., H, W). A map that is the same everywhere says nothing of where, and becomes ``low``.
     """
+    (maps,) = exact(maps)
     known = ~maps.isnan()
     least = maps.masked_fill(~known, torch.inf).amin((-2, -1), keepdim=True)
     most = maps.masked_fill(~known, -torch.inf).amax((-2, -1), keepdim=True)
@@ -181,7 +184,7 @@ def phrase_heatmaps(
     Returns:
         (B, size, size), or (B, P, size, size).
     """
-    maps = similarity_maps(patches.float(), phrases.float(), normalise=normalise, patch_weights=patch_weights)
+    maps = similarity_maps(patches, phrases, normalise=normalise, patch_weights=patch_weights)
     maps = upsample(smooth(maps, sigma), size, mode)
     return maps if scale is None else min_max(maps, *scale)
 
@@ -216,7 +219,8 @@ def frame_of(transform: ImageTransform, geometry: Geometry) -> Frame:
         raise ConfigError("heatmaps go back to their image through the evaluation transform: build it with train=False")
     g = geometry
     # it moves a box inside the part that every recipe keeps as it moves the image
-    before = torch.tensor([[g.out_width / 4, g.out_height / 4, g.out_width * 3 / 4, g.out_height * 3 / 4]])
+    quarters = [g.out_width / 4, g.out_height / 4, g.out_width * 3 / 4, g.out_height * 3 / 4]
+    before = torch.tensor([quarters], dtype=torch.float32)
     _, _, after, _ = transform.finish_joint(torch.zeros(1, g.out_height, g.out_width, dtype=torch.uint8), boxes=before)
     assert after is not None
     scale = ((after[0, 2:] - after[0, :2]).double() / (before[0, 2:] - before[0, :2]).double()).tolist()
@@ -247,6 +251,7 @@ def back_to_image(
     Raises:
         DataError: the geometry is not that of an image of this size.
     """
+    (heatmap,) = exact(heatmap)
     g = geometry if isinstance(geometry, Geometry) else Geometry(*(int(v) for v in geometry))
     height, width = size
     if g.left + g.crop_width > width or g.top + g.crop_height > height:
@@ -281,6 +286,5 @@ def centre_prior(height: int, width: int) -> Tensor:
     Returns:
         (height, width) in [0, 1].
     """
-    y = ((torch.arange(height) + 0.5) / height - 0.5).abs()
-    x = ((torch.arange(width) + 0.5) / width - 0.5).abs()
+    y, x = (((torch.arange(side, dtype=torch.float32) + 0.5) / side - 0.5).abs() for side in (height, width))
     return 1 - (y[:, None].square() + x.square()).sqrt() / math.sqrt(0.5)

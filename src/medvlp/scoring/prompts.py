@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.errors import ConfigError
+from medvlp.losses.precision import exact
 from medvlp.metrics.zero_shot import prompt_embeddings
 
 RULES: dict[str, tuple[Literal["raw", "unit"], bool]] = {
@@ -114,6 +115,7 @@ def positive_negative(positive: Tensor, negative: Tensor, temperature: float = 1
     Returns:
         (...) in (0, 1).
     """
+    positive, negative = exact(positive, negative)
     return ((positive - negative) / temperature).sigmoid()
 
 
@@ -126,6 +128,7 @@ def standardised_over_classes(similarity: Tensor) -> Tensor:
     Returns:
         (N, C) in (0, 1); ½ where all classes of an image are equally similar.
     """
+    (similarity,) = exact(similarity)
     centred = similarity - similarity.mean(1, keepdim=True)
     spread = centred.square().mean(1, keepdim=True).sqrt()
     return torch.where(spread > 0, centred / spread.clamp_min(torch.finfo(spread.dtype).tiny), 0).sigmoid()
@@ -143,6 +146,7 @@ def class_vectors(texts: Tensor, members: Sequence[Sequence[int]], pooling: str 
     Returns:
         (C, d); zeros for a class without prompts.
     """
+    (texts,) = exact(texts)
     how = {
         "unit": prompt_embeddings,
         "direction": lambda side: F.normalize(side.mean(0), dim=-1),
@@ -202,6 +206,7 @@ def class_scores(
         ConfigError: no such rule, or one that does not fit the classes.
     """
     table.check(rule)
+    images, texts = exact(images, texts)
     if rule == "dot":
         sides = (class_vectors(texts, side, "mean") for side in (table.positive, table.negative))
         positive, negative = (images @ side.T for side in sides)

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from medvlp._version import __version__
 from medvlp.errors import CheckpointError, ConfigError, DataError
+from medvlp.losses.precision import total
 from medvlp.methods.checkpoints import CHECKPOINT_KEY
+from medvlp.methods.dtypes import ExactTensors, KeepTargets
 from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard, need_weights
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.methods.plain import RUN_FOLDER, plain, swap_folder
@@ -31,7 +33,7 @@ from medvlp.tasks.features import StoredFeatures, features_key, store_features
 Features = Literal["cached", "live"]
 
 
-class Task(L.LightningModule, ABC):
+class Task(ExactTensors, ABC):
     """Base of every task.
 
     A task sets :attr:`task`, builds its head after ``super().__init__(...)`` and implements :meth:`store`,
@@ -196,7 +198,7 @@ class Task(L.LightningModule, ABC):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The guards of every run."""
-        return [NonFiniteGuard(), SkippedItems(), UntrainedGuard()]
+        return [KeepTargets(), NonFiniteGuard(), SkippedItems(), UntrainedGuard()]
 
     def setup(self, stage: str) -> None:
         """Hands the loaders stored features in the place of images where the encoder is frozen."""
@@ -235,7 +237,8 @@ class Task(L.LightningModule, ABC):
             need_weights(self.trainer, self)  # before the encoder sees every image for nothing
         datamodule = self._datamodule()
         views = self.views if split == "train" else 1
-        key = features_key(dataset, self.encoder.sha256, self.what(), views, self.features_dtype)
+        precision = str(self.trainer.precision)
+        key = features_key(dataset, self.encoder.sha256, self.what(), views, self.features_dtype, precision)
         folder = self.features_dir or os.path.join(self.trainer.default_root_dir, "features")
         self.encoder.to(self.trainer.strategy.root_device).eval()
         return store_features(
@@ -265,7 +268,7 @@ class Task(L.LightningModule, ABC):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Sum of :meth:`loss`; every term is logged as ``train/<term>``."""
         terms = self.loss(batch)
-        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        loss = total(terms)
         size = len(batch["index"])
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, batch_size=size)
         if len(terms) > 1:
@@ -286,8 +289,8 @@ class Task(L.LightningModule, ABC):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss, and per-sample columns for the epoch's end."""
         if self.trains:
-            total = torch.stack([term.float() for term in self.loss(batch).values()]).sum()
-            self.log("val/loss", total, sync_dist=True, batch_size=len(batch["index"]), prog_bar=True)
+            loss = total(self.loss(batch))
+            self.log("val/loss", loss, sync_dist=True, batch_size=len(batch["index"]), prog_bar=True)
         self._collect("validate", batch)
 
     def on_validation_epoch_end(self) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from medvlp.errors import ConfigError, DataError
-from medvlp.methods.optim import OptimConfig, build_schedule, parameter_groups
+from medvlp.losses.precision import exact
+from medvlp.methods.optim import OptimConfig, adam_eps, build_schedule, parameter_groups
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.classification import best_f1_thresholds, classification_measures
 from medvlp.metrics.samples import Samples, SampleStore
@@ -115,6 +116,7 @@ class Classification(Task):
 
     task = "classification"
 
+    exact_parts = ("thresholds",)
     chosen: Tensor
     thresholds: Tensor
 
@@ -207,7 +209,7 @@ class Classification(Task):
             optimizer = torch.optim.SGD(groups, momentum=0.9)
         else:
             kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-            optimizer = kind(groups, betas=config.betas)
+            optimizer = kind(groups, betas=config.betas, eps=adam_eps(groups))
         schedule = build_schedule(optimizer, config, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
 
@@ -232,10 +234,10 @@ class Classification(Task):
         if self.labels == "multiclass":
             rows = known.all(1)
             target = labels.nan_to_num().argmax(1)[:, None].expand(-1, logits.shape[1])
-            losses = F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none")
+            losses = F.cross_entropy(exact(logits)[0].transpose(1, 2), target, reduction="none")
             return (losses * rows[:, None]).sum(0) / rows.sum().clamp_min(1)
         target = labels.nan_to_num()[:, None].expand_as(logits)
-        losses = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+        losses = F.binary_cross_entropy_with_logits(*exact(logits, target), reduction="none")
         return (losses * known[:, None]).sum((0, 2)) / known.sum().clamp_min(1)
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -128,9 +128,11 @@ class Evaluator(Task):
         datamodule.setup("validate")
         if datamodule.val_set is None or not len(datamodule.val_set):
             return None
-        with self.trainer.precision_plugin.forward_context():
-            for batch in datamodule.val_dataloader():
-                self._collect("beside", self.trainer.strategy.batch_to_device(batch))
+        plugin = self.trainer.precision_plugin
+        for batch in datamodule.val_dataloader():  # outside of the context, which changes the type of new tensors
+            moved = self.trainer.strategy.batch_to_device(plugin.convert_input(batch))
+            with plugin.forward_context():
+                self._collect("beside", moved)
         return self._gathered("beside")
 
     def settings(self) -> dict[str, Any]:

@@ -165,7 +165,9 @@ class _Views(Sampler):
         return ((row, view) for view in range(self.views) for row in self.rows)
 
 
-def features_key(dataset: RadiographDataset, encoder_sha256: str, what: str, views: int, dtype: str) -> str:
+def features_key(
+    dataset: RadiographDataset, encoder_sha256: str, what: str, views: int, dtype: str, precision: str = "32-true"
+) -> str:
     """Hash of everything that the stored features of a dataset depend on.
 
     Args:
@@ -174,6 +176,7 @@ def features_key(dataset: RadiographDataset, encoder_sha256: str, what: str, vie
         what: which of the encoder's outputs.
         views: augmented views per sample.
         dtype: of the numbers.
+        precision: that the encoder ran in.
     """
     transform = dataset.transform
     annotations = [c for c in ("shapes", "boxes", "box_labels") if c in dataset.table.column_names]
@@ -192,6 +195,7 @@ def features_key(dataset: RadiographDataset, encoder_sha256: str, what: str, vie
             "what": what,
             "views": views,
             "dtype": dtype,
+            **({} if precision == "32-true" else {"precision": precision}),
         }
     )[:32]
 
@@ -333,8 +337,9 @@ def store_features(
         )
         writer = _Writer(part / f"shard{rank}", (views, len(sampler.rows)), dtype)
         for batch in loader:
+            images = trainer.precision_plugin.convert_input(batch["image"]).to(strategy.root_device)
             with trainer.precision_plugin.forward_context():
-                made = [level.float().cpu().numpy() for level in extract(batch["image"].to(strategy.root_device))]
+                made = [level.float().cpu().numpy() for level in extract(images)]
             if writer.done == 0:
                 size = np.dtype(_TYPES[dtype]).itemsize
                 each = sum(level[0].size * size for level in made)

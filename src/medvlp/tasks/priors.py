@@ -64,10 +64,10 @@ def mean_masks(datamodule: Any, names: Sequence[str]) -> Tensor | None:
     )
     kinds = len(names) + 1
     totals: list[Tensor] = []
-    count = torch.zeros(kinds)
+    count = torch.zeros(kinds, dtype=torch.float32)
     for batch in loader:
         mask, category = batch["mask"][:, 0], categories_of(batch, names)
-        totals.append(torch.zeros(kinds, *mask.shape[1:]).index_add_(0, category, mask))
+        totals.append(mask.new_zeros(kinds, *mask.shape[1:]).index_add_(0, category, mask))
         count += torch.bincount(category, minlength=kinds)
     total = torch.stack(totals).sum(0)
     if not bool(total.any()):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from medvlp.encoders.decoder import UNetDecoder
 from medvlp.encoders.dense import FeatureToPyramid, MedKLIPDecoder, UPerNet
 from medvlp.errors import ConfigError, NotSupportedError
+from medvlp.losses.precision import exact
 from medvlp.losses.segmentation import bce_dice_medklip, focal_dice_maco, focal_dice_mgca
 from medvlp.methods.optim import OptimConfig
 from medvlp.metrics.bootstrap import Measures
@@ -220,7 +221,7 @@ class Segmentation(Task):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The protocol's loss."""
-        return {"segmentation": self.criterion(self.logits(batch).float(), batch["mask"])}
+        return {"segmentation": self.criterion(self.logits(batch), batch["mask"])}
 
     # ---------------------------------------------------------------- evaluation
 
@@ -238,7 +239,7 @@ class Segmentation(Task):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss and areas from one forward pass."""
-        logits = self.logits(batch).float()
+        (logits,) = exact(self.logits(batch))
         size = len(batch["index"])
         self.log("val/loss", self.criterion(logits, batch["mask"]), sync_dist=True, batch_size=size, prog_bar=True)
         self._collect("validate", batch, mask_statistics(logits.sigmoid(), batch["mask"], threshold=self.threshold))

@@ -14,6 +14,7 @@ from medvlp.encoders.pooling import AttentionPool
 from medvlp.encoders.projection import TextProjector, map_projector
 from medvlp.encoders.text import TextEncoderConfig
 from medvlp.errors import ConfigError
+from medvlp.losses.precision import exact
 from medvlp.losses.segmentation import dice_bce_official, dice_bce_paper
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.g2d.pseudo_mask import OFFICIAL, PseudoMask, PseudoMaskSettings, Threshold, pseudo_mask
@@ -238,7 +239,7 @@ class G2D(PretrainModule):
             return terms
         decoded = outputs["decoded"]
         if self.decoder_loss == "reconstruction":
-            name, loss = "reconstruction", F.mse_loss(decoded.float(), batch["image"].float())
+            name, loss = "reconstruction", F.mse_loss(*exact(decoded, batch["image"]))
         else:
             name, target = "pixel", self.pseudo_masks(batch["image"], outputs["attention"]).mask
             if self.shuffle_masks:

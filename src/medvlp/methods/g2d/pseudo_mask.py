@@ -123,7 +123,7 @@ def otsu_threshold(images: Tensor, bins: int = 256) -> Tensor:
     span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
     index = ((x - low) / span * bins).long().clamp_(max=bins - 1)
     # scatter_add_ rather than bincount, which copies the maximum to the host.
-    histogram = torch.zeros(len(x), bins, device=x.device).scatter_add_(1, index, torch.ones_like(x))
+    histogram = x.new_zeros(len(x), bins).scatter_add_(1, index, torch.ones_like(x))
     levels = torch.arange(bins, device=x.device, dtype=torch.float32) + 0.5
     share = histogram / x.shape[1]
     dark = share.cumsum(1)
@@ -275,7 +275,7 @@ def bilateral(mask: Tensor, settings: PseudoMaskSettings) -> Tensor:
     # Far from any edge the blur is 0 or 1 but for rounding.
     blurred = torch.where((blurred - mask).abs() < 1e-6, mask, blurred).clamp_(0, 1)
     other = math.exp(-0.5 / settings.sigma_color**2)
-    own, rest = torch.where(mask > 0.5, 1.0, other), torch.where(mask > 0.5, other, 1.0)
+    own, rest = (torch.full_like(mask, other).masked_fill_(side, 1.0) for side in (mask > 0.5, mask <= 0.5))
     ones = own * blurred
     return ones / (ones + rest * (1 - blurred))
 

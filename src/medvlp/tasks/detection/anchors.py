@@ -26,4 +26,5 @@ def scaled_anchors(image_size: tuple[int, int]) -> Tensor:
         (3, 3, 2) float32: level (coarsest first), anchor, (width, height).
     """
     height, width = image_size
-    return torch.tensor(COCO_ANCHORS) * torch.tensor([width / COCO_SIZE, height / COCO_SIZE])
+    scale = torch.tensor([width / COCO_SIZE, height / COCO_SIZE], dtype=torch.float32)
+    return torch.tensor(COCO_ANCHORS, dtype=torch.float32) * scale

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from medvlp.errors import ConfigError
+from medvlp.losses.precision import exact
 from medvlp.tasks.detection.loss import split_output
 
 Convention = Literal["official", "plain"]
@@ -68,10 +69,10 @@ def decode_scale(raw: Tensor, anchors: Tensor, image_size: tuple[int, int], num_
         num_classes: C.
 
     Returns:
-        (B, A · H · W, 5 + C) float32 in the order anchor, row, column: centre x, centre y, width, height in pixels,
-        objectness, class probabilities. Sizes are cut at 1e5 anchors, so that they stay finite.
+        (B, A · H · W, 5 + C) float32 at least, in the order anchor, row, column: centre x, centre y, width, height in
+        pixels, objectness, class probabilities. Sizes are cut at 1e5 anchors, so that they stay finite.
     """
-    found = split_output(raw.float(), num_classes)
+    (found,) = exact(split_output(raw, num_classes))
     rows, columns = found.shape[2:4]
     height, width = image_size
     cell = found.new_tensor([width / columns, height / rows])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medvlp.losses.precision import exact
 from medvlp.tasks.detection.targets import ScaleTargets
 
 
@@ -58,7 +59,8 @@ def scale_terms(raw: Tensor, targets: ScaleTargets, weights: LossWeights | None 
     """
     weights = weights or LossWeights()
     with torch.autocast(raw.device.type, enabled=False):
-        found = split_output(raw.float(), targets.classes.shape[-1])
+        found, *wanted = exact(split_output(raw, targets.classes.shape[-1]), *vars(targets).values())
+        targets = ScaleTargets(*wanted)
         mask, count = targets.mask, targets.mask.numel()
 
         def entropy(logits: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:

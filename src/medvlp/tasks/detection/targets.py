@@ -75,7 +75,7 @@ def truth_of(
     """
     counts = [len(b) for b in boxes]
     device = boxes[0].device if counts else torch.device("cpu")
-    corners = torch.cat([b.reshape(-1, 4) for b in boxes]).float() if counts else torch.zeros(0, 4)
+    corners = torch.cat([b.reshape(-1, 4) for b in boxes]).float() if counts else torch.zeros(0, 4, dtype=torch.float32)
     owner = torch.repeat_interleave(torch.tensor(counts, dtype=torch.long)).to(device)
     classes = torch.zeros_like(owner) if labels is None else torch.cat(list(labels)).long()
     height, width = image_size

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from medvlp.errors import ConfigError
+from medvlp.losses.precision import total
 from medvlp.methods.optim import OptimConfig
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.detection import detection_measures
@@ -226,8 +227,8 @@ class Detection(Task):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss and detections from one forward pass."""
         outputs = self.head(self.features(batch))
-        total = torch.stack(list(self.head.loss(outputs, self.truth(batch)).values())).sum()
-        self.log("val/loss", total, sync_dist=True, batch_size=len(batch["index"]), prog_bar=True)
+        loss = total(self.head.loss(outputs, self.truth(batch)))
+        self.log("val/loss", loss, sync_dist=True, batch_size=len(batch["index"]), prog_bar=True)
         self._collect("validate", batch, self._columns(outputs, batch))
 
     @classmethod

@@ -14,6 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from medvlp.errors import ConfigError
+from medvlp.losses.precision import exact
 from medvlp.tasks.detection.decode import Predictions, corners_of
 from medvlp.tasks.detection.pyramid import LevelPlan, ThreeLevels
 from medvlp.tasks.detection.quiet import import_ultralytics
@@ -65,6 +66,8 @@ class UltralyticsYOLOv3(nn.Module):
     from coarse to fine, so levels whose sides are not g, 2g, 4g (an image size that is no multiple of the largest
     stride) are stretched to that, bilinearly, and their strides are image size / side.
 
+    Detect stays in float32 in a half-precision run.
+
     The same interface as :class:`~medvlp.tasks.detection.yolo.YOLOv3`, but :meth:`decode` wants outputs of the
     evaluation mode.
 
@@ -78,6 +81,8 @@ class UltralyticsYOLOv3(nn.Module):
     Raises:
         ConfigError: the package is missing or too old, or the images are not square.
     """
+
+    exact_parts = ("detect",)
 
     def __init__(
         self,
@@ -134,7 +139,7 @@ class UltralyticsYOLOv3(nn.Module):
             if layer is self.detect:
                 # it decodes to pixels, for which bfloat16 has too few digits
                 with torch.autocast(features[0].device.type, enabled=False):
-                    return layer([level.float() for level in features])
+                    return layer(list(exact(*features)))
             features = layer(features)
             kept.append(features if layer.i in self.saved else None)
         raise AssertionError("the last layer is Detect")
@@ -170,6 +175,6 @@ class UltralyticsYOLOv3(nn.Module):
         """
         if not isinstance(outputs, tuple):
             raise ConfigError("head: ultralytics decodes boxes in evaluation mode alone; call eval() before forward")
-        found = outputs[0].float().transpose(1, 2)
+        found = exact(outputs[0])[0].transpose(1, 2)
         classes = found[..., 4:]
         return Predictions(corners_of(found[..., :4]), classes.amax(2), classes)

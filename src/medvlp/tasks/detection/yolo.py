@@ -31,6 +31,7 @@ class YOLOv3(nn.Module):
         ConfigError: there is no such variant.
     """
 
+    exact_parts = ("anchors",)
     anchors: Tensor
 
     def __init__(
