@@ -82,8 +82,8 @@ def parameter_groups(
 def adam_eps(groups: list[dict[str, Any]]) -> float:
     """Return Adam's ε: 1e-8, or 1e-3 where there are float16 weights.
 
-    Adam keeps its moments in the type of the weights. In float16 the squares of gradients below 5e-3 vanish, and 1e-8 is
-    0: the steps would be infinite.
+    Adam keeps its moments in the type of the weights. In float16 the squares of gradients below 5e-3 vanish, and 1e-8
+    is 0: the steps would be infinite.
     """
     half = any(parameter.dtype == torch.float16 for group in groups for parameter in group["params"])
     return 1e-3 if half else 1e-8

@@ -236,8 +236,8 @@ class Classification(Task):
             target = labels.nan_to_num().argmax(1)[:, None].expand(-1, logits.shape[1])
             losses = F.cross_entropy(exact(logits)[0].transpose(1, 2), target, reduction="none")
             return (losses * rows[:, None]).sum(0) / rows.sum().clamp_min(1)
-        target = labels.nan_to_num()[:, None].expand_as(logits)
-        losses = F.binary_cross_entropy_with_logits(*exact(logits, target), reduction="none")
+        logits, target = exact(logits, labels.nan_to_num()[:, None].expand_as(logits))
+        losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         return (losses * known[:, None]).sum((0, 2)) / known.sum().clamp_min(1)
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:

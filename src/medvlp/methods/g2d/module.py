@@ -239,7 +239,8 @@ class G2D(PretrainModule):
             return terms
         decoded = outputs["decoded"]
         if self.decoder_loss == "reconstruction":
-            name, loss = "reconstruction", F.mse_loss(*exact(decoded, batch["image"]))
+            rebuilt, image = exact(decoded, batch["image"])
+            name, loss = "reconstruction", F.mse_loss(rebuilt, image)
         else:
             name, target = "pixel", self.pseudo_masks(batch["image"], outputs["attention"]).mask
             if self.shuffle_masks:

@@ -119,7 +119,7 @@ class UltralyticsYOLOv3(nn.Module):
         rows, columns = levels[0].shape[-2:]
         sides = [(rows << place, columns << place) for place in range(len(levels))]
         # the head lists its levels from fine to coarse
-        strides = torch.tensor([self.image_size[0] / side for side, _ in reversed(sides)])
+        strides = torch.tensor([self.image_size[0] / side for side, _ in reversed(sides)], dtype=torch.float32)
         if not torch.equal(strides, self.detect.stride.cpu()):
             self.detect.stride, self._criterion = strides, None
         return [
@@ -155,16 +155,21 @@ class UltralyticsYOLOv3(nn.Module):
             Scalars box (CIoU), classes and dfl, weighted by the package's own gains; their sum is to be minimised.
         """
         rows = truth.valid.nonzero().squeeze(1)
+        dtype, default = next(self.detect.parameters()).dtype, torch.get_default_dtype()
         batch = {
             "batch_idx": truth.owner[rows],
-            "cls": truth.labels[rows].float(),
-            "bboxes": truth.boxes[rows],
+            "cls": truth.labels[rows].to(dtype),
+            "bboxes": truth.boxes[rows].to(dtype),
         }
         device = truth.boxes.device
         if self._criterion is None or self._criterion.device != device:
             self._criterion = self._criterion_class(self)
         with torch.autocast(device.type, enabled=False):
-            summed, _ = self._criterion(outputs, batch)
+            torch.set_default_dtype(dtype)  # of the targets that the package makes
+            try:
+                summed, _ = self._criterion(outputs, batch)
+            finally:
+                torch.set_default_dtype(default)
         return dict(zip(("box", "classes", "dfl"), (summed / truth.batch).unbind(), strict=True))
 
     def decode(self, outputs: Any) -> Predictions:
