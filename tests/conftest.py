@@ -10,6 +10,13 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def pytest_addoption(parser):
+    """Options of ``tests/fuzz``."""
+    group = parser.getgroup("fuzz")
+    group.addoption("--mutations", type=int, default=300, help="mutated files in all (default: %(default)s)")
+    group.addoption("--mutation", default="", metavar="KIND-SEED", help="only this one, as a failing test names it")
+
+
 @pytest.fixture(scope="session")
 def command(tmp_path_factory):
     """The ``medvlp`` command in processes of its own; see ``support/command_line.py``."""
