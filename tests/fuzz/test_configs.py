@@ -134,8 +134,6 @@ class Configs(Kind):
             content = mutate_value(trial, content, within=lambda path: path[-1] not in kept and len(path) > 1)
         path = trial.folder / "c.yaml"
         path.write_bytes(yaml_bytes(trial, plain(content)))
-        for key in [key for key in os.environ if key.startswith("PL_")]:
-            del os.environ[key]
         os.chdir(trial.folder)
         limits = ("--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1")
         words = ["--trainer.fast_dev_run", "1"] if trial.often(0.3) else ["--trainer.max_epochs", "1"]

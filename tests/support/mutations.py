@@ -384,13 +384,16 @@ def command(*words: Any) -> int:
 
     from medvlp.cli import main
 
-    out, err = io.StringIO(), io.StringIO()
+    out, err, before = io.StringIO(), io.StringIO(), dict(os.environ)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main([str(word) for word in words])
             code: Any = 0
         except SystemExit as end:
             code = end.code or 0
+        finally:  # Lightning keeps the seed there
+            os.environ.clear()
+            os.environ.update(before)
     text = err.getvalue()
     assert "Traceback (most" not in text, text[-500:]
     assert code in (0, 1, 2), f"exit status {code}"
