@@ -326,6 +326,48 @@ def test_files_that_are_no_checkpoints(command, config, tmp_path):
     _says(command("validate", "--config", config[0], "--ckpt_path", tmp_path / "none.ckpt").error(), "none.ckpt")
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("scheme", ["http", "file", "s3", "hf"])
+def test_a_checkpoint_at_a_url_is_never_read(command, config, stage, scheme):
+    url = f"{scheme}://127.0.0.1:9/x.ckpt"
+    _says(command(stage, "--config", config[0], "--ckpt_path", url).error(), url, "download it first")
+
+
+@pytest.mark.parametrize("option", ["--model.image.weights", "--model.text.pretrained"])
+def test_weights_at_a_url_are_never_read(command, config, option):
+    _says(command("fit", "--config", config[0], option, "http://127.0.0.1:9/x").error(), "download it first")
+
+
+def test_nobody_can_ask_for_checkpoints_that_run_code(command, config):
+    done = command("test", "--config", config[0], "--weights_only", "false")
+    assert done.code == 2
+    assert "weights_only" in done.err
+
+
+@pytest.mark.parametrize("place", ["file/run", "x" * 300, "/proc/nowhere"])
+def test_a_run_folder_that_cannot_be_made(command, config, tmp_path, place):
+    (tmp_path / "file").touch()
+    _says(command("fit", "--config", config[0], "--trainer.default_root_dir", tmp_path / place).error(), place)
+
+
+@pytest.mark.parametrize("words", [["phantom", "--root"], ["doctor", "rsna"]])
+def test_a_file_in_the_place_of_a_folder(command, tmp_path, words):
+    (tmp_path / "file").touch()
+    done = command(*words, tmp_path / "file")
+    assert done.code != 0
+    assert "Traceback" not in done.err
+
+
+def test_a_full_disk(command, tmp_path):
+    line = command("phantom", "--root", tmp_path / "p", "--studies", "4", "--size", "64", largest_file=500).error()
+    _says(line, "the disk is full", tmp_path / "p")
+
+
+def test_a_disk_that_fills_up_in_training(command, config, tmp_path):
+    argv = ["fit", "--config", config[0], "--trainer.default_root_dir", tmp_path / "run"]
+    _says(command(*argv, largest_file=20_000).error(), "the disk is full", tmp_path / "run")
+
+
 # ---------------------------------------------------------------- on_error: skip
 
 

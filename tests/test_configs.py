@@ -83,6 +83,45 @@ def test_paper_values():
     assert (model["optim"]["lr"], model["optim"]["weight_decay"], data["image_size"]) == (2e-4, 1e-8, 224)
 
 
+# ---------------------------------------------------------------- files that are no configs
+
+BROKEN = {
+    "twice": (b"trainer:\n  max_epochs: 1\n  max_epochs: 2\n", "line 3: 'max_epochs' stands twice"),
+    "twice in a list": (b"trainer: {callbacks: [{class_path: a, class_path: b}]}\n", "line 1: 'class_path'"),
+    "latin-1": ("# caf\xe9\ntrainer: {}\n".encode("latin-1"), "not UTF-8"),
+    "deep": (b"trainer: " + b"[" * 4000 + b"]" * 4000, "nested too deeply"),
+    "cut": (b"trainer: {max_epochs: 1\n", "line 2"),
+    "long number": (b"trainer: {max_epochs: " + b"9" * 5000 + b"}", "5000 digits"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("place", ["alone", "overlay", "nested"])
+def test_a_broken_config_names_its_file(command, tmp_path, content, said, place):
+    (tmp_path / "broken.yaml").write_bytes(content)
+    argv: list[str | Path] = ["--config", tmp_path / "broken.yaml"]
+    if place == "overlay":
+        argv = ["--config", FOLDER / "quickstart.yaml", *argv]
+    if place == "nested":
+        (tmp_path / "whole.yaml").write_text("model: broken.yaml\n")
+        argv = ["--config", tmp_path / "whole.yaml"]
+    line = command("fit", *argv, cwd=tmp_path).error()
+    assert "broken.yaml" in line
+    assert said in line
+
+
+def test_a_key_stands_twice_in_an_option(command):
+    argv = ["--config", FOLDER / "quickstart.yaml", "--model.image", "{name: resnet18, name: resnet50}"]
+    assert "'name' stands twice" in command("fit", *argv).error()
+
+
+def test_overlays_and_merge_keys_may_repeat(command, tmp_path):
+    path = tmp_path / "overlay.yaml"
+    path.write_text("trainer: {<<: {max_epochs: 3}, max_epochs: 4}\n")
+    argv = ["--config", FOLDER / "quickstart.yaml", "--config", path, "--config", path, "--print_config"]
+    assert "max_epochs: 4" in command("fit", *argv).ok().out
+
+
 # ---------------------------------------------------------------- overlays
 
 # Files, because jsonargparse 4.53 reads "null" in a nested option as the text "None".

@@ -5,12 +5,13 @@ Nothing heavy is imported before it is known to be needed: ``medvlp --help`` and
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from medvlp._version import __version__
-from medvlp.errors import MedVLPError
+from medvlp.errors import MedVLPError, os_error_line
 
 RUN_COMMANDS = {
     "fit": "pre-train a method, or train a task's head or encoder",
@@ -136,19 +137,35 @@ def _tool(name: str, words: Sequence[str]) -> int:
     return module.run(parser.parse_args(words))
 
 
-def _one_line(error: MedVLPError) -> str:
+def _one_line(message: str, name: str) -> str:
     """The message alone; an error that crossed from a loader worker carries the worker's traceback before it."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if len(lines) > 1 and "Original Traceback" in str(error):
+    lines = [line for line in message.splitlines() if line.strip()] or [name]
+    if len(lines) > 1 and "Original Traceback" in message:
         return lines[-1].split(": ", 1)[-1]
     return " ".join(line.strip() for line in lines)
 
 
-def _deliberate(error: BaseException | None) -> MedVLPError | None:
-    """The deliberate error that another was raised from: jsonargparse wraps what a constructor raises."""
-    while error is not None and not isinstance(error, MedVLPError):
+def _written_folder() -> str:
+    """The folder that the command writes, as far as its words tell: a full disk's error names no file."""
+    words = [part for word in sys.argv for part in word.split("=", 1)]
+    for option in ("--out", "--trainer.default_root_dir", "--root", "--work"):
+        if option in words[:-1]:
+            return words[words.index(option) + 1]
+    return os.getcwd()
+
+
+def _deliberate(error: BaseException | None) -> str | None:
+    """The line to print of a deliberate error, or of the system's refusal, that another was raised from.
+
+    jsonargparse wraps what a constructor raises.
+    """
+    while error is not None:
+        if isinstance(error, MedVLPError):
+            return _one_line(str(error), type(error).__name__)
+        if isinstance(error, OSError):
+            return _one_line(os_error_line(error, _written_folder()), type(error).__name__)
         error = error.__cause__
-    return error
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -172,9 +189,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             _list(args.what)
         else:
             _phantom(args)
+    except BrokenPipeError:
+        # whoever read the output has closed it (medvlp list | head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except Exception as error:
         deliberate = _deliberate(error)
         if deliberate is None:
             raise
-        print(f"medvlp: error: {_one_line(deliberate)}", file=sys.stderr)
+        print(f"medvlp: error: {deliberate}", file=sys.stderr)
         sys.exit(1)

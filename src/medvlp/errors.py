@@ -1,5 +1,24 @@
 """The errors that medvlp raises on purpose: one line each, with the place and the remedy."""
 
+import errno
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def os_error_line(error: OSError, folder: str = "unknown path") -> str:
+    """Say in one line what the system refused: a full disk, a missing permission, a file in the place of a folder.
+
+    Args:
+        error: what was raised.
+        folder: what the line names where the error names no file, as those of a full disk.
+    """
+    path = error.filename or folder
+    if error.errno in FULL_DISK or "No space left" in str(error):
+        return f"the disk is full ({path}): free space, then run again"
+    if error.errno is None:  # of a library, in its own words
+        return " ".join(str(error).split()) or type(error).__name__
+    return f"{path}: {(error.strerror or str(error)).lower()}"
+
 
 class MedVLPError(Exception):
     """Base of every deliberate error. The command line prints its text alone, without a traceback."""

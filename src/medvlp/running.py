@@ -4,16 +4,20 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported so that LightningCLI knows their short names.
 import medvlp.callbacks
 from medvlp.datamodules import DATA_MODULES
 from medvlp.errors import ConfigError
+from medvlp.io.yaml import parse_yaml, read_yaml
 from medvlp.registry import import_all
 from medvlp.tasks.base import Task
 from medvlp.tasks.catalog import TASKS
@@ -31,8 +35,56 @@ def _fill_in_run_folder(config: Any, folder: str | os.PathLike) -> None:
                 arguments[key] = str(folder) + str(value).removeprefix(RUN_FOLDER)
 
 
+def _check_config(path: str, seen: set[str]) -> None:
+    """Raise where a config file, or one that it names, is not sound YAML; jsonargparse's errors name no file."""
+    if path in seen or not os.path.isfile(path):
+        return
+    seen.add(path)
+    read_yaml(path)
+    with open(path, encoding="utf-8") as file:
+        names = [token.value for token in yaml.scan(file) if isinstance(token, yaml.ScalarToken)]
+    for name in names:
+        if name.endswith((".yaml", ".yml")):
+            _check_config(os.path.join(os.path.dirname(path), name), seen)
+
+
+class _Parser(LightningArgumentParser):
+    """Checks config files before they are parsed, and says what is wrong in one line."""
+
+    def parse_path(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Namespace:
+        """Override: refuse a file in which a key stands twice."""
+        _check_config(os.fspath(path), set())
+        return super().parse_path(path, *args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Override: without the usage, which has as many lines as there are options."""
+        line = " ".join(message.split())
+        line = line if len(line) < 1000 else f"{line[:1000]} …"
+        self.exit(2, f"medvlp: error: {line} (options: {self.prog.replace(' [options]', '')} --help)\n")
+
+
+def _load_yaml(text: str) -> Any:
+    """What jsonargparse reads of files and options, if each key stands once."""
+    value = _JSONARGPARSE_YAML(text)
+    if isinstance(value, dict | list):
+        parse_yaml(text, "configuration")
+    return value
+
+
+_JSONARGPARSE_YAML = get_loader("yaml")
+set_loader("yaml", _load_yaml, (yaml.YAMLError, RecursionError))
+
+
 class CLI(LightningCLI):
     """LightningCLI with run folders in paths, checkpoints looked at first, and embeddings after ``predict``."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Override: check config files that options such as ``--model`` name; ``--config`` checks its own."""
+        for word in sys.argv[1:] if args is None else args:
+            name = str(word).partition("=")[2] if str(word).startswith("--") else str(word)
+            if name.endswith((".yaml", ".yml")):
+                _check_config(name, set())
+        super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Looks at the checkpoint before anything is built.
@@ -40,12 +92,45 @@ class CLI(LightningCLI):
         Lightning would put the checkpoint's hyper-parameters over the config here; the config says what is built.
         """
         path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
-        if path and "://" not in str(path) and (os.path.sep in str(path) or str(path).endswith(".ckpt")):
+        if path == "best":
+            raise ConfigError("--ckpt_path best: only the process that trained knows which is best; give the file")
+        if path and path not in ("last", "hpc"):  # which Lightning looks for in the run's folder
             read_checkpoint(path)
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ConfigError(f"seed_everything: {error}") from error
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Override: ``weights_only`` is no choice of the user's, since anything else runs code of the file."""
+        return {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except OSError as error:
+            if error.errno is not None and not error.filename:  # a write that failed; the config says where
+                error.filename = self.trainer.default_root_dir
+            raise
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Override: settings that Lightning refuses are told in one line."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise ConfigError(f"trainer: {error}") from error
 
     def before_instantiate_classes(self) -> None:
         """Fills in the run's folder."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        if not isinstance(config.trainer, Namespace):
+            raise ConfigError(f"trainer must be a mapping of settings, not {config.trainer!r}")
         for part in ("logger", "callbacks"):
             _fill_in_run_folder(config.trainer[part], config.trainer.default_root_dir or ".")
 
@@ -92,5 +177,6 @@ def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> LightningC
         run=run,
         # None and not the process's own arguments, about which LightningCLI would warn.
         args=None if argv is None else list(argv),
+        parser_class=_Parser,
         parser_kwargs={"prog": "medvlp"},
     )

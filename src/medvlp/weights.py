@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvlp.errors import CheckpointError
+from medvlp.io.paths import local_file
 
 if TYPE_CHECKING:
     from medvlp.methods.base import PretrainModule
@@ -19,9 +20,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     from medvlp.methods.checkpoints import CHECKPOINT_KEY
 
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+    path = local_file(path, "checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:

@@ -437,6 +437,7 @@ def test_the_callback_draws_mgca_alone(data_of, tmp_path):
 
     model = TemplateMethod(**sizes(image_size=SIZE, text=text_config(vocab_size=400)))
     model.attach_tokenizer(tokenizer())
+    model.has_weights = True
     with pytest.raises(MedVLPError, match="TemplateMethod"):
         trainer(tmp_path, callbacks=[MGCAFigures()]).predict(model, datamodule=data_of())
 
@@ -447,6 +448,7 @@ def test_figures_are_the_same_every_time(data_of, tmp_path):
     for turn in ("a", "b"):
         model = build(text={"vocab_size": 400})
         model.attach_tokenizer(tokenizer())
+        model.has_weights = True
         run = trainer(tmp_path / turn, callbacks=[MGCAFigures(studies=1, images=8)])
         run.predict(model, datamodule=data_of())
         made.append({path.name: path.read_bytes() for path in (tmp_path / turn / "figures" / "mgca").iterdir()})

@@ -216,6 +216,7 @@ def evaluate(root: str, folder: str, devices: int) -> dict[str, Any]:
     )
     options = {"devices": devices, "strategy": "ddp"} if devices > 1 else {}
     run = trainer(Path(folder), limit_train_batches=2, enable_checkpointing=False, **options)
+    model.has_weights = True  # random ones do here
     logged = run.validate(model, datamodule=data, verbose=False)[0]
     result = {"logged": logged, "evaluation": model.evaluation, "names": list(data.label_names)}
     if devices > 1:

@@ -4,8 +4,8 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from medvlp.benchmark.grid import read_yaml
 from medvlp.errors import ConfigError
+from medvlp.io.yaml import read_yaml
 
 _QUIET = ("RichProgressBar", "TQDMProgressBar")
 _NO_NUMBERS = (

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from medvlp.errors import CheckpointError, ConfigError
+from medvlp.io.paths import local_file
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, or holds anything but tensors and plain values.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file; pass the path of a .safetensors or .pth file")
+    path = local_file(path, "weights file (.safetensors or .pth)")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -82,6 +82,8 @@ class TextFeatures(NamedTuple):
 def _from_pretrained(name: str, pooler: bool) -> nn.Module:
     from transformers import AutoModel
 
+    if "://" in name:
+        raise CheckpointError(f"text.pretrained: {name} is a URL; download it first, then give the local folder")
     try:
         # Files of tensors alone; code from the hub is never run.
         model, report = AutoModel.from_pretrained(
