@@ -39,7 +39,9 @@ def _exact_tensors(root: nn.Module) -> Iterator[Tensor]:
         if isinstance(module, _BatchNorm):
             yield from chain(module.parameters(recurse=False), module.buffers(recurse=False))
         yield from (parameter for parameter in module.parameters(recurse=False) if parameter.ndim == 0)
-        for part in (getattr(module, name) for name in getattr(module, "exact_parts", ())):
+        # a head's parts may not be there before the data module is known
+        parts = (getattr(module, name, None) for name in getattr(module, "exact_parts", ()))
+        for part in (part for part in parts if part is not None):
             yield from chain(part.parameters(), part.buffers()) if isinstance(part, nn.Module) else (part,)
 
 
