@@ -1,6 +1,7 @@
 """``medvlp prepare``: samples are the same with it and without, and nothing ends it in a wrong state."""
 
 import argparse
+import json
 import multiprocessing
 import os
 import random
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from command_line import environment
@@ -277,6 +279,33 @@ def test_other_versions_or_damaged_shards_are_written_again(mimic, tmp_path, mon
     assert _bytes(folder) == expected
     monkeypatch.setattr("medvlp.datasets.shards.versions", lambda: {"pillow": "another"})
     assert _prepare(mimic, tmp_path / "out").folders[0].kept == 0
+
+
+def test_damaged_descriptions_are_refused_and_damaged_shards_made_again(mimic, tmp_path):
+    folder = _prepare(mimic, tmp_path).folders[0].folder
+    path, index = folder / "cache.json", folder / "shard-00000.arrow"
+    sound, written = json.loads(path.read_text()), index.read_bytes()
+    others = (None, [], {}, [1], "x", {"a": 1})
+    for content in (
+        "[]",
+        "7",
+        "[" * 100_000,
+        *(json.dumps({**sound, key: other}) for key in ("files", "shards") for other in others),
+        json.dumps({**sound, "shards": [{**s, "images": "x"} for s in sound["shards"]]}),
+        json.dumps({**sound, "shards": [*sound["shards"], *sound["shards"]]}),
+    ):
+        path.write_text(content)
+        assert verify(folder)
+        with pytest.raises(DataError, match="medvlp prepare"):
+            PixelCache.open(tmp_path, "mimic_cxr", "standard", "pad:37", mimic)
+    path.write_text(json.dumps(sound))
+    for metadata in ({}, {"medvlp": "[]"}, {"medvlp": "{"}, {"medvlp": '{"format": 1, "packages": 3, "files": 7}'}):
+        with pa.ipc.open_file(index) as file:
+            table = file.read_all()
+        with pa.ipc.new_file(index, table.schema.with_metadata(metadata)) as writer:
+            writer.write_table(table)
+        _prepare(mimic, tmp_path)
+        assert index.read_bytes() == written
 
 
 def test_a_second_task_adds_its_images(mimic, tmp_path):

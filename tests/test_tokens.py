@@ -6,6 +6,7 @@ import random
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -151,6 +152,30 @@ def test_a_broken_file_has_a_remedy(tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"tokens\.arrow is missing or broken; remove the folder"):
         TokenCache.build(tmp_path, tokenizer, LENGTH, ["a"])
     assert len(TokenCache.build(tmp_path, tokenizer, LENGTH + 1, [])) == 0
+
+
+def test_columns_that_do_not_fit_each_other_are_refused(tokenizer, tmp_path):
+    path = TokenCache.build(tmp_path, tokenizer, LENGTH, ["a", "two words"]).folder / FILE
+    with pa.ipc.open_file(path) as file:
+        table = file.read_all()
+    shifted = pa.array([[1], [2, 2, 2, 2, 2]], type=table.schema.field("words").type)
+    nothing = pa.array([None, [1]], type=shifted.type)
+    for damaged in (
+        table.replace_schema_metadata({}),
+        table.replace_schema_metadata({"format": "x"}),
+        table.drop_columns(["words"]),
+        table.set_column(3, "words", shifted),
+        table.set_column(2, "ids", nothing).set_column(3, "words", nothing),
+    ):
+        with pa.ipc.new_file(path, damaged.schema) as writer:
+            writer.write_table(damaged)
+        with pytest.raises(DataError, match=r"tokens\.arrow is .*; remove the folder"):
+            TokenCache(path.parent)
+
+
+def test_only_the_owner_can_read_tokens(tokenizer, tmp_path):
+    folder = TokenCache.build(tmp_path, tokenizer, LENGTH, ["a"]).folder
+    assert (folder.stat().st_mode & 0o777, (folder / FILE).stat().st_mode & 0o777) == (0o700, 0o600)
 
 
 def _samples(count: int, **extra) -> list[dict]:

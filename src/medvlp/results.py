@@ -24,7 +24,6 @@ time               when the row was written, UTC
 ================== ====================================================================================
 """
 
-import gzip
 import hashlib
 import json
 import os
@@ -41,6 +40,7 @@ import pandas as pd
 
 from medvlp._version import __version__
 from medvlp.errors import DataError
+from medvlp.io.packed import open_unpacked
 
 _VERSIONS = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "numpy")
 
@@ -148,9 +148,8 @@ def _without_nan(value: Any) -> Any:
 
 def read_lines(path: str | Path) -> list[str]:
     """The lines of a results file, which may be compressed (``.gz``): rows repeat their settings and shrink well."""
-    path = Path(path)
-    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
-    return text.splitlines()
+    with open_unpacked(path) as file:
+        return file.read().decode("utf-8").splitlines()
 
 
 def numbered_rows(path: str | Path) -> tuple[dict[int, dict[str, Any]], list[int]]:

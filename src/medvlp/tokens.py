@@ -4,7 +4,7 @@ Texts are found by a 128-bit digest in two sorted numpy columns, so that loader 
 object per text exists that they would copy.
 
 No text is stored in clear. Yet token ids are turned back into words with the vocabulary, so **a token cache must be
-kept as safe as the corpus that it was made from**.
+kept as safe as the corpus that it was made from**. Its files are readable by their owner alone.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from medvlp.errors import ConfigError, DataError
+from medvlp.io.private import open_private
 from medvlp.text import tokenizer_state
 
 if TYPE_CHECKING:  # importing transformers takes seconds
@@ -70,16 +71,20 @@ class TokenCache:
         try:
             with pa.memory_map(str(path)) as source:
                 table = pa.ipc.open_file(source).read_all().combine_chunks()
-        except (OSError, pa.ArrowInvalid) as error:
+            table.validate(full=True)
+            metadata = table.schema.metadata or {}
+            if not table.schema.equals(_SCHEMA) or metadata.get(b"format") != str(_FORMAT).encode():
+                raise DataError(f"the token cache {path} is of another format; remove the folder to make it anew")
+            columns = [c.chunk(0) if c.num_chunks else pa.array([], type=c.type) for c in table.columns]
+            self._high, self._low = (c.to_numpy() for c in columns[:2])
+            self._starts = columns[2].offsets.to_numpy()
+            self._ids, self._words = (c.values.to_numpy() for c in columns[2:])
+            if any(c.null_count for c in columns) or not columns[2].offsets.equals(columns[3].offsets):
+                raise pa.ArrowInvalid("ids and words do not fit")
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(
                 f"the token cache {path} is missing or broken; remove the folder to make it anew"
             ) from error
-        if not table.schema.equals(_SCHEMA) or (table.schema.metadata or {}).get(b"format") != str(_FORMAT).encode():
-            raise DataError(f"the token cache {path} is of another format; remove the folder to make it anew")
-        columns = [c.chunk(0) if c.num_chunks else pa.array([], type=c.type) for c in table.columns]
-        self._high, self._low = (c.to_numpy() for c in columns[:2])
-        self._starts = columns[2].offsets.to_numpy()
-        self._ids, self._words = (c.values.to_numpy() for c in columns[2:])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -203,11 +208,12 @@ def _write(path: Path, digests: np.ndarray, ids: np.ndarray, words: np.ndarray, 
         *(pa.LargeListArray.from_arrays(pa.array(starts), pa.array(part[source])) for part in (ids, words)),
     ]
     table = pa.table(columns, schema=_SCHEMA.with_metadata({"format": str(_FORMAT)}))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     # a name of its own, since several ranks may write at once
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        with temporary.open("wb") as file:
+        with open_private(temporary) as file:
             with pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table, max_chunksize=max(len(table), 1))
             file.flush()

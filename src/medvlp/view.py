@@ -24,6 +24,7 @@ from medvlp.datasets.base import RadiographDataset, Sample
 from medvlp.datasets.corpus import TASKS, Corpus, Task
 from medvlp.datasets.options import OPTION_HELP, corpus_from_words
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.io.private import open_private
 from medvlp.seeding import derive_seed
 from medvlp.splits import SplitLeakWarning, make_split, split_names
 
@@ -166,7 +167,8 @@ def view(
     template = Environment(loader=PackageLoader("medvlp", ""), autoescape=True, undefined=StrictUndefined).get_template(
         "view.html"
     )
-    page.write_text(template.render(title=title, total=len(table), cards=cards), encoding="utf-8")
+    with open_private(page) as file:  # it shows reports
+        file.write(template.render(title=title, total=len(table), cards=cards).encode())
     return Viewed(page, tuple(sheets), cards)
 
 

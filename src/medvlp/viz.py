@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from medvlp.io.private import open_private
+
 
 def _gray(image: np.ndarray) -> np.ndarray:
     """One grey plane in [0, 1]: (H, W), (1, H, W) or (3, H, W), any affine intensity range."""
@@ -118,7 +120,7 @@ def grounding_figure(
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 110) -> Path:
-    """Writes a figure, making its folder.
+    """Writes a figure, readable by its owner alone, since figures show images and reports; makes its folder.
 
     Args:
         figure: what to write.
@@ -129,8 +131,8 @@ def save(figure: Figure, path: str | Path, dpi: int = 110) -> Path:
         The path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    with open_private(path) as file:
+        figure.savefig(file, dpi=dpi, format=path.suffix[1:] or None)
     return path
 
 

@@ -1,8 +1,10 @@
 import gzip
 import shutil
+import warnings
 import zipfile
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -170,8 +172,43 @@ def test_cache(root, tmp_path):
     assert list(cache.iterdir()) == files
     (root / "files/p10/p10000001/s50000002.txt").write_text(BANNER + " IMPRESSION:  Now a large effusion.\n")
     assert read_mimic_cxr(root, split="train", cache_dir=cache).texts[1] == "Now a large effusion."
-    files[0].write_bytes(b"broken")
-    assert read_mimic_cxr(root, split="train", cache_dir=cache).texts[1] == "Now a large effusion."
+    assert {f.stat().st_mode & 0o777 for f in cache.iterdir()} == {0o600}  # they hold report text
+
+
+def test_a_damaged_cache_is_made_again(root, tmp_path):
+    def read():
+        return read_mimic_cxr(root, split="train", cache_dir=tmp_path / "cache")
+
+    first = read()
+    (file,) = (tmp_path / "cache").iterdir()
+    sound = pq.read_table(file)
+    for damage in (
+        lambda: file.write_bytes(b"broken"),
+        lambda: file.write_bytes(file.read_bytes()[:-20]),
+        lambda: pq.write_table(sound.slice(1), file),
+        lambda: pq.write_table(sound.drop_columns(["names"]), file),
+        lambda: pq.write_table(sound.set_column(2, "report", [[1] * len(sound)]), file),
+    ):
+        damage()
+        with pytest.warns(UserWarning, match="is damaged .*; the reports are parsed again"):
+            assert read().texts == first.texts
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert read().texts == first.texts
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_report_is_not_read_beyond_its_limit(root, packed):
+    report = root / "files/p10/p10000001/s50000002.txt"
+    if packed:
+        report.unlink()
+        with zipfile.ZipFile(root / "mimic-cxr-reports.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"files/p10/p10000001/{report.name}", b" " * (9 << 20))
+    else:
+        report.write_bytes(b" " * (9 << 20))
+    data = read_mimic_cxr(root, split="train", on_error="skip")
+    assert "a3" not in data.ids
+    assert data.dropped.attrs["counts"]["report larger than 1 MiB"] == 1
 
 
 def test_truth_labels(root):

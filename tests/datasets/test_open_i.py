@@ -1,5 +1,6 @@
 import collections
 import csv
+import gzip
 import io
 import json
 import os
@@ -181,6 +182,11 @@ def test_broken_archives(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(DataError, match=r"NLMCXR_reports\.tgz cannot be read \(\w+\); get it again from"):
             OpenI(root).records()
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 80 << 20  # tarfile reads such a header at once
+    path.write_bytes(gzip.compress(header.tobuf() + bytes(80 << 20)))
+    with pytest.raises(DataError, match=r"NLMCXR_reports\.tgz unpacks to more than 64 MiB"):
+        OpenI(root).records()
     path.unlink()
     with pytest.raises(DataError, match=r"neither ecgen-radiology/ nor NLMCXR_reports\.tgz; get the reports from"):
         OpenI(root).records()

@@ -6,9 +6,7 @@ Expected under the root: ``Data_Entry_2017_v2020.csv`` or the older ``Data_Entry
 index of all folders finds it.
 """
 
-import gzip
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,6 +20,7 @@ from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.folders import image_files, read_headers
 from medvlp.datasets.tables import TableSpec
 from medvlp.errors import ConfigError, DataError
+from medvlp.io.packed import READ_ERRORS, open_unpacked
 from medvlp.splits import SplitInput
 
 LabelsVersion = Literal["auto", "v2020", "2017"]
@@ -252,9 +251,9 @@ class ChestXray14(Corpus):
 
     def _read_list(self, path: Path) -> list[str]:
         try:
-            data = path.read_bytes()
-            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            with open_unpacked(path) as file:
+                text = file.read().decode("utf-8-sig")
+        except (*READ_ERRORS, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read ({type(error).__name__}); get it from {self.remedy}") from error
         return [line.strip() for line in text.split("\n")]
 

@@ -2,20 +2,35 @@
 
 import hashlib
 import os
+import warnings
 import zipfile
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from medvlp.errors import DataError
+from medvlp.io.packed import READ_ERRORS
+from medvlp.io.private import open_private
 from medvlp.io.reports import Sections, parse_report
 
 REPORTS_ZIP = "mimic-cxr-reports.zip"
 """The archive of all reports, as released."""
+
+_MAX_BYTES = 1 << 20  # the longest report of the release has 10 kB
+_SCHEMA = pa.schema(
+    [
+        ("study_id", pa.string()),
+        ("problem", pa.string()),
+        ("report", pa.string()),
+        ("names", pa.list_(pa.string())),
+        ("texts", pa.list_(pa.string())),
+    ]
+)
 
 
 class _Place(NamedTuple):
@@ -41,7 +56,7 @@ class Reports:
                         members = {
                             i.filename.rsplit("/", 1)[-1]: (i.filename, i.file_size, i.CRC) for i in archive.infolist()
                         }
-                except zipfile.BadZipFile as error:
+                except (*READ_ERRORS, ValueError) as error:
                     raise DataError(f"{path} is not a readable zip file; download it again") from error
                 self.archives.append((path, members))
 
@@ -82,14 +97,19 @@ def read_sections(
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
         places = list(pool.map(lambda p: reports.locate(*p), pairs, chunksize=64))
         cache = _cache_path(cache_dir, pairs, places)
-        if cache is not None and cache.is_file() and (cached := _load_cache(cache)) is not None:
+        if (
+            cache is not None
+            and cache.is_file()
+            and (cached := _load_cache(cache, set(studies["study_id"]))) is not None
+        ):
             return cached
 
         def from_file(place: _Place) -> bytes | None:
-            if place.path is None or place.member or place.size == 0:
+            if place.path is None or place.member or not 0 < place.size <= _MAX_BYTES:
                 return None
             try:
-                return place.path.read_bytes()
+                with place.path.open("rb") as file:
+                    return file.read(_MAX_BYTES)
             except OSError:
                 return None
 
@@ -101,15 +121,18 @@ def read_sections(
             by_archive.setdefault(place.path, []).append(i)
     for path, indices in by_archive.items():
         with zipfile.ZipFile(path) as archive:
-            for i in indices:
+            # a member never unpacks to more than the size that it declares
+            for i in (i for i in indices if places[i].size <= _MAX_BYTES):
                 try:
                     contents[i] = archive.read(places[i].member)
-                except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError):
+                except (*READ_ERRORS, ValueError):
                     damaged.add(i)  # a wrong checksum, broken or encrypted data
     result: dict[str, tuple[str, Sections | None]] = {}
     for i, ((_, study), place, data) in enumerate(zip(pairs, places, contents, strict=True)):
         if i in damaged:
             result[study] = (f"damaged in {REPORTS_ZIP}", None)
+        elif place.size > _MAX_BYTES:
+            result[study] = ("report larger than 1 MiB", None)
         elif place.path is None or (data is None and place.size != 0):
             result[study] = ("missing report file", None)
         elif data is None or not data.strip():
@@ -118,7 +141,7 @@ def read_sections(
             result[study] = ("undecodable report file", None)
         else:
             result[study] = ("", parse_report(text))
-    if cache is not None:
+    if cache is not None and result:
         _save_cache(cache, result)
     return result
 
@@ -133,28 +156,30 @@ def _cache_path(cache_dir: Path | None, pairs: list[tuple[str, str]], places: li
 
 
 def _save_cache(path: Path, result: dict[str, tuple[str, Sections | None]]) -> None:
-    frame = pd.DataFrame(
-        {
-            "study_id": list(result),
-            "problem": [problem for problem, _ in result.values()],
-            "report": [s.report if s else "" for _, s in result.values()],
-            "names": [[n for n, _ in s.named] if s else [] for _, s in result.values()],
-            "texts": [[t for _, t in s.named] if s else [] for _, s in result.values()],
-        }
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        (study, problem, *((s.report, [n for n, _ in s.named], [t for _, t in s.named]) if s else ("", [], [])))
+        for study, (problem, s) in result.items()
+    ]
+    columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), _SCHEMA.types, strict=True)]
     part = path.with_suffix(f".{os.getpid()}.part")
-    frame.to_parquet(part, index=False)
+    with open_private(part) as file:
+        pq.write_table(pa.table(columns, schema=_SCHEMA), file)
     part.replace(path)  # whole or not at all, also when several processes index at once
 
 
-def _load_cache(path: Path) -> dict[str, tuple[str, Sections | None]] | None:
+def _load_cache(path: Path, studies: set[str]) -> dict[str, tuple[str, Sections | None]] | None:
+    """What :func:`_save_cache` wrote, or None if it is damaged."""
     try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError):
-        return None  # a broken cache is written anew
-    columns = (frame[c] for c in ("study_id", "problem", "report", "names", "texts"))
-    return {
-        study: (problem, None if problem else Sections(report, tuple(zip(names, texts, strict=True))))
-        for study, problem, report, names, texts in zip(*columns, strict=True)
-    }
+        table = pq.ParquetFile(path).read()
+        if not table.schema.equals(_SCHEMA):
+            raise ValueError("other columns")
+        result: dict[str, tuple[str, Sections | None]] = {
+            study: (problem, None if problem else Sections(report, tuple(zip(names, texts, strict=True))))
+            for study, problem, report, names, texts in zip(*(c.to_pylist() for c in table.columns), strict=True)
+        }
+        if result.keys() != studies:
+            raise ValueError("other studies")
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        warnings.warn(f"{path} is damaged ({type(error).__name__}); the reports are parsed again", stacklevel=2)
+        return None
+    return result

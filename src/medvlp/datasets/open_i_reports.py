@@ -3,20 +3,19 @@
 import re
 import tarfile
 import xml.etree.ElementTree as ET
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from medvlp.errors import DataError
+from medvlp.io.packed import READ_ERRORS, open_unpacked
 from medvlp.io.reports import Sections
 
 FOLDER = "ecgen-radiology"
 ARCHIVE = "NLMCXR_reports.tgz"
 
 _MAX_BYTES = 1 << 20  # the longest report of the release has 9 kB
-_MAX_TOTAL = 1 << 30
 _NAME = re.compile(r"(?:^|/)(\d+)\.xml$")
 _DECLARED = re.compile(r"<!\s*(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 
@@ -140,22 +139,17 @@ def _loose(folder: Path) -> list[ReportFile]:
 
 def _archived(archive: Path, remedy: str) -> list[ReportFile]:
     files: list[ReportFile] = []
-    total = 0
     try:
-        with tarfile.open(archive, "r:gz") as members:
+        # as a stream, since tarfile reads headers of any size at once
+        with open_unpacked(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as members:
             for member in members:
-                total += member.size
-                if total > _MAX_TOTAL:
-                    raise DataError(
-                        f"{archive} unpacks to more than 1 GiB, so it is no archive of reports; get it from {remedy}"
-                    )
                 match = _NAME.search(member.name)
                 if match is None or not member.isfile():
                     continue
                 file = members.extractfile(member)
                 data = b"" if file is None else file.read(_MAX_BYTES + 1)
                 files.append(ReportFile(int(match[1]), f"{archive}, {member.name}", data))
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except (*READ_ERRORS, tarfile.TarError, ValueError, MemoryError) as error:
         raise DataError(f"{archive} cannot be read ({type(error).__name__}); get it again from {remedy}") from error
     return files
 

@@ -16,7 +16,6 @@ pixels its resident size would grow towards the size of the cache within the fir
 error here, where a mapped one would end the process.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from medvlp.io.cache_format import (
     mask_key,
     numbers,
     prepare_command,
+    read_description,
     read_table,
     relative_paths,
 )
@@ -64,12 +64,14 @@ class _Shard:
 
     @classmethod
     def open(cls, folder: Path, number: int, images: int) -> "_Shard":
-        table = read_table(folder / f"shard-{number:05d}.arrow")
-        if table.schema.names != INDEX_SCHEMA.names or len(table) != images:
+        table = read_table(folder / f"shard-{number:05d}.arrow", INDEX_SCHEMA)
+        if len(table) != images:
             raise DataError(f"the index of shard {number} in {folder} is not the one of {CACHE_FILE}; prepare it again")
         names = ("offset", "height", "width", "geometry", "source_height", "source_width")
         columns = {name: numbers(table, name) for name in names}
         columns["geometry"] = columns["geometry"].reshape(-1, 10)
+        if any((columns[name] < 0).any() for name in ("offset", "height", "width")):
+            raise DataError(f"the index of shard {number} in {folder} is damaged; prepare it again")
         return cls(table, **columns)
 
 
@@ -133,11 +135,11 @@ class PixelCache:
         folder = cache_folder(out, corpus, intensity, rule)
         command = prepare_command(corpus, root, out, rule, intensity, options)
         try:
-            description = json.loads((folder / CACHE_FILE).read_text(encoding="utf-8"))
+            description = read_description(folder)
         except FileNotFoundError as error:
             state = "is incomplete" if (folder / PATHS_FILE).is_file() else "does not exist"
             raise DataError(f"the cache {folder} {state}; run: {command}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{folder / CACHE_FILE} cannot be read; run: {command} --overwrite") from error
         expected = {"format": FORMAT, "corpus": corpus, "intensity": intensity, "rule": rule}
         for key, value in expected.items():
@@ -297,7 +299,7 @@ class PixelCache:
 
     def _open_masks(self) -> tuple[np.ndarray, ...]:
         shards = [k for k, s in enumerate(self.description["shards"]) if s["masks"]]
-        tables = [read_table(self.folder / f"masks-{k:05d}.arrow") for k in shards]
+        tables = [read_table(self.folder / f"masks-{k:05d}.arrow", MASK_SCHEMA) for k in shards]
         shard = np.repeat(np.array(shards, dtype=np.int64), [len(t) for t in tables])
         table = pa.concat_tables(tables).combine_chunks() if tables else MASK_SCHEMA.empty_table()
         keys = np.array(table.column("key").to_pylist(), dtype="S16")
@@ -340,8 +342,8 @@ def verify(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / CACHE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        description = read_description(folder)
+    except (OSError, ValueError, RecursionError):
         return [f"{folder / CACHE_FILE} is missing or broken"]
     if description.get("format") != FORMAT:
         return [f"{folder} is of format {description.get('format')}, not {FORMAT}"]
@@ -359,7 +361,10 @@ def verify(folder: str | Path) -> list[str]:
         f"{p.name} is not listed in {CACHE_FILE}" for p in sorted(folder.glob("*-*.*")) if p.name not in listed
     ]
     if not problems:
-        problems += _inconsistent(folder, description)
+        try:
+            problems += _inconsistent(folder, description)
+        except DataError as error:
+            problems.append(str(error))
     return problems
 
 
@@ -368,7 +373,7 @@ def _inconsistent(folder: Path, description: dict[str, Any]) -> Iterator[str]:
     paths: list[pa.Array] = []
     for number, shard in enumerate(description["shards"]):
         stem = f"{number:05d}"
-        table = read_table(folder / f"shard-{stem}.arrow")
+        table = read_table(folder / f"shard-{stem}.arrow", INDEX_SCHEMA)
         if len(table) != shard["images"]:
             yield f"shard-{stem}.arrow lists {len(table)} images instead of {shard['images']}"
             continue
@@ -386,7 +391,7 @@ def _inconsistent(folder: Path, description: dict[str, Any]) -> Iterator[str]:
         previous = names[-1] if names else previous
         paths += table.column("path").chunks
         if shard["masks"]:
-            masks = read_table(folder / f"masks-{stem}.arrow")
+            masks = read_table(folder / f"masks-{stem}.arrow", MASK_SCHEMA)
             length = (numbers(masks, "height").astype(np.int64) * numbers(masks, "width") + 7) // 8
             ends = np.cumsum(length)
             if len(masks) != shard["masks"] or not np.array_equal(numbers(masks, "offset"), ends - length):

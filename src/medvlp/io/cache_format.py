@@ -1,6 +1,7 @@
 """Files, columns and names that the reader and the writer of :mod:`medvlp.io.cache` share."""
 
 import hashlib
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -90,17 +91,53 @@ def relative_paths(paths: Sequence[str], root: str | Path) -> pa.Array:
     return stripped if os.sep == "/" else pc.replace_substring(stripped, os.sep, "/")
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     """An Arrow file, memory-mapped.
 
+    Args:
+        path: the file.
+        schema: columns that it must have, without nulls.
+
     Raises:
-        DataError: it is missing or broken.
+        DataError: it is missing, broken or has other columns.
     """
     try:
         with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+            table = pa.ipc.open_file(source).read_all()
+        table.validate(full=True)
+        if schema is not None and (not table.schema.equals(schema) or any(c.null_count for c in table.columns)):
+            raise pa.ArrowInvalid("other columns")
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path} is missing or broken; prepare the corpus again with --overwrite") from error
+    return table
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of ``cache.json``, with all that is read from it if it is of this format.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    content = json.loads((folder / CACHE_FILE).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("no object")
+    if content.get("format") != FORMAT:
+        return content
+    try:
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
+        shards = [(shard["images"], shard["masks"]) for shard in content["shards"]]
+        needed = [f"shard-{k:05d}.{end}" for k in range(len(shards)) for end in ("arrow", "bin")]
+        needed += [f"masks-{k:05d}.{end}" for k, (_, m) in enumerate(shards) if m for end in ("arrow", "bin")]
+        images = content["images"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("other entries") from error
+    counts = [number for pair in shards for number in pair] + [size for size, _ in files.values()]
+    if any(type(n) is not int or n < 0 for n in counts) or sum(n for n, _ in shards) != images:
+        raise ValueError("other numbers")
+    if not set(needed) <= files.keys():
+        raise ValueError("other files")
+    return content
 
 
 def numbers(table: pa.Table, name: str) -> np.ndarray:

@@ -147,8 +147,12 @@ def read_paths(folder: Path) -> tuple[list[str], int] | None:
     """What :func:`write_paths` wrote: paths in order and images per shard; None if nothing was."""
     if not (folder / PATHS_FILE).is_file():
         return None
-    table = read_table(folder / PATHS_FILE)
-    return table.column("path").to_pylist(), int(table.schema.metadata[_META])
+    schema = pa.schema([("path", pa.large_string())])
+    table = read_table(folder / PATHS_FILE, schema)
+    try:
+        return table.column("path").to_pylist(), max(int((table.schema.metadata or {})[_META]), 1)
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{folder / PATHS_FILE} is broken; prepare the corpus again with --overwrite") from error
 
 
 def shard_files(number: int) -> tuple[str, str, str, str]:
@@ -292,7 +296,7 @@ def kept_shard(
     """
     index, _, mask_index, _ = (folder / name for name in shard_files(number))
     try:
-        table = read_table(index)
+        table = read_table(index, INDEX_SCHEMA)
         meta = _meta(table)
         same = (
             meta.get("format") == FORMAT
@@ -302,8 +306,8 @@ def kept_shard(
         )
         if not same:
             return None
-        stored = set(read_table(mask_index).column("key").to_pylist()) if meta["masks"] else set()
-    except (DataError, OSError):  # absent or broken
+        stored = set(read_table(mask_index, MASK_SCHEMA).column("key").to_pylist()) if meta["masks"] else set()
+    except (DataError, OSError, ValueError, LookupError, TypeError, AttributeError):  # absent or broken
         return None
     for row in (i for i, s in enumerate(shapes) if any(s)):
         h, w, geometry = (table.column(c)[row].as_py() for c in ("source_height", "source_width", "geometry"))

@@ -53,17 +53,16 @@ class _Bounded(io.RawIOBase):
 
 
 @contextmanager
-def open_unpacked(path: str | Path, *, limit: int | None = None) -> Iterator[io.BufferedReader]:
+def open_unpacked(path: str | Path) -> Iterator[io.BufferedReader]:
     """Open a file for reading, unpacked if it is compressed with gzip, bzip2, xz or zip.
 
     The first bytes decide, not the name: browsers unpack downloads without renaming them.
 
     Args:
         path: the file. A zip file must hold one file.
-        limit: bytes that a compressed file may unpack to; None takes :func:`size_limit`.
 
     Raises:
-        DataError: the content exceeds the limit (while it is read), or the zip file does not hold one file.
+        DataError: the content exceeds :func:`size_limit` (while it is read), or the zip file does not hold one file.
         Exception: one of :data:`READ_ERRORS`, if the file is damaged.
     """
     path = Path(path)
@@ -86,6 +85,6 @@ def open_unpacked(path: str | Path, *, limit: int | None = None) -> Iterator[io.
         else:
             packed = None
         if packed is not None:
-            yield io.BufferedReader(_Bounded(packed, limit or size_limit(path), path), 1 << 20)
+            yield io.BufferedReader(_Bounded(packed, size_limit(path), path), 1 << 20)
         else:
             yield stack.enter_context(path.open("rb"))

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medvlp.datasets.base import RadiographDataset
 from medvlp.errors import ConfigError, DataError
+from medvlp.io.packed import READ_ERRORS
 from medvlp.results import sha256_of
 from medvlp.text import Collate
 
@@ -33,6 +34,7 @@ Extract = Callable[[Tensor], Sequence[Tensor]]
 """(B, 3, S, S) images to K tensors (B, …), of the same shapes for every batch."""
 
 _DONE = "features.json"
+_LEAST = (1, 0, 1, 1)  # views, side, levels and shards
 _TYPES: dict[str, type] = {"float32": np.float32, "float16": np.float16}
 _PLAIN = ("size", "geometry")
 
@@ -44,6 +46,20 @@ class _Shard:
     levels: list[np.ndarray]
     arrays: dict[str, np.ndarray]
     boxes: dict[str, np.ndarray] | None
+
+    def check(self, views: int, samples: int) -> None:
+        """Raise ValueError unless the arrays fit each other."""
+        index = self.arrays["index"]
+        if any(array.shape[:2] != (views, index.shape[1]) for array in (*self.levels, *self.arrays.values())):
+            raise ValueError("arrays of other shapes")
+        if index.ndim != 2 or (index.size and not 0 <= index.min() <= index.max() < samples):
+            raise ValueError("samples that are not there")
+        if self.boxes is not None:
+            ends = self.boxes["offsets"]
+            boxes = len(self.boxes["boxes"])
+            fits = len(ends) == index.size + 1 and ends[-1] == boxes == len(self.boxes["labels"])
+            if not fits or ends[0] != 0 or (np.diff(ends) < 0).any():
+                raise ValueError("boxes that do not fit")
 
     def batch(self, views: np.ndarray, rows: np.ndarray, side: int) -> dict[str, Any]:
         """Some of its samples."""
@@ -81,15 +97,17 @@ class StoredFeatures(Dataset[dict[str, Any]]):
         self._ids = list(ids)
         try:
             facts: dict[str, Any] = json.loads((folder / _DONE).read_text())
-            self.views: int = facts["views"]
-            self.side: int = facts["side"]
-            self.levels: int = facts["levels"]
+            numbers = [facts[name] for name in ("views", "side", "levels", "shards")]
+            if any(type(number) is not int or number < least for number, least in zip(numbers, _LEAST, strict=True)):
+                raise ValueError("a number out of range")
+            self.views, self.side, self.levels, self._stride = numbers
             self.skipped: list[tuple[str, str]] = [(item, reason) for item, reason in facts["skipped"]]
-            self._stride: int = facts["shards"]
             # of more processes than samples, some have none
             filled = range(min(self._stride, len(self._ids)))
             self._shards = [_open_shard(folder / f"shard{r}", facts) for r in filled]
-        except (OSError, ValueError, KeyError) as error:
+            for shard in self._shards:
+                shard.check(self.views, len(self._ids))
+        except (*READ_ERRORS, ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{folder}: damaged stored features ({type(error).__name__}); delete the folder") from error
         if sum(shard.arrays["index"].shape[1] for shard in self._shards) != len(self._ids):
             raise DataError(f"{folder}: stored features of another number of samples; delete the folder")
