@@ -21,6 +21,7 @@ from command_line import environment
 from medvlp.datasets import corpus_class
 from medvlp.datasets.base import RadiographDataset
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.io import images, jpeg
 from medvlp.io.cache import PixelCache, verify
 from medvlp.phantom import PhantomSpec, write_phantom
 from medvlp.prepare import add_arguments, prepare, rules_of, run
@@ -57,6 +58,31 @@ def _corpus(root: Path, name: str = "mimic_cxr"):
 def _prepare(root: Path, out: Path, name: str = "mimic_cxr", **options):
     settings = {"resize": "pad:37", "workers": 1, "images_per_shard": 7, **options}
     return prepare(_corpus(root, name), out, **settings)
+
+
+@pytest.mark.skipif(jpeg.simplejpeg is None, reason="simplejpeg is not installed")
+def test_damaged_images_are_listed_or_kept_apart(mimic, tmp_path):
+    table = _corpus(mimic).records("pairs").table
+    path = Path(table.column("image")[0].as_py())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + whole[-2:])
+    refused = _prepare(mimic, tmp_path / "out", task="pairs")
+    assert [reason.split(" (")[0] for kind, _, reason in refused.skipped if kind == "image"] == ["damaged inside"]
+    accepted = _prepare(mimic, tmp_path / "out", task="pairs", damaged="accept")
+    assert not accepted.folders[0].unreadable
+    assert accepted.folders[0].folder != refused.folders[0].folder
+    recipe = build_transform("plain", 37, False)
+    rule = recipe.resize.name
+    _prepare(mimic, tmp_path / "out", task="pairs", damaged="accept", resize=rule)
+    cache = PixelCache.open(tmp_path / "out", "mimic_cxr", "standard+damaged", rule, mimic)
+    plain = RadiographDataset(table, transform=recipe, damaged="accept")
+    assert torch.equal(plain.with_cache(cache)[0]["image"], plain[0]["image"])
+    with pytest.raises(ConfigError, match=r"not by standard\+damaged"):
+        RadiographDataset(table, transform=recipe).with_cache(cache)
+    with pytest.raises(UnreadableItemError, match="damaged inside"):
+        RadiographDataset(table, transform=recipe)[0]
+    with pytest.raises(DataError, match="--damaged accept"):
+        PixelCache.open(tmp_path / "none", "mimic_cxr", "standard+damaged", rule, mimic)
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -382,16 +408,14 @@ def test_bad_settings(mimic, tmp_path):
 
 
 def test_a_transform_with_two_rules_decodes_once(mimic, tmp_path, monkeypatch):
-    from medvlp.datasets import shards as prepare_shards
-
     asked = []
-    read = prepare_shards.read_image
+    read = images.read_image
 
     def counting(path, **options):
         asked.append(path)
         return read(path, **options)
 
-    monkeypatch.setattr(prepare_shards, "read_image", counting)
+    monkeypatch.setattr("medvlp.prepare.read_image", counting)
     result = prepare(_corpus(mimic), tmp_path, transform="kad", size=24, workers=1)
     assert [f.rule for f in result.folders] == ["shorter:48", "bicubic:24"]
     assert len(asked) == result.folders[0].images

@@ -12,8 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from medvlp.datasets import CORPORA
 from medvlp.datasets.corpus import TASKS, Corpus, Records, Task
@@ -23,7 +24,7 @@ from medvlp.errors import ConfigError, DataError
 from medvlp.io.cache import verify
 from medvlp.io.cache_format import PATH_MARK, cache_folder, relative_paths
 from medvlp.io.cache_writer import finish, locked, write_skipped
-from medvlp.io.images import INTENSITIES
+from medvlp.io.images import INTENSITIES, Damaged, check_reading, read_image, reading_name
 from medvlp.resizing import build_resize
 from medvlp.text import load_tokenizer
 from medvlp.tokens import TokenCache
@@ -93,6 +94,7 @@ def prepare(
     size: int = 224,
     resize: str | None = None,
     intensity: str = "standard",
+    damaged: Damaged = "refuse",
     task: Task | None = None,
     workers: int | None = None,
     progress: bool = False,
@@ -112,6 +114,7 @@ def prepare(
         size: side of the images that the model sees, in pixels.
         resize: a resize rule instead of a transform, such as "square:256".
         intensity: a key of :data:`medvlp.io.images.INTENSITIES`.
+        damaged: "refuse" images whose decoder warns of damage, or "accept" them, in a cache of their own.
         task: whose records name the images; None takes every image.
         workers: processes, each with one thread; None takes one per core. 1 works in this process. With more a script
             must call this under ``if __name__ == "__main__":``.
@@ -130,8 +133,8 @@ def prepare(
         ConfigError: an unknown transform, rule, intensity or task.
     """
     start = time.monotonic()
-    if intensity not in INTENSITIES:
-        raise ConfigError(f'there is no intensity rule "{intensity}"; there are {", ".join(INTENSITIES)}')
+    check_reading(intensity, damaged)
+    reading = reading_name(intensity, damaged)
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; give at least 1")
     rules = [build_resize(name) for name in ([resize] if resize is not None else rules_of(transform, size))]
@@ -150,7 +153,7 @@ def prepare(
     with ExitStack() as stack:
         plans = []
         for rule in rules:
-            folder = cache_folder(out, corpus.name, intensity, rule.name)
+            folder = cache_folder(out, corpus.name, reading, rule.name)
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder))
             plans.append(make_plan(folder, rule, corpus.root, shapes, overwrite, images_per_shard))
@@ -158,8 +161,8 @@ def prepare(
         total = sum(len(p.paths) for p in plans)
         with _bar(progress, total) as advance:
             advance(sum(p.kept for p in plans))
-            write(plans, corpus.root, intensity, workers, advance)
-        description = {"corpus": corpus.name, "intensity": intensity}
+            write(plans, corpus.root, partial(read_image, intensity=intensity, damaged=damaged), workers, advance)
+        description = {"corpus": corpus.name, "intensity": reading}
         folders = tuple(_finished(p, description, left_out) for p in plans)
     tokens = None
     if tokenizer is not None:
@@ -226,6 +229,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=224, help="image side that the model sees (default: 224)")
     parser.add_argument("--resize", metavar="RULE", help="a resize rule such as square:256, instead of a transform")
     parser.add_argument("--intensity", default="standard", choices=list(INTENSITIES), metavar="NAME")
+    parser.add_argument(
+        "--damaged",
+        default="refuse",
+        choices=get_args(Damaged),
+        help="images whose decoder warns of damage: list them as unreadable, or take their pixels (default: refuse)",
+    )
     parser.add_argument("--task", choices=TASKS, help="whose records name the images (default: every image)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenise the texts as well")
@@ -255,6 +264,7 @@ def run(args: argparse.Namespace) -> int:
         size=args.size,
         resize=args.resize,
         intensity=args.intensity,
+        damaged=args.damaged,
         task=args.task,
         workers=args.workers,
         progress=True,
@@ -279,7 +289,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace, console: Any) -> int:
     names = [args.resize] if args.resize is not None else rules_of(args.transform, args.size)
-    folders = [cache_folder(args.out, args.data, args.intensity, name) for name in names]
+    reading = reading_name(args.intensity, args.damaged)
+    folders = [cache_folder(args.out, args.data, reading, name) for name in names]
     problems = [f"{folder}: {problem}" for folder in folders for problem in verify(folder)]
     for problem in problems:
         console.print(problem, markup=False)

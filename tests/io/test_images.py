@@ -127,7 +127,7 @@ def test_bomb_is_refused_before_decoding(tmp_path, monkeypatch):
     data[16:24] = (60000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     path.write_bytes(data)
-    monkeypatch.setattr("medvlp.io.images._grey", lambda *a: pytest.fail("decoded"))
+    monkeypatch.setattr("medvlp.io.images._png", lambda *a: pytest.fail("decoded"))
     with pytest.raises(UnreadableItemError, match="decompression bomb: 3600000000 pixels"):
         read_image(path)
 

@@ -37,7 +37,7 @@ from medvlp.datamodules.sampler import PlainErrorLoader, ResumableLoader, Resuma
 from medvlp.datasets.base import RadiographDataset, Target, TextSampling
 from medvlp.errors import ConfigError, DataError, TooManySkippedError
 from medvlp.io.cache import PixelCache
-from medvlp.io.images import INTENSITIES
+from medvlp.io.images import Damaged, check_reading
 from medvlp.io.reports import gloria_sentences, split_sentences
 from medvlp.phantom.truth import in_phantom
 from medvlp.splits import nested_fraction
@@ -74,6 +74,7 @@ class RadiographDataModule(L.LightningDataModule):
         transform: a name of medvlp.transforms.TRANSFORMS, or "checkpoint": transform, image_size and intensity of
             the checkpoint that the trainer's task starts from, whatever is given here.
         intensity: how files become grey levels, a name of medvlp.io.images.INTENSITIES.
+        damaged: "refuse" a file whose decoder warns of damage, as on_error says, or "accept" its pixels as they are.
         seed: seed of the sample order, the augmentation and the fraction.
         fraction: share of the training patients, in (0, 1]; smaller shares lie inside larger ones.
         text_sampling: the "whole" text, one random "sentence" of it (ConVIRT) or of those that GLoRIA's code makes
@@ -100,6 +101,7 @@ class RadiographDataModule(L.LightningDataModule):
         image_size: int = 224,
         transform: str = "g2d_paper",
         intensity: str = "standard",
+        damaged: Damaged = "refuse",
         seed: int = 0,
         fraction: float = 1.0,
         text_sampling: TextSampling = "whole",
@@ -113,8 +115,7 @@ class RadiographDataModule(L.LightningDataModule):
             raise ConfigError(f"batch sizes must be positive, not {batch_size} and {eval_batch_size}")
         if transform not in TRANSFORMS and transform != CHECKPOINT:
             raise ConfigError(f'there is no transform "{transform}"; there are {", ".join(TRANSFORMS)}')
-        if intensity not in INTENSITIES:
-            raise ConfigError(f'there is no intensity rule "{intensity}"; there are {", ".join(INTENSITIES)}')
+        check_reading(intensity, damaged)
         if not 0 < fraction <= 1:
             raise ConfigError(f"fraction must lie in (0, 1], not {fraction}")
         if not 0 <= max_skipped <= 1:
@@ -125,6 +126,7 @@ class RadiographDataModule(L.LightningDataModule):
         self.image_size = image_size
         self.transform = transform
         self.intensity = intensity
+        self.damaged: Damaged = damaged
         self.cache_dir = cache_dir
         self.seed = seed
         self.fraction = fraction
@@ -199,6 +201,7 @@ class RadiographDataModule(L.LightningDataModule):
             build_transform(self.transform, self.image_size, train),
             targets=self.targets,
             intensity=self.intensity,
+            damaged=self.damaged,
             seed=self.seed,
             text_sampling=self.text_sampling,
             on_error=self.on_error,
@@ -212,17 +215,18 @@ class RadiographDataModule(L.LightningDataModule):
         rule = dataset.transform.resize.name
         if rule not in self._caches:
             # a cache that is there but unfinished or of another version is an error; none at all is a slower way
-            there = PixelCache.exists(self.cache_dir, self.cache_name, self.intensity, rule)
+            there = PixelCache.exists(self.cache_dir, self.cache_name, dataset.reading, rule)
             if not there:
                 rank_zero_warn(
-                    f"{self.cache_dir} holds no prepared images of {self.cache_name} for {self.intensity} {rule}, so"
+                    f"{self.cache_dir} holds no prepared images of {self.cache_name} for {dataset.reading} {rule}, so"
                     f" each file is decoded in each epoch; prepare them once with: medvlp prepare"
                     f" --data {self.cache_name} --root {self.image_root} --out {self.cache_dir}"
-                    f" --transform {self.transform} --size {self.image_size} --intensity {self.intensity}",
+                    f" --transform {self.transform} --size {self.image_size} --intensity {self.intensity}"
+                    f" --damaged {self.damaged}",
                     category=UserWarning,
                 )
             self._caches[rule] = (
-                PixelCache.open(self.cache_dir, self.cache_name, self.intensity, rule, root=self.image_root)
+                PixelCache.open(self.cache_dir, self.cache_name, dataset.reading, rule, root=self.image_root)
                 if there
                 else None
             )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
-from medvlp.io.images import INTENSITIES, read_image
+from medvlp.io.images import Damaged, check_reading, read_image, reading_name
 from medvlp.io.reports import gloria_sentences, split_sentences
 from medvlp.io.shapes import draw
 from medvlp.resizing import Geometry
@@ -185,6 +185,7 @@ class RadiographDataset(Dataset[Sample]):
         transform: a recipe of :mod:`medvlp.transforms`, or None for the image as stored.
         targets: what else a sample holds: "mask" (needs the column ``shapes``), "boxes" (needs ``boxes``).
         intensity: how files become grey levels, a key of :data:`medvlp.io.images.INTENSITIES`.
+        damaged: "refuse" a file whose decoder warns of damage, or "accept" its pixels as they are.
         seed: run seed.
         text_sampling: what of the text a sample holds, see :func:`sample_text`.
         on_error: "raise" an :class:`UnreadableItemError`, or "skip": take the next readable item instead, and
@@ -207,6 +208,7 @@ class RadiographDataset(Dataset[Sample]):
         transform: ImageTransform | None = None,
         targets: Sequence[Target] = (),
         intensity: str = "standard",
+        damaged: Damaged = "refuse",
         seed: int = 0,
         text_sampling: TextSampling = "whole",
         on_error: OnError = "raise",
@@ -224,11 +226,11 @@ class RadiographDataset(Dataset[Sample]):
             raise ConfigError(f'text_sampling is one of {", ".join(get_args(TextSampling))}, not "{text_sampling}"')
         if on_error not in ("raise", "skip"):
             raise ConfigError(f'on_error is "raise" or "skip", not "{on_error}"')
-        if intensity not in INTENSITIES:
-            raise ConfigError(f'there is no intensity rule "{intensity}"; there are {", ".join(INTENSITIES)}')
+        check_reading(intensity, damaged)
         self.transform = transform
         self.targets: tuple[Target, ...] = tuple(targets)
         self.intensity = intensity
+        self.damaged: Damaged = damaged
         self.seed = seed
         self.text_sampling = text_sampling
         self.on_error = on_error
@@ -279,6 +281,11 @@ class RadiographDataset(Dataset[Sample]):
         """What was left out at index time: columns id, row, reason, broken; ``.attrs["counts"]`` counts by reason."""
         return self._dropped
 
+    @property
+    def reading(self) -> str:
+        """How files become grey levels: the intensity rule, and whether damaged ones are accepted."""
+        return reading_name(self.intensity, self.damaged)
+
     def subset(self, mask: np.ndarray) -> "RadiographDataset":
         """The records where ``mask`` (bool, (N,)) is true, with the same settings."""
         new = copy.copy(self)
@@ -294,16 +301,18 @@ class RadiographDataset(Dataset[Sample]):
         *,
         targets: Sequence[Target] = (),
         intensity: str = "standard",
+        damaged: Damaged = "refuse",
         seed: int = 0,
         text_sampling: TextSampling = "whole",
         on_error: OnError = "raise",
     ) -> "RadiographDataset":
-        """The same records with another transform, targets, intensity rule, seed, text sampling and error rule."""
+        """The same records with another transform, targets, reading of files, seed, text sampling and error rule."""
         return RadiographDataset(
             self.table,
             transform=transform,
             targets=targets,
             intensity=intensity,
+            damaged=damaged,
             seed=seed,
             text_sampling=text_sampling,
             on_error=on_error,
@@ -324,7 +333,7 @@ class RadiographDataset(Dataset[Sample]):
         """
         if self.transform is None:
             raise ConfigError("prepared pixels need a transform; without one the files themselves are read")
-        needed = (self.intensity, self.transform.resize.name)
+        needed = (self.reading, self.transform.resize.name)
         if (cache.intensity, cache.rule) != needed:
             raise ConfigError(
                 f"the samples need pixels prepared by {' '.join(needed)}, not by {cache.intensity} {cache.rule}"
@@ -396,7 +405,7 @@ class RadiographDataset(Dataset[Sample]):
             stored, geometry, size = self._cache.read(int(self._positions[row]))
             return torch.from_numpy(stored).unsqueeze(0), Geometry(*geometry), size
         path = Path(self.table.column("image")[row].as_py())
-        pixels = torch.from_numpy(read_image(path, min_side=self.min_side, intensity=self.intensity)).unsqueeze(0)
+        pixels = torch.from_numpy(read_image(path, self.min_side, self.intensity, self.damaged)).unsqueeze(0)
         size = (pixels.shape[1], pixels.shape[2])
         if self.transform is None:
             return pixels, None, size

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from medvlp.errors import ConfigError, DataError
-from medvlp.io.images import read_image
+from medvlp.io.headers import bomb, first_line
+from medvlp.io.images import DARK, read_image, warn_dark
 from medvlp.resizing import Geometry
 from medvlp.transforms import ImageTransform, build_transform
 
@@ -40,8 +41,8 @@ class PreparedImages:
 def grey_levels(image: AnyImage, intensity: str = "standard") -> np.ndarray:
     """One image as grey levels, uint8 (H, W).
 
-    Floats in [0, 1] are scaled by 255, 16-bit integers by their range, as for 16-bit files; colour becomes luma by
-    ITU-R 601. Arrays must hold a radiograph in which air is dark.
+    Floats in [0, 1] are scaled by 255, integers above 255 by the range of 16 bits, as for 16-bit files; colour becomes
+    luma by ITU-R 601. Arrays must hold a radiograph in which air is dark.
 
     Args:
         image: see :data:`AnyImage`.
@@ -53,12 +54,14 @@ def grey_levels(image: AnyImage, intensity: str = "standard") -> np.ndarray:
     """
     if isinstance(image, str | Path):
         return read_image(image, intensity=intensity)
-    if isinstance(image, Image.Image):
-        return _from_array(
-            np.asarray(image if image.mode in ("L", "RGB") or image.mode[0] in "IF" else image.convert("RGB"))
-        )
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().numpy()
+    try:
+        if isinstance(image, Image.Image):
+            image = np.asarray(image if image.mode in ("L", "RGB") or image.mode[0] in "IF" else image.convert("RGB"))
+        elif isinstance(image, Tensor):
+            wide = image.detach().cpu()
+            image = (wide.float() if wide.dtype == torch.bfloat16 else wide).numpy()
+    except Exception as error:  # a file that Pillow opened and cannot decode; a sparse or quantised tensor
+        raise DataError(f"an image cannot be read ({first_line(error)}); give it as an array") from error
     if not isinstance(image, np.ndarray):
         raise DataError(f"an image is a path, a PIL image, an array or a tensor, not a {type(image).__name__}")
     return _from_array(image)
@@ -72,7 +75,13 @@ def _from_array(array: np.ndarray) -> np.ndarray:
         raise DataError(f"an image has the shape (H, W), (H, W, 3) or (3, H, W), not {tuple(shape)}")
     if array.dtype == np.bool_:
         raise DataError("an image of booleans is a mask: give grey levels")
-    values = array.astype(np.float64)
+    if array.dtype.kind not in "uif":
+        raise DataError(f"an image of {array.dtype} is none: give whole numbers, or floats in [0, 1]")
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise DataError("an image has masked pixels: fill them first, with 0 for background")
+    if problem := bomb(*array.shape[:2]):
+        raise DataError(f"an image is too large ({problem}); make it smaller")
+    values = np.asarray(array, dtype=np.float64)
     if not np.isfinite(values).all():
         raise DataError("an image holds NaN or infinite values")
     if np.issubdtype(array.dtype, np.floating):
@@ -87,6 +96,8 @@ def _from_array(array: np.ndarray) -> np.ndarray:
             raise DataError(
                 f"an image of {array.dtype} lies between {values.min():g} and {values.max():g}, not 0…65535"
             )
+        if 255 < values.max() < DARK:
+            warn_dark("an array of 16 bits", "if it holds 12 bits, say, divide it by 4095")
         if values.max() > 255:
             values = values * (255 / 65535)
     if values.ndim == 3:

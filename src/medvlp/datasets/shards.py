@@ -31,9 +31,12 @@ from medvlp.io.cache_writer import (
     versions,
     write_paths,
 )
-from medvlp.io.images import read_header, read_image
+from medvlp.io.images import read_header
 from medvlp.io.shapes import draw
 from medvlp.resizing import ResizeRule, build_resize
+
+Reader = Callable[[Path], np.ndarray]
+"""Makes grey levels, uint8 (H, W), of a file."""
 
 SHARD_BYTES = 256 * 2**20
 """Pixels of a shard, about; at most this much work is lost when the process is ended."""
@@ -156,11 +159,11 @@ def require_room(out: Path, plans: Sequence[Plan]) -> None:
 
 
 def _prepare_images(
-    root: Path, images: Sequence[tuple[str, Shapes]], rules: Sequence[str], intensity: str
+    root: Path, images: Sequence[tuple[str, Shapes]], rules: Sequence[str], read: Reader
 ) -> list[list[PreparedImage]]:
     """What a worker does: for each image one entry per rule, decoded once."""
     built = [build_resize(name) for name in rules]
-    return [_prepare_image(root, path, shapes, built, intensity) for path, shapes in images]
+    return [_prepare_image(root, path, shapes, built, read) for path, shapes in images]
 
 
 def _stat(path: Path) -> tuple[int, int]:
@@ -172,7 +175,7 @@ def _stat(path: Path) -> tuple[int, int]:
 
 
 def _prepare_image(
-    root: Path, path: str, shapes: Shapes, rules: Sequence[ResizeRule], intensity: str
+    root: Path, path: str, shapes: Shapes, rules: Sequence[ResizeRule], read: Reader
 ) -> list[PreparedImage]:
     file = root / path
     before = _stat(file)
@@ -182,7 +185,7 @@ def _prepare_image(
         digest = bytes(16)
     source = PreparedImage(path, *before, digest)
     try:
-        pixels = torch.from_numpy(read_image(file, intensity=intensity)).unsqueeze(0)
+        pixels = torch.from_numpy(read(file)).unsqueeze(0)
     except UnreadableItemError as error:
         here = str(file)
         message, reason = str(error).replace(here, PATH_MARK), error.reason.replace(here, PATH_MARK)
@@ -243,15 +246,13 @@ def _jobs(plans: Sequence[Plan]) -> Iterator[_Job]:
                 yield _Job(number, part[first : first + length], wanted, first + length >= len(part))
 
 
-def write(
-    plans: Sequence[Plan], root: Path, intensity: str, workers: int | None, advance: Callable[[int], None]
-) -> None:
+def write(plans: Sequence[Plan], root: Path, read: Reader, workers: int | None, advance: Callable[[int], None]) -> None:
     """Decode, resize and write whatever the plans lack.
 
     Args:
         plans: of the caches; those of equal shards share the decoding.
         root: of the corpus.
-        intensity: a key of :data:`medvlp.io.images.INTENSITIES`.
+        read: makes grey levels of a file; :func:`medvlp.io.images.read_image` with its settings.
         workers: processes; None takes one per core, 1 this process alone.
         advance: called with the number of further images written.
 
@@ -260,7 +261,7 @@ def write(
     """
     writers: dict[Path, ShardWriter] = {}
     try:
-        for job, images in _results(_jobs(plans), root, intensity, workers, sum(len(p.todo) for p in plans)):
+        for job, images in _results(_jobs(plans), root, read, workers, sum(len(p.todo) for p in plans)):
             for column, plan in enumerate(job.plans):
                 if plan.folder not in writers:
                     writers[plan.folder] = ShardWriter(plan.folder, job.number, plan.packages)
@@ -275,7 +276,7 @@ def write(
 
 
 def _results(
-    jobs: Iterable[_Job], root: Path, intensity: str, workers: int | None, shards: int
+    jobs: Iterable[_Job], root: Path, read: Reader, workers: int | None, shards: int
 ) -> Iterator[tuple[_Job, list[list[PreparedImage]]]]:
     """Done jobs in their order."""
     count = workers if workers is not None else len(os.sched_getaffinity(0))
@@ -284,7 +285,7 @@ def _results(
         torch.set_num_threads(1)
         try:
             for job in jobs:
-                yield job, _prepare_images(root, job.images, [p.rule.name for p in job.plans], intensity)
+                yield job, _prepare_images(root, job.images, [p.rule.name for p in job.plans], read)
         finally:
             torch.set_num_threads(threads)
         return
@@ -297,7 +298,7 @@ def _results(
         try:
             for job in jobs:
                 rules = [p.rule.name for p in job.plans]
-                waiting.append((job, pool.submit(_prepare_images, root, job.images, rules, intensity)))
+                waiting.append((job, pool.submit(_prepare_images, root, job.images, rules, read)))
                 if len(waiting) > 3 * count:
                     first, future = waiting.popleft()
                     yield first, future.result()

@@ -335,6 +335,7 @@ class _Examination:
             remedy = f"get the files again from {self.corpus.source}, or set on_error: skip to go on without them"
             self._add("images broken", "error", f"{len(paths):,}: {problem}", remedy=remedy, items=paths)
         self._marks(looks)
+        self._suspicions(looks)
         if linked := [self._short(path) for path, look in looks.items() if look.linked]:
             self._add(
                 "images linked",
@@ -363,6 +364,15 @@ class _Examination:
                 remedy=f"get labels and images of one release from {self.corpus.source}",
                 items=paths,
             )
+
+    def _suspicions(self, looks: dict[str, Look]) -> None:
+        odd: dict[str, list[str]] = {}
+        for path, look in looks.items():
+            if look.suspicion:
+                odd.setdefault(re.sub(r"\d+", "N", look.suspicion), []).append(self._short(path))
+        for suspicion, paths in sorted(odd.items()):
+            remedy = "look at some; if they are damaged, get them again, or leave them out of the table"
+            self._add("images suspicious", "warning", f"{len(paths):,}: {suspicion}", remedy=remedy, items=paths)
 
     def _sizes(self, looks: dict[str, Look]) -> None:
         try:

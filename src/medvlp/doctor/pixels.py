@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from medvlp.errors import DataError, UnreadableItemError
 from medvlp.io.headers import ImageHeader, read_header
 from medvlp.io.images import read_image
@@ -19,6 +21,7 @@ IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".dcm")
 
 _AT_ONCE = 512  # files handed to the threads before the first answer is taken
 _LINK = "symbolic link out"
+_FLAT = 0.05  # share of the rows
 _SLACK = 0.01  # pixels; boxes are stored as float32
 
 
@@ -44,12 +47,14 @@ class Look:
         problem: why it cannot be used, "" if it can.
         linked: whether a link leads to it out of the corpus.
         marks: what is wrong with its annotations.
+        suspicion: what is odd about its pixels, "" if nothing is.
     """
 
     header: ImageHeader
     problem: str = ""
     linked: bool = False
     marks: tuple[str, ...] = field(default=())
+    suspicion: str = ""
 
 
 def look_at(path: str, annotations: Annotations, within: Path, deep: bool) -> Look:
@@ -65,18 +70,28 @@ def look_at(path: str, annotations: Annotations, within: Path, deep: bool) -> Lo
     linked = header.problem.startswith(_LINK)
     if linked:
         header = read_header(path)
-    problem, size = header.problem, (header.height, header.width)
+    problem, size, suspicion = header.problem, (header.height, header.width), ""
     if deep and not problem:
         try:
-            height, width = read_image(path).shape
+            pixels = read_image(path)
         except UnreadableItemError as error:
             problem = error.reason
         else:
-            size = (height, width)
+            size, suspicion = (pixels.shape[0], pixels.shape[1]), _suspicion(pixels)
             if size != (header.height, header.width):
                 problem = "the header names another size than the pixels have"
     marks = () if problem or not all(size) else tuple(_marks(annotations, size, deep))
-    return Look(header, problem, linked, marks)
+    return Look(header, problem, linked, marks, "" if problem else suspicion)
+
+
+def _suspicion(pixels: np.ndarray) -> str:
+    """A constant picture, or what decoders make of a file that lost its end: rows of one value, not black or white."""
+    last = pixels[-1, -1]
+    other = np.flatnonzero((pixels != last).any(axis=1))
+    if not len(other):
+        return f"constant: every pixel is {last}"
+    rows = len(pixels) - 1 - int(other[-1])
+    return f"the last {rows} rows are {last} throughout" if rows > _FLAT * len(pixels) and 0 < last < 255 else ""
 
 
 def _marks(annotations: Annotations, size: tuple[int, int], deep: bool) -> Iterator[str]:

@@ -65,7 +65,9 @@ def prepare_command(
 ) -> str:
     """The command that makes a cache, for messages."""
     words = ["medvlp", "prepare", "--data", corpus, "--root", str(root), "--out", str(out), "--resize", rule]
-    words += [] if intensity == "standard" else ["--intensity", intensity]
+    rule_name, damaged, _ = intensity.partition("+damaged")
+    words += [] if rule_name == "standard" else ["--intensity", rule_name]
+    words += ["--damaged", "accept"] if damaged else []
     for key, value in (options or {}).items():
         words += ["--option", f"{key}={value}"]
     return shlex.join(words)

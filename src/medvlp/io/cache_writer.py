@@ -30,7 +30,7 @@ from medvlp.io.cache_format import (
 
 _TEMPORARY = ".tmp-"
 _META = b"medvlp"
-_PACKAGES = ("medvlp", "numpy", "pillow", "pydicom", "pylibjpeg-openjpeg", "torch", "torchvision")
+_PACKAGES = ("medvlp", "numpy", "pillow", "pydicom", "pylibjpeg-openjpeg", "simplejpeg", "torch", "torchvision")
 
 
 def versions() -> dict[str, str]:

@@ -1,18 +1,22 @@
 """DICOM radiographs to grey levels of 8 bits."""
 
+import logging
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
+from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, pixel_array
-from pydicom.uid import RLELossless
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
 
 from medvlp.errors import ConfigError, UnreadableItemError
 from medvlp.io.headers import (
+    DAMAGED,
     decoder_problem,
     file_problem,
     first_line,
@@ -21,6 +25,7 @@ from medvlp.io.headers import (
     tag_problem,
     unreadable,
 )
+from medvlp.io.jpeg import decode_jpeg
 
 _SPACING_TAGS = ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing")
 _PIXEL_TAGS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -45,7 +50,7 @@ class DicomImage:
     view: str
 
 
-def read_dicom(path: str | Path, intensity: str = "standard") -> DicomImage:
+def read_dicom(path: str | Path, intensity: str = "standard", damaged: str = "refuse") -> DicomImage:
     """Read a radiograph; of a file with several frames, the first.
 
     The rule "standard" follows the standard's display pipeline (DICOM PS3.4, N.2): modality LUT or rescale, VOI LUT
@@ -62,15 +67,16 @@ def read_dicom(path: str | Path, intensity: str = "standard") -> DicomImage:
     Args:
         path: the file.
         intensity: one of :data:`medvlp.io.images.INTENSITIES`. "medklip" alone leaves MONOCHROME1 dark on bright.
+        damaged: "refuse" a file whose decoder warns of damage, or "accept" the pixels that it gives nevertheless.
 
     Returns:
         The pixels and what a task needs to know about them.
 
     Raises:
         ConfigError: an unknown intensity rule.
-        UnreadableItemError: the file is missing, truncated, no image, or larger than 200 megapixels; a tag that
-            decoding needs is missing; no decoder for its transfer syntax is installed; or its window or tables make
-            no sense. Tags that only describe the image, such as the spacing, refuse nothing.
+        UnreadableItemError: the file is missing, truncated, damaged, no image, or larger than 200 megapixels; a tag
+            that decoding needs is missing; no decoder for its transfer syntax is installed; or its window or tables
+            make no sense. Tags that only describe the image, such as the spacing, refuse nothing.
     """
     if intensity not in _RULES:
         raise ConfigError(f'there is no intensity rule "{intensity}"; there are {", ".join(_RULES)}')
@@ -89,7 +95,7 @@ def read_dicom(path: str | Path, intensity: str = "standard") -> DicomImage:
         raise
     except Exception as error:  # broken files raise anything from struct.error to AttributeError in the parser
         raise unreadable(path, f"not a readable DICOM file ({first_line(error)})") from error
-    stored = _decode(path, data, photometric)
+    stored = _decode(path, data, photometric, damaged)
     try:
         pixels = _shown(stored, data, intensity, photometric)
     except Exception as error:  # windows, tables and numbers that make no sense
@@ -98,16 +104,21 @@ def read_dicom(path: str | Path, intensity: str = "standard") -> DicomImage:
     return DicomImage(pixels, _spacing(data), photometric, _text(data, "ViewPosition"))
 
 
-def _decode(path: Path, data: Any, photometric: str) -> np.ndarray:
+def _decode(path: Path, data: Any, photometric: str, damaged: str) -> np.ndarray:
     """Stored cells (H, W) of the first frame, unused bits included; colour as luma in the range of its depth."""
     reason, remedy = decoder_problem(data)
     if reason:
         raise unreadable(path, reason, remedy)
+    grey = photometric.startswith("MONOCHROME")
     try:
         if not data.get("NumberOfFrames"):  # 0 and empty count as absent
             data.NumberOfFrames = 1
-        grey = photometric.startswith("MONOCHROME")
-        array = pixel_array(data, index=0, correct_unused_bits=not grey)
+        if damaged == "refuse" and (complaint := _complaint(data)):
+            raise unreadable(path, f"{DAMAGED} ({complaint})")
+        with _overheard() as warned:
+            array = pixel_array(data, index=0, correct_unused_bits=not grey)
+        if damaged == "refuse" and warned:
+            raise unreadable(path, f"{DAMAGED} ({warned[0]})")
         if photometric == "PALETTE COLOR":
             array = apply_color_lut(array, data)
         if array.ndim == 3:  # colour; pydicom has already turned YCbCr into RGB
@@ -115,10 +126,38 @@ def _decode(path: Path, data: Any, photometric: str) -> np.ndarray:
             array = np.clip(np.rint(array[..., :3] @ _LUMA), 0, top).astype(array.dtype)
         if array.ndim != 2 or not array.size or array.dtype.kind not in "iuf":
             raise ValueError(f"pixel array of {array.ndim} dimensions, {array.size} values, type {array.dtype}")
+    except UnreadableItemError:
+        raise
     except Exception as error:  # decoder plug-ins have no common error class
         reason = read_header(path).problem or f"truncated or broken pixel data ({' '.join(str(error).split())})"
         raise unreadable(path, reason) from error
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _complaint(data: Any) -> str:
+    """What a strict decoder says of the first frame of 8-bit JPEG; "" if it is sound or of another kind."""
+    if data.file_meta.TransferSyntaxUID not in (JPEGBaseline8Bit, JPEGExtended12Bit) or int(data.BitsStored) > 8:
+        return ""
+    frame = get_frame(data.PixelData, 0, number_of_frames=int(data.NumberOfFrames))
+    try:
+        decode_jpeg(frame, int(data.Columns), int(data.Rows))
+    except ValueError as error:
+        return first_line(error)
+    return ""
+
+
+@contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """What pydicom logs in this thread of run lengths that decode to more than the image."""
+    heard: list[str] = []
+    thread, logger, handler = get_ident(), logging.getLogger("pydicom"), logging.Handler(logging.WARNING)
+    handler.addFilter(lambda record: record.thread == thread and "RLE segment contains non" in record.getMessage())
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        yield heard
+    finally:
+        logger.removeHandler(handler)
 
 
 def _text(data: Any, tag: str) -> str:

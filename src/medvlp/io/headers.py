@@ -16,6 +16,7 @@ MAX_PIXELS = 200_000_000
 
 _HEAD = 132  # bytes that tell the kind
 _TAIL = 512  # bytes in which the end marker is looked for first
+_PIXELS_PER_BYTE = 4096  # of a JPEG; Huffman codes take at least a bit for 64 pixels, arithmetic codes less
 _PNG_END = b"IEND\xaeB\x60\x82"
 _JPEG_END = b"\xff\xd9"
 # the tags of pixels as integers, floats and doubles, (7FE0,0010), (7FE0,0008) and (7FE0,0009), in both byte orders
@@ -40,6 +41,9 @@ _DECODERS = (
     ("JPEG", "pip install pylibjpeg pylibjpeg-libjpeg (GPL-3.0)"),
 )
 
+DAMAGED = "damaged inside"
+"""Reason for a file whose decoder warns of damage, before the decoder's words."""
+
 _REMEDIES = {
     "missing file": "check the path, or fetch the file again",
     "a folder, not a file": "check the path",
@@ -47,6 +51,7 @@ _REMEDIES = {
     "not a JPEG, PNG or DICOM file": "convert it, or fetch the file again",
     "permission denied": "check the rights of the file",
     "DICOM file without pixel data": "leave it out of the table",
+    DAMAGED: "fetch the file again, or set damaged: accept to take its pixels as they are",
 }
 
 
@@ -76,7 +81,7 @@ class ImageHeader:
 def unreadable(path: Path, reason: str, remedy: str = "") -> UnreadableItemError:
     """The error for one file, with the usual remedy if none is given."""
     usual = "leave it out of the table, or make it smaller" if reason.startswith("decomp") else "fetch the file again"
-    remedy = remedy or _REMEDIES.get(reason, usual)
+    remedy = remedy or _REMEDIES.get(reason.split(" (", maxsplit=1)[0], usual)
     return UnreadableItemError(f"cannot read {path}: {reason}; {remedy}", item_id=path.stem, reason=reason)
 
 
@@ -85,9 +90,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def bomb(width: int, height: int) -> str:
-    """The reason for refusing an image of that size, or ""."""
-    return f"decompression bomb: {width * height} pixels" if width * height > MAX_PIXELS else ""
+def bomb(width: int, height: int, stored: int = MAX_PIXELS) -> str:
+    """The reason for refusing an image of that size, stored in that many bytes, or ""."""
+    pixels = width * height
+    if pixels > MAX_PIXELS:
+        return f"decompression bomb: {pixels} pixels"
+    few = pixels > _PIXELS_PER_BYTE * stored
+    return f"truncated JPEG ({stored} bytes for {pixels} pixels)" if few else ""
 
 
 def open_dicom(path: Path, file: IO[bytes] | None = None, **options: Any) -> Any:
@@ -211,6 +220,17 @@ def open_raster(file: IO[bytes], kind: str) -> ImageFile.ImageFile:
     return JpegImagePlugin.JpegImageFile(file) if kind == "JPEG" else PngImagePlugin.PngImageFile(file)
 
 
+def significant_bits(file: IO[bytes]) -> int:
+    """How many bits of a grey PNG's samples mean something by its sBIT chunk; 0 if it does not say."""
+    file.seek(8)
+    while len(start := file.read(8)) == 8 and start[4:] not in (b"IDAT", b"IEND"):
+        content = file.read(int.from_bytes(start[:4]))
+        if start[4:] == b"sBIT" and content:
+            return content[0]
+        file.seek(4, os.SEEK_CUR)  # checksum
+    return 0
+
+
 def orientation(image: ImageFile.ImageFile) -> int:
     """EXIF orientation 1…8 of an image just opened; 1 (upright) where the tag is missing or makes no sense."""
     if "exif" not in image.info:
@@ -276,7 +296,8 @@ def _raster_header(file: IO[bytes], kind: str) -> ImageHeader:
         whole = _ends_with(file, _JPEG_END, scan) if kind == "JPEG" else _ends_with(file, _PNG_END, 0)
         file.seek(24)
         bits = jpeg_bits if kind == "JPEG" else file.read(1)[0]
-    problem = bomb(width, height) or ("" if whole else f"truncated {kind} (no end marker)")
+        stored = file.seek(0, os.SEEK_END) if kind == "JPEG" else MAX_PIXELS
+    problem = bomb(width, height, stored) or ("" if whole else f"truncated {kind} (no end marker)")
     return replace(header, bits=bits, problem=problem)
 
 

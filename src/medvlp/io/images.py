@@ -1,11 +1,17 @@
 """Image files of any kind to one grey channel of 8 bits."""
 
+import functools
+import os
+import warnings
 from pathlib import Path
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 
 from medvlp.errors import ConfigError, UnreadableItemError
 from medvlp.io.headers import (
+    DAMAGED,
+    MAX_PIXELS,
     ImageHeader,
     bomb,
     file_kind,
@@ -14,10 +20,28 @@ from medvlp.io.headers import (
     open_raster,
     orientation,
     read_header,
+    significant_bits,
     unreadable,
 )
+from medvlp.io.jpeg import decode_jpeg
 
-__all__ = ["INTENSITIES", "ImageHeader", "read_header", "read_image"]
+__all__ = [
+    "DARK",
+    "INTENSITIES",
+    "Damaged",
+    "ImageHeader",
+    "check_reading",
+    "read_header",
+    "read_image",
+    "reading_name",
+    "warn_dark",
+]
+
+Damaged = Literal["refuse", "accept"]
+"""What to do with a file whose decoder warns of damage."""
+
+DARK = 1 << 14
+"""16-bit values that stay below come out darker than a quarter."""
 
 INTENSITIES: dict[str, str] = {
     "standard": "DICOM: the display pipeline of PS3.4 N.2 (LUT, window, MONOCHROME1 inverted); 16-bit PNG: v / 257",
@@ -31,13 +55,43 @@ INTENSITIES: dict[str, str] = {
 """Rules from stored values to 0…255 that :func:`read_image` knows, each with what it does and who uses it."""
 
 
-def read_image(path: str | Path, min_side: int = 0, intensity: str = "standard") -> np.ndarray:
+def check_reading(intensity: str, damaged: str = "refuse") -> None:
+    """Refuse unknown settings of :func:`read_image`.
+
+    Raises:
+        ConfigError: an unknown intensity rule, or another word than "refuse" and "accept".
+    """
+    if intensity not in INTENSITIES:
+        raise ConfigError(f'there is no intensity rule "{intensity}"; there are {", ".join(INTENSITIES)}')
+    if damaged not in get_args(Damaged):
+        raise ConfigError(f"unknown value '{damaged}' of damaged; expected one of: {', '.join(get_args(Damaged))}")
+
+
+def reading_name(intensity: str, damaged: str = "refuse") -> str:
+    """The name under which pixels that were read by these settings are stored."""
+    return intensity if damaged == "refuse" else f"{intensity}+damaged"
+
+
+@functools.cache
+def warn_dark(what: str, remedy: str) -> None:
+    """Say once that 16-bit values stay so low that the picture is nearly black."""
+    warnings.warn(f"the values of {what} stay below {DARK}, so it comes out dark: {remedy}", stacklevel=3)
+
+
+def read_image(
+    path: str | Path, min_side: int = 0, intensity: str = "standard", damaged: Damaged = "refuse"
+) -> np.ndarray:
     """Read a JPEG, PNG or DICOM file as grey levels; the kind is told by the content, not by the name.
 
     Colour becomes luma by ITU-R 601 (Pillow's "L"); transparency is ignored, since the alpha channels of released
     radiographs carry nothing; palettes and 1-bit images are expanded to 0…255. Under "standard", 16-bit PNGs are
     scaled by the range of their bit depth, v / 257 rounded, **not** by the values that occur, so that pixel values
-    stay comparable between images. JPEG files stay in one channel while they are decoded.
+    stay comparable between images; by the range of fewer bits if the file names them (sBIT) and the values fit.
+    A 16-bit file that comes out dark is warned of once. JPEG files stay in one channel while they are decoded.
+
+    A JPEG, alone or in DICOM, that makes libjpeg warn is refused, because whatever follows the damage is wrong.
+    PNG files carry checksums. Damage without a trace is not seen: changed bytes that happen to be valid codes, in
+    JPEG, JPEG 2000 and run-length coded DICOM, and any in uncompressed pixels.
 
     The EXIF orientation of photographs is applied, as OpenCV's reader does, with which MGCA and GLoRIA load: a
     picture taken with a turned camera comes out upright, and the annotation tools of today show it so. (Pillow alone
@@ -48,29 +102,30 @@ def read_image(path: str | Path, min_side: int = 0, intensity: str = "standard")
         min_side: if positive, a JPEG is decoded at the smallest DCT scale (1/2, 1/4, 1/8) whose sides are at least
             this many pixels. 0 decodes in full. "minmax" and "image_max" see the values of the smaller image.
         intensity: one of :data:`INTENSITIES`; for DICOM see also :func:`medvlp.io.dicom.read_dicom`.
+        damaged: "refuse" a file whose decoder warns of damage, or "accept" the pixels that it gives nevertheless.
 
     Returns:
         uint8 (H, W), writable.
 
     Raises:
-        ConfigError: an unknown intensity rule.
-        UnreadableItemError: the file is missing, truncated, no image, or larger than 200 megapixels (a decompression
-            bomb, refused before its pixels take memory).
+        ConfigError: an unknown intensity rule or value of damaged.
+        UnreadableItemError: the file is missing, truncated, damaged, no image, or larger than 200 megapixels (a
+            decompression bomb, refused before its pixels take memory).
     """
-    if intensity not in INTENSITIES:
-        raise ConfigError(f'there is no intensity rule "{intensity}"; there are {", ".join(INTENSITIES)}')
+    check_reading(intensity, damaged)
     path = Path(path)
     if problem := file_problem(path):
         raise unreadable(path, problem)
     try:
         with path.open("rb") as file:
             kind = file_kind(file)
-            if kind in ("JPEG", "PNG"):
+            jpeg = kind == "JPEG"
+            if jpeg or kind == "PNG":
                 with open_raster(file, kind) as image:
-                    if too_large := bomb(*image.size):
-                        raise unreadable(path, too_large)
+                    if problem := bomb(*image.size, os.fstat(file.fileno()).st_size if jpeg else MAX_PIXELS):
+                        raise unreadable(path, problem)
                     turn = orientation(image)
-                    values = _grey(image, kind, min_side)
+                    values, top = _jpeg(path, file, image, min_side, damaged) if jpeg else _png(file, image)
     except UnreadableItemError:
         raise
     except PermissionError as error:
@@ -82,20 +137,36 @@ def read_image(path: str | Path, min_side: int = 0, intensity: str = "standard")
     if kind == "DICOM":
         from medvlp.io.dicom import read_dicom  # pydicom takes longer to import than most images to read
 
-        return read_dicom(path, intensity).pixels
-    return np.require(_upright(_to_8_bits(values, intensity), turn), requirements=["C", "W"])
+        return read_dicom(path, intensity, damaged).pixels
+    return np.require(_upright(_to_8_bits(values, intensity, top), turn), requirements=["C", "W"])
 
 
-def _grey(image, kind: str, min_side: int) -> np.ndarray:
-    """uint8 or, from PNG files of 16 bits and one channel, integers up to 65535."""
-    if kind == "JPEG":
-        # with a size, draft also lets the decoder shrink; without one, it only drops the colour planes
-        image.draft("L", (min_side, min_side) if min_side > 0 else None)
-    # Pillow's names for 16 bits of grey; older versions say "I"
-    return np.array(image if image.mode == "L" or image.mode.startswith("I") else image.convert("L"))
+def _jpeg(path: Path, file: IO[bytes], image: Any, min_side: int, damaged: Damaged) -> tuple[np.ndarray, int]:
+    """uint8, and the value that is white."""
+    # with a size, draft also lets the decoder shrink; without one, it only drops the colour planes
+    image.draft("L", (min_side, min_side) if min_side > 0 else None)
+    if damaged == "refuse":
+        file.seek(0)
+        try:
+            levels = decode_jpeg(file.read(), *image.size)
+        except ValueError as error:
+            image.load()  # raises if the file is truncated or no JPEG that Pillow knows
+            raise unreadable(path, f"{DAMAGED} ({first_line(error)})") from error
+        if levels is not None and image.mode == "L":  # CMYK takes Pillow's conversion
+            return levels, 255
+    return np.array(image if image.mode == "L" else image.convert("L")), 255
 
 
-def _to_8_bits(values: np.ndarray, intensity: str) -> np.ndarray:
+def _png(file: IO[bytes], image: Any) -> tuple[np.ndarray, int]:
+    """uint8 or, from files of 16 bits and one channel, integers up to 65535; and the value that is white."""
+    if not image.mode.startswith("I"):  # Pillow's names for 16 bits of grey; older versions say "I"
+        return np.array(image if image.mode == "L" else image.convert("L")), 255
+    values = np.array(image)
+    bits, largest = significant_bits(file), int(values.max())
+    return values, 2**bits - 1 if 0 < bits < 16 and largest < 2**bits else 65535
+
+
+def _to_8_bits(values: np.ndarray, intensity: str, top: int) -> np.ndarray:
     wide = values.dtype != np.uint8
     if intensity not in ("minmax", "image_max") and not wide:
         return values
@@ -106,7 +177,11 @@ def _to_8_bits(values: np.ndarray, intensity: str) -> np.ndarray:
     elif intensity == "image_max":
         table = levels.astype(np.float64) / max(int(values.max()), 1) * 255
     else:
-        table = np.rint(levels * (255.0 / 65535.0))
+        if top == 65535 and 0 < values.max() < DARK:
+            warn_dark(
+                "a 16-bit PNG", "if it holds 12 bits, say, set intensity: minmax, or write them to the file (sBIT)"
+            )
+        table = np.rint(levels * (255.0 / top))
     return np.clip(table, 0, 255).astype(np.uint8)[values]
 
 

@@ -124,8 +124,8 @@ class Inference(L.LightningModule):
             DataError: an empty phrase, or no image.
         """
         wanted = [phrases] if isinstance(phrases, str) else list(phrases)
-        if not wanted or any(not phrase.strip() for phrase in wanted):
-            raise DataError("an empty phrase is nowhere: say what to look for")
+        if not wanted or any(not isinstance(phrase, str) or not phrase.strip() for phrase in wanted):
+            raise DataError("phrases must be non-empty text: say what to look for")
         prepared = prepare_images(images, self.preprocess)
         side = prepared.batch.shape[-1]
         found: list[np.ndarray] = []

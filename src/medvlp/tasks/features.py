@@ -206,7 +206,7 @@ def features_key(
         {
             "records": drawn.hexdigest(),
             "transform": repr(transform),
-            "intensity": dataset.intensity,
+            "intensity": dataset.reading,
             "seed": dataset.seed if transform is not None and transform.train else None,
             "targets": list(dataset.targets),
             "encoder": encoder_sha256,
