@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from command_line import environment, tiny_config, write_config
+from PIL import Image
 
 import medvlp
 from medvlp import registry
@@ -188,6 +190,37 @@ def test_checkpoint_is_evaluated(command, fitted, stage):
 def test_a_method_with_random_weights_is_not_evaluated(command, fitted, stage):
     line = command(stage, "--config", fitted / "config.yaml").error()
     _says(line, "neither trained nor loaded", f"--ckpt_path {fitted / 'checkpoints' / 'last.ckpt'}")
+
+
+def test_two_devices_predict_each_row_once(command, fitted, tmp_path):
+    made = []
+    for devices in (1, 2):
+        run = tmp_path / str(devices)
+        argv = ["--ckpt_path", fitted / "checkpoints" / "last.ckpt", "--trainer.default_root_dir", run]
+        more = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"] if devices > 1 else []
+        command("predict", "--config", fitted / "config.yaml", *argv, *more).ok()
+        assert [path.name for path in run.glob("*.npz")] == ["embeddings.npz"]
+        made.append(np.load(run / "embeddings.npz"))
+    assert set(made[0]) == set(made[1]) == {"id", "index", "image", "text"}
+    assert len(set(made[0]["id"])) == len(made[0]["id"])
+    assert len(made[0]["id"]) % 2 == 1, "an odd number, so that two devices share unequally"
+    for key in made[0]:
+        if made[0][key].dtype.kind == "f":
+            np.testing.assert_allclose(made[1][key], made[0][key], atol=1e-5)
+        else:
+            assert made[1][key].tolist() == made[0][key].tolist()
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_an_empty_split_is_an_error(command, fitted, tmp_path, stage):
+    settings = yaml.safe_load((fitted / "config.yaml").read_text())
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "pairs.csv").write_text("image,text\na.png,clear lungs\n")
+    arguments = {"table": str(tmp_path / "pairs.csv"), "val_fraction": 0.0, "image_size": 64, "transform": "phantom"}
+    settings["data"] = {"class_path": "PairsDataModule", "init_args": arguments}
+    path = write_config(tmp_path / "c.yaml", settings)
+    line = command(stage, "--config", path, "--ckpt_path", fitted / "checkpoints" / "last.ckpt").error()
+    _says(line, f"nothing to {stage}", "split is empty", "test_fraction")
 
 
 def test_checkpoint_stands_alone(fitted):

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from medvlp import viz
 from medvlp._version import __version__
+from medvlp.metrics.samples import SampleStore
 
 
 class ZeroShotReport(L.Callback):
@@ -84,30 +85,44 @@ def _split_hash(trainer: L.Trainer) -> str | None:
     return None if dataset is None else hashlib.sha256("\n".join(dataset.ids).encode()).hexdigest()
 
 
-def write_embeddings(trainer: L.Trainer) -> Path:
-    """Writes what ``predict`` gave to ``embeddings.npz`` in the run's folder (one file per rank beyond the first).
+class EmbeddingsWriter(L.Callback):
+    """Writes what ``predict`` gives to ``embeddings.npz`` in the run's folder, each row of the dataset once.
 
-    Arrays: ``id`` (N,) str, ``index`` (N,) dataset rows, by which a sampler's duplicates can be dropped, ``image`` and
-    ``text`` (N, d) float32, L2-normalised; no ``text`` from a method without a text side.
-
-    Args:
-        trainer: after ``predict``.
-
-    Returns:
-        The file.
+    Arrays: ``id`` (N,) str, ``index`` (N,) dataset rows in ascending order, ``image`` and ``text`` (N, d) float32,
+    L2-normalised; no ``text`` from a method without a text side. With several devices the first writes the rows of all.
     """
-    batches: list[Any] = list(trainer.predict_loop.predictions)
-    suffix = f"_rank{trainer.global_rank}" if trainer.global_rank else ""
-    path = Path(trainer.default_root_dir) / f"embeddings{suffix}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {
-        key: torch.cat([batch[key] for batch in batches]).cpu().numpy()
-        for key in ("index", "image", "text")
-        if key in batches[0]
-    }
-    ids = np.array([item for batch in batches for item in batch["id"]])
-    np.savez(path, id=ids, **arrays)
-    return path
+
+    def __init__(self) -> None:
+        self._store: SampleStore | None = None
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a batch's embeddings."""
+        columns = {side: outputs[side] for side in ("image", "text") if side in outputs}
+        if self._store is None:
+            self._store = SampleStore(list(columns)).to(pl_module.device)
+        self._store.update(outputs["index"], **columns)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gather the rows of all devices and write them."""
+        assert self._store is not None
+        samples = self._store.compute()
+        if not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / "embeddings.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ids = trainer.datamodule.test_set.ids  # type: ignore[attr-defined]
+        arrays: dict[str, Any] = {name: column.cpu().numpy() for name, column in samples.columns.items()}
+        index = samples.index.cpu().numpy()
+        np.savez(path, id=np.array([ids[i] for i in index]), index=index, **arrays)
+        print(f"embeddings written to {path}")
 
 
 class StudyFigures(L.Callback):

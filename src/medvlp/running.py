@@ -135,14 +135,10 @@ class CLI(LightningCLI):
             _fill_in_run_folder(config.trainer[part], config.trainer.default_root_dir or ".")
 
     def before_predict(self) -> None:
-        """Refuse tasks, which embed nothing."""
+        """Refuse tasks, which embed nothing; write what methods predict."""
         if isinstance(self.model, Task):
             raise ConfigError(f"{type(self.model).__name__} embeds nothing: predict is for methods, test for tasks")
-
-    def after_predict(self) -> None:
-        """Writes what was predicted."""
-        path = medvlp.callbacks.write_embeddings(self.trainer)
-        print(f"embeddings written to {path}")
+        self.trainer.callbacks.append(medvlp.callbacks.EmbeddingsWriter())  # type: ignore[attr-defined]
 
 
 def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> LightningCLI:

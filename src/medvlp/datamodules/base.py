@@ -25,7 +25,7 @@ skipped        list of (id, reason) unreadable items that others in the batch st
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import pandas as pd
@@ -89,6 +89,8 @@ class RadiographDataModule(L.LightningDataModule):
 
     targets: tuple[Target, ...] = ()
     """What the samples hold beside image, text and label."""
+    if_empty: ClassVar[str] = "choose another split"
+    """What an error about an empty split advises."""
     cache_name: str = ""
     """Name of the corpus in ``cache_dir``; without one, images are not looked for there."""
 
@@ -382,6 +384,12 @@ class RadiographDataModule(L.LightningDataModule):
         return self.test_dataloader()
 
     def _eval_loader(self, split: Split, dataset: RadiographDataset) -> DataLoader:
+        command = self.trainer.state.fn if self.trainer is not None else None
+        if not len(dataset) and command in ("validate", "test", "predict"):
+            raise DataError(
+                f"the {split} split is empty: there is nothing to {command.value}; left out:"
+                f" {dataset.dropped.attrs.get('counts', {})}; {self.if_empty}"
+            )
         world_size, rank = self._ranks()
         # the sharded sampler repeats items to give every rank the same number; their index tells them apart
         sampler: DistributedSampler | SequentialSampler = (

@@ -30,6 +30,8 @@ class PairsDataModule(RadiographDataModule):
         **kwargs: of :class:`~medvlp.datamodules.base.RadiographDataModule`.
     """
 
+    if_empty = "set split_column, or val_fraction and test_fraction (of which test_fraction is 0 by default)"
+
     def __init__(
         self,
         table: str,

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -275,6 +276,12 @@ class RadiographDataset(Dataset[Sample]):
     def groups(self) -> list[str]:
         """What must stay together in a split: the patient where known, else the record itself."""
         return self.table.column("patient" if "patient" in self.table.column_names else "id").to_pylist()
+
+    @property
+    def annotated(self) -> bool:
+        """Whether any record has a box or a shape."""
+        columns = [self.table.column(name) for name in ("boxes", "shapes") if name in self.table.column_names]
+        return any(pc.any(pc.greater(pc.list_value_length(column), 0)).as_py() for column in columns)
 
     @property
     def dropped(self) -> pd.DataFrame:

@@ -293,6 +293,12 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
         if datamodule is None or not hasattr(datamodule, "attach_tokenizer"):
             return
         if self.has_text:
+            train = getattr(datamodule, "train_set", None)
+            if stage == "fit" and train is not None and not any(train.texts):
+                raise ConfigError(
+                    f"no text in the training part: {self.name} learns from pairs of image and text; set "
+                    "data.init_args.task: pairs, or name a corpus with reports"
+                )
             if self.tokenizer is None:
                 self._corpus_tokenizer(datamodule)
             self._hand_over(datamodule)

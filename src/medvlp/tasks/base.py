@@ -11,8 +11,6 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from medvlp._version import __version__
@@ -29,6 +27,7 @@ from medvlp.results import ResultRow, append_rows, sha256_of, write_predictions
 from medvlp.seeding import derive_seed
 from medvlp.tasks.encoder import EncoderSource, TaskEncoder, optim_from, source_from
 from medvlp.tasks.features import StoredFeatures, features_key, store_features
+from medvlp.tasks.printing import print_rows
 
 Features = Literal["cached", "live"]
 
@@ -207,6 +206,7 @@ class Task(ExactTensors, ABC):
         self._start = time.monotonic()
         self._check_data()
         if stage == "fit":
+            self._check_training(self._datamodule().train_set)
             self.train()
         if not self.cached:
             return
@@ -225,6 +225,9 @@ class Task(ExactTensors, ABC):
     def _check_data(self) -> None:
         """Raises where the data module has not what the task needs; subclasses add to it."""
         self._datamodule()
+
+    def _check_training(self, train: Any) -> None:
+        """Raises where the training part holds nothing to learn; subclasses say what that is."""
 
     def _datamodule(self) -> Any:
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -382,7 +385,8 @@ class Task(ExactTensors, ABC):
                 )
             )
         path = append_rows(folder / "results.jsonl", self.rows)
-        self._print(self.rows, path)
+        print_rows(self.rows)
+        rank_zero_info(f"rows written to {path}")
         return found
 
     def facts(self) -> dict[str, Any]:
@@ -402,21 +406,6 @@ class Task(ExactTensors, ABC):
         for place in ("features_dir",):
             settings.pop(place, None)
         return settings
-
-    def _print(self, rows: Sequence[ResultRow], path: Path) -> None:
-        first = rows[0]
-        title = (
-            f"{first.task} ({first.protocol}), {first.dataset} {first.part}, {first.method}: {first.samples} samples"
-        )
-        table = Table(title=title)
-        for column in ("metric", "value", f"{self.level:.0%} interval"):
-            table.add_column(column, justify="left" if column == "metric" else "right")
-        for row in rows:
-            known = row.low is not None and row.high is not None and row.low == row.low
-            between = f"{row.low:.4f} – {row.high:.4f}" if known else ""
-            table.add_row(row.metric, f"{row.value:.4f}", between)
-        Console().print(table)
-        rank_zero_info(f"rows written to {path}")
 
     # ---------------------------------------------------------------- checkpoints
 

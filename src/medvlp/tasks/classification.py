@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -175,6 +176,18 @@ class Classification(Task):
                 raise ConfigError(f"multiclass needs one label column per class, and there is only {self.names[0]}")
             self.setup_heads(self.names)
         super().setup(stage)
+
+    def _check_training(self, train: Any) -> None:
+        known = train.labels.isfinite()
+        if self.labels == "multiclass":
+            known = known.all(1, keepdim=True).expand_as(known)
+        if not known.any():
+            raise ConfigError(
+                f"no label in the training part: of its {len(train)} images none has a known value of "
+                f"{', '.join(self.names)}; check the table, the classes, and what becomes of uncertain labels"
+            )
+        if nothing := [name for name, some in zip(self.names, known.any(0).tolist(), strict=True) if not some]:
+            rank_zero_warn(f"no label in the training part for {', '.join(nothing)}: nothing is learnt of them")
 
     def setup_heads(self, names: Sequence[str]) -> None:
         """Builds the heads for named labels; their weights depend on the run's seed alone."""

@@ -198,6 +198,10 @@ class Segmentation(Task):
         if "mask" not in self._datamodule().targets:
             raise ConfigError("segmentation needs masks: set data.init_args.task: segmentation")
 
+    def _check_training(self, train: Any) -> None:
+        if not train.annotated:
+            raise ConfigError(f"no mask in the training part: all of its {len(train)} images are without")
+
     # ---------------------------------------------------------------- training
 
     def extract(self, images: Tensor) -> Sequence[Tensor]:

@@ -157,6 +157,10 @@ class Detection(Task):
                 else UltralyticsYOLOv3(self.plan, channels, size, num_classes, width)
             )
 
+    def _check_training(self, train: Any) -> None:
+        if not train.annotated:
+            raise ConfigError(f"no box in the training part: all of its {len(train)} images are without")
+
     def _check_data(self) -> None:
         datamodule = self._datamodule()
         if "boxes" not in datamodule.targets:
