@@ -69,12 +69,14 @@ def test_only_one_module_knows_torch_distributed(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
 def test_no_unsafe_loading(path):
-    """Nothing unpickles, and every torch.load is restricted to plain weights."""
+    """Nothing unpickles, every torch.load is restricted to plain weights, and no hub's or folder's code is trusted."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert not {name for name in _imported(path) if name.split(".")[0] in ("pickle", "dill", "joblib", "marshal")}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
             assert {k.arg: ast.unparse(k.value) for k in node.keywords}.get("weights_only") == "True"
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("from_pretrained", "from_config"):
+            assert {k.arg: ast.unparse(k.value) for k in node.keywords}.get("trust_remote_code") == "False"
 
 
 def test_every_package_is_shipped():

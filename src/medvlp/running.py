@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 # Imported so that LightningCLI knows their short names.
 import medvlp.callbacks
 from medvlp.datamodules import DATA_MODULES
-from medvlp.errors import ConfigError
+from medvlp.errors import CheckpointError, ConfigError, MedVLPError
 from medvlp.io.yaml import parse_yaml, read_yaml
 from medvlp.registry import import_all
 from medvlp.tasks.base import Task
@@ -115,6 +116,17 @@ class CLI(LightningCLI):
             if error.errno is not None and not error.filename:  # a write that failed; the config says where
                 error.filename = self.trainer.default_root_dir
             raise
+        except MedVLPError:
+            raise
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            names = [frame.name for frame in frames if frame.filename.endswith("checkpoint_connector.py")]
+            if not any(name.lstrip("_").startswith(("restore", "resume_start")) for name in names):
+                raise
+            raise CheckpointError(
+                f"{self.trainer.ckpt_path}: cannot be restored; it is damaged, or of another run "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+            ) from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}

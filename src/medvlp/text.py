@@ -148,7 +148,7 @@ def load_tokenizer(path_or_name: str | os.PathLike) -> "PreTrainedTokenizerFast"
 
     name = str(folder) if looks_local else str(path_or_name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and hub errors of its own here
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         if looks_local:
@@ -199,19 +199,20 @@ def tokenizer_from_state(state: dict[str, Any]) -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer
 
     try:
-        try:
-            backend = Tokenizer.from_str(state["backend"])
-        except Exception as error:  # the Rust side raises bare Exceptions
-            raise ValueError(str(error)) from error
-        options = {
-            **state["special_tokens"],
-            "model_max_length": state["model_max_length"],
-            "padding_side": state["padding_side"],
-            "truncation_side": state["truncation_side"],
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(f"the stored tokenizer cannot be restored: {error}") from error
-    return _wrap(backend, options)
+        roles, length = state["special_tokens"], state["model_max_length"]
+        sides = {name: state[name] for name in ("padding_side", "truncation_side")}
+        if not (set(roles) <= set(_ROLES) and all(isinstance(token, str) for token in roles.values())):
+            raise ValueError(f"special tokens are texts for {', '.join(_ROLES)}")
+        if wrong := [name for name, side in sides.items() if side not in ("left", "right")]:
+            raise ValueError(f"{wrong[0]} is {sides[wrong[0]]!r}; expected left or right")
+        if type(length) is not int or length < 1:
+            raise ValueError(f"model_max_length is {length!r}; expected a positive number")
+        backend = Tokenizer.from_str(state["backend"])
+        return _wrap(backend, {**roles, "model_max_length": length, **sides})
+    except BaseException as error:  # the Rust side raises bare Exceptions, and panics that are not even those
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise TokenizerError(f"the stored tokenizer cannot be restored ({type(error).__name__}: {error})") from error
 
 
 _STACKED = ("mask", "size", "geometry")

@@ -18,7 +18,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     import torch
 
-    from medvlp.methods.checkpoints import CHECKPOINT_KEY
+    from medvlp.methods.payload import CHECKPOINT_KEY
 
     path = local_file(path, "checkpoint")
     try:
@@ -50,28 +50,32 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> "Pretr
         CheckpointError: no such file, not a medvlp checkpoint, or weights that do not fit.
         ConfigError: its method is not registered here.
     """
-    from medvlp.methods.checkpoints import CHECKPOINT_KEY
+    from medvlp.methods.payload import (
+        CHECKPOINT_KEY,
+        Bounded,
+        checked_hyperparameters,
+        read_payload,
+        restoring,
+        weights_of,
+    )
     from medvlp.registry import get_method
 
     checkpoint = read_checkpoint(path)
-    payload = checkpoint[CHECKPOINT_KEY]
-    if isinstance(payload, dict) and "task" in payload:
+    stored = checkpoint[CHECKPOINT_KEY]
+    if isinstance(stored, dict) and "task" in stored:
         raise CheckpointError(
-            f"{path}: the head of a task ({payload['task']}), not a method; use it with medvlp test --ckpt_path, or "
+            f"{path}: the head of a task ({stored['task']}), not a method; use it with medvlp test --ckpt_path, or "
             "load the checkpoint of the method that it was trained on"
         )
-    try:
-        model = get_method(payload["method"])(**payload["hyperparameters"])
+    with restoring(f"{path}: "):
+        payload = read_payload(checkpoint)
+        weights = weights_of(checkpoint)
+        if not averaged and "current_model_state" in checkpoint:
+            weights = weights_of(checkpoint, "current_model_state")
+    kind = get_method(payload.method)
+    with restoring(f"{path}, of medvlp {payload.version}: "):
+        with Bounded(weights):
+            model = kind(**checked_hyperparameters(kind, payload.hyperparameters))
         model.on_load_checkpoint(checkpoint)
-        weights, version = checkpoint["state_dict"], payload["version"]
-        if not averaged:
-            weights = checkpoint.get("current_model_state", weights)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: incomplete, or written by another version of medvlp ({type(error).__name__}: {error})"
-        ) from error
-    try:
         model.load_state_dict(weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}, of medvlp {version}: {error}") from error
     return model.to(device).eval()

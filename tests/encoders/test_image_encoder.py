@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from medvlp.encoders.decoder import UNetDecoder
-from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig, read_weights
+from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
+from medvlp.encoders.loading import read_weights
 from medvlp.errors import CheckpointError, ConfigError
 
 
@@ -151,6 +152,119 @@ def test_files_that_do_not_fit_name_a_weight(tmp_path):
         ImageEncoder(ImageEncoderConfig("test_resnet", weights=str(tmp_path / "shape.pth")), 32)
     with pytest.raises(CheckpointError, match="missing"):
         ImageEncoder(ImageEncoderConfig("resnet18", weights=str(tmp_path / "w.pth")), 32)
+
+
+def named(prefix, weights, factor=1.0):
+    return {
+        prefix + key: value * factor if value.is_floating_point() else value.clone() for key, value in weights.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize(
+    ("outer", "prefix", "shown"),
+    [
+        ((), "module.model.", "module.model."),
+        ((), "_orig_mod.", ""),
+        ((), "module._orig_mod.backbone._orig_mod.", "module.backbone."),
+        (("state_dict",), "module.encoder_q.", "state_dict.module.encoder_q."),
+        (("model_state", "net"), "encoder.trunk.", "model_state.net.encoder.trunk."),
+        (("teacher",), "backbone.", "teacher.backbone."),
+    ],
+)
+def test_prefixes_of_any_depth_are_found_and_shown(tmp_path, name, outer, prefix, shown):
+    weights = timm.create_model(name).state_dict()
+    content = {**named(prefix, weights), "head.0.weight": torch.zeros(3), "queue_ptr": torch.zeros(1)}
+    for key in reversed(outer):
+        content = {key: content, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}
+    torch.save(content, tmp_path / "w.pth")
+    encoder = ImageEncoder(ImageEncoderConfig(name, weights=str(tmp_path / "w.pth")), 160)
+    own = {key.removeprefix("model."): value for key, value in encoder.model.state_dict().items()}
+    for key, value in own.items():
+        assert torch.equal(value, weights[key]), key
+    assert [note for note in encoder.notes if "below" in note] == (
+        [f"image encoder: weights below {shown!r} of {tmp_path / 'w.pth'}"] if shown else []
+    )
+
+
+def test_wrappers_in_the_middle_of_names_are_passed_over(tmp_path):
+    weights = timm.create_model("test_resnet").state_dict()
+    wrapped = {key.replace("layer1.", "layer1._checkpoint_wrapped_module._orig_mod."): v for key, v in weights.items()}
+    torch.save(wrapped, tmp_path / "w.pth")
+    encoder = ImageEncoder(ImageEncoderConfig("test_resnet", weights=str(tmp_path / "w.pth")), 32)
+    assert torch.equal(encoder.model.state_dict()["layer1.0.conv1.weight"], weights["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("module.encoder_q.", "module.encoder_k."),
+        ("student.backbone.", "teacher.backbone."),
+        ("", "ema."),
+        ("frontal.", "lateral."),
+        ("state_dict.", "state_dict_ema."),
+    ],
+)
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_several_networks_that_fit_must_be_chosen_from(tmp_path, first, second, kind):
+    weights = timm.create_model("test_resnet").state_dict()
+    path = tmp_path / f"w.{kind}"
+    (torch.save if kind == "pth" else save_file)({**named(first, weights), **named(second, weights, 2.0)}, path)
+    with pytest.raises(CheckpointError, match="several networks") as caught:
+        ImageEncoder(ImageEncoderConfig("test_resnet", weights=str(path)), 32)
+    assert str(caught.value).endswith(f"image.weights_prefix to one of: {min(first, second)!r}, {max(first, second)!r}")
+    for prefix, factor in ((first, 1.0), (second, 2.0)):
+        encoder = ImageEncoder(ImageEncoderConfig("test_resnet", weights=str(path), weights_prefix=prefix), 32)
+        assert torch.equal(encoder.model.state_dict()["conv1.0.weight"], weights["conv1.0.weight"] * factor)
+    with pytest.raises(CheckpointError, match="weights_prefix 'no'"):
+        ImageEncoder(ImageEncoderConfig("test_resnet", weights=str(path), weights_prefix="no"), 32)
+
+
+def test_equal_copies_and_smaller_networks_are_no_choice(tmp_path):
+    weights = timm.create_model("test_resnet").state_dict()
+    part = {key: value for key, value in named("teacher.", weights, 2.0).items() if "layer4" not in key}
+    torch.save({**named("a.", weights), **named("b.", weights), **part}, tmp_path / "w.pth")
+    encoder = ImageEncoder(ImageEncoderConfig("test_resnet", weights=str(tmp_path / "w.pth")), 32)
+    assert torch.equal(encoder.model.state_dict()["conv1.0.weight"], weights["conv1.0.weight"])
+
+
+def test_one_weight_under_two_names_is_refused(tmp_path):
+    weights = timm.create_model("test_resnet").state_dict()
+    torch.save({**weights, "_orig_mod.conv1.0.weight": weights["conv1.0.weight"] + 1}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"two weights for 'conv1\.0\.weight'"):
+        ImageEncoder(ImageEncoderConfig("test_resnet", weights=str(tmp_path / "w.pth")), 32)
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda value: value * float("nan"),
+        lambda value: value.clone().index_fill_(0, torch.tensor(0), float("inf")),
+        lambda value: value.to(torch.complex64),
+        lambda value: value.to(torch.int8),
+        lambda value: value.to("meta"),
+        lambda value: value.to_sparse(),
+    ],
+)
+def test_weights_that_are_no_numbers_name_file_and_weight(tmp_path, kind, spoil):
+    weights = timm.create_model("test_resnet").state_dict()
+    weights["conv1.0.weight"] = spoil(weights["conv1.0.weight"])
+    path = tmp_path / f"w.{kind}"
+    try:
+        (torch.save if kind == "pth" else save_file)(weights, path)
+    except (ValueError, RuntimeError, KeyError, NotImplementedError):
+        pytest.skip("safetensors holds no such tensors")
+    with pytest.raises(CheckpointError, match=r"w\..*conv1\.0\.weight"):
+        ImageEncoder(ImageEncoderConfig("test_resnet", weights=str(path)), 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:timm/resnet18.a1_in1k", "hf_hub:a/b", "local-dir:/tmp", "resnet18/x", "no_such"]
+)
+def test_names_beyond_timms_own_models_are_refused(name):
+    with pytest.raises(ConfigError, match=r"image\.name"):
+        ImageEncoder(ImageEncoderConfig(name), 32)
 
 
 class Payload:

@@ -1,8 +1,8 @@
 """Image encoders: any timm model that gives feature maps."""
 
 import difflib
-from dataclasses import dataclass, field
-from pathlib import Path
+import re
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, overload
 
 import timm
@@ -13,8 +13,8 @@ from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from medvlp.encoders.loading import check_finite, check_kind, find_prefix, optional, read_weights
 from medvlp.errors import CheckpointError, ConfigError
-from medvlp.io.paths import local_file
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,16 @@ class ImageEncoderConfig:
     Args:
         name: a timm model with ``features_only`` support ("resnet50", "convnext_tiny", "vit_base_patch16_224", …).
         pretrained: load timm's weights for it (needs the model hub, or timm's cache).
-        weights: a local file (safetensors, or a torch file of tensors alone) with the encoder's weights; keys may
-            carry a classifier on top, and the prefixes "module.", "model.", "encoder." or "backbone.".
+        weights: a local file (safetensors, or a torch file of tensors alone) with the encoder's weights, whatever
+            else it holds; the common prefix of their names ("state_dict.module.", "backbone.", …) is found.
         depth: keep this many levels of the pyramid and no deeper layers; None keeps all.
         channels_last: keep activations in channels-last memory, faster for CNNs on GPUs and CPUs alike.
         upsample_to: stretch the images to this side first, bilinearly with aligned corners (released MGCA and GLoRIA:
             224 px to 299 before a ResNet-50, whose third stage then has 19 × 19 cells); None leaves them.
         final_norm: of a vision transformer, pass each level through the layer norm that follows the last block (MGCA).
         options: further arguments of ``timm.create_model`` (``output_stride``, ``drop_path_rate``, …).
+        weights_prefix: which weights of that file, where it holds several networks that fit
+            ("state_dict.module.encoder_q.", "teacher.backbone.").
     """
 
     name: str = "resnet50"
@@ -42,6 +44,42 @@ class ImageEncoderConfig:
     upsample_to: int | None = None
     final_norm: bool = False
     options: dict = field(default_factory=dict)
+    weights_prefix: str | None = None
+
+
+_SOURCES = ("checkpoint_path", "cache_dir", "pretrained")
+"""How the options of ``timm.create_model`` start that say where weights come from."""
+
+
+def without_image_sources(config: ImageEncoderConfig) -> ImageEncoderConfig:
+    """The architecture alone, for and from checkpoints: no weights, files or hubs, and options of plain values.
+
+    Raises:
+        ConfigError: the name is not one of timm's own models, or an option is neither a number nor a word.
+    """
+    _check_name(config.name)
+    options = {key: value for key, value in config.options.items() if not key.startswith(_SOURCES)}
+    for key, value in options.items():
+        if key in ("model_cfg", "feature_cfg", "device", "dtype") or not _is_word(value):
+            raise ConfigError(f"image.options.{key} cannot come from a checkpoint: {repr(value)[:60]}")
+    return replace(config, pretrained=False, weights=None, weights_prefix=None, options=options)
+
+
+def _check_name(name: str) -> None:
+    if not (re.fullmatch(r"[\w.-]+", name, re.ASCII) and timm.is_model(name)):
+        similar = ", ".join(difflib.get_close_matches(name, timm.list_models(), 5)) or "timm.list_models()"
+        raise ConfigError(
+            f"image.name: timm cannot build {name!r}, which is not among its own models; try {similar}, and give a "
+            "local file of weights as image.weights"
+        )
+
+
+def _is_word(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"[\w-]*", value, re.ASCII) is not None
+    if isinstance(value, list | tuple):
+        return all(_is_word(item) for item in value)
+    return value is None or (isinstance(value, bool | int | float) and abs(value) <= 1e6)
 
 
 class ImageFeatures(NamedTuple):
@@ -59,39 +97,6 @@ class ImageFeatures(NamedTuple):
     attention: Tensor | None
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads a file of tensors without running anything in it.
-
-    Args:
-        path: safetensors, or a torch file readable with ``weights_only=True``; the tensors may sit at the top level
-            or under "state_dict" or "model".
-
-    Returns:
-        Name to tensor.
-
-    Raises:
-        CheckpointError: the file is missing, or holds anything but tensors and plain values.
-    """
-    path = local_file(path, "weights file (.safetensors or .pth)")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as plain weights ({type(error).__name__}); convert it to safetensors where you "
-            "trust its origin"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__} instead of named weights")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
-
-
 def _names_in_files(name: str) -> list[str]:
     """How a weight of timm's feature wrapper may be called in a file of the whole model.
 
@@ -100,32 +105,27 @@ def _names_in_files(name: str) -> list[str]:
     first, _, rest = name.partition(".")
     breaks = [i for i, letter in enumerate(first) if letter == "_"]
     flattened = [f"{first[:i]}.{first[i + 1 :]}.{rest}" for i in breaks]
-    return [name, *([rest] if first == "model" else []), *flattened]
+    return [rest] if first == "model" else [name, *flattened]
 
 
-def _load_audited(model: nn.Module, path: str) -> list[str]:
+def _load_audited(model: nn.Module, path: str, prefix: str | None) -> list[str]:
     """Loads a local file into the encoder: every weight of the encoder must be in it, under one common prefix.
 
     A vision transformer's position table of another image size is interpolated (bicubic), which the result notes.
     """
-    found = read_weights(path)
-    wanted = model.state_dict()
-    sources: dict[str, str] = {}
-    for prefix in ("", "module.", "model.", "encoder.", "backbone.", "image_encoder.model."):
-        under = {
-            name: next((prefix + other for other in _names_in_files(name) if prefix + other in found), "")
-            for name in wanted
-        }
-        under = {name: source for name, source in under.items() if source}
-        sources = max(sources, under, key=len)
-    # num_batches_tracked is a counter that older files lack and nothing here reads.
-    missing = [name for name in wanted if name not in sources and not name.endswith("num_batches_tracked")]
-    notes = _fit_positions(model, wanted, found, sources)
+    found, wanted = read_weights(path), model.state_dict()
+    aliases = {alias: name for name in reversed(wanted) for alias in reversed(_names_in_files(name))}
+    prefix, sources = find_prefix(path, found, wanted, aliases, prefix)
+    check_kind(f"{path}: ", {name: found[source] for name, source in sources.items()}, wanted)
+    missing = [name for name in wanted if name not in sources and not optional(name)]
+    notes = [f"image encoder: weights below {prefix!r} of {path}"] if prefix else []
+    notes += _fit_positions(model, wanted, found, sources)
     wrong = [name for name, source in sources.items() if found[source].shape != wanted[name].shape]
     if missing or wrong:
         problem = f"{len(missing)} weights missing (first: {missing[0]})" if missing else f"shape of {wrong[0]} differs"
         raise CheckpointError(f"{path}: does not fit this image encoder: {problem}; check `image.name` and `depth`")
     model.load_state_dict({name: found[source] for name, source in sources.items()}, strict=False)
+    check_finite(f"{path}: ", model)
     return notes
 
 
@@ -171,6 +171,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: ImageEncoderConfig, image_size: int = 224) -> None:
         super().__init__()
+        _check_name(config.name)
         if config.depth is not None and config.depth < 1:
             raise ConfigError(f"image.depth must be at least 1, not {config.depth}")
         if config.upsample_to is not None and config.upsample_to < 1:
@@ -183,7 +184,7 @@ class ImageEncoder(nn.Module):
         self.channels: list[int] = list(levels.channels())
         self.reductions: list[int] = list(levels.reduction())
         if config.weights:
-            self.notes += _load_audited(self.model, config.weights)
+            self.notes += _load_audited(self.model, config.weights, config.weights_prefix)
         # Swin and a few others give (B, H, W, C); timm names its formats.
         self.channels_at_end = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -327,11 +328,6 @@ def _build(config: ImageEncoderConfig, input_size: int) -> Any:
         except (RuntimeError, IndexError, AssertionError, TypeError, ValueError) as error:
             if tried is not attempts[-1] and isinstance(error, TypeError):
                 continue
-            if config.name in timm.list_models():
-                what = f"{config.name!r} with depth {config.depth} and options {config.options}"
-                raise ConfigError(f"image: timm cannot build {what}: {error}") from error
-            similar = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), 5)) or "timm.list_models()"
-            raise ConfigError(
-                f"image.name: timm cannot build {config.name!r} with feature maps ({error}); try {similar}"
-            ) from error
+            what = f"{config.name!r} with feature maps, depth {config.depth} and options {config.options}"
+            raise ConfigError(f"image: timm cannot build {what}: {error}") from error
     raise AssertionError("unreachable")

@@ -1,12 +1,15 @@
-"""Text encoders: any Hugging Face encoder, by hub name, local folder, or built from a config."""
+"""Text encoders: Hugging Face's encoders like BERT, by hub name, local folder, or built from a config."""
 
+import inspect
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
+from medvlp.encoders.loading import check_finite
 from medvlp.encoders.pooling import pool_tokens
 from medvlp.errors import CheckpointError, ConfigError
 
@@ -40,8 +43,8 @@ class TextEncoderConfig:
             and its ConVIRT, which pass token types in the place of positions).
         token_types: add the token-type embedding; False sets that table to zero and leaves it there (released MGCA,
             whose encoder has none).
-        architecture: a Hugging Face configuration with its "model_type", built with random weights in place of the
-            BERT above; checkpoints store the one in use here, so that loading needs no hub.
+        architecture: a Hugging Face configuration with its "model_type" (one of :data:`MODEL_TYPES`), built with random
+            weights in place of the BERT above; checkpoints store the one in use here, so that loading needs no hub.
     """
 
     pretrained: str | None = None
@@ -60,6 +63,51 @@ class TextEncoderConfig:
     positions: Literal["normal", "zero"] = "normal"
     token_types: bool = True
     architecture: dict | None = None
+
+
+MODEL_TYPES = (
+    *("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert"),
+    *("electra", "ernie", "megatron-bert", "mobilebert", "modernbert", "mpnet", "nystromformer", "rembert", "roberta"),
+    *("roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl"),
+)
+"""Hugging Face's text encoders that work here. Others may be wrappers that open files or load code of their own."""
+
+
+def _config_class(model_type: Any) -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if model_type not in MODEL_TYPES or model_type not in CONFIG_MAPPING:
+        raise ConfigError(f"unknown text encoder {model_type!r}; expected one of: {', '.join(MODEL_TYPES)}")
+    return CONFIG_MAPPING[model_type]
+
+
+def without_text_sources(config: TextEncoderConfig) -> TextEncoderConfig:
+    """The architecture alone, for and from checkpoints: of it only what its own model type declares.
+
+    What every Hugging Face configuration may also hold (kernels of the hub, code, file names, labels) is dropped.
+
+    Raises:
+        ConfigError: another model type, or a setting that is neither a number nor a word.
+    """
+    if config.architecture is None:
+        return replace(config, pretrained=None)
+    from transformers import PretrainedConfig
+
+    kind = _config_class(config.architecture.get("model_type"))
+    declared = set(inspect.signature(kind).parameters) - set(inspect.signature(PretrainedConfig).parameters)
+    architecture = {key: value for key, value in config.architecture.items() if key in declared}
+    for key, value in architecture.items():
+        if not _is_word(value):
+            raise ConfigError(f"text.architecture.{key} cannot come from a checkpoint: {repr(value)[:60]}")
+    return replace(config, pretrained=None, architecture={"model_type": kind.model_type, **architecture})
+
+
+def _is_word(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"[\w|-]*", value, re.ASCII) is not None
+    if isinstance(value, dict | list | tuple):
+        return all(map(_is_word, [*value, *value.values()] if isinstance(value, dict) else value))
+    return value is None or (isinstance(value, bool | int | float) and abs(value) <= 1e7)
 
 
 class TextFeatures(NamedTuple):
@@ -87,7 +135,7 @@ def _from_pretrained(name: str, pooler: bool) -> nn.Module:
     try:
         # Files of tensors alone; code from the hub is never run.
         model, report = AutoModel.from_pretrained(
-            name, trust_remote_code=False, weights_only=True, output_loading_info=True
+            name, trust_remote_code=False, weights_only=True, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # transformers, safetensors and the hub raise errors of many kinds here
         where = "folder" if os.path.isdir(name) else "model"
@@ -100,6 +148,7 @@ def _from_pretrained(name: str, pooler: bool) -> nn.Module:
         raise CheckpointError(
             f"text.pretrained: {name!r} lacks {len(missing)} weights of its own config.json (first: {missing[0]})"
         )
+    check_finite(f"text.pretrained: {name!r}: ", model)
     return model
 
 
@@ -123,13 +172,15 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoModel, BertConfig
+        from transformers import AutoModel, BertConfig
 
         if config.architecture is not None:
             settings = dict(config.architecture)
-            self.model = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+            kind = _config_class(settings.pop("model_type", None))
+            self.model = AutoModel.from_config(kind(**settings), trust_remote_code=False)
         elif config.pretrained:
             self.model = _from_pretrained(config.pretrained, config.pooling == "pooler")
+            _config_class(self.model.config.model_type)  # now, not when the checkpoint is to be loaded
         else:
             self.model = AutoModel.from_config(
                 BertConfig(
@@ -140,7 +191,8 @@ class TextEncoder(nn.Module):
                     intermediate_size=4 * config.hidden_size,
                     max_position_embeddings=max(512, config.max_length),
                     pad_token_id=0,
-                )
+                ),
+                trust_remote_code=False,
             )
         if getattr(self.model, "pooler", None) is None:
             if config.pooling == "pooler":

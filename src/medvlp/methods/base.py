@@ -28,6 +28,7 @@ from medvlp.methods.evaluation import Evaluation
 from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard
 from medvlp.methods.inference import Inference
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
+from medvlp.methods.payload import checked_hyperparameters
 from medvlp.methods.plain import config_from
 from medvlp.metrics.embeddings import EmbeddingStore
 from medvlp.prompts import load_prompts
@@ -289,6 +290,8 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
 
     def setup(self, stage: str) -> None:
         """Meets the datamodule: tokenizer there and back, preprocessing and label names for the checkpoint."""
+        if stage == "fit":
+            checked_hyperparameters(type(self), self.hyperparameters())  # now, not when the checkpoint is loaded
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "attach_tokenizer"):
             return

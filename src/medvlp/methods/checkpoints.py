@@ -1,9 +1,8 @@
 """What a method writes into its checkpoints and takes back from them."""
 
 import dataclasses
-import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,22 +11,136 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from medvlp._version import __version__
-from medvlp.encoders.image import ImageEncoderConfig
-from medvlp.encoders.text import TextEncoder, TextEncoderConfig
-from medvlp.errors import CheckpointError
+from medvlp.encoders.image import ImageEncoderConfig, without_image_sources
+from medvlp.encoders.loading import check_finite, check_kind
+from medvlp.encoders.text import TextEncoder, TextEncoderConfig, without_text_sources
+from medvlp.errors import CheckpointError, NotSupportedError
 from medvlp.methods.averaging import MovingAverage
+from medvlp.methods.payload import (
+    CHECKPOINT_KEY,
+    arguments,
+    check_optimizer,
+    conform,
+    mapping,
+    read_payload,
+    read_training_state,
+    restoring,
+    weights_of,
+)
 from medvlp.methods.plain import RUN_FOLDER, plain, swap_folder
 from medvlp.prompts import PromptSet, available
 from medvlp.text import tokenizer_from_state, tokenizer_state
-
-CHECKPOINT_KEY = "medvlp"
-"""Where a checkpoint keeps what :func:`medvlp.load` needs beside the weights."""
 
 COMPILED = "_orig_mod."
 """What ``torch.compile`` puts into the names of the weights of a module that it wraps."""
 
 
-class Checkpoints(L.LightningModule):
+class Restorable(L.LightningModule):
+    """A module whose weights and callbacks come back from files that nobody vouches for."""
+
+    has_weights: bool = False
+    """Whether the weights were trained or loaded; random ones are not evaluated."""
+    _stored_states: tuple[int, int] | None = None
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **options: Any) -> Any:
+        """Override: Lightning would build whatever the file's hyper-parameters name.
+
+        Raises:
+            NotSupportedError: always.
+        """
+        raise NotSupportedError(f"{cls.__name__}.load_from_checkpoint: use medvlp.load(path) for a method's checkpoint")
+
+    def _checkpoint_path(self) -> str:
+        """For messages: the file that the trainer is loading, with a colon, or nothing."""
+        path = getattr(getattr(self, "_trainer", None), "ckpt_path", None)
+        return f"{path}: " if path else ""
+
+    def _store_callbacks(self, checkpoint: dict[str, Any]) -> None:
+        """Writes the run's folder as a mark, so that runs can be moved."""
+        folder = os.path.realpath(self.trainer.default_root_dir)
+        checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), folder, RUN_FOLDER)
+
+    def _restore_callbacks(self, checkpoint: dict[str, Any]) -> None:
+        """The inverse of :meth:`_store_callbacks`.
+
+        Raises:
+            CheckpointError: a path that leads out of its folder; callbacks delete the older checkpoints they name.
+        """
+        folder = os.path.realpath(self.trainer.default_root_dir)
+        with restoring(self._checkpoint_path()):
+            states = swap_folder(mapping(checkpoint.get("callbacks", {}), "callbacks"), RUN_FOLDER, folder)
+        if astray := [text for text in _texts(states) if ".." in text.split(os.sep) or "://" in text]:
+            raise CheckpointError(
+                f"{self._checkpoint_path()}a callback's state names {astray[0]!r}; expected local paths"
+            )
+        checkpoint["callbacks"] = states
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Override: names may carry the mark of ``torch.compile``, and weights that do not fit are our error.
+
+        Raises:
+            CheckpointError: names, shapes or kinds of numbers differ, or a value is NaN or infinite.
+        """
+        where = self._checkpoint_path()
+        own = {name.replace(COMPILED, ""): name for name in self.state_dict()}
+        with restoring(where):
+            state_dict = weights_of({"state_dict": state_dict})
+        plainly = {name.replace(COMPILED, ""): value for name, value in state_dict.items()}
+        given = {own.get(name, name): value for name, value in plainly.items()}
+        check_kind(where, given, self.state_dict())
+        try:
+            result = super().load_state_dict(given, strict=strict, assign=assign)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{where}weights do not fit {getattr(self, 'name', type(self).__name__)} as it is "
+                f"configured: {' '.join(str(error).split())[:300]}; use the config.yaml of the run that wrote them"
+            ) from error
+        check_finite(where, self)
+        self.has_weights = True
+        return result
+
+    def _check_training_state(self, checkpoint: dict[str, Any]) -> None:
+        """Raises unless training can go on from the checkpoint."""
+        if self.trainer.state.fn == "fit":
+            with restoring(self._checkpoint_path()):
+                self._stored_states = read_training_state(checkpoint)
+
+    def on_train_start(self) -> None:
+        """Check what optimisers and schedules took from a checkpoint, which neither torch nor Lightning does.
+
+        Raises:
+            CheckpointError: too few states, settings of another type, or moments that do not fit the weights.
+        """
+        if not self.trainer.ckpt_path:
+            return
+        with restoring(self._checkpoint_path()):
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            if any(
+                n < m
+                for n, m in zip(
+                    self._stored_states or (0, 0), (len(self.trainer.optimizers), len(schedulers)), strict=True
+                )
+            ):
+                raise CheckpointError("it holds another number of optimisers or schedules than the config; use its own")
+            for scheduler in schedulers:
+                conform(scheduler.last_epoch, int, "lr_schedulers: last_epoch")
+            for optimizer in self.trainer.optimizers:
+                check_optimizer(optimizer)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in (*value, *value.values()):
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+class Checkpoints(Restorable):
     """Plain hyper-parameters, weights, tokenizer and preprocessing: the checkpoint part of a method.
 
     ``state_dict`` holds the weights to use: with a moving average the averaged ones. Those that training goes on
@@ -36,8 +149,6 @@ class Checkpoints(L.LightningModule):
 
     name: ClassVar[str]
     has_text: ClassVar[bool]
-    has_weights: bool = False
-    """Whether the weights were trained or loaded; random ones are not evaluated."""
     image_config: ImageEncoderConfig
     text_config: TextEncoderConfig
     text_encoder: TextEncoder
@@ -55,13 +166,12 @@ class Checkpoints(L.LightningModule):
 
     def hyperparameters(self) -> dict[str, Any]:
         """The ``__init__`` arguments as plain values, with encoders that build without hub or files."""
-        wanted = _arguments(type(self))
+        wanted = arguments(type(self))
         values = {key: plain(value) for key, value in self.hparams.items() if key in wanted}
-        values["image"] = plain(dataclasses.replace(self.image_config, pretrained=False, weights=None))
+        values["image"] = plain(without_image_sources(self.image_config))
         if self.has_text:
-            values["text"] = plain(
-                dataclasses.replace(self.text_config, pretrained=None, architecture=self.text_encoder.architecture)
-            )
+            config = dataclasses.replace(self.text_config, architecture=self.text_encoder.architecture)
+            values["text"] = plain(without_text_sources(config))
         if values.get("prompts") not in available():  # a file of this machine; the checkpoint holds its content
             values["prompts"] = None
         return {key: value for key, value in values.items() if key in wanted}
@@ -105,8 +215,7 @@ class Checkpoints(L.LightningModule):
             "prompts": plain(self.prompts),
         }
         if getattr(self, "_trainer", None) is not None:
-            folder = os.path.realpath(self.trainer.default_root_dir)
-            checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), folder, RUN_FOLDER)
+            self._store_callbacks(checkpoint)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, MovingAverage):
                     callback.put_average(checkpoint)
@@ -116,27 +225,26 @@ class Checkpoints(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the tokenizer, preprocessing and label names back."""
-        payload = checkpoint.get(CHECKPOINT_KEY)
-        if payload is None:
+        if CHECKPOINT_KEY not in checkpoint:
             raise CheckpointError(
                 f"{self._checkpoint_path()}this is not a medvlp checkpoint: it has no tokenizer and no method name"
             )
-        if payload["method"] != self.name:
-            raise CheckpointError(
-                f"{self._checkpoint_path()}the checkpoint is of method {payload['method']!r}, not {self.name!r}; use "
-                "the config.yaml of the run that wrote it"
-            )
-        if self.has_text:
-            self.attach_tokenizer(tokenizer_from_state(payload["tokenizer"]))
-        self.preprocess, self.label_names = dict(payload["preprocess"]), list(payload["label_names"])
+        with restoring(self._checkpoint_path()):
+            payload = read_payload(checkpoint)
+            if payload.method != self.name:
+                raise CheckpointError(
+                    f"the checkpoint is of method {payload.method!r}, not {self.name!r}; use the config.yaml of the "
+                    "run that wrote it"
+                )
+            if self.has_text:
+                self.attach_tokenizer(tokenizer_from_state(payload.tokenizer or {}))
+        self.preprocess, self.label_names = payload.preprocess, payload.label_names
         trainer = getattr(self, "_trainer", None)
-        if trainer is None and self.prompts is None and payload.get("prompts"):
-            stored = payload["prompts"]
-            sides = {finding: (tuple(first), tuple(second)) for finding, (first, second) in stored["prompts"].items()}
-            self.prompts = PromptSet(stored["name"], stored["version"], sides)
+        if trainer is None and self.prompts is None:
+            self.prompts = payload.prompts
         if trainer is not None:
-            folder = os.path.realpath(trainer.default_root_dir)
-            checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), RUN_FOLDER, folder)
+            self._restore_callbacks(checkpoint)
+            self._check_training_state(checkpoint)
             averages = any(isinstance(callback, MovingAverage) for callback in trainer.callbacks)
             if trainer.state.fn == "fit" and "current_model_state" in checkpoint and not averages:
                 rank_zero_warn(
@@ -145,41 +253,3 @@ class Checkpoints(L.LightningModule):
                 )
         if trainer is not None and hasattr(getattr(trainer, "datamodule", None), "attach_tokenizer"):
             self._hand_over(trainer.datamodule)
-
-    def _checkpoint_path(self) -> str:
-        """For messages: the file that the trainer is loading, with a colon, or nothing."""
-        path = getattr(getattr(self, "_trainer", None), "ckpt_path", None)
-        return f"{path}: " if path else ""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As always, but names may carry the mark of ``torch.compile``, and weights that do not fit are our error.
-
-        Raises:
-            CheckpointError: names or shapes differ.
-        """
-        own = {name.replace(COMPILED, ""): name for name in self.state_dict()}
-        plainly = {name.replace(COMPILED, ""): value for name, value in state_dict.items()}
-        try:
-            result = super().load_state_dict(
-                {own.get(name, name): value for name, value in plainly.items()}, strict=strict, assign=assign
-            )
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{self._checkpoint_path()}weights do not fit {self.name} as it is configured: "
-                f"{' '.join(str(error).split())[:300]}; use the config.yaml of the run that wrote them"
-            ) from error
-        self.has_weights = True
-        return result
-
-
-def _arguments(kind: type) -> set[str]:
-    """Names of the arguments that a class takes, those that it passes on as ``**options`` included."""
-    names: set[str] = set()
-    for level in kind.__mro__:
-        if "__init__" not in vars(level):
-            continue
-        parameters = inspect.signature(vars(level)["__init__"]).parameters.values()
-        names.update(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self")
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return names

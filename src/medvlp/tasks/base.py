@@ -16,11 +16,12 @@ from torch import Tensor
 from medvlp._version import __version__
 from medvlp.errors import CheckpointError, ConfigError, DataError
 from medvlp.losses.precision import total
-from medvlp.methods.checkpoints import CHECKPOINT_KEY
+from medvlp.methods.checkpoints import Restorable
 from medvlp.methods.dtypes import ExactTensors, KeepTargets
 from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard, need_weights
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
-from medvlp.methods.plain import RUN_FOLDER, plain, swap_folder
+from medvlp.methods.payload import CHECKPOINT_KEY, read_task_payload, restoring
+from medvlp.methods.plain import plain
 from medvlp.metrics.bootstrap import Measures, group_codes, interval
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.results import ResultRow, append_rows, sha256_of, write_predictions
@@ -32,7 +33,7 @@ from medvlp.tasks.printing import print_rows
 Features = Literal["cached", "live"]
 
 
-class Task(ExactTensors, ABC):
+class Task(Restorable, ExactTensors, ABC):
     """Base of every task.
 
     A task sets :attr:`task`, builds its head after ``super().__init__(...)`` and implements :meth:`store`,
@@ -403,8 +404,7 @@ class Task(ExactTensors, ABC):
         source = dict(plain(source_from(self.hparams.get("encoder"))))
         source["checkpoint"] = self.encoder.checkpoint_sha256 if source["checkpoint"] else None
         settings["encoder"] = source
-        for place in ("features_dir",):
-            settings.pop(place, None)
+        settings.pop("features_dir", None)
         return settings
 
     # ---------------------------------------------------------------- checkpoints
@@ -420,31 +420,20 @@ class Task(ExactTensors, ABC):
             "encoder_sha256": self.encoder.sha256,
             "settings": self.settings(),
         }
-        folder = os.path.realpath(self.trainer.default_root_dir)
-        checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), folder, RUN_FOLDER)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Override: note that the head is not the random one any more."""
-        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        self.has_weights = True
-        return result
+        self._store_callbacks(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises unless the checkpoint is of this task and of this encoder."""
-        payload = checkpoint.get(CHECKPOINT_KEY, {})
-        if payload.get("task") != type(self).__name__:
-            kind = payload.get("task") or f"method {payload.get('method')!r}"
+        with restoring(self._checkpoint_path()):
+            sha256 = read_task_payload(checkpoint, type(self).__name__)
+        if sha256 != self.encoder.sha256:
             raise CheckpointError(
-                f"the checkpoint is of {kind}, not of {type(self).__name__}; a method's checkpoint goes into "
-                "model.init_args.encoder.checkpoint"
+                f"{self._checkpoint_path()}the head in this checkpoint was trained on another encoder than "
+                f"encoder.checkpoint names now ({sha256[:12]}, now {self.encoder.sha256[:12]}); name the one it was "
+                "trained on"
             )
-        if payload["encoder_sha256"] != self.encoder.sha256:
-            raise CheckpointError(
-                "the head in this checkpoint was trained on another encoder than encoder.checkpoint names now "
-                f"({payload['encoder_sha256'][:12]}, now {self.encoder.sha256[:12]}); name the one it was trained on"
-            )
-        folder = os.path.realpath(self.trainer.default_root_dir)
-        checkpoint["callbacks"] = swap_folder(checkpoint.get("callbacks", {}), RUN_FOLDER, folder)
+        self._restore_callbacks(checkpoint)
+        self._check_training_state(checkpoint)
 
 
 def bootstrap_seed(samples: int) -> int:

@@ -1,0 +1,169 @@
+"""Files of foreign weights: read as tensors alone, matched by name, checked for values that are numbers."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medvlp.errors import CheckpointError
+from medvlp.io.paths import local_file
+
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch's wrappers (compile, FSDP, activation checkpointing) put into the names of weights, wherever in them."""
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Reads a file of tensors without running anything in it.
+
+    Args:
+        path: safetensors, or a torch file readable with ``weights_only=True``.
+
+    Returns:
+        Name to tensor; names below other keys are joined with dots ("state_dict.module.conv1.weight").
+
+    Raises:
+        CheckpointError: the file is missing, or holds anything but tensors and plain values.
+    """
+    path = local_file(path, "weights file (.safetensors or .pth)")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as plain weights ({type(error).__name__}); convert it to safetensors where you "
+            "trust its origin"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__} instead of named weights")
+    return dict(_tensors(content, ""))
+
+
+def _tensors(content: Mapping[Any, Any], above: str) -> Iterable[tuple[str, Tensor]]:
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Tensor):
+            yield above + key, value
+        elif isinstance(key, str) and isinstance(value, Mapping):
+            yield from _tensors(value, f"{above}{key}.")
+
+
+def find_prefix(
+    path: str | Path,
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    aliases: Mapping[str, str],
+    chosen: str | None = None,
+) -> tuple[str, dict[str, str]]:
+    """Finds the prefix below which a file holds a network's weights.
+
+    Args:
+        path: the file, for messages.
+        found: the file's tensors.
+        wanted: the network's own weights.
+        aliases: how a weight may be called in the file → its name in the network.
+        chosen: take this prefix.
+
+    Returns:
+        The prefix, and for each weight that it holds its name in the file.
+
+    Raises:
+        CheckpointError: several prefixes hold the whole network with different values, or not the chosen one.
+    """
+    below: dict[str, dict[str, str]] = defaultdict(dict)
+    for key in found:
+        name = WRAPPERS.sub("", key)
+        for start in (0, *(match.end() for match in re.finditer(r"\.", name))):
+            own = aliases.get(name[start:])
+            if own is not None and not _same(found[below[name[:start]].setdefault(own, key)], found[key]):
+                raise CheckpointError(
+                    f"{path}: holds two weights for {own!r} that differ: {below[name[:start]][own]!r}, {key!r}"
+                )
+    if chosen is not None:
+        chosen = WRAPPERS.sub("", chosen)
+        if chosen not in below:
+            raise CheckpointError(
+                f"{path}: no weight of the image encoder below image.weights_prefix {chosen!r}; its names start with "
+                f"{', '.join(sorted({key.split('.')[0] for key in found})[:5]) or 'nothing'}"
+            )
+        return chosen, below[chosen]
+
+    def fits(sources: dict[str, str]) -> int:
+        return sum(found[source].shape == wanted[name].shape for name, source in sources.items())
+
+    whole = len([name for name in wanted if not optional(name)])
+    complete = [
+        prefix
+        for prefix, sources in below.items()
+        if sum(not optional(name) for name in sources) == whole
+        and fits(sources) >= len(sources) - sum(name.endswith("pos_embed") for name in sources)
+    ]
+    if not complete:
+        best = max(below, key=lambda prefix: (len(below[prefix]), fits(below[prefix])), default="")
+        return best, below.get(best, {})
+    first = below[complete[0]]
+    for other in complete[1:]:
+        if any(not _same(found[first[name]], found[source]) for name, source in below[other].items() if name in first):
+            raise CheckpointError(
+                f"{path}: holds several networks that fit; set image.weights_prefix to one of: "
+                f"{', '.join(repr(prefix) for prefix in sorted(complete))}"
+            )
+    return complete[0], first
+
+
+def optional(name: str) -> bool:
+    """Whether a weight may be missing: a counter that older files lack and nothing here reads."""
+    return name.endswith("num_batches_tracked")
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    plain = first.layout == second.layout == torch.strided and not (first.is_meta or second.is_meta)
+    return first is second or (plain and torch.equal(first, second))
+
+
+def check_kind(where: str, weights: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
+    """Raises unless weights are plain tensors that can stand for the network's own.
+
+    Args:
+        where: the file with a colon, for messages.
+        weights: the network's names → what the file holds.
+        own: the network's weights.
+
+    Raises:
+        CheckpointError: a value that is no dense tensor with data, or of another kind of number.
+    """
+    for name, value in weights.items():
+        problem = ""
+        if not isinstance(value, Tensor):
+            problem = f"a {type(value).__name__}"
+        elif value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_nested:
+            problem = "a tensor without data" if value.is_meta else "a sparse, nested or quantised tensor"
+        elif value.is_complex() or (name in own and own[name].is_floating_point() and not value.is_floating_point()):
+            problem = str(value.dtype)
+        if problem:
+            raise CheckpointError(f"{where}{name!r} is {problem}; expected a dense tensor of real numbers")
+
+
+def check_finite(where: str, module: nn.Module) -> None:
+    """Raises if a weight or buffer of a module is NaN or infinite.
+
+    Args:
+        where: the file with a colon, for messages.
+        module: after loading.
+
+    Raises:
+        CheckpointError: with the names.
+    """
+    state = module.state_dict()
+    bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{where}{len(bad)} of {len(state)} weights hold NaN or infinite values (first: {bad[0]}); the run that "
+            "wrote them diverged or the file is damaged: use an earlier checkpoint"
+        )

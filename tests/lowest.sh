@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Run the quick tests with the lowest versions that setup.cfg allows, in an environment of its own (needs uv):
+#   tests/lowest.sh FOLDER [PYTEST ARGUMENTS]
+set -euo pipefail
+folder=$1
+shift
+cd "$(dirname "$0")/.."
+uv venv --quiet --allow-existing --python 3.11 "$folder"
+uv pip install --quiet --python "$folder" --resolution lowest-direct -e ".[test]"
+exec "$folder/bin/python" -m pytest -m "not slow" -n 2 "$@"
