@@ -40,7 +40,7 @@ import pandas as pd
 
 from medvlp._version import __version__
 from medvlp.errors import DataError
-from medvlp.io.packed import open_unpacked
+from medvlp.io.packed import READ_ERRORS, open_unpacked
 
 _VERSIONS = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "numpy")
 
@@ -146,20 +146,61 @@ def _without_nan(value: Any) -> Any:
     return value
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a results file, which may be compressed (``.gz``): rows repeat their settings and shrink well."""
-    with open_unpacked(path) as file:
-        return file.read().decode("utf-8").splitlines()
+def parse_json(content: bytes) -> Any:
+    """Return the value that the bytes of a JSON file or line hold.
+
+    Raises:
+        ValueError: it is not JSON, not UTF-8, nested too deeply, or has a number that is too long.
+    """
+    try:
+        value = json.loads(content)
+        if b"\\ud" in content.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates is no text
+        return value
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Args:
+        path: the file.
+        remedy: what the error advises.
+
+    Raises:
+        DataError: the file cannot be read as JSON, or holds no object.
+    """
+    try:
+        content = parse_json(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__} at its top, not an object")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({' '.join(str(error).split())}); {remedy}") from error
+    return content
+
+
+def read_lines(path: str | Path) -> list[bytes]:
+    """Return the lines of a results file, which may be compressed (``.gz``), since rows repeat their settings.
+
+    Raises:
+        DataError: the file is damaged as a whole, or unpacks to far more than its size suggests.
+    """
+    try:
+        with open_unpacked(path) as file:
+            return file.read().split(b"\n")
+    except READ_ERRORS as error:
+        raise DataError(f"{path}: damaged ({error}); copy it again") from error
 
 
 def numbered_rows(path: str | Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
     """Reads a JSON Lines file of result rows, plain or compressed with gzip (``.gz``).
 
     Returns:
-        Line (from 1) to its row, in the file's order; and the lines that are no rows, because they were cut short.
+        Line (from 1) to its row, in the file's order; and the lines that are no rows: cut short, not UTF-8, not JSON.
 
     Raises:
-        DataError: no such file.
+        DataError: no such file, or it is damaged as a whole.
     """
     path = Path(path)
     if not path.is_file():
@@ -170,8 +211,8 @@ def numbered_rows(path: str | Path) -> tuple[dict[int, dict[str, Any]], list[int
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = parse_json(line)
+        except ValueError:
             row = None
         if isinstance(row, dict) and "metric" in row:
             rows[number] = row
@@ -183,7 +224,7 @@ def numbered_rows(path: str | Path) -> tuple[dict[int, dict[str, Any]], list[int
 def warn_of_broken(path: str | Path, lines: Sequence[int]) -> None:
     """Warns of lines that are no result rows, with their numbers; says nothing if there are none."""
     if lines:
-        warnings.warn(f"{path}: line(s) {lines} are no result rows (cut short?) and are left out", stacklevel=3)
+        warnings.warn(f"{path}: line(s) {lines} are no result rows (cut short or damaged): left out", stacklevel=3)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

@@ -153,6 +153,20 @@ WRONG = {
         {"methods": {"one": {"pretrain": "g2d.yaml"}, "two": {"pretrain": "g2d.yaml"}}},
         ["one", "two", "same job"],
     ),
+    "null where a list is wanted": ({"fractions": "<null>"}, ["fractions is null", "leave it out"]),
+    "null in a list": ({"fractions": [0.5, "<null>"]}, ["fractions", "None"]),
+    "null for a mapping of a method": (
+        {"methods": {"m": {"pretrain": "g2d.yaml", "set": "<null>"}}},
+        ["methods m: set is null"],
+    ),
+    "a mapping that is a list": ({"tasks": [1]}, ["tasks"]),
+    "a key that is a number": ({"task_set": {5: 1}}, ["task_set", "5 is no text"]),
+    "a number of four hundred digits": ({"watts": 10**400}, ["watts", "too many digits"]),
+    "an encoder that is none": ({"methods": {"m": {"encoder": {"image": 5}}}}, ["'m'", "image is no mapping"]),
+    "a key of by_fraction that is no fraction": (
+        {"tasks": {"t": {"config": "linear.yaml", "by_fraction": {"half": {}}}}},
+        ["'t'", "by_fraction"],
+    ),
     "no task": ({"tasks": {}}, ["at least one"]),
     "a name that is no folder": ({"name": "../up"}, ["../up", "letters"]),
 }
@@ -162,6 +176,7 @@ WRONG = {
 def test_what_is_wrong_is_named(tiny_grid, tmp_path, monkeypatch, changes, words):
     monkeypatch.chdir(tmp_path)
     path = _changed(tiny_grid(), **changes)
+    path.write_text(path.read_text().replace("<null>", "null"))
     with pytest.raises(ConfigError) as caught:
         _jobs(path)
     for word in words:

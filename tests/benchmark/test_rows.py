@@ -88,3 +88,56 @@ def test_compressed_rows_are_the_same_rows(tmp_path, rows):
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     pd.testing.assert_frame_equal(collected(packed), collected(plain))
     assert line_numbers(packed) == line_numbers(plain)
+
+
+DAMAGED = {
+    "not UTF-8": b'{"metric": "caf\xe9"}',
+    "nested too deeply": b"[" * 100_000,
+    "an integer of 5,000 digits": b'{"metric": "auroc", "value": ' + b"9" * 5000 + b"}",
+    "half a pair of surrogates": b'{"metric": "\\ud800"}',
+    "a list": b"[1]",
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_lines_are_told_and_left_out(tmp_path, rows, line):
+    path = write(tmp_path / "r.jsonl", rows[:1])
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    with pytest.warns(UserWarning, match=r"line\(s\) \[1\] are no result rows"):
+        assert collected(path)["line"].tolist() == [2]
+
+
+def test_a_line_ends_at_its_newline_alone(tmp_path, rows):
+    rows[0]["method"] = "a\u2028b\x0bc\x85d"
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[:2]), encoding="utf-8")
+    assert collected(path)["line"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("value", v) for v in (float("inf"), 10**400, True, [1])),
+        *(("fraction", v) for v in (0, -1, 10)),
+        *(("seed", 1.5), ("task", 5), ("dataset", None), ("split", {}), ("notes", [1]), ("versions", "1")),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_its_line(tmp_path, rows, key, value):
+    with pytest.raises(DataError, match=rf"r\.jsonl, line 1: {key} is "):
+        collected(write(tmp_path / "r.jsonl", [{**rows[0], key: value}]))
+
+
+@pytest.mark.parametrize("value", [[], {}, 5])
+@pytest.mark.parametrize("key", ["grid", "method", "title", "task", "run", "job"])
+def test_names_of_the_benchmark_are_texts(tmp_path, rows, key, value):
+    with pytest.raises(DataError, match="line 1: benchmark has a name that is no text"):
+        collected(write(tmp_path / "r.jsonl", [{**rows[0], "benchmark": {**rows[0]["benchmark"], key: value}}]))
+
+
+def test_a_compressed_file_that_is_damaged(tmp_path, rows):
+    packed = tmp_path / "r.jsonl.gz"
+    whole = gzip.compress(write(tmp_path / "r.jsonl", rows).read_bytes())
+    for content in (whole[:-20], whole[:30] + b"\0" * 40 + whole[70:]):
+        packed.write_bytes(content)
+        with pytest.raises(DataError, match=r"r\.jsonl\.gz: damaged"):
+            collected(packed)

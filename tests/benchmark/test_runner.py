@@ -41,6 +41,7 @@ def pretend(job: Job, work: Path, checkpoint: Path | None) -> dict:
         path.write_bytes(b"weights")
         state |= {"checkpoint": "checkpoints/last.ckpt", "checkpoint_sha256": sha256_of(path)}
     else:
+        (folder / "results.jsonl").unlink(missing_ok=True)
         append_rows(folder / "results.jsonl", [ResultRow(**ROW)])
         state |= {"rows": 1, "results_sha256": sha256_of(folder / "results.jsonl")}
     (folder / "state.json").write_text(json.dumps(state))
@@ -133,3 +134,35 @@ def test_stored_features_are_dropped_when_everything_is_done(small):
 
 def test_durations():
     assert [duration(s) for s in (5, 90, 7200, 9000)] == ["5 s", "2 min", "2 h 00 min", "2 h 30 min"]
+
+
+DAMAGED = {
+    "a key is missing": b'{"state": "done"}',
+    "not UTF-8": b'{"state": "caf\xe9"}',
+    "nested too deeply": b"[" * 100_000,
+    "cut": b'{"state": "do',
+    "a list": b"[]",
+    "numbers as texts": b'{"state": "done", "seconds": "1", "results_sha256": "x", "checkpoint_sha256": "x"}',
+    "a place that is none": b'{"state": "done", "seconds": 1, "checkpoint": 5, "checkpoint_sha256": 5}',
+    "a failure without a text": b'{"state": "failed", "seconds": 1, "error": [1]}',
+    "an unknown state": b'{"state": "lost", "seconds": 1}',
+}
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "task"])
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_job_with_a_damaged_note_is_told_and_runs_again(small, content, kind):
+    _run(small)
+    whole = (small.work / "results.jsonl").read_text()
+    job = next(job for job in small.jobs if job.kind == kind)
+    (job_folder(small.work, job) / "state.json").write_bytes(content)
+    if kind == "pretrain":  # which is run again only where a task needs it
+        job_folder(small.work, next(j for j in small.jobs if j.needs)).joinpath("state.json").unlink()
+    with pytest.warns(UserWarning, match=r"state\.json: .*; the job is run again"):
+        states, seen = _run(small)
+    assert set(states.values()) == {"done"}
+    assert seen[0] == job
+    assert len(seen) == (2 if kind == "pretrain" else 1)
+    assert [line.split('"time"')[0] for line in (small.work / "results.jsonl").read_text().splitlines()] == [
+        line.split('"time"')[0] for line in whole.splitlines()
+    ]

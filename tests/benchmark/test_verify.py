@@ -127,3 +127,21 @@ def test_checkpoints_of_the_grid(made, tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(DataError, match="no such results file"):
         verify(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"jobs": null}',
+        b'{"jobs": [5]}',
+        b"[]",
+        b"\xe9",
+        b"[" * 100_000,
+        b'{"jobs": [{"checkpoint": 5, "checkpoint_sha256": 5}]}',
+    ],
+)
+def test_a_damaged_description_of_the_grid_is_named(tmp_path, content):
+    path = write(tmp_path / "r.jsonl", rows_of(tmp_path, "g2d", "p0d0", predictions(1.0, 0, 60)))
+    (tmp_path / "grid.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"grid\.json: .*run medvlp benchmark run again"):
+        verify(path, resamples=False)

@@ -74,12 +74,25 @@ def assemble(files: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any
             raise ConfigError(f"{file}: a config is a mapping with trainer, model and data")
         config = merged(config, content)
     config = with_settings(config, settings)
+    _check_groups(config, ", ".join(files))
     trainer = config.setdefault("trainer", {})
     callbacks = trainer.get("callbacks") or []
     trainer["callbacks"] = [c for c in callbacks if not str(c.get("class_path", "")).endswith(_QUIET)]
     trainer["enable_progress_bar"] = False
     trainer["enable_model_summary"] = False
     return config
+
+
+def _check_groups(config: Mapping[str, Any], where: str) -> None:
+    """Refuses groups of settings that are none; what is in them is the command line's to check."""
+    groups = [("trainer", config), ("model", config), ("data", config)]
+    groups += [("init_args", config[name]) for name in ("model", "data") if isinstance(config.get(name), Mapping)]
+    for name, parent in groups:
+        if not isinstance(parent.get(name, {}), Mapping):
+            raise ConfigError(f"{where}: {name} is {parent[name]!r}, not a group of settings")
+    callbacks = config.get("trainer", {}).get("callbacks") or []
+    if not isinstance(callbacks, list) or not all(isinstance(callback, Mapping) for callback in callbacks):
+        raise ConfigError(f"{where}: trainer.callbacks is no list of class_path and init_args")
 
 
 def meaning(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ Paths are relative to the working folder, as in all configs. ``set`` holds dotte
 """
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -180,24 +180,60 @@ def read_grid(path: str | Path) -> Grid:
         raise ConfigError(
             f"{path}: a grid has no {sorted(unknown)[0]!r}; it has {', '.join(f.name for f in fields(Grid))}"
         )
-    content["tasks"] = {name: _text_keys(task) for name, task in (content.get("tasks") or {}).items()}
+    if isinstance(content.get("tasks"), dict):
+        content["tasks"] = {name: _text_keys(task, f"{path}: task {name!r}") for name, task in content["tasks"].items()}
+    _check_plain(content, str(path))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Grid)
     try:
         grid = parser.instantiate_classes(parser.parse_object(content))
-    except (ArgumentError, TypeError, KeyError, ValueError) as error:
+    except (ArgumentError, AttributeError, TypeError, KeyError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"{path}: {'; '.join(lines)}") from error
     found = Grid(**vars(grid))
+    _check_null(found, str(path))
     _check(found, path)
     return found
 
 
-def _text_keys(task: Any) -> Any:
+def _text_keys(task: Any, where: str) -> Any:
     """Fractions as keys are numbers in YAML; ``by_fraction`` is looked up by their text."""
     if isinstance(task, dict) and isinstance(task.get("by_fraction"), dict):
-        return {**task, "by_fraction": {f"{float(k):g}": v for k, v in task["by_fraction"].items()}}
+        try:
+            return {**task, "by_fraction": {f"{float(k):g}": v for k, v in task["by_fraction"].items()}}
+        except (TypeError, ValueError, OverflowError):
+            raise ConfigError(f"{where}: by_fraction has fractions as its keys, such as 0.1") from None
     return task
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Refuses what YAML can hold and settings cannot: keys that are no text, and integers beyond any use."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{where}: the key {key!r} is no text; put it in quotation marks")
+            _check_plain(item, f"{where}: {key}")
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, where)
+    elif isinstance(value, int) and value.bit_length() > 64:
+        raise ConfigError(f"{where}: the number has too many digits")
+    elif isinstance(value, str) and not value.isprintable() and any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise ConfigError(f"{where}: {value!r} is no text")
+
+
+def _check_null(spec: Any, where: str) -> None:
+    """The parser lets a null stand where a list, a mapping or a number is wanted."""
+    for name, kind in get_type_hints(type(spec)).items():
+        value, settings = getattr(spec, name), kind in (dict[str, Any], dict[str, Any] | None)
+        if value is None and type(None) not in get_args(kind):
+            raise ConfigError(f"{where}: {name} is null; give a value, or leave it out")
+        parts = value if isinstance(value, dict) else dict(enumerate(value if isinstance(value, list) else [value]))
+        for key, part in parts.items():
+            if is_dataclass(part):
+                _check_null(part, f"{where}: {name} {key}")
+            elif part is None and value is not None and not settings:
+                raise ConfigError(f"{where}: {name} {key} is null; give a value, or leave it out")
 
 
 def _check(grid: Grid, path: str | Path) -> None:
@@ -212,6 +248,8 @@ def _check(grid: Grid, path: str | Path) -> None:
         if len(given) != 1:
             what = " and ".join(given) or "none of them"
             raise ConfigError(f"{path}: method {name!r}: give one of pretrain, checkpoint, encoder; there is {what}")
+        if not isinstance((method.encoder or {}).get("image", {}), dict):
+            raise ConfigError(f"{path}: method {name!r}: encoder: image is no mapping, such as {{name: resnet50}}")
         for key in ("tasks", "cannot", "configs", "task_set"):
             for task in getattr(method, key) or ():
                 if task not in grid.tasks:

@@ -1,5 +1,6 @@
 """Collected result rows as a table, and which of a task's many metrics is looked at first."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -12,6 +13,12 @@ from medvlp.results import ResultRow, numbered_rows, warn_of_broken
 
 _REQUIRED = tuple(f.name for f in fields(ResultRow) if f.default is MISSING and f.default_factory is MISSING)
 _NUMBERS = ("value", "low", "high", "level", "fraction", "seconds")
+_COUNTS = ("seed", "resamples", "samples", "groups")
+_TEXTS = ("method", "checkpoint", "task", "protocol", "dataset", "part", "metric")
+_TEXTS_OR_NONE = (
+    *("split", "split_sha256", "predictions", "predictions_sha256", "config_sha256"),
+    *("hardware", "time"),
+)
 _BENCHMARK = ("method", "task", "run", "job")
 _SEEDS = ("pretrain", "data", "head")
 
@@ -138,15 +145,39 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): None if isinstance(v, float) and v != v else v for k, v in row.items()} for row in found]  # noqa: PLR0124
 
 
+def _is_number(value: Any, kind: Any) -> bool:
+    """Whether it is one that computes: NaN stands for an undefined metric, infinity and 10^400 for nothing."""
+    if value is None:
+        return True
+    try:
+        return isinstance(value, kind) and not isinstance(value, bool) and not math.isinf(float(value))
+    except OverflowError:
+        return False
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "an integer of more digits than a number has"
+    return repr(value) if len(repr(value)) < 60 else f"{repr(value)[:60]}…"
+
+
 def _flat(row: dict[str, Any], path: Path, line: int) -> dict[str, Any]:
     where = f"{path}, line {line}"
     if missing := [key for key in _REQUIRED if key not in row]:
         raise DataError(
             f"{where}: the row has no {', '.join(missing)}; write it anew with medvlp benchmark run or test"
         )
-    for key in _NUMBERS:
-        if not isinstance(row.get(key), int | float | None):
-            raise DataError(f"{where}: {key} is {row[key]!r}, not a number; write the row anew")
+    for key in (*_NUMBERS, *_COUNTS):
+        if not _is_number(row.get(key), int if key in _COUNTS else int | float):
+            raise DataError(f"{where}: {key} is {_short(row[key])}, not a number; write the row anew")
+    if row["fraction"] is not None and not 0 < row["fraction"] <= 1:
+        raise DataError(f"{where}: fraction is {row['fraction']}, not in (0, 1]; write the row anew")
+    for key in (*_TEXTS, *_TEXTS_OR_NONE):
+        if not isinstance(row.get(key), str if key in _TEXTS else str | None):
+            raise DataError(f"{where}: {key} is {_short(row[key])}, not a text; write the row anew")
+    for key in ("notes", "versions"):
+        if not isinstance(row.get(key), dict | None):
+            raise DataError(f"{where}: {key} is {_short(row[key])}, not an object; write the row anew")
     own = row.get("benchmark")
     if own is None:
         task = f"{row['task']}/{row['dataset']}"
@@ -155,6 +186,9 @@ def _flat(row: dict[str, Any], path: Path, line: int) -> dict[str, Any]:
         lost = [key for key in _BENCHMARK if not isinstance(own, dict) or key not in own]
         raise DataError(f"{where}: benchmark has no {', '.join(lost)}; collect the results again")
     seeds = own.get("seeds") or {}
+    names = [own.get(key) for key in ("method", "task", "run", "job", "title", "grid", "pretrain_job")]
+    if None in names[:3] or not all(isinstance(name, str | None) for name in names) or not isinstance(seeds, dict):
+        raise DataError(f"{where}: benchmark has a name that is no text; collect the results again")
     flat = {key: value for key, value in row.items() if key != "benchmark"}
     return flat | {
         "bm_grid": own.get("grid"),

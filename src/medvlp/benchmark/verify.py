@@ -1,7 +1,6 @@
 """``medvlp benchmark verify``: every number of a results file once more, from the saved predictions."""
 
 import argparse
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from medvlp.benchmark.recompute import FactsMissingError, Predictions, measures_
 from medvlp.benchmark.rows import collected, line_numbers, records
 from medvlp.errors import DataError
 from medvlp.metrics.bootstrap import interval
-from medvlp.results import sha256_of
+from medvlp.results import read_json, sha256_of
 from medvlp.tasks.base import bootstrap_seed
 
 TOLERANCE = 1e-6
@@ -179,15 +178,17 @@ def _verify_checkpoints(grid: Path, found: Verification) -> None:
     """The checkpoints that a grid.json names, if there is one."""
     if not grid.is_file():
         return
-    try:
-        jobs = json.loads(grid.read_text(encoding="utf-8"))["jobs"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{grid}: not a grid's record ({error}); run medvlp benchmark run again") from None
+    remedy = "run medvlp benchmark run again, which writes it"
+    jobs = read_json(grid, remedy).get("jobs")
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        raise DataError(f"{grid}: not a grid's record (jobs is no list of objects); {remedy}")
     known: dict[str, str] = {}  # one checkpoint serves many jobs, and may be large
     for job in jobs:
         name, written = job.get("checkpoint"), job.get("checkpoint_sha256")
         if not name or not written:
             continue
+        if not isinstance(name, str):
+            raise DataError(f"{grid}: checkpoint is {name!r}, not a path; {remedy}")
         what = f"checkpoint of {job.get('title') or job.get('method')}, run {job.get('run')}"
         file = grid.parent / name
         if not file.is_file():

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ from filelock import FileLock, Timeout
 from medvlp.benchmark.configs import with_settings
 from medvlp.benchmark.jobs import ENCODER, Job
 from medvlp.errors import CheckpointError, ConfigError, DataError, MedVLPError
-from medvlp.results import read_rows, sha256_of
+from medvlp.results import parse_json, read_json, read_rows, sha256_of
 
 STATE, LOG, RESULTS = "state.json", "log.txt", "results.jsonl"
 _FITTED = "fitted"
@@ -54,23 +55,45 @@ def job_folder(work: Path, job: Job) -> Path:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """How the job of a folder ended; None if it has not, or if the note was cut short."""
-    try:
-        state = json.loads((folder / STATE).read_text())
-    except (OSError, json.JSONDecodeError):
+    """Return how the job of a folder ended.
+
+    Returns:
+        The note; None if the job has not ended, or if the note is damaged, which is warned of: the job runs again.
+    """
+    path = folder / STATE
+    if not path.is_file():
         return None
-    return state if isinstance(state, dict) and "state" in state else None
+    try:
+        state = read_json(path, "the job is run again")
+        if wrong := _wrong_of(state):
+            raise DataError(f"{path}: {wrong}; the job is run again")
+    except DataError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None
+    return state
+
+
+def _wrong_of(state: dict[str, Any]) -> str:
+    """What is wrong with a note, in words; empty if nothing."""
+    if state.get("state") not in ("done", "failed"):
+        return "state is neither done nor failed"
+    if not isinstance(state.get("seconds"), int | float) or not 0 <= state["seconds"] < 1e12:
+        return "seconds is no number"
+    texts = ("error",) if state["state"] == "failed" else ("checkpoint", "checkpoint_sha256", "results_sha256")
+    if any(not isinstance(state.get(key, ""), str) for key in texts) or not any(state.get(key) for key in texts):
+        return f"none of {', '.join(texts)} is a text" if len(texts) > 1 else "error is no text"
+    return "" if isinstance(state.get("cost", {}), dict) else "cost is no object"
 
 
 def is_done(work: Path, job: Job) -> bool:
-    """Whether a job was worked off, and its rows are what they were then."""
+    """Whether a job was worked off, and the stored results are still valid."""
     state = read_state(job_folder(work, job))
     if state is None or state["state"] != "done":
         return False
     if job.kind == "pretrain":
-        return True
+        return "checkpoint" in state and "checkpoint_sha256" in state
     results = job_folder(work, job) / RESULTS
-    return results.is_file() and sha256_of(results) == state["results_sha256"]
+    return results.is_file() and sha256_of(results) == state.get("results_sha256")
 
 
 def checkpoint_of(work: Path, job: Job) -> Path:
@@ -171,8 +194,8 @@ def _done(job: Job, folder: Path, seconds: float) -> dict[str, Any]:
     state: dict[str, Any] = {"state": "done", "seconds": round(seconds, 2)}
     if _rank():  # the first process writes the rows, perhaps at this moment
         return state
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        state["cost"] = json.loads((folder / "cost.json").read_text())
+    with contextlib.suppress(OSError, ValueError):
+        state["cost"] = parse_json((folder / "cost.json").read_bytes())
     if job.kind == "pretrain":
         state["checkpoint"] = "checkpoints/last.ckpt"
         state["checkpoint_sha256"] = sha256_of(folder / state["checkpoint"])

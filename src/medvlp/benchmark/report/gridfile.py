@@ -3,7 +3,7 @@
 The file is optional, and so is nearly everything in it: a results file of single runs has none.
 """
 
-import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medvlp.errors import DataError
+from medvlp.results import read_json
 
 NAME = "grid.json"
 """Name of the file, beside the results."""
@@ -146,12 +147,7 @@ def read_grid(folder: Path) -> Grid:
     path = folder / NAME
     if not path.is_file():
         return Grid()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); {_REMEDY}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds no object at its top; {_REMEDY}")
+    content = read_json(path, _REMEDY)
     jobs = [_job(entry, f"{path}, job {n}") for n, entry in _entries(content, "jobs", path)]
     panels = [_panel(entry, f"{path}, panel {n}", folder) for n, entry in _entries(content, "panels", path)]
     title = content.get("title") or content.get("name")
@@ -177,7 +173,10 @@ def _number(entry: dict[str, Any], key: str, where: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{where}: {key} is {value!r}, not a number; {_REMEDY}")
-    return None if value != value else float(value)  # noqa: PLR0124 - NaN test
+    try:
+        return None if math.isnan(value) else float(value)
+    except OverflowError:
+        raise DataError(f"{where}: {key} is too large for a number; {_REMEDY}") from None
 
 
 def _text(entry: dict[str, Any], key: str) -> str | None:

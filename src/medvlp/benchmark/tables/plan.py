@@ -1,6 +1,5 @@
 """What the grid says of the order of rows and columns, and of what a method cannot do."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from medvlp.errors import DataError
+from medvlp.results import read_json
 
 FILE = "grid.json"
 
@@ -59,10 +59,13 @@ def plan_of(folder: str | Path, frame: pd.DataFrame) -> Plan:
 def _grid(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"methods": {}, "tasks": {}, "cannot": {}}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {key: dict(content[key]) for key in ("methods", "tasks", "cannot")}
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: no description of a grid ({error}); run medvlp benchmark run again, which writes it"
-        ) from error
+    remedy = "run medvlp benchmark run again, which writes it"
+    content = read_json(path, remedy)
+    for key, kind, what in (("methods", str, "texts"), ("tasks", dict, "objects"), ("cannot", list, "lists")):
+        found = content.get(key)
+        if not isinstance(found, dict) or not all(isinstance(value, kind) for value in found.values()):
+            raise DataError(f"{path}: {key} is no object of {what}; {remedy}")
+    texts = [text for task in content["tasks"].values() for text in (task.get("title"), task.get("metric", ""))]
+    if not all(isinstance(text, str) for text in [*texts, *(t for found in content["cannot"].values() for t in found)]):
+        raise DataError(f"{path}: a name, title or metric is no text; {remedy}")
+    return content
