@@ -67,6 +67,16 @@ def test_same_texts_same_vocabulary():
     assert runs[0].strip() == tokenizer_state(train_wordpiece(_texts(), 120))["backend"]
 
 
+def test_a_name_in_few_reports_is_spelled_out():
+    texts = [*_texts(), *(f"{text} seen by zyxwvut zyxwvut, zyxwvut." for text in _texts(9))] * 2
+    assert "zyxwvut" in train_wordpiece(texts, 400).get_vocab()
+    tokenizer = train_wordpiece(texts, 400, min_texts=10)
+    assert not any("zyx" in token or "wvut" in token for token in tokenizer.get_vocab())
+    assert "lungs" in tokenizer.get_vocab()
+    assert tokenizer.decode(tokenizer("zyxwvut")["input_ids"], skip_special_tokens=True) == "zyxwvut"
+    assert len(train_wordpiece(texts, 400, min_texts=10_000)) < 80  # the alphabet alone
+
+
 def test_bad_training_input():
     with pytest.raises(TokenizerError, match="no text"):
         train_wordpiece(["", "  "])

@@ -1,7 +1,9 @@
 """Tokenizers (trained, loaded, stored, restored) and the collate that turns samples into batches."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -38,7 +40,11 @@ def _bert_tokenizer(model: Any, lowercase: bool) -> Any:
 
 
 def train_wordpiece(
-    texts: Iterable[str], vocab_size: int = 4096, lowercase: bool = True, min_frequency: int = 2
+    texts: Iterable[str],
+    vocab_size: int = 4096,
+    lowercase: bool = True,
+    min_frequency: int = 2,
+    min_texts: int = 1,
 ) -> "PreTrainedTokenizerFast":
     """Train a WordPiece vocabulary, as BERT's tokenizer uses one.
 
@@ -51,6 +57,8 @@ def train_wordpiece(
         vocab_size: entries of the vocabulary, special tokens and alphabet included. Few texts may give fewer.
         lowercase: lower-case and strip accents, as BERT's uncased tokenizers do.
         min_frequency: a pair of pieces is merged only if it occurs at least this often.
+        min_texts: words of fewer different texts give their characters alone, so that no entry spells out a name that a
+            few reports hold.
 
     Returns:
         A fast tokenizer with [CLS] … [SEP] around each text, ids 0 to 4 for :data:`SPECIAL_TOKENS` and a
@@ -63,16 +71,15 @@ def train_wordpiece(
     from tokenizers import models, processors, trainers
 
     draft = _bert_tokenizer(models.WordPiece(vocab={"[UNK]": 0}, unk_token="[UNK]"), lowercase)
-    words: dict[str, int] = {}
-    for text in texts:
-        for word in draft.normalizer.normalize_str(text).split():
-            words[word] = words.get(word, 0) + 1
-    first: set[str] = set()
-    later: set[str] = set()
-    for word in words:
-        for piece, _ in draft.pre_tokenizer.pre_tokenize_str(word):
-            first.add(piece[0])
-            later.update("##" + c for c in piece[1:])
+    words: Counter[str] = Counter()
+    spread: Counter[str] = Counter()  # number of different texts
+    pieces = lru_cache(1 << 18)(lambda word: [piece for piece, _ in draft.pre_tokenizer.pre_tokenize_str(word)])
+    for text, times in Counter(texts).items():
+        found = Counter(p for word in draft.normalizer.normalize_str(text).split() for p in pieces(word))
+        spread.update(found.keys())
+        words.update({piece: count * times for piece, count in found.items()})
+    first = {word[0] for word in words}
+    later = {"##" + c for word in words for c in word[1:]}
     if not words:
         raise TokenizerError("there is no text to train a vocabulary on")
     alphabet = sorted(first | {c[2:] for c in later}) + sorted(later)
@@ -89,7 +96,8 @@ def train_wordpiece(
         continuing_subword_prefix="##",
     )
     # counted words instead of texts: the pair counts are the same, and normalising twice is harmless
-    draft.train_from_iterator(_repeated(words), trainer=trainer)
+    common = {word: count for word, count in words.items() if spread[word] >= min_texts}
+    draft.train_from_iterator(_repeated(common), trainer=trainer)
     vocabulary = draft.get_vocab(with_added_tokens=True)
     by_id = sorted(vocabulary, key=vocabulary.__getitem__)
     model = models.WordPiece(
