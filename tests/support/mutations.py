@@ -299,9 +299,9 @@ def _retyped(trial: Trial, item: Any) -> Any:
             [[item], list(item[:50]), {item: item}, item + " ", item.upper(), item[: len(item) // 2], None]
         )
     if isinstance(item, dict):
-        return trial.one([list(item.items()), list(item), list(item.values()), json.dumps(item, default=str), [item]])
+        return trial.one([list(item.items()), list(item), list(item.values()), ["x", item], [item]])
     if isinstance(item, list):
-        return trial.one([dict(enumerate(item)), str(item), item[:1], item * 2, (item or [None])[0]])
+        return trial.one([dict(enumerate(item)), "[]", item[:1], item * 2, (item or [None])[0]])
     return odd(trial)
 
 

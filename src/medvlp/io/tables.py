@@ -136,7 +136,7 @@ def read_cells(
         if not head:
             raise DataError(f"{path} is an empty file; {again}")
         if head == b"PAR1" or path.suffix.lower() in (".parquet", ".pq"):
-            stored = pq.ParquetFile(path)
+            stored = pq.ParquetFile(path, page_checksum_verification=True)
             groups = range(stored.metadata.num_row_groups)
             if sum(stored.metadata.row_group(i).total_byte_size for i in groups) > size_limit(path):
                 raise too_large(path, size_limit(path))

@@ -105,9 +105,11 @@ def load_prompts(name: str) -> PromptSet:
         if not isinstance(negation, bool):
             raise TypeError("negation is true or false")
         prompts = _drawn(_prompts(content, negation), content.get("draw"))
-        version = int(content.get("version", 1))
+        version = content.get("version", 1)
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise TypeError("version is a whole number")
         synonyms = {str(label): str(of) for label, of in content.get("synonyms", {}).items()}
-    except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError, RecursionError, OverflowError) as error:
         raise ConfigError(f"prompts {name}: not a prompt set ({type(error).__name__}: {error})") from error
     for finding, (positive, negative) in prompts.items():
         if not positive or (negation and not negative):

@@ -26,7 +26,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medvlp.datasets.base import RadiographDataset
 from medvlp.errors import ConfigError, DataError
-from medvlp.io.packed import READ_ERRORS
 from medvlp.results import sha256_of
 from medvlp.text import Collate
 
@@ -47,13 +46,15 @@ class _Shard:
     arrays: dict[str, np.ndarray]
     boxes: dict[str, np.ndarray] | None
 
-    def check(self, views: int, samples: int) -> None:
+    def check(self, views: int, samples: int, side: int) -> None:
         """Raise ValueError unless the arrays fit each other."""
         index = self.arrays["index"]
         if any(array.shape[:2] != (views, index.shape[1]) for array in (*self.levels, *self.arrays.values())):
             raise ValueError("arrays of other shapes")
         if index.ndim != 2 or (index.size and not 0 <= index.min() <= index.max() < samples):
             raise ValueError("samples that are not there")
+        if side and self.arrays["mask"].shape[2] != -(-side * side // 8):
+            raise ValueError(f"masks of another side than {side}")
         if self.boxes is not None:
             ends = self.boxes["offsets"]
             boxes = len(self.boxes["boxes"])
@@ -106,8 +107,8 @@ class StoredFeatures(Dataset[dict[str, Any]]):
             filled = range(min(self._stride, len(self._ids)))
             self._shards = [_open_shard(folder / f"shard{r}", facts) for r in filled]
             for shard in self._shards:
-                shard.check(self.views, len(self._ids))
-        except (*READ_ERRORS, ValueError, LookupError, TypeError, AttributeError) as error:
+                shard.check(self.views, len(self._ids), self.side)
+        except Exception as error:  # numpy's readers raise anything from BadZipFile to TokenError
             raise DataError(f"{folder}: damaged stored features ({type(error).__name__}); delete the folder") from error
         if sum(shard.arrays["index"].shape[1] for shard in self._shards) != len(self._ids):
             raise DataError(f"{folder}: stored features of another number of samples; delete the folder")
@@ -157,16 +158,22 @@ class StoredFeatures(Dataset[dict[str, Any]]):
 
 
 def _open_shard(folder: Path, facts: dict[str, Any]) -> _Shard:
+    """Opens the arrays that the facts name; raises ValueError where there are others, or one is not of its length."""
+    levels = [f"level{k}" for k in range(facts["levels"])]
     names = ["index", "label", *(["mask"] if facts["side"] else []), *facts["plain"]]
+    wanted = {f"{name}.npy" for name in (*levels, *names)} | ({"boxes.npz"} if facts["boxes"] else set())
+    if wanted != {path.name for path in folder.glob("*.np[yz]")}:
+        raise ValueError("other arrays than were stored")
+    arrays: dict[str, Any] = {}
+    for name in (*levels, *names):
+        array = arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
+        if array.offset + array.nbytes != (folder / f"{name}.npy").stat().st_size:
+            raise ValueError(f"{name} is of another length")
     boxes = None
     if facts["boxes"]:
         with np.load(folder / "boxes.npz") as file:
             boxes = {name: file[name] for name in file.files}
-    return _Shard(
-        [np.load(folder / f"level{k}.npy", mmap_mode="r") for k in range(facts["levels"])],
-        {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names},
-        boxes,
-    )
+    return _Shard([arrays[name] for name in levels], {name: arrays[name] for name in names}, boxes)
 
 
 class _Views(Sampler):
