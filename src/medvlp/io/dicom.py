@@ -29,6 +29,7 @@ from medvlp.io.jpeg import decode_jpeg
 
 _SPACING_TAGS = ("ImagerPixelSpacing", "PixelSpacing", "NominalScannedPixelSpacing")
 _PIXEL_TAGS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_UNEVEN = ("PixelPaddingValue", "ModalityLUTSequence", "VOILUTSequence")  # with these, every value counts
 _DEFER = 1 << 16  # bytes; longer elements (the pixels) are left in the file until the header has been checked
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 
@@ -113,8 +114,9 @@ def _decode(path: Path, data: Any, photometric: str, damaged: str) -> np.ndarray
     try:
         if not data.get("NumberOfFrames"):  # 0 and empty count as absent
             data.NumberOfFrames = 1
-        if damaged == "refuse" and (complaint := _complaint(data)):
-            raise unreadable(path, f"{DAMAGED} ({complaint})")
+        strict = _strict_jpeg(path, data) if damaged == "refuse" else None
+        if strict is not None and grey and strict.shape == (data.Rows, data.Columns) and not data.PixelRepresentation:
+            return strict
         with _overheard() as warned:
             array = pixel_array(data, index=0, correct_unused_bits=not grey)
         if damaged == "refuse" and warned:
@@ -134,16 +136,15 @@ def _decode(path: Path, data: Any, photometric: str, damaged: str) -> np.ndarray
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
-def _complaint(data: Any) -> str:
-    """What a strict decoder says of the first frame of 8-bit JPEG; "" if it is sound or of another kind."""
+def _strict_jpeg(path: Path, data: Any) -> np.ndarray | None:
+    """Luma of the first frame of 8-bit JPEG, or an error if the decoder warns; None for other kinds."""
     if data.file_meta.TransferSyntaxUID not in (JPEGBaseline8Bit, JPEGExtended12Bit) or int(data.BitsStored) > 8:
-        return ""
+        return None
     frame = get_frame(data.PixelData, 0, number_of_frames=int(data.NumberOfFrames))
     try:
-        decode_jpeg(frame, int(data.Columns), int(data.Rows))
+        return decode_jpeg(frame)
     except ValueError as error:
-        return first_line(error)
-    return ""
+        raise unreadable(path, f"{DAMAGED} ({first_line(error)})") from error
 
 
 @contextmanager
@@ -204,22 +205,29 @@ def _bits(values: np.ndarray, data: Any) -> int:
 
 def _shown(stored: np.ndarray, data: Any, intensity: str, photometric: str) -> np.ndarray:
     """Grey levels by a rule. All rules are functions of the value, so they work on the values that occur."""
-    if stored.dtype.itemsize <= 2:
+    narrow = stored.dtype.itemsize <= 2
+    if narrow:
         place = stored.view(f"u{stored.dtype.itemsize}")
-        counts = np.bincount(place.ravel(), minlength=256**stored.dtype.itemsize)
-        raw = np.arange(len(counts), dtype=place.dtype).view(stored.dtype)
+        raw = np.arange(256**stored.dtype.itemsize, dtype=place.dtype).view(stored.dtype)
+        counts = ((raw >= stored.min()) & (raw <= stored.max())).astype(np.int64)
     else:
         raw, place, counts = np.unique(stored, return_inverse=True, return_counts=True)
-    values, used = raw, counts > 0
+    values = _cells(raw, data) if _is_grey(data) and stored.dtype.kind != "f" else raw
+    used = counts > 0
+    # counting takes longer than all the rest, and where levels rise or fall with the values, their ends are enough
+    uneven = intensity == "medklip" or any(tag in data for tag in _UNEVEN)
+    if narrow and (uneven or not np.array_equal(values[used], raw[used])):
+        counts = np.bincount(place.ravel(), minlength=len(raw))
+        used = counts > 0
     inverse = photometric == "MONOCHROME1" and intensity != "medklip"
-    if _is_grey(data) and stored.dtype.kind != "f":
-        values = _cells(raw, data)
     if intensity in ("standard", "minmax"):
         used &= ~_padding(raw, values, data)
         inverse |= photometric == "MONOCHROME2" and _text(data, "PresentationLUTShape").upper() == "INVERSE"
     table = np.zeros(len(raw), np.uint8)  # what is not used, padding, stays black
     if used.any() and (levels := _RULES[intensity](values[used], counts[used], data)) is not None:
         table[used] = 255 - levels if inverse else levels
+    if stored.dtype == np.uint8 and np.array_equal(table[counts > 0], raw[counts > 0]):
+        return stored.copy()
     return table[place.reshape(stored.shape)]
 
 

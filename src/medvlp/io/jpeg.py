@@ -11,13 +11,13 @@ except ImportError:  # no wheel for this platform
     simplejpeg = None
 
 
-def decode_jpeg(data: bytes, width: int, height: int) -> np.ndarray | None:
+def decode_jpeg(data: bytes, width: int = 0, height: int = 0) -> np.ndarray | None:
     """Decode to luma at one of libjpeg's scales, with the same pixels as Pillow, and with an error for any damage.
 
     Args:
         data: the file.
-        width: columns wanted, at that scale.
-        height: rows wanted.
+        width: columns wanted, at that scale; 0 for full size.
+        height: rows wanted, likewise.
 
     Returns:
         uint8 (height, width), or None if simplejpeg is not installed.
