@@ -1,6 +1,7 @@
 """``medvlp doctor`` on sound and broken folders: what it says, what it exits with, and what it never does."""
 
 import argparse
+import hashlib
 import io
 import json
 import shutil
@@ -18,6 +19,7 @@ from medvlp.datasets.options import corpus_from_words
 from medvlp.datasets.tables import TableSpec
 from medvlp.doctor import LEVELS, add_arguments, diagnose, examine, run
 from medvlp.doctor.printing import printable, show
+from medvlp.doctor.sums import verify_sums
 from medvlp.errors import ConfigError
 from medvlp.phantom import PhantomSpec, write_phantom
 from medvlp.phantom.model import Difficulty
@@ -172,6 +174,21 @@ def test_checksums_are_verified_only_in_deep(mimic):
     diagnosis = examine(corpus, deep=True)
     assert checks(diagnosis, "error")["checksums"].items == ("README",)
     assert checks(diagnosis, "note")["checksums"].items == ("LICENSE.txt",)
+
+
+def test_checksum_files_of_every_usual_form(tmp_path):
+    (tmp_path / "a b").mkdir()
+    for name in ("one", "two", "a b/three"):
+        (tmp_path / name).write_text(name)
+    one, two, three = (hashlib.sha256(name.encode()).hexdigest() for name in ("one", "two", "a b/three"))
+    lines = [f"{one}  one", f"{two.upper()} *./two", f"SHA256 (a b/three) = {three}", "", "# words", f"{one}  two"]
+    lines += [f"{one}  ../one", "words", f"{one[:-1]}  one", f"{one}  four", f"{one}  one/two", f"{one}  a b"]
+    (tmp_path / "SHA256SUMS").write_text("\ufeff" + "\r\n".join(lines))
+    (sums,) = verify_sums(tmp_path)
+    assert (sums.right, sums.wrong, sums.unread) == (3, ["two", "a b"], [7, 8, 9])
+    assert sums.absent == ["four", "one/two"]
+    (tmp_path / "SHA256SUMS").write_bytes(b"\xff")
+    assert [s.problem for s in verify_sums(tmp_path)] == ["cannot be read (UnicodeDecodeError)"]
 
 
 def test_optional_tables_are_notes_that_say_what_for(trees, tmp_path):

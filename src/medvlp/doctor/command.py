@@ -20,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``medvlp doctor``."""
     parser.add_argument("dataset", choices=list(CORPORA), metavar="DATASET", help="see: medvlp list datasets")
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the corpus")
-    parser.add_argument(
-        "--deep", action="store_true", help="decode every image, draw every mask, verify SHA256SUMS.txt"
-    )
+    parser.add_argument("--deep", action="store_true", help="decode every image, draw every mask, verify SHA256SUMS")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help=OPTION_HELP)
     parser.add_argument("--lists", type=Path, metavar="DIR", help="the authors' list files, for splits that need them")
     parser.add_argument("--workers", type=int, help="threads (default: by the number of cores)")

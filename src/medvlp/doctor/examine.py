@@ -5,7 +5,6 @@ that the reader raises on purpose is shown as it is, any other one as a fault of
 """
 
 import copy
-import hashlib
 import json
 import re
 import shlex
@@ -20,9 +19,10 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from medvlp.datasets.corpus import Corpus, Records, Task
-from medvlp.datasets.tables import Table, TableSpec, relative_path
+from medvlp.datasets.tables import Table, TableSpec
 from medvlp.doctor.pixels import Annotations, Look, Progress, images_below, look_at_all
 from medvlp.doctor.report import Check, Diagnosis, Level, SplitState, TaskState
+from medvlp.doctor.sums import verify_sums
 from medvlp.errors import ConfigError, MedVLPError
 from medvlp.phantom.truth import MANIFEST
 from medvlp.splits import Split, SplitInput, SplitLeakWarning, describe, make_split, split_names
@@ -31,8 +31,6 @@ T = TypeVar("T")
 
 PARTIAL = MANIFEST + ".partial"
 """Claim of a phantom that is being written, or whose writing was cut short."""
-
-SUMS = "SHA256SUMS.txt"
 
 
 class _Refusal(Exception):
@@ -73,7 +71,7 @@ def examine(
         corpus: its reader; it is read with ``on_error: skip`` whatever its own setting.
         options: what it was built with, to be shown and put into the commands to type next.
         lists: folder with the authors' list files, for the splits that need them.
-        deep: decode every image, draw every mask and verify ``SHA256SUMS.txt``.
+        deep: decode every image, draw every mask and verify ``SHA256SUMS``.
         workers: threads for the images; None chooses.
         progress: called with what is being done, how many are done, and how many there are.
 
@@ -183,7 +181,7 @@ class _Examination:
                 manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
                 layout, studies = str(manifest["layout"]), int(manifest["studies"])
                 absent = [entry for entry in manifest.get("entries", ()) if not (root / str(entry)).exists()]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
                 self._add("phantom", "error", f"{MANIFEST} cannot be read ({type(error).__name__})", remedy=again)
                 return
             if layout != name:
@@ -436,39 +434,32 @@ class _Examination:
             self._add("images unnamed", "note", f"{len(unnamed):,} files that no record names", items=unnamed)
 
     def _sums(self) -> None:
-        path = self.corpus.root / SUMS
-        if not path.is_file():
-            return
-        wrong, absent, count = [], [], 0
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            self._add("checksums", "error", f"{SUMS} cannot be read ({type(error).__name__})")
-            return
-        for number, line in enumerate(lines, 1):
-            digest, _, cell = line.partition(" ")
-            name = relative_path(cell.lstrip(" *"))
-            if not name or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-                continue
-            file = self.corpus.root / name
-            if self.progress is not None:
-                self.progress("verifying checksums", number, len(lines))
-            try:
-                with file.open("rb") as stream:
-                    real = hashlib.file_digest(stream, "sha256").hexdigest()
-            except OSError:
-                absent.append(name)
-                continue
-            count += 1
-            if real != digest.lower():
-                wrong.append(name)
         again = f"get them again from {self.corpus.source}"
-        if wrong:
-            self._add("checksums", "error", f"{len(wrong):,} files differ from {SUMS}", remedy=again, items=wrong)
-        if absent:
-            self._add("checksums", "note", f"{len(absent):,} files of {SUMS} are not there", items=absent)
-        if not wrong:
-            self._add("checksums", "ok", f"{count:,} files are as {SUMS} says")
+        reports = getattr(self.corpus, "reports_root", None)
+        found = False
+        for folder in dict.fromkeys(f for f in (self.corpus.root, self.corpus.image_root, reports) if f is not None):
+            for sums in verify_sums(folder, self.progress):
+                name, found = sums.path.name, True
+                if sums.problem:
+                    self._add("checksums", "error", f"{name} {sums.problem}", remedy=again)
+                if sums.wrong:
+                    self._add(
+                        "checksums",
+                        "error",
+                        f"{len(sums.wrong):,} files differ from {name}",
+                        remedy=again,
+                        items=sums.wrong,
+                    )
+                if sums.unread:
+                    rows = [f"line {number}" for number in sums.unread]
+                    self._add("checksums", "warning", f"{len(rows):,} lines of {name} are no checksums", items=rows)
+                if sums.absent:
+                    text = f"{len(sums.absent):,} files of {name} are not there"
+                    self._add("checksums", "note", text, items=sums.absent)
+                if sums.right and not sums.wrong:
+                    self._add("checksums", "ok", f"{sums.right:,} files are as {name} says")
+        if not found and not self.result.phantom:
+            self._add("checksums", "note", "no SHA256SUMS here, so bytes that changed and still decode are not seen")
 
     # ------------------------------------------------------------------ splits
 
@@ -540,4 +531,4 @@ def unreadable(corpus_name: str, title: str, root: Path, error: ConfigError, opt
     return result
 
 
-__all__ = ["PARTIAL", "SUMS", "examine", "unreadable"]
+__all__ = ["PARTIAL", "examine", "unreadable"]
