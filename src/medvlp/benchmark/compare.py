@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.table import Table
 from medvlp.benchmark.differences import RESAMPLES, Difference, difference
 from medvlp.benchmark.resampled import Resampled
 from medvlp.benchmark.rows import CELL, collected, is_performance, primary_rows, records
+from medvlp.benchmark.tables.writing import one_line
 from medvlp.errors import ConfigError, DataError
 from medvlp.metrics.significance import holm
 
@@ -181,6 +183,8 @@ def _obstacle(sides: list[list[dict[str, Any]]], values: tuple[float, float]) ->
     undefined = [name for name, value in zip("AB", values, strict=True) if math.isnan(value)]
     if undefined:
         return f"not defined in {' and '.join(undefined)}"
+    if sides[0][0]["phantom"] != sides[1][0]["phantom"]:
+        return f"{'A' if sides[0][0]['phantom'] else 'B'} is of the phantom, the other is not"
     splits = [{row.get("split_sha256") for row in rows} for rows in sides]
     if splits[0] != splits[1]:
         hashes = [", ".join(sorted(str(own)[:8] for own in split)) for split in splits]
@@ -213,17 +217,21 @@ def _line(row: Comparison) -> list[str]:
     ]
 
 
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\`\[\]<>|])", r"\\\1", one_line(text))
+
+
 def to_markdown(found: Compared) -> str:
     """A table, and lists of what only one file has; differences beyond chance are bold."""
     lines = [f"| {' | '.join(_HEADINGS)} |", f"|{'---|' * len(_HEADINGS)}"]
     for row in found.both:
-        columns = [column.replace("|", "\\|") for column in _line(row)]
+        columns = [_escaped(column) for column in _line(row)]
         if row.p < 1 - found.level:
             columns[8] = f"**{columns[8]}**"
         lines.append(f"| {' | '.join(columns)} |")
     for name, only in (("A", found.only_a), ("B", found.only_b)):
         if only:
-            lines += ["", f"Only in {name}:", "", *(f"* {text}" for text in only)]
+            lines += ["", f"Only in {name}:", "", *(f"* {_escaped(text)}" for text in only)]
     return "\n".join(lines) + "\n"
 
 
@@ -279,7 +287,7 @@ def run(args: argparse.Namespace) -> int:
     """
     found = compare(args.a, args.b, args.metric, args.level, args.resamples)
     if args.format == "rich":
-        _print(found, f"A: {args.a}, B: {args.b}", Console())
+        _print(found, f"A: {args.a}, B: {args.b}", Console(markup=False))
     else:
         print((to_markdown(found) if args.format == "markdown" else to_json(found)).rstrip())
     return int(args.fail_on_worse and bool(found.worse))

@@ -97,7 +97,7 @@ def _show(runner: Runner) -> None:
         seconds, size = estimate[job.hash]
         table.add_row(job.name, states[job.hash], duration(seconds), f"{size / 1e6:.0f} MB")
     left = [job for job in runner.wanted if states[job.hash] != "done"]
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     kinds = Counter(job.kind for job in left)
     seconds, size = (sum(estimate[job.hash][i] for job in left) for i in (0, 1))

@@ -242,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         1 if anything failed, otherwise 0.
     """
-    console = Console()
+    console = Console(markup=False)
     found = verify(args.results, checkpoints=args.checkpoints, resamples=args.resamples, progress=console.is_terminal)
     if found.faults:
         table = Table(title=f"{args.results}: what does not hold")

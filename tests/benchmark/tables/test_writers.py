@@ -1,5 +1,6 @@
 """Printed tables: escaped, linked to their rows, and read by the programs that they are for."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -108,3 +109,42 @@ def test_every_paper_table_is_well_formed_html(one):
 
 def test_letters_go_on_after_z():
     assert [letter_of(number) for number in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]
+
+
+BREAKS = "\n\r\t\x0b\x0c\x1c\x85\u2028\u2029"
+
+
+@pytest.mark.parametrize("sign", BREAKS, ids=ascii)
+def test_no_text_begins_a_line_of_its_own(table, sign):
+    """A title is what a user writes, and LaTeX reads the file of a table."""
+    title = f"x{sign}\\input{{secret}}{sign}| y"
+    row, other = table.blocks[0].rows
+
+    def titled(text):
+        block = Block(text, (replace(row, label=text, facts=(text,)), replace(other, facts=("",))))
+        columns = tuple(replace(column, labels=(text, text)) for column in table.columns)
+        texts = {"title": text, "caption": text, "source": text, "footnotes": (text,), "fact_names": (text,)}
+        return replace(table, blocks=(block,), columns=columns, **texts)
+
+    made, same = titled(title), titled("x \\input{secret} | y")
+    for write in (markdown, latex, html_fragment, lambda table: csv_text([table])):
+        assert write(made) == write(same)
+    assert not [line for line in latex(made).splitlines() if line.lstrip().startswith("\\input")]
+    assert all(part.startswith("%") for part in latex(made).splitlines() if "\\input" in part)
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r@", " ="])
+def test_no_text_of_a_csv_file_is_a_formula(table, start):
+    text = f"{start}cmd|' /C calc'!A0"
+    (row, _) = table.blocks[0].rows
+    made = replace(
+        *(table,),
+        blocks=(Block(text, (replace(row, label=text, method=text),)),),
+        columns=tuple(replace(column, labels=(text,), metric=text) for column in table.columns),
+        title=text,
+        source=text,
+    )
+    first, second = from_csv(csv_text([made]))
+    for key in ("block", "row", "method", "column", "metric", "caption", "source"):
+        assert first[key].startswith("'"), key
+    assert (first["value"], second["value"]) == ("50.0", "/"), "numbers and marks stay what they are"

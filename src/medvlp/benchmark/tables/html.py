@@ -1,9 +1,14 @@
 """A table as a fragment of semantic HTML, for a page that brings its own style."""
 
-from html import escape
+import html
 
 from medvlp.benchmark.tables.model import Block, Cell, Table, letter_of
-from medvlp.benchmark.tables.writing import header, source_of, sources, text_of
+from medvlp.benchmark.tables.writing import header, one_line, source_of, sources, text_of
+
+
+def escape(text: str) -> str:
+    """Text that HTML prints as it is."""
+    return html.escape(one_line(text))
 
 
 def html_fragment(table: Table, rows: bool = True) -> str:
@@ -73,7 +78,7 @@ def _sort(cell: Cell) -> str:
     if cell.value is not None:
         return f' data-sort="{cell.value * cell.scale:.6g}"'
     number = cell.reported is not None and any(digit.isdigit() for digit in cell.reported.printed)
-    return f' data-sort="{cell.reported.printed}"' if number and cell.reported else ""
+    return f' data-sort="{escape(cell.reported.printed)}"' if number and cell.reported else ""
 
 
 def _notes(table: Table) -> list[str]:

@@ -1,7 +1,7 @@
 """Tables in LaTeX, with booktabs and multirow."""
 
 from medvlp.benchmark.tables.model import Block, Cell, Table, letter_of
-from medvlp.benchmark.tables.writing import Span, header, source_of, sources, text_of
+from medvlp.benchmark.tables.writing import Span, header, one_line, source_of, sources, text_of
 
 _WIDE = 6
 """Columns above which a table is shrunk to the width of the page."""
@@ -18,13 +18,12 @@ _SPECIAL = {
     "−": r"$-$",
     "≤": r"$\leq$",
     "≥": r"$\geq$",
-    "\n": " ",
 }
 
 
 def escaped(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return "".join(_SPECIAL.get(sign, sign) for sign in text)
+    return "".join(_SPECIAL.get(sign, sign) for sign in one_line(text))
 
 
 def latex(table: Table) -> str:
@@ -60,7 +59,7 @@ def latex(table: Table) -> str:
             f"\\par\\smallskip\\begin{{minipage}}{{\\linewidth}}\\footnotesize\\raggedright\n{body}\n\\end{{minipage}}"
         )
     lines.append(r"\end{table*}")
-    lines += [f"% {name}: {source_of(table, cell)}" for _, name, cell in sources(table)]
+    lines += [one_line(f"% {name}: {source_of(table, cell)}") for _, name, cell in sources(table)]
     return "\n".join(lines) + "\n"
 
 
@@ -96,7 +95,7 @@ def _block(table: Table, block: Block, number: int, width: int) -> list[str]:
 
 def _cell(table: Table, cell: Cell) -> str:
     text = text_of(table, cell)
-    parts = [f"\\textbf{{{text.main}}}" if cell.best else escaped(text.main)]
+    parts = [f"\\textbf{{{escaped(text.main)}}}" if cell.best else escaped(text.main)]
     parts += [f"{{\\scriptsize {escaped(text.spread)}}}"] if text.spread else []
     parts += [f"({escaped(text.paper)})"] if text.paper else []
     return " ".join(parts) + (f"\\textsuperscript{{{text.marks}}}" if text.marks else "")

@@ -3,14 +3,14 @@
 import re
 
 from medvlp.benchmark.tables.model import Cell, Table, letter_of
-from medvlp.benchmark.tables.writing import source_of, sources, text_of
+from medvlp.benchmark.tables.writing import one_line, source_of, sources, text_of
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~])")
 
 
 def escaped(text: str) -> str:
     """Text that Markdown prints as it is, also within a table."""
-    return _SPECIAL.sub(r"\\\1", text).replace("\n", " ")
+    return _SPECIAL.sub(r"\\\1", one_line(text))
 
 
 def markdown(table: Table) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from io import StringIO
 
 from medvlp.benchmark.tables.model import Cell, Table
-from medvlp.benchmark.tables.writing import text_of
+from medvlp.benchmark.tables.writing import one_line, text_of
 
 FIELDS = (
     *("table", "block", "row", "method", "column", "metric", "fraction"),
@@ -43,6 +43,12 @@ def csv_text(tables: Iterable[Table]) -> str:
     return out.getvalue()
 
 
+def _text(text: str) -> str:
+    """Text that a spreadsheet shows and does not compute."""
+    text = one_line(text)
+    return f"'{text}" if text.lstrip().startswith(tuple("=+-@＝＋－＠")) else text
+
+
 def _line(table: Table, b: int, r: int, c: int, cell: Cell) -> dict[str, object]:
     block, column = table.blocks[b], table.columns[c]
     row = block.rows[r]
@@ -50,12 +56,12 @@ def _line(table: Table, b: int, r: int, c: int, cell: Cell) -> dict[str, object]
     known = cell.low is not None and cell.high is not None
     low, high = cell.interval_text.strip("[]").split(", ") if known else ("", "")
     return {
-        "table": table.name,
-        "block": block.title,
-        "row": row.label,
-        "method": row.method or "",
-        "column": " / ".join(column.labels),
-        "metric": column.metric,
+        "table": _text(table.name),
+        "block": _text(block.title),
+        "row": _text(row.label),
+        "method": _text(row.method or ""),
+        "column": _text(" / ".join(column.labels)),
+        "metric": _text(column.metric),
         "fraction": "" if column.fraction is None else f"{column.fraction:g}",
         "value": "" if table.reported_only else text_of(table, cell).main,
         "std": cell.std_text,
@@ -65,10 +71,10 @@ def _line(table: Table, b: int, r: int, c: int, cell: Cell) -> dict[str, object]
         "best": int(cell.best),
         "paper": paper.printed if paper else "",
         "paper_std": (paper.std or "") if paper else "",
-        "flags": " | ".join(paper.flags) if paper else "",
+        "flags": _text(" | ".join(paper.flags) if paper else ""),
         "phantom": int(table.phantom),
-        "source": table.source if cell.jobs else "",
+        "source": _text(table.source if cell.jobs else ""),
         "lines": " ".join(map(str, cell.lines)),
-        "jobs": " ".join(cell.jobs),
-        "caption": f"{table.title}. {table.caption}.",
+        "jobs": _text(" ".join(cell.jobs)),
+        "caption": _text(f"{table.title}. {table.caption}."),
     }

@@ -1,10 +1,18 @@
 """What the writers share: spans of the header, and the parts of a cell's text."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 from medvlp.benchmark.tables.model import Cell, Table
+
+_BREAKS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]+")
+
+
+def one_line(text: str) -> str:
+    """A text without anything that ends a line or cannot be written, such as a title of two lines."""
+    return _BREAKS.sub(" ", text)
 
 
 @dataclass(frozen=True)
