@@ -313,6 +313,17 @@ def test_a_missing_tag_is_named(tmp_path, tag):
     assert read_header(path).problem == f"DICOM file without {tag}"
 
 
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [("Rows", 0), ("BitsStored", 0), ("BitsStored", 12), ("BitsAllocated", 12), ("SamplesPerPixel", 2)],
+)
+def test_a_tag_that_makes_no_sense_is_named(tmp_path, tag, value):
+    path = write(tmp_path / "x.dcm", PICTURE, **{tag: value})
+    with pytest.raises(UnreadableItemError, match=f"DICOM file with {tag} {value};"):
+        read_dicom(path)
+    assert read_header(path).problem == f"DICOM file with {tag} {value}"
+
+
 def test_header_and_reader_agree_on_the_files_that_pydicom_ships():
     files = sorted((Path(pydicom.__file__).parent / "data/test_files").glob("*.dcm"))
     assert len(files) > 50

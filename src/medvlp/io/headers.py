@@ -3,6 +3,7 @@
 import os
 import stat
 import zlib
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +33,14 @@ _LONG_VR = (
 _ORIENTATION = 0x0112
 _UNDEFINED = 0xFFFFFFFF
 _NEEDED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
+_ALLOWED: dict[str, Container[int]] = {
+    "Rows": range(1, 65536),
+    "Columns": range(1, 65536),
+    "SamplesPerPixel": (1, 3),
+    "BitsAllocated": (1, *range(8, 65, 8)),
+    "PixelRepresentation": (0, 1),
+    "PlanarConfiguration": (0, 1),
+}
 _NEEDED_WHOLE = ("BitsStored", "PixelRepresentation")  # of pixels that are whole numbers
 
 # packages with a decoder, by a part of the transfer syntax's name; the first that fits
@@ -139,15 +148,26 @@ def open_dicom(path: Path, file: IO[bytes] | None = None, **options: Any) -> Any
 
 
 def tag_problem(data: Any, whole: bool = True) -> str:
-    """Which tag that decoding needs is missing from a DICOM data set, or a size beyond the limit, or "".
+    """Which tag that decoding needs is missing from a DICOM data set or makes no sense, or a size beyond the limit.
 
     Args:
         data: pydicom's data set.
         whole: whether its pixels are whole numbers.
+
+    Returns:
+        "" if nothing is wrong.
     """
-    needed = _NEEDED + (_NEEDED_WHOLE if whole else ())
+    needed = (
+        _NEEDED
+        + (_NEEDED_WHOLE if whole else ())
+        + (("PlanarConfiguration",) if data.get("SamplesPerPixel") == 3 else ())
+    )
     if absent := [tag for tag in needed if data.get(tag) in (None, "")]:
         return f"DICOM file without {', '.join(absent)}"
+    allowed = {**_ALLOWED, "BitsStored": range(1, int(data.BitsAllocated) + 1)}
+    for tag in needed:
+        if tag in allowed and int(data.get(tag)) not in allowed[tag]:
+            return f"DICOM file with {tag} {data.get(tag)}"
     return bomb(int(data.Rows), int(data.Columns))
 
 
@@ -248,8 +268,8 @@ def read_header(path: str | Path, within: str | Path | None = None) -> ImageHead
     Nothing is decoded, so damage in the middle of a file goes unnoticed. Problems found are: "missing file", "a
     folder, not a file", "not a regular file", "permission denied", "zero-byte file", "symbolic link out of the
     corpus", "path out of the corpus", "not a JPEG, PNG or DICOM file", "truncated JPEG (no end marker)", "truncated
-    PNG (no end marker)", "truncated DICOM file", "DICOM file without pixel data", "DICOM file without Rows" (or another
-    tag that decoding needs), "no decoder for … is installed", "decompression bomb: N pixels", "broken header (…)".
+    PNG (no end marker)", "truncated DICOM file", "DICOM file without pixel data", "DICOM file without Rows" or
+    "DICOM file with Rows 0" (or another tag that decoding needs), "no decoder for … is installed", "decompression bomb: N pixels", "broken header (…)".
 
     Args:
         path: the file.
@@ -313,7 +333,7 @@ def _ends_with(file: IO[bytes], marker: bytes, scan: int) -> bool:
 
 
 def _dicom_header(file: IO[bytes], path: Path) -> ImageHeader:
-    tags = [*_NEEDED, *_NEEDED_WHOLE, "NumberOfFrames", "TransferSyntaxUID"]
+    tags = [*_NEEDED, *_NEEDED_WHOLE, "NumberOfFrames", "PlanarConfiguration"]
     try:
         data = open_dicom(path, file, stop_before_pixels=True, specific_tags=tags)
     except UnreadableItemError as error:
