@@ -269,7 +269,8 @@ def read_header(path: str | Path, within: str | Path | None = None) -> ImageHead
     folder, not a file", "not a regular file", "permission denied", "zero-byte file", "symbolic link out of the
     corpus", "path out of the corpus", "not a JPEG, PNG or DICOM file", "truncated JPEG (no end marker)", "truncated
     PNG (no end marker)", "truncated DICOM file", "DICOM file without pixel data", "DICOM file without Rows" or
-    "DICOM file with Rows 0" (or another tag that decoding needs), "no decoder for … is installed", "decompression bomb: N pixels", "broken header (…)".
+    "DICOM file with Rows 0" (or another tag that decoding needs), "no decoder for … is installed", "decompression
+    bomb: N pixels", "broken header (…)".
 
     Args:
         path: the file.
