@@ -24,6 +24,7 @@ from medvlp.io.headers import (
     unreadable,
 )
 from medvlp.io.jpeg import decode_jpeg
+from medvlp.io.png import png_flaw
 
 __all__ = [
     "DARK",
@@ -159,9 +160,13 @@ def _jpeg(path: Path, file: IO[bytes], image: Any, min_side: int, damaged: Damag
 
 def _png(file: IO[bytes], image: Any) -> tuple[np.ndarray, int]:
     """uint8 or, from files of 16 bits and one channel, integers up to 65535; and the value that is white."""
-    if not image.mode.startswith("I"):  # Pillow's names for 16 bits of grey; older versions say "I"
-        return np.array(image if image.mode == "L" else image.convert("L")), 255
-    values = np.array(image)
+    wide = image.mode.startswith("I")  # Pillow's names for 16 bits of grey; older versions say "I"
+    values = np.array(image if wide or image.mode == "L" else image.convert("L"))
+    # where rows are missing, the last one is blank, or the last but one of an interlaced file
+    if flaw := png_flaw(file, count=bool((values[-2:] == values[-2:, :1]).all(1).any())):
+        raise ValueError(flaw)
+    if not wide:
+        return values, 255
     bits, largest = significant_bits(file), int(values.max())
     return values, 2**bits - 1 if 0 < bits < 16 and largest < 2**bits else 65535
 
