@@ -211,6 +211,8 @@ def tokenizer_from_state(state: dict[str, Any]) -> "PreTrainedTokenizerFast":
         sides = {name: state[name] for name in ("padding_side", "truncation_side")}
         if not (set(roles) <= set(_ROLES) and all(isinstance(token, str) for token in roles.values())):
             raise ValueError(f"special tokens are texts for {', '.join(_ROLES)}")
+        if "pad_token" not in roles:
+            raise ValueError("it has no padding token")
         if wrong := [name for name, side in sides.items() if side not in ("left", "right")]:
             raise ValueError(f"{wrong[0]} is {sides[wrong[0]]!r}; expected left or right")
         if type(length) is not int or length < 1:

@@ -63,9 +63,10 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> "Pretr
     checkpoint = read_checkpoint(path)
     stored = checkpoint[CHECKPOINT_KEY]
     if isinstance(stored, dict) and "task" in stored:
+        task = " ".join(str(stored["task"]).split())[:60]
         raise CheckpointError(
-            f"{path}: the head of a task ({stored['task']}), not a method; use it with medvlp test --ckpt_path, or "
-            "load the checkpoint of the method that it was trained on"
+            f"{path}: the head of a task ({task}), not a method; use it with medvlp test --ckpt_path, or load the "
+            "checkpoint of the method that it was trained on"
         )
     with restoring(f"{path}: "):
         payload = read_payload(checkpoint)

@@ -214,13 +214,17 @@ def test_whole_parts_of_another_type(write, place, value):
         (IMAGE, "resnet18", "image is 'resnet18'; expected"),
         ((*IMAGE, "depth"), "2", r"image\.depth is '2'; expected int"),
         ((*ARCHITECTURE, "model_type"), "gpt5", "unknown text encoder 'gpt5'; expected one of: albert, bert"),
+        (("medvlp", "tokenizer", "special_tokens"), {}, "no padding token"),
+        ((*HYPER, "two\nlines"), 1, "unknown hyper-parameter"),
+        ((*IMAGE, "options"), {"two\nlines": b"x"}, "image is"),
         ((*HYPER, "colour"), 1, "unknown hyper-parameter 'colour'; expected one of: embed_dim"),
         ((*HYPER, "temperature"), float("inf"), "temperature is inf; expected a finite number"),
     ],
 )
 def test_messages_name_the_entry(write, keys, value, message):
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message) as caught:
         medvlp.load(write({keys: value}))
+    assert "\n" not in str(caught.value)
 
 
 def spoilt(weights, how):
@@ -349,6 +353,7 @@ DAMAGE = {
     "preprocess a list": lambda c: c["medvlp"].update(preprocess=[]),
     "a path out of the run": lambda c: c["callbacks"].update(x={"kth_best_model_path": "<run>/../../thesis"}),
     "a path on a server": lambda c: c["callbacks"].update(x={"best_k_models": {"s3://bucket/all": 0}}),
+    "a callback null": lambda c: c["callbacks"].update(x=None),
     "callbacks a text": lambda c: c.update(callbacks="x"),
 }
 

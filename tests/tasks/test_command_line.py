@@ -145,3 +145,40 @@ def test_an_untrained_head_is_not_scored(config, command, tmp_path, stage):
 
 def test_a_task_predicts_nothing(config, command):
     assert "embeds nothing" in command("predict", "--config", config[0]).error()
+
+
+def _first_group(checkpoint):
+    return checkpoint["optimizer_states"][0]["param_groups"][0]
+
+
+def _first_weight(checkpoint):
+    return next(value for value in checkpoint["state_dict"].values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("test", lambda c: _first_weight(c).fill_(float("nan"))),
+        ("test", lambda c: c.update(state_dict=None)),
+        ("test", lambda c: c["state_dict"].popitem()),
+        ("test", lambda c: c["medvlp"].update(encoder_sha256=3)),
+        ("test", lambda c: c.update(medvlp=[])),
+        ("test", lambda c: c.update({"pytorch-lightning_version": "new"})),
+        ("fit", lambda c: c.update({"pytorch-lightning_version": None})),
+        ("fit", lambda c: c.update(loops={"fit_loop": {"epoch_loop.state_dict": "x"}})),
+        ("fit", lambda c: c["optimizer_states"][0].update(param_groups=None)),
+        ("fit", lambda c: _first_group(c).update(lr="fast")),
+        ("fit", lambda c: _first_group(c).update(params=[])),
+        ("fit", lambda c: c["callbacks"].update({key: None for key in c["callbacks"]})),
+    ],
+)
+def test_a_damaged_checkpoint_of_a_task_is_one_line(config, command, tmp_path, stage, change):
+    path, folder = config
+    last = folder / "run" / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        command("fit", "--config", path).ok()
+    checkpoint = torch.load(last, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    options = ("--ckpt_path", tmp_path / "changed.ckpt", "--trainer.default_root_dir", tmp_path / "run")
+    assert "changed.ckpt" in command(stage, "--config", path, *options, "--trainer.max_epochs", 4).error()

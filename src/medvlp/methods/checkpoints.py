@@ -70,6 +70,8 @@ class Restorable(L.LightningModule):
         folder = os.path.realpath(self.trainer.default_root_dir)
         with restoring(self._checkpoint_path()):
             states = swap_folder(mapping(checkpoint.get("callbacks", {}), "callbacks"), RUN_FOLDER, folder)
+            for name, state in states.items():
+                mapping(state, f"callbacks.{name}")
         if astray := [text for text in _texts(states) if ".." in text.split(os.sep) or "://" in text]:
             raise CheckpointError(
                 f"{self._checkpoint_path()}a callback's state names {astray[0]!r}; expected local paths"

@@ -63,7 +63,7 @@ def restoring(where: str) -> Iterator[None]:
     try:
         yield
     except MedVLPError as error:
-        raise CheckpointError(f"{where}{error}") from error
+        raise CheckpointError(f"{where}{' '.join(str(error).split())}") from error  # names in it may hold anything
     except Exception as error:  # libraries and methods may raise anything on values that are not their own
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

@@ -169,6 +169,8 @@ class TaskEncoder(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(source.seed)
                 bare = ImageEncoder(source.image, image_size)
+            for note in bare.notes:
+                rank_zero_info(note)
             if method is None:
                 self.variant = ""
                 origin = "file" if source.image.weights else ("timm" if source.image.pretrained else "random")
