@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from medvlp.datasets import CORPORA, corpus_class
@@ -164,6 +165,22 @@ def test_a_damage_within_the_pixels_needs_deep(trees, tmp_path):
     diagnosis = examine(corpus, deep=True)
     assert not diagnosis.ok
     assert checks(diagnosis, "error")["images broken"].items == (f"NLMCXR_png/{path.name}",)
+
+
+def test_odd_pictures_are_a_suspicion_and_no_error(mimic):
+    named = corpus_class("mimic_cxr")(mimic).records("pairs").table.column("image").to_pylist()
+    constant, cut = Path(named[0]), Path(named[1])
+    Image.new("L", (48, 48), 90).save(constant)
+    with Image.open(cut) as image:
+        image.load()
+    image.paste(128, (0, 32, image.width, image.height))
+    image.save(cut.with_suffix(".png"))
+    cut.with_suffix(".png").rename(cut)
+    diagnosis = examine(corpus_class("mimic_cxr")(mimic), deep=True)
+    assert "images broken" not in checks(diagnosis, "error")  # the checksums are another matter
+    found = {check.found: check.items for check in diagnosis.checks if check.name == "images suspicious"}
+    assert set(found) == {"1: constant: every pixel is N", "1: the last N rows are N throughout"}
+    assert not [check for check in examine(corpus_class("mimic_cxr")(mimic)).checks if "suspicious" in check.name]
 
 
 def test_checksums_are_verified_only_in_deep(mimic):
