@@ -78,15 +78,23 @@ def saved(data: Dataset) -> bytes:
     return stream.getvalue()
 
 
+def number(data: Dataset, name: str) -> float | None:
+    """The first number of an element; None where there is none."""
+    value = data.get(name)
+    if not isinstance(value, str | int | float) and value is not None:
+        value = next(iter(value), None)
+    return None if value is None or not str(value).strip() else float(value)
+
+
 def displayed(stored: np.ndarray, data: Dataset) -> np.ndarray | None:
-    """Grey levels by PS3.3 C.11.1 and C.11.2 for one number per element; None where they mean nothing."""
+    """Grey levels by PS3.3 C.11.1 and C.11.2, of several numbers by the first; None where they mean nothing."""
     try:
-        slope, intercept = (float(data.get(n, d)) for n, d in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
-        scaled = "RescaleSlope" in data and "RescaleIntercept" in data
-        values = stored * slope + intercept if scaled else stored.astype(float)
+        slope, intercept = number(data, "RescaleSlope"), number(data, "RescaleIntercept")
+        scaled = slope is not None or intercept is not None
+        values = stored * (1 if slope is None else slope) + (intercept or 0)
         function = str(data.get("VOILUTFunction") or "LINEAR").strip()
-        if data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
-            centre, width = float(data.WindowCenter), float(data.WindowWidth)
+        centre, width = number(data, "WindowCenter"), number(data, "WindowWidth")
+        if centre is not None and width is not None:
             if function == "LINEAR":
                 step = (values > centre - 0.5).astype(float)
                 share = (values - (centre - 0.5)) / (width - 1) + 0.5 if width > 1 else step
@@ -99,7 +107,7 @@ def displayed(stored: np.ndarray, data: Dataset) -> np.ndarray | None:
             if width < 1 and (function == "LINEAR" or width <= 0):
                 return None
             levels = np.clip(share, 0, 1) * 255
-        elif int(data.BitsStored) == 8 and "RescaleSlope" not in data:
+        elif int(data.BitsStored) == 8 and not scaled:
             levels = values
         else:
             levels = (values - values.min()) / max(values.max() - values.min(), 1e-9) * 255

@@ -83,7 +83,8 @@ class Pairs(Kind):
             assert len(row) >= len(names), f"a row that is cut short was read: {row}"
             assert not surplus, f"a row that is too long was read: {row}"
             cells = dict(zip(names, (cell.strip() for cell in row), strict=False))
-            expected.append((cells["who"], cells["image"], " ".join(cells["text"].split()), cells["Edema"]))
+            image = os.path.relpath(os.path.join(root, cells["image"]), root)
+            expected.append((cells["who"], image, " ".join(cells["text"].split()), cells["Edema"]))
         dropped = len(found.dropped)
         assert len(given) + dropped == len(expected), f"{len(given)} + {dropped} samples of {len(expected)} rows"
         assert on_error == "skip" or not dropped or all(found.dropped["broken"] == False)  # noqa: E712
@@ -150,7 +151,7 @@ class PairsParquet(Pairs):
             names = [n for n in self.header if n in table.column_names]
             cells = [names, *([_cell(row[n]) for n in names] for row in table.to_pylist())]
             values = [row[column] for row in table.to_pylist() for column in ("image", "text", "who")]
-            wrong = [value for value in values if not isinstance(value, str | int | float | None)]
+            wrong = [value for value in values if isinstance(value, list | dict)]
             assert not wrong, f"text was read from {wrong[0]!r}"
         else:
             cells = self.rows
@@ -160,7 +161,8 @@ class PairsParquet(Pairs):
 def _cell(value: Any) -> str:
     if value is None or value != value:
         return ""
-    return str(int(value)) if isinstance(value, bool) else str(value)
+    value = int(value) if isinstance(value, bool) else value
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 # ---------------------------------------------------------------------- run lengths

@@ -297,3 +297,11 @@ def test_real_files():
     for rule in set(INTENSITIES) - {"medklip"}:
         pair = [read_dicom(f, rule).pixels for f in (next(folder.glob("1.2.*.dcm")), folder / "Fake_MONOHR1.dcm")]
         assert np.array_equal(pair[0], 255 - pair[1]), rule
+
+
+@pytest.mark.parametrize("change", [{"Rows": 8}, {"Columns": 7}])
+def test_more_pixels_than_the_header_says_are_refused(tmp_path, change):
+    path = _write(tmp_path / "x.dcm", RAMP8, **change)
+    with pytest.raises(UnreadableItemError, match="more pixel data"):
+        read_dicom(path)
+    assert "more pixel data" in read_header(path).problem

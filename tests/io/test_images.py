@@ -188,3 +188,30 @@ def test_real_images_of_figure1():
         image = read_image(path)
         assert image.ndim == 2
         assert image.std() > 10
+
+
+def _chunks(data):
+    at = 8
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        at += 12 + length
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_a_png_with_fewer_rows_than_it_says_or_a_wrong_checksum_is_refused(tmp_path, mode):
+    path = tmp_path / "x.png"
+    Image.fromarray(np.arange(200, 255, dtype=np.uint8).reshape(11, 5)).convert(mode).save(path)
+    whole = path.read_bytes()
+    assert read_image(path).shape == (11, 5)
+    taller = b"\x89PNG\r\n\x1a\n"
+    for kind, data in _chunks(whole):
+        body = data[:4] + (14).to_bytes(4, "big") + data[8:] if kind == b"IHDR" else data
+        taller += len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+    path.write_bytes(taller)
+    with pytest.raises(UnreadableItemError, match="instead of"):
+        read_image(path)
+    at = whole.index(b"IDAT") + 4 + int.from_bytes(whole[whole.index(b"IDAT") - 4 :][:4], "big")
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(UnreadableItemError, match="checksum"):
+        read_image(path)

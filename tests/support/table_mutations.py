@@ -56,7 +56,7 @@ def change_cells(trial: Trial, rows: Rows) -> Rows:
         rows[1:] = [rows[1 + i] for i in order]
     elif what == "columns":
         order = trial.rng.permutation(len(rows[0]))
-        rows = [[r[i] for i in order] for r in rows]
+        rows = [[r[i] for i in order] if len(r) == len(order) else r for r in rows]
     elif what == "short":
         del row[1 + field :]
     elif what == "pad":

@@ -20,6 +20,7 @@ from medvlp.io.headers import (
     decoder_problem,
     file_problem,
     first_line,
+    length_problem,
     open_dicom,
     read_header,
     tag_problem,
@@ -114,6 +115,9 @@ def _decode(path: Path, data: Any, photometric: str, damaged: str) -> np.ndarray
     try:
         if not data.get("NumberOfFrames"):  # 0 and empty count as absent
             data.NumberOfFrames = 1
+        plain = not data.file_meta.TransferSyntaxUID.is_encapsulated and "PixelData" in data
+        if plain and (problem := length_problem(data, len(data.PixelData))):
+            raise unreadable(path, problem)
         strict = _strict_jpeg(path, data) if damaged == "refuse" else None
         if strict is not None and grey and strict.shape == (data.Rows, data.Columns) and not data.PixelRepresentation:
             return strict

@@ -347,6 +347,18 @@ def _dicom_header(file: IO[bytes], path: Path) -> ImageHeader:
     return replace(header, problem=_data_problem(data, None if deflated else file))
 
 
+def length_problem(data: Any, length: int) -> str:
+    """Whether uncompressed pixel data of a length in bytes are fewer, or by a row or column more, than the tags say."""
+    pixels = int(data.Rows) * int(data.Columns) * max(int(data.get("NumberOfFrames") or 1), 1)
+    depth = int(data.BitsAllocated) * int(data.SamplesPerPixel)
+    if "422" in str(data.get("PhotometricInterpretation", "")):
+        return ""
+    if length < pixels * depth // 8:
+        return "truncated DICOM file"
+    surplus = length - pixels * depth // 8 >= max(min(int(data.Rows), int(data.Columns)) * depth // 8, 2)
+    return "DICOM file with more pixel data than Rows and Columns say" if surplus else ""
+
+
 def _data_problem(data: Any, file: IO[bytes] | None) -> str:
     """What is wrong with a data set, and with the pixels at which reading stopped, if they are in the file."""
     if file is None:
@@ -367,11 +379,7 @@ def _data_problem(data: Any, file: IO[bytes] | None) -> str:
     here = file.tell()
     left = file.seek(0, os.SEEK_END) - here
     if length != _UNDEFINED:
-        pixels = int(data.Rows) * int(data.Columns) * max(int(data.get("NumberOfFrames") or 1), 1)
-        needed = pixels * int(data.BitsAllocated) * int(data.SamplesPerPixel) // 8
-        subsampled = "422" in str(data.get("PhotometricInterpretation", ""))
-        short = length < needed and not subsampled
-        return "truncated DICOM file" if length > left or short else ""
+        return "truncated DICOM file" if length > left else length_problem(data, length)
     file.seek(here)
     return "" if _items_end(file) else "truncated DICOM file"
 
