@@ -18,6 +18,7 @@ import pyarrow as pa
 from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table, to_numbers
 from medvlp.datasets.chexpert_files import patient_folders, views_of
 from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
+from medvlp.datasets.folders import IMAGE_SUFFIXES
 from medvlp.datasets.labels import CHEXPERT_5, CHEXPERT_14, LABEL_POLICIES, Blanks, LabelPolicy, apply_policy
 from medvlp.datasets.tables import Table, TableSpec, read_table
 from medvlp.errors import ConfigError, DataError
@@ -246,12 +247,16 @@ class CheXpert(Corpus):
         merged = rows.merge(images, on="study", how="left")
         return merged.assign(id="test/" + merged["path"], view=merged["side"].str.upper(), pool="test")
 
-    @staticmethod
-    def _test_images(folders: dict[str, str]) -> pd.DataFrame:
-        """The images of some patients of the test set: study, number, side and path, in this order."""
-        on_disk = pd.Series(sorted(views_of(folders, folders)), dtype=object)
+    def _test_images(self, folders: dict[str, str]) -> pd.DataFrame:
+        """The images of some patients of the test set: study, number, side, path (as released) and file, in order."""
+        there = views_of(folders, folders)
+        # named as the release names them, whatever ending the files have
+        released = {n.rpartition(".")[0] + ".jpg" for n in there if n.lower().endswith(IMAGE_SUFFIXES)}
+        files = self.files_of(sorted(released), there)
+        on_disk = pd.Series(list(files), dtype=object)
         images = on_disk.str.extract(r"^(?P<study>.*)/view(?P<number>\d+)_(?P<side>frontal|lateral)\.jpg$")
-        images = images.assign(path=on_disk, number=pd.to_numeric(images["number"]))[images["study"].notna()]
+        images = images.assign(path=on_disk, file=list(files.values()), number=pd.to_numeric(images["number"]))
+        images = images[images["study"].notna()]
         return images.sort_values(["study", "number", "path"])
 
     def split_input(self, records: Records) -> SplitInput:
@@ -290,7 +295,8 @@ class CheXpert(Corpus):
         side = frame[_SIDE].str.upper()
         labels = to_numbers(frame[list(CHEXPERT_14)], where)
         folders = patient_folders(self.root, self._batches(), pool, self.remedy if len(frame) else "")
-        on_disk = views_of(folders, parts[0].dropna().unique())
+        listed = parts[0] + "/" + parts[1] + "/" + parts[2]
+        files = self.files_of(listed.dropna(), views_of(folders, parts[0].dropna().unique()))
         reason = pd.Series("", index=frame.index, dtype=object)
         for wrong, text in (
             (frame["Path"] == "", "blank Path"),
@@ -298,7 +304,7 @@ class CheXpert(Corpus):
             (~side.isin((FRONTAL, LATERAL)), f"{_SIDE} is neither Frontal nor Lateral"),
             (_other_than(labels, (-1, 0, 1)), "a label other than 1, 0, −1 or blank"),
             (ids.duplicated() & ids.notna(), "an image listed twice"),
-            (~(parts[0] + "/" + parts[1] + "/" + parts[2]).isin(on_disk), "missing image file"),
+            (~listed.isin(files.keys()), "missing image file"),
         ):
             reason[wrong & (reason == "")] = text
         for row in frame.index[reason != ""]:
@@ -309,7 +315,7 @@ class CheXpert(Corpus):
         return pd.DataFrame(
             {
                 "id": ids[good],
-                "image": [f"{folders[p]}/{s}/{v}" for p, s, v in zip(parts[0], parts[1], parts[2], strict=True)],
+                "image": listed[good].map(files),
                 "patient": parts[0],
                 "study": parts[0] + "/" + parts[1],
                 "view": view[good],
@@ -350,13 +356,10 @@ class CheXpert(Corpus):
         merged = listed.merge(images, on="study", how="left")
         return merged.assign(
             id="test/" + merged["path"],
-            image=[
-                f"{folders[p]}/{path.split('/', 1)[1]}"
-                for p, path in zip(merged["patient"], merged["path"], strict=True)
-            ],
+            image=merged["file"],
             view=merged["side"].str.upper(),
             pool="test",
-        ).drop(columns=["number", "side", "path"])
+        ).drop(columns=["number", "side", "path", "file"])
 
     def _texts(self, ids: pd.Series, dropped: Dropped) -> list[str]:
         """The text of each image, "" where there is no usable report."""

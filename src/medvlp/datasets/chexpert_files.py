@@ -48,8 +48,8 @@ def patient_folders(root: Path, batches: Sequence[Path], pool: str, source: str 
     return found
 
 
-def views_of(folders: Mapping[str, str], patients: Iterable[str]) -> set[str]:
-    """List the images of patients: "patient00001/study1/view1_frontal.jpg" and so on.
+def views_of(folders: Mapping[str, str], patients: Iterable[str]) -> dict[str, str]:
+    """List the images of patients: "patient00001/study1/view1_frontal.jpg" and so on, to their paths.
 
     Threads, because on a network disk the listing of 250,000 folders waits for the disk.
 
@@ -60,7 +60,8 @@ def views_of(folders: Mapping[str, str], patients: Iterable[str]) -> set[str]:
     there = [(p, folders[p]) for p in patients if p in folders]
     chunks = [there[i : i + _CHUNK] for i in range(0, len(there), _CHUNK)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return {name for names in pool.map(_views, chunks) for name in names}
+        names = [name for names in pool.map(_views, chunks) for name in names]
+    return {name: f"{folders[name.partition('/')[0]]}/{name.partition('/')[2]}" for name in names}
 
 
 def _views(patients: Sequence[tuple[str, str]]) -> list[str]:

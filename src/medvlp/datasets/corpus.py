@@ -1,7 +1,9 @@
 """What every corpus is: released files under a root, turned into records that splits, tasks and tools read alike."""
 
+import os
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError
+from medvlp.datasets.folders import with_other_endings
 from medvlp.datasets.tables import Table, TableSpec, read_table
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
 from medvlp.splits import Part, SplitInput
@@ -130,6 +133,8 @@ class Corpus(ABC):
             raise ConfigError(f'on_error is "raise" or "skip", not "{on_error}"')
         self.root = Path(root)
         self.on_error = on_error
+        self.substituted: dict[str, str] = {}
+        """Images that are taken from a file with another ending: listed name to path."""
 
     @classmethod
     def variants(cls, root: str | Path) -> tuple[dict[str, str], ...]:
@@ -197,6 +202,26 @@ class Corpus(ABC):
         """
         if task is not None and task not in self.tasks:
             raise ConfigError(f"{self.title} has no labels for {task}; it serves {', '.join(self.tasks)}")
+
+    def files_of(self, names: Iterable[str], files: Mapping[str, str]) -> dict[str, str]:
+        """:func:`~medvlp.datasets.folders.with_other_endings`, noted in :attr:`substituted` and told once."""
+        found = with_other_endings(names, files)
+        self.substitute(
+            {name: path for name, path in found.items() if os.path.basename(name) != os.path.basename(path)}
+        )
+        return found
+
+    def substitute(self, found: Mapping[str, str]) -> None:
+        """Note images that are taken from a file with another ending, listed name to path."""
+        new = {name: path for name, path in found.items() if name not in self.substituted}
+        self.substituted |= new
+        if new:
+            name, path = next(iter(new.items()))
+            warnings.warn(
+                f"{self.title}: {len(new)} images are taken from files with another ending than listed, such as"
+                f" {os.path.basename(path)} for {os.path.basename(name)}",
+                stacklevel=2,
+            )
 
     def broken(self, dropped: Dropped, item_id: str, row: int, reason: str, where: str, remedy: str = "") -> None:
         """Note a broken item, or raise it, as ``on_error`` says.

@@ -202,7 +202,9 @@ class COVIDx(Corpus):
             if not files:
                 raise DataError(f"{folder} is missing or holds no image; get the images from {self.remedy}")
             of_pool = lines["pool"] == pool
-            lines.loc[of_pool, "image"] = lines["file"][of_pool].map(files).fillna("")
+            lines.loc[of_pool, "image"] = (
+                lines["file"][of_pool].map(self.files_of(lines["file"][of_pool], files)).fillna("")
+            )
         for line in rows_of(lines[lines["image"] == ""]):
             where = f"{line.list} (sought in {self.root / _FOLDERS[line.pool]})"
             self.broken(dropped, line.file, line.row, "missing image file", where)

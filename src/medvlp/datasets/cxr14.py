@@ -6,7 +6,6 @@ Expected under the root: ``Data_Entry_2017_v2020.csv`` or the older ``Data_Entry
 index of all folders finds it.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -153,8 +152,9 @@ class ChestXray14(Corpus):
         return self.split_input(Records(self._table(images), dropped.frame()))
 
     def split_keys(self, records: Records) -> np.ndarray:
-        """Names of the image files, which several records for "grounding" share."""
-        return np.array([os.path.basename(path) for path in records.column("image")], dtype=object)
+        """Listed names of the image files, which several records for "grounding" share."""
+        ids, texts = records.column("id"), records.column("text")
+        return np.array([i.removesuffix(f"_{t}") if t else i for i, t in zip(ids, texts, strict=True)], dtype=object)
 
     def after_split(self, table: pa.Table) -> pa.Table:
         """The chosen views and labels; records of a blank view stay."""
@@ -266,7 +266,7 @@ class ChestXray14(Corpus):
                 f"{self.root} holds no image, neither in images_*/images nor in images nor in itself; get them from"
                 f" {self.remedy}"
             )
-        images = images.assign(image=images["id"].map(files))
+        images = images.assign(image=images["id"].map(self.files_of(images["id"], files)))
         absent = images["image"].isna()
         for row in images.index[absent]:
             where = f"{self.root / self.label_table} (sought in the image folders)"

@@ -1,14 +1,15 @@
 """The files of a corpus by name: one listing per folder instead of a question to the disk for each file."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 from medvlp.io.headers import ImageHeader, read_header
 
-IMAGE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".dcm")
+"""Endings of image files, in lower case, in the order in which they stand in for each other."""
 _TRIES = 8
 
 
@@ -30,18 +31,41 @@ def image_files(folders: Iterable[Path], suffixes: tuple[str, ...] = IMAGE_SUFFI
     return found
 
 
+def with_other_endings(names: Iterable[str], files: Mapping[str, str]) -> dict[str, str]:
+    """Find files by listed names; mirrors give images another ending.
+
+    Args:
+        names: as the tables list them.
+        files: name to path of what is there.
+
+    Returns:
+        Listed name to path, for the names of which there is a file, or one that differs in its ending alone.
+    """
+    names = list(names)
+    found = {name: files[name] for name in names if name in files}
+    if len(found) < len(set(names)):
+        others: dict[str, str] = {}
+        for suffix in reversed(IMAGE_SUFFIXES):  # the first of them wins
+            others.update({os.path.splitext(n)[0]: p for n, p in files.items() if n.lower().endswith(suffix)})
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if name not in found and suffix.lower() in IMAGE_SUFFIXES and stem in others:
+                found[name] = others[stem]
+    return found
+
+
 def read_headers(paths: Sequence[str]) -> list[ImageHeader]:
     """Headers of many image files, in order; threads, since network disks make each of them wait."""
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
         return list(pool.map(read_header, paths, chunksize=16))
 
 
-def files_below(folder: Path, suffix: str, *, skip: Iterable[str] = ()) -> list[Path]:
-    """All files of a suffix below a folder, as absolute paths, sorted, so that the order does not depend on the disk.
+def files_below(folder: Path, suffix: str | tuple[str, ...], *, skip: Iterable[str] = ()) -> list[Path]:
+    """All files of some suffixes below a folder: absolute paths, sorted, so that the disk has no say in the order.
 
     Args:
         folder: where to look; links to folders are followed, each folder is visited once.
-        suffix: with its dot, in any case of letters.
+        suffix: one or several, with the dot, in any case of letters.
         skip: names of folders directly in ``folder`` that are left out.
     """
     found = []

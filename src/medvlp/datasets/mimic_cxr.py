@@ -15,6 +15,7 @@ import pandas as pd
 
 from medvlp.datasets.base import Dropped, OnError, RadiographDataset, make_table, to_numbers
 from medvlp.datasets.corpus import SIDE_VIEWS, Corpus, Records, Task
+from medvlp.datasets.folders import IMAGE_SUFFIXES
 from medvlp.datasets.labels import LabelPolicy, apply_policy, select_classes
 from medvlp.datasets.mimic_reports import REPORTS_ZIP, Reports, read_sections
 from medvlp.datasets.tables import TableSpec, read_table
@@ -291,17 +292,25 @@ class MIMICCXR(Corpus):
     def _image_paths(self, images: pd.DataFrame) -> list[str]:
         """Nested as released, or flat: all images in one folder, as some mirrors have them."""
 
-        def nested(folder: Path) -> Callable[[str, str, str], Path]:
-            return lambda p, s, d: folder / f"p{p[:2]}" / f"p{p}" / f"s{s}" / f"{d}.jpg"
+        def nested(folder: Path, ending: str) -> Callable[[str, str, str], Path]:
+            return lambda p, s, d: folder / f"p{p[:2]}" / f"p{p}" / f"s{s}" / f"{d}{ending}"
 
-        def flat(folder: Path) -> Callable[[str, str, str], Path]:
-            return lambda p, s, d: folder / f"{d}.jpg"
+        def flat(folder: Path, ending: str) -> Callable[[str, str, str], Path]:
+            return lambda p, s, d: folder / f"{d}{ending}"
 
-        layouts = (nested(self.root / "files"), nested(self.root), flat(self.root / "files"), flat(self.root))
+        endings = sorted(IMAGE_SUFFIXES, key=".jpg".__ne__)  # the released one first
+        layouts = [
+            place(folder, ending)
+            for ending in endings
+            for place in (nested, flat)
+            for folder in (self.root / "files", self.root)
+        ]
         keys = list(zip(images["subject_id"], images["study_id"], images["dicom_id"], strict=True))
         # the first images decide: asking for each of 377,110 files in four places takes minutes on a network disk
         layout = next((f for f in layouts if any(f(*k).is_file() for k in keys[:20])), layouts[0])
-        return [str(layout(*k)) for k in keys]
+        paths = [str(layout(*k)) for k in keys]
+        self.substitute({f"{k[2]}.jpg": path for k, path in zip(keys, paths, strict=True) if not path.endswith(".jpg")})
+        return paths
 
 
 def read_mimic_cxr(root: str | Path, *, split: str, **options: object) -> RadiographDataset:

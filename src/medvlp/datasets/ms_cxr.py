@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from medvlp.datasets.base import Dropped, OnError, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
-from medvlp.datasets.folders import read_headers
+from medvlp.datasets.folders import IMAGE_SUFFIXES, read_headers
 from medvlp.datasets.tables import TableSpec, relative_path, rows_of
 from medvlp.errors import ConfigError, DataError
 from medvlp.splits import SplitInput
@@ -247,6 +247,8 @@ class MSCXR(Corpus):
         images = rows.drop_duplicates("dicom_id")
         place = self._layout(images)
         files = [os.path.abspath(place(cell)) for cell in images["relative"]]
+        listed = dict(zip(images["relative"], files, strict=True))
+        self.substitute({n: f for n, f in listed.items() if os.path.splitext(n)[1] != os.path.splitext(f)[1]})
         headers = read_headers(files)
         wrong = []
         scales: dict[str, tuple[float, float]] = {}
@@ -290,7 +292,9 @@ class MSCXR(Corpus):
             return root / "files" / cell.rpartition("/")[2]
 
         first = images["relative"].head(20)
-        return next((f for f in (released, bare, flat) if any(f(cell).is_file() for cell in first)), released)
+        places = (released, bare, flat)
+        layouts = [*places, *(_ended(place, suffix) for suffix in IMAGE_SUFFIXES for place in places)]
+        return next((f for f in layouts if any(f(cell).is_file() for cell in first)), released)
 
     @staticmethod
     def _table(rows: pd.DataFrame, keys: list[str], task: str | None) -> pa.Table:
@@ -319,3 +323,8 @@ class MSCXR(Corpus):
             return make_table(columns, frame)
         shapes = [["rectangle " + " ".join(f"{v:.10g}" for v in box) for box in record] for record in boxes]
         return make_table(columns, frame, boxes=boxes, box_labels=classes, shapes=shapes)
+
+
+def _ended(place: Callable[[str], Path], suffix: str) -> Callable[[str], Path]:
+    """The same place for files of another ending."""
+    return lambda cell: place(cell).with_suffix(suffix)

@@ -133,7 +133,7 @@ class ObjectCXR(Corpus):
             if not files:
                 raise DataError(f"{self.root / pool} is missing or holds no image; get the images from {self.remedy}")
             of_pool = rows["pool"] == pool
-            paths[of_pool] = rows["image"][of_pool].map(files).fillna("")
+            paths[of_pool] = rows["image"][of_pool].map(self.files_of(rows["image"][of_pool], files)).fillna("")
         for row in rows_of(rows[paths == ""]):
             where = f"{row.table} (sought in {self.root / row.pool})"
             self.broken(dropped, row.id, row.row, "missing image file", where)

@@ -6,6 +6,7 @@ which image is a lateral; the table ``indiana_projections.csv`` of the Kaggle mi
 there.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
-from medvlp.datasets.folders import image_files
+from medvlp.datasets.folders import IMAGE_SUFFIXES, image_files
 from medvlp.datasets.open_i_reports import LABELS, OpenIReport, parse, report_files
 from medvlp.datasets.tables import TableSpec, rows_of
 from medvlp.errors import ConfigError, DataError
@@ -174,7 +175,7 @@ class OpenI(Corpus):
 
     def _on_disk(self, images: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
         """The images whose file is there, with its path in the column image."""
-        files = image_files([*(self.root / folder for folder in _IMAGE_FOLDERS), self.root], suffixes=(".png",))
+        files = image_files([*(self.root / folder for folder in _IMAGE_FOLDERS), self.root])
         if not files:
             packed = " (NLMCXR_png.tgz is there: unpack it)" if (self.root / "NLMCXR_png.tgz").is_file() else ""
             raise DataError(
@@ -182,7 +183,9 @@ class OpenI(Corpus):
                 f" the images from {self.remedy}"
             )
         known = set(images["id"])
-        paths = {_image_id(name, known): path for name, path in files.items()}
+        there = {f"{_image_id(name, known)}{os.path.splitext(name)[1]}": path for name, path in files.items()}
+        listed = images["id"] + ".png"
+        paths = dict(zip(images["id"], listed.map(self.files_of(listed, there)), strict=True))
         images = images.assign(image=images["id"].map(paths))
         for image in rows_of(images[images["image"].isna()]):
             self.broken(dropped, image.id, image.row, "missing image file", f"{image.place} (sought under {self.root})")
@@ -229,7 +232,9 @@ class OpenI(Corpus):
 
 def _image_id(name: str, known: set[str]) -> str:
     """The image id of a file name; the Kaggle mirror writes 1_IM-0001-3001.dcm.png for CXR1_1_IM-0001-3001."""
-    stem = name.removesuffix(".png").removesuffix(".dcm")
+    stem = name
+    for suffix in IMAGE_SUFFIXES:
+        stem = stem.removesuffix(suffix)
     if stem in known:
         return stem
     return next((i for i in (f"CXR{stem}", f"CXR{stem.partition('_')[0]}_{stem}") if i in known), stem)

@@ -6,7 +6,7 @@ and ``stage_2_test_images/`` as ``<patientId>.dcm``. ``stage_2_detailed_class_in
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ class RSNAPneumonia(Corpus):
         """
         self.require_root()
         train = _targets(self.read_table(_LABELS).frame).assign(pool="train")
-        listed, _ = self._listed_test(_dicoms(self.root / _TEST), Unnoted())
+        listed, _ = self._listed_test(self._files(self.root / _TEST), Unnoted())
         ids = sorted(set(listed["patientId"]) - {""})
         targets = pd.Series(dtype=np.float32)
         if self.test_labels is not None:
@@ -182,7 +182,7 @@ class RSNAPneumonia(Corpus):
         folder = self.root / _TEST
         if not folder.is_dir() and required:
             raise DataError(f"the image folder {folder} is missing; get it from {self.remedy}")
-        files = _dicoms(folder)
+        files = self._files(folder)
         listed, where = self._listed_test(files, dropped)
         if not folder.is_dir():
             # many copies hold the training images alone, and most splits need no others
@@ -250,14 +250,32 @@ class RSNAPneumonia(Corpus):
         frame = read_table(path.parent, spec, source="RSNA").frame
         return frame.drop_duplicates(), all(c in frame.columns for c in _BOX)
 
+    def _files(self, folder: Path, listed: Iterable[str] | None = None) -> dict[str, str]:
+        """PatientId to absolute path: of DICOM files, and of others that stand in for listed ones.
+
+        Args:
+            folder: of a released part.
+            listed: patientIds of its tables; None takes those of the sample submission, and where there is neither this
+                nor a DICOM file, every image.
+        """
+        there = image_files([folder])
+        released = [name for name in there if name.lower().endswith(".dcm")]
+        if listed is None and self.has_table(_SUBMISSION):
+            listed = self.read_table(_SUBMISSION).frame["patientId"]
+        if listed is None:
+            listed = [] if released else dict.fromkeys(os.path.splitext(name)[0] for name in there)
+        names = dict.fromkeys([*released, *(f"{i}.dcm" for i in listed if i)])
+        stems = {os.path.splitext(name)[0]: path for name, path in self.files_of(names, there).items()}
+        return stems
+
     # ------------------------------------------------------------------ rows to images
 
     def _annotated(
         self, frame: pd.DataFrame, where: str, folder: Path, dropped: Dropped, *, has_boxes: bool = True
     ) -> pd.DataFrame:
         """One row per image, sorted by id: id, image, row (of its first), boxes, Pneumonia."""
-        files = _dicoms(folder)
         ids = frame["patientId"]
+        files = self._files(folder, ids)
         present = ids.isin(files.keys())
         size = common_size(files[i] for i in sorted(ids[present].unique())) if has_boxes else None
         target = pd.to_numeric(frame["Target"], errors="coerce")
@@ -340,11 +358,6 @@ class RSNAPneumonia(Corpus):
             self.broken(dropped, item, int(row), "no detailed class", str(table.path))
         images, of_image = images[~unknown], of_image[~unknown]
         return images.assign(**{c: (of_image == c).to_numpy(np.float32) for c in DETAILED_CLASSES})
-
-
-def _dicoms(folder: Path) -> dict[str, str]:
-    """PatientId to absolute path."""
-    return {os.path.splitext(name)[0]: path for name, path in image_files([folder], (".dcm",)).items()}
 
 
 def _targets(frame: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from medvlp.datasets.base import Dropped, OnError, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
-from medvlp.datasets.folders import common_size, files_below
+from medvlp.datasets.folders import IMAGE_SUFFIXES, common_size, files_below
 from medvlp.datasets.tables import Table, TableSpec, read_table
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.rle import siim_extent
@@ -88,7 +88,7 @@ class SIIMPneumothorax(Corpus):
         dropped = Dropped()
         table = self._table()
         dropped.extend([""] * len(table.repeated), table.repeated, f"repeats an earlier row of {table.path.name}")
-        paths = self._paths(dropped)
+        paths = self._paths(set(table.frame["ImageId"]), dropped)
         unlisted = sorted(paths.keys() - set(table.frame["ImageId"]))
         dropped.extend(unlisted, [-1] * len(unlisted), "no row in the table")
         size = common_size(p for p in paths.values() if p is not None)
@@ -164,10 +164,18 @@ class SIIMPneumothorax(Corpus):
             )
         return self.read_table(name)
 
-    def _paths(self, dropped: Dropped) -> dict[str, Path | None]:
+    def _paths(self, listed: set[str], dropped: Dropped) -> dict[str, Path | None]:
         """ImageId to its file, wherever below the root; None if there are two that differ."""
         paths: dict[str, Path | None] = {}
-        for path in files_below(self.root, ".dcm", skip=_NOT_RELEASED):
+        files = files_below(self.root, IMAGE_SUFFIXES, skip=_NOT_RELEASED)
+        released = [path for path in files if path.suffix.lower() == ".dcm"]
+        stems = {path.stem for path in released}
+        # mirrors of other endings keep the masks as images, too, under the same names
+        root = os.path.abspath(self.root)
+        missing = listed - stems
+        others = [p for p in files if p.stem in missing and "mask" not in str(p.relative_to(root)).lower()]
+        self.substitute({f"{path.stem}.dcm": str(path) for path in others})
+        for path in released + others:
             other = paths.get(path.stem, path)
             if path.stem not in paths:
                 paths[path.stem] = path

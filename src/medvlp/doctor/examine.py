@@ -332,6 +332,13 @@ class _Examination:
         for problem, paths in sorted(problems.items()):
             remedy = f"get the files again from {self.corpus.source}, or set on_error: skip to go on without them"
             self._add("images broken", "error", f"{len(paths):,}: {problem}", remedy=remedy, items=paths)
+        if named := self.corpus.substituted:
+            self._add(
+                "image endings",
+                "note",
+                f"{len(named):,} images have another ending than the tables name, and are taken",
+                items=[self._short(path) for path in named.values()],
+            )
         self._marks(looks)
         self._suspicions(looks)
         if linked := [self._short(path) for path, look in looks.items() if look.linked]:
