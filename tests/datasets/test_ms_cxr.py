@@ -199,6 +199,8 @@ def _without(key):
     [
         ("{", "is no COCO file"),
         ("[]", "is no COCO file"),
+        ({**_coco(), "annotations": 5}, "is no COCO file"),
+        ({**_coco(), "images": _coco()["images"] * 2}, "is no COCO file"),
         (_without("label_text"), "annotation 1 lacks 'label_text'"),
         (_without("bbox"), "annotation 1 lacks 'bbox'"),
         (_coco() | {"images": []}, "annotation 0 lacks"),

@@ -172,8 +172,10 @@ class MSCXR(Corpus):
             content = json.loads(path.read_bytes())
             images = {image["id"]: image for image in content["images"]}
             names = {category["id"]: str(category["name"]) for category in content["categories"]}
-            annotations = content["annotations"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            annotations = list(content["annotations"])
+            if len(images) < len(content["images"]) or len(names) < len(content["categories"]):
+                raise ValueError("an id that comes twice")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path} is no COCO file ({type(error).__name__}); {again}") from error
         rows = []
         for number, annotation in enumerate(annotations):
