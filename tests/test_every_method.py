@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from ddp_workers import CASES, CHUNKED
-from helpers import batch, datamodule, image_config, sizes, text_config, trainer
+from helpers import batch, build, datamodule, image_config, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import medvlp
@@ -15,32 +15,6 @@ from medvlp.errors import ConfigError, NotSupportedError
 
 NAMES = [entry.name for entry in registry.methods()]
 TRAINED = [name for name in NAMES if name not in ("random", "imagenet")]
-
-TINY = {
-    # a masked autoencoder needs a vision transformer, and its joint space is as wide as the text encoder
-    "maco": {
-        "image": image_config(
-            name="vit_tiny_patch16_224", depth=None, options={"embed_dim": 32, "depth": 3, "num_heads": 2}
-        ),
-        "super_resolution": False,
-        "decoder_dim": 32,
-        "decoder_depth": 1,
-        "decoder_heads": 2,
-        "embed_dim": None,
-    },
-    "gloria": {"text_layers": 1},
-    "mgca": {"num_prototypes": 12, "head_dim": 24},
-    "convirt": {"text": text_config(pooling="max")},
-    "random": {"text": None, "embed_dim": None},
-    "imagenet": {"text": None, "embed_dim": None},
-}
-"""Settings beside ``helpers.sizes`` that a method needs to be tiny; None takes one of those away."""
-
-
-def build(name: str, **changes):
-    torch.manual_seed(0)
-    arguments = {**sizes(), **TINY.get(name, {}), **changes}
-    return registry.get_method(name)(**{k: v for k, v in arguments.items() if v is not None})
 
 
 @pytest.fixture(scope="module", params=TRAINED)

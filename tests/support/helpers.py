@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from medvlp import registry
 from medvlp.datamodules.pairs import PairsDataModule
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.text import TextEncoderConfig
@@ -36,6 +37,34 @@ def text_config(**changes: Any) -> TextEncoderConfig:
 def sizes(**changes: Any) -> dict[str, Any]:
     """Arguments that make any method tiny."""
     return {"image": image_config(), "text": text_config(), "image_size": SIZE, "embed_dim": 16, **changes}
+
+
+TINY = {
+    # a masked autoencoder needs a vision transformer, and its joint space is as wide as the text encoder
+    "maco": {
+        "image": image_config(
+            name="vit_tiny_patch16_224", depth=None, options={"embed_dim": 32, "depth": 3, "num_heads": 2}
+        ),
+        "super_resolution": False,
+        "decoder_dim": 32,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+        "embed_dim": None,
+    },
+    "gloria": {"text_layers": 1},
+    "mgca": {"num_prototypes": 12, "head_dim": 24},
+    "convirt": {"text": text_config(pooling="max")},
+    "random": {"text": None, "embed_dim": None},
+    "imagenet": {"text": None, "embed_dim": None},
+}
+"""Settings beside ``helpers.sizes`` that a method needs to be tiny; None takes one of those away."""
+
+
+def build(name: str, **changes: Any) -> Any:
+    """A tiny method of that name."""
+    torch.manual_seed(0)
+    arguments = {**sizes(), **TINY.get(name, {}), **changes}
+    return registry.get_method(name)(**{k: v for k, v in arguments.items() if v is not None})
 
 
 def tokenizer(vocab_size: int = 200) -> Any:
