@@ -59,8 +59,9 @@ class Gate:
     def __init__(self):
         self.allowed = None
         self.seen = []
-        code = {str(Path(module.__file__).parent) for module in (medvlp, medvlp_baselines.template)}
-        self.own = tuple({*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, *code, "/proc", "/sys"})
+        code = {str(Path(module.__file__).parents[1]) for module in (medvlp, medvlp_baselines.template)}
+        folders = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, *code, "/proc", "/sys"}
+        self.own = tuple(f"{folder}/" for folder in folders)
         sys.addaudithook(self)
 
     def __call__(self, event, arguments):
