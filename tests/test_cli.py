@@ -401,6 +401,31 @@ def test_a_disk_that_fills_up_in_training(command, config, tmp_path):
     _says(command(*argv, largest_file=20_000).error(), "the disk is full", tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("model.optim.lr", value) for value in ("0", "-1", ".nan")],
+        *[("data.num_workers", "-1"), ("data.batch_size", "0"), ("data.image_size", "0"), ("data.seed", "-1")],
+        *[("model.temperature", ".nan"), ("model.embed_dim", "0"), ("model.heads", "-1"), ("model.image.depth", "0")],
+        *[("model.decoder_widths", "[-1000000000, 8, 8]"), ("model.text.hidden_size", "1000000000000")],
+        *[("trainer.devices", "-1"), ("trainer.accumulate_grad_batches", "0"), ("trainer.gradient_clip_val", "-1")],
+        ("seed_everything", "-1"),
+    ],
+)
+def test_numbers_out_of_range(command, config, option, value):
+    _says(command("fit", "--config", config[0], f"--{option}", value).error(), option.rpartition(".")[2])
+
+
+def test_sizes_that_a_library_refuses(command, config):
+    line = command("fit", "--config", config[0], "--model.text.hidden_size", "33").error()
+    _says(line, "hidden size (33)", "attention heads")
+
+
+def test_a_trainer_that_is_a_number(command, config, tmp_path):
+    overlay = write_config(tmp_path / "c.yaml", {"trainer": 1.5})
+    _says(command("fit", "--config", config[0], "--config", overlay).error(), "trainer must be a mapping")
+
+
 # ---------------------------------------------------------------- on_error: skip
 
 

@@ -391,3 +391,19 @@ def test_narrow_terminals_lose_nothing_and_control_characters_are_shown(rsna):
         text = "".join(console.export_text().split())
         assert all("".join(check.found.split()) in text for check in diagnosis.checks)
     assert printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc"
+
+
+@pytest.mark.parametrize("name", sorted(CORPORA))
+def test_roots_are_spelled_in_any_way(trees, name, tmp_path, monkeypatch, capsys):
+    """Relative, with a blank and a letter beyond ASCII, through a link, with ``..``: the files are the same."""
+    (tmp_path / "ä b").mkdir()
+    root = Path(shutil.copytree(trees / name, tmp_path / "ä b" / name))
+    (tmp_path / "link").symlink_to(root.parent, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    for spelled in (root, f"ä b/{name}", f"ä b/../ä b/{name}", f"link/{name}", f"link/../ä b/{name}"):
+        code = doctor(name, spelled, "--json")
+        found = json.loads(capsys.readouterr().out)["diagnoses"]
+        shown.append((code, [(one["images"], [check["name"] for check in one["checks"]]) for one in found]))
+    for other in shown:
+        assert other == shown[0]

@@ -1,6 +1,7 @@
 """The errors that medvlp raises on purpose: one line each, with the place and the remedy."""
 
 import errno
+from typing import Any
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -71,3 +72,27 @@ class CheckpointError(MedVLPError):
 
 class NotSupportedError(MedVLPError):
     """The method has no such ability (a masked autoencoder has no text side, for example)."""
+
+
+def check_range(interval: str, **values: Any) -> None:
+    """Raise unless numbers lie in an interval; NaN lies in none.
+
+    Args:
+        interval: as mathematics writes it: "[0, 1)", "(0, inf)".
+        values: numbers, or lists of them, by the names that the error gives them; None is passed over.
+
+    Raises:
+        ConfigError: the first value that does not lie in it, or is no number.
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    for name, value in values.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is None:
+                continue
+            try:
+                inside = low <= number <= high and number != (low if interval[0] == "(" else None)
+                inside = inside and number != (high if interval[-1] == ")" else None)
+            except TypeError:
+                inside = False
+            if not inside:
+                raise ConfigError(f"{name} must lie in {interval}, not {number!r}")

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 # Imported so that LightningCLI knows their short names.
 import medvlp.callbacks
 from medvlp.datamodules import DATA_MODULES
-from medvlp.errors import CheckpointError, ConfigError, MedVLPError
+from medvlp.errors import CheckpointError, ConfigError, MedVLPError, check_range
 from medvlp.io.yaml import parse_yaml, read_yaml
 from medvlp.registry import import_all
 from medvlp.tasks.base import Task
@@ -76,6 +77,14 @@ _JSONARGPARSE_YAML = get_loader("yaml")
 set_loader("yaml", _load_yaml, (yaml.YAMLError, RecursionError))
 
 
+_TRAINER = {
+    "[0, inf)": ("gradient_clip_val", "log_every_n_steps", "check_val_every_n_epoch"),
+    "(0, inf)": ("val_check_interval", "limit_train_batches"),
+    "[1, inf)": ("accumulate_grad_batches",),
+}
+"""Settings whose range Lightning does not check, or at whose edge a run does nothing."""
+
+
 class CLI(LightningCLI):
     """LightningCLI with run folders in paths, checkpoints looked at first, and embeddings after ``predict``."""
 
@@ -131,6 +140,21 @@ class CLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
+    def instantiate_classes(self) -> None:
+        """Override: values that a library refuses are told in one line, with the place that refused them."""
+        try:
+            super().instantiate_classes()
+        except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+            first: BaseException = error
+            while first.__cause__ is not None:  # jsonargparse wraps what a constructor raises, once per Union
+                first = first.__cause__
+            if isinstance(first, MedVLPError | OSError):
+                raise first from None
+            place = traceback.extract_tb(first.__traceback__)[-1]
+            text = " ".join(str(first).split())[:500] or type(first).__name__
+            where = f"{Path(place.filename).name}, line {place.lineno}"
+            raise ConfigError(f"the settings cannot be built: {text} ({where})") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Override: settings that Lightning refuses are told in one line."""
         try:
@@ -143,6 +167,8 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         if not isinstance(config.trainer, Namespace):
             raise ConfigError(f"trainer must be a mapping of settings, not {config.trainer!r}")
+        for interval, names in _TRAINER.items():
+            check_range(interval, **{f"trainer.{name}": config.trainer.get(name) for name in names})
         for part in ("logger", "callbacks"):
             _fill_in_run_folder(config.trainer[part], config.trainer.default_root_dir or ".")
 

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sequential
 
 from medvlp.datamodules.sampler import PlainErrorLoader, ResumableLoader, ResumableSampler
 from medvlp.datasets.base import RadiographDataset, Target, TextSampling
-from medvlp.errors import ConfigError, DataError, TooManySkippedError
+from medvlp.errors import ConfigError, DataError, TooManySkippedError, check_range
 from medvlp.io.cache import PixelCache
 from medvlp.io.images import Damaged, check_reading
 from medvlp.io.reports import gloria_sentences, split_sentences
@@ -113,15 +113,15 @@ class RadiographDataModule(L.LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
-            raise ConfigError(f"batch sizes must be positive, not {batch_size} and {eval_batch_size}")
+        check_range("[1, inf)", batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_range("[0, 1024]", num_workers=num_workers)
+        check_range("[1, 16384]", image_size=image_size)
+        check_range("[0, inf)", seed=seed)
+        check_range("(0, 1]", fraction=fraction)
+        check_range("[0, 1]", max_skipped=max_skipped)
         if transform not in TRANSFORMS and transform != CHECKPOINT:
             raise ConfigError(f'there is no transform "{transform}"; there are {", ".join(TRANSFORMS)}')
         check_reading(intensity, damaged)
-        if not 0 < fraction <= 1:
-            raise ConfigError(f"fraction must lie in (0, 1], not {fraction}")
-        if not 0 <= max_skipped <= 1:
-            raise ConfigError(f"max_skipped must lie in [0, 1], not {max_skipped}")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers

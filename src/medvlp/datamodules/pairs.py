@@ -8,6 +8,7 @@ from typing import Any
 from medvlp.datamodules.base import RadiographDataModule, Split
 from medvlp.datasets.base import RadiographDataset
 from medvlp.datasets.pairs import read_pairs
+from medvlp.errors import check_range
 
 
 class PairsDataModule(RadiographDataModule):
@@ -51,6 +52,8 @@ class PairsDataModule(RadiographDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_range("[0, 1]", val_fraction=val_fraction, test_fraction=test_fraction, both=val_fraction + test_fraction)
+        check_range("[0, inf)", min_tokens=min_tokens)
         self.table = table
         self.image_root = image_root
         self.image_column = image_column

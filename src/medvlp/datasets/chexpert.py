@@ -22,6 +22,7 @@ from medvlp.datasets.folders import IMAGE_SUFFIXES
 from medvlp.datasets.labels import CHEXPERT_5, CHEXPERT_14, LABEL_POLICIES, Blanks, LabelPolicy, apply_policy
 from medvlp.datasets.tables import Table, TableSpec, read_table
 from medvlp.errors import ConfigError, DataError
+from medvlp.io.paths import folder_path
 from medvlp.io.reports import CLEANINGS, POLICIES, Sections, count_tokens, report_text
 from medvlp.splits import SplitInput
 
@@ -148,7 +149,7 @@ class CheXpert(Corpus):
         self.blanks = blanks
         self.views = views if isinstance(views, str) else tuple(v.upper() for v in views)
         self.test_images = test_images
-        self.reports_root = Path(reports_root) if reports_root is not None else None
+        self.reports_root = folder_path(reports_root) if reports_root is not None else None
         self.report_policy = report_policy
         self.cleaning = cleaning
         self.min_tokens = min_tokens

@@ -16,6 +16,7 @@ from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError
 from medvlp.datasets.folders import with_other_endings
 from medvlp.datasets.tables import Table, TableSpec, read_table
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.io.paths import folder_path
 from medvlp.splits import Part, SplitInput
 
 Task = Literal["pairs", "classification", "segmentation", "detection", "grounding"]
@@ -131,7 +132,7 @@ class Corpus(ABC):
     def __init__(self, root: str | Path, *, on_error: OnError = "raise") -> None:
         if on_error not in ("raise", "skip"):
             raise ConfigError(f'on_error is "raise" or "skip", not "{on_error}"')
-        self.root = Path(root)
+        self.root = folder_path(root)
         self.on_error = on_error
         self.substituted: dict[str, str] = {}
         """Images that are taken from a file with another ending: listed name to path."""

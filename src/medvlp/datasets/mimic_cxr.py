@@ -20,6 +20,7 @@ from medvlp.datasets.labels import LabelPolicy, apply_policy, select_classes
 from medvlp.datasets.mimic_reports import REPORTS_ZIP, Reports, read_sections
 from medvlp.datasets.tables import TableSpec, read_table
 from medvlp.errors import ConfigError, DataError
+from medvlp.io.paths import folder_path
 from medvlp.io.reports import CLEANINGS, POLICIES, count_tokens, report_text
 from medvlp.splits import SplitInput
 
@@ -125,7 +126,7 @@ class MIMICCXR(Corpus):
         ):
             if value not in allowed:
                 raise ConfigError(f'{what} "{value}" is unknown; there are {", ".join(map(str, allowed))}')
-        self.reports_root = Path(reports_root) if reports_root is not None else None
+        self.reports_root = folder_path(reports_root) if reports_root is not None else None
         self.views = tuple(views)
         self.report_policy = report_policy
         self.cleaning = cleaning

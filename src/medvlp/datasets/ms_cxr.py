@@ -22,6 +22,7 @@ from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
 from medvlp.datasets.folders import IMAGE_SUFFIXES, read_headers
 from medvlp.datasets.tables import TableSpec, relative_path, rows_of
 from medvlp.errors import ConfigError, DataError
+from medvlp.io.paths import folder_path
 from medvlp.splits import SplitInput
 
 Annotations = Literal["auto", "csv", "json"]
@@ -91,7 +92,7 @@ class MSCXR(Corpus):
         super().__init__(root, on_error=on_error)
         if annotations not in ("auto", "csv", "json"):
             raise ConfigError(f'annotations is auto, csv or json, not "{annotations}"')
-        self.mimic_root = Path(mimic_root) if mimic_root is not None else self.root
+        self.mimic_root = folder_path(mimic_root) if mimic_root is not None else self.root
         self.annotations = annotations
 
     @property

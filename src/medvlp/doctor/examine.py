@@ -6,6 +6,7 @@ that the reader raises on purpose is shown as it is, any other one as a fault of
 
 import copy
 import json
+import os
 import re
 import shlex
 import traceback
@@ -350,7 +351,7 @@ class _Examination:
                 items=linked,
             )
         self._sizes(looks)
-        self._unnamed(set(looks))
+        self._unnamed({os.path.abspath(path) for path in looks})
 
     def _short(self, path: str) -> str:
         path, root = str(Path(path)), str(self.corpus.image_root.absolute())

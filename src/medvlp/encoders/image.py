@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from medvlp.encoders.loading import check_finite, check_kind, find_prefix, optional, read_weights
-from medvlp.errors import CheckpointError, ConfigError
+from medvlp.errors import CheckpointError, ConfigError, check_range
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class ImageEncoderConfig:
     final_norm: bool = False
     options: dict = field(default_factory=dict)
     weights_prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError at sizes that no encoder has."""
+        check_range("[1, 32]", depth=self.depth)
+        check_range("[1, 16384]", upsample_to=self.upsample_to)
 
 
 _SOURCES = ("checkpoint_path", "cache_dir", "pretrained")

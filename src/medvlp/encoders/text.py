@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medvlp.encoders.loading import check_finite
 from medvlp.encoders.pooling import pool_tokens
-from medvlp.errors import CheckpointError, ConfigError
+from medvlp.errors import CheckpointError, ConfigError, check_range
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,13 @@ class TextEncoderConfig:
     positions: Literal["normal", "zero"] = "normal"
     token_types: bool = True
     architecture: dict | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError at sizes that no encoder has."""
+        check_range("[1, 65536]", hidden_size=self.hidden_size, num_heads=self.num_heads, max_length=self.max_length)
+        check_range("[1, 1000]", num_layers=self.num_layers, keep_layers=self.keep_layers)
+        check_range("[1, 10000000]", vocab_size=self.vocab_size)
+        check_range("[0, 1000]", freeze_layers=self.freeze_layers)
 
 
 MODEL_TYPES = (

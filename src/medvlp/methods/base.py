@@ -17,7 +17,7 @@ from medvlp import distributed
 from medvlp._version import __version__
 from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
 from medvlp.encoders.text import TextEncoder, TextEncoderConfig
-from medvlp.errors import ConfigError, NotSupportedError
+from medvlp.errors import ConfigError, NotSupportedError, check_range
 from medvlp.losses.contrastive import image_text_contrast
 from medvlp.losses.precision import total
 from medvlp.methods.averaging import MovingAverage
@@ -29,7 +29,7 @@ from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard
 from medvlp.methods.inference import Inference
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.methods.payload import checked_hyperparameters
-from medvlp.methods.plain import config_from
+from medvlp.methods.plain import check_named, config_from
 from medvlp.metrics.embeddings import EmbeddingStore
 from medvlp.prompts import load_prompts
 from medvlp.seeding import derive_seed
@@ -95,12 +95,12 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
         ema_decay: float | None = None,
     ) -> None:
         super().__init__()
-        if contrastive_chunks < 1:
-            raise ConfigError(f"contrastive_chunks must be at least 1, not {contrastive_chunks}")
-        if ema_decay is not None and not 0 <= ema_decay < 1:
-            raise ConfigError(f"ema_decay must lie in [0, 1), not {ema_decay}")
+        check_range("[1, inf)", contrastive_chunks=contrastive_chunks)
+        check_range("[0, 1)", ema_decay=ema_decay)
+        check_range("[1, 16384]", image_size=image_size)
         # Collects the arguments of the subclass as well, for the loggers and for the checkpoint.
         self.save_hyperparameters()
+        check_named(self.hparams)
         self.image_config: ImageEncoderConfig = config_from(ImageEncoderConfig, image)
         self.text_config: TextEncoderConfig = config_from(TextEncoderConfig, text)
         self.optim_config: OptimConfig = config_from(OptimConfig, optim)

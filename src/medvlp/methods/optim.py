@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from medvlp.errors import ConfigError
+from medvlp.errors import ConfigError, check_range
 from medvlp.methods.schedules import warm_restarts, warmup_cosine
 
 
@@ -41,6 +41,13 @@ class OptimConfig:
     warmup: float = 0.05
     min_lr: float = 0.0
     restart_period: int = 200
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError at rates that train nothing or diverge at once."""
+        check_range("(0, inf)", lr=self.lr)
+        check_range("[0, inf)", weight_decay=self.weight_decay, warmup=self.warmup, min_lr=self.min_lr)
+        check_range("[0, 1)", betas=self.betas)
+        check_range("[1, inf)", restart_period=self.restart_period)
 
 
 _POSITIONS = {

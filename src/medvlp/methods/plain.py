@@ -2,10 +2,11 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlp.errors import CheckpointError
+from medvlp.errors import CheckpointError, check_range
 
 
 def config_from(kind: type, value: Any) -> Any:
@@ -13,6 +14,32 @@ def config_from(kind: type, value: Any) -> Any:
     if value is None:
         return kind()
     return kind(**value) if isinstance(value, dict) else value
+
+
+_RANGES = {
+    "[1, 65536]": ("embed_dim", "head_dim", "decoder_dim", "decoder_widths", "decoder_depth", "num_prototypes"),
+    "[1, 1024]": ("heads", "decoder_heads", "group", "num_classes"),
+    "(0, inf)": (
+        *("temperature", "token_temperature", "prototype_temperature", "grounding_temperature", "lrs", "width"),
+        *("temp1", "temp2", "temp3", "tau1", "tau2"),
+    ),
+    "[0, inf)": (
+        *("lambda_image", "text_to_image", "pixel_loss_start", "freeze_prototypes", "sigma", "figures", "resamples"),
+        *("global_weight", "local_weight", "instance_weight", "token_weight", "prototype_weight"),
+    ),
+    "[1, inf)": ("views", "per_class", "recalls", "precisions", "max_candidates", "max_detections"),
+    "[0, 1]": ("dropout", "balance", "mask_ratio"),
+}
+
+
+def check_named(settings: Mapping[str, Any]) -> None:
+    """Raise at arguments of methods and tasks whose name says in which interval they lie.
+
+    Raises:
+        ConfigError: the argument and its interval.
+    """
+    for interval, names in _RANGES.items():
+        check_range(interval, **{name: settings.get(name) for name in names})
 
 
 def plain(value: Any) -> Any:

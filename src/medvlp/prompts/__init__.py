@@ -20,6 +20,7 @@ A set is a JSON object::
 """
 
 import json
+import math
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ Sides = tuple[tuple[str, ...], tuple[str, ...]]
 
 _KEYS = ("name", "version", "source", "prompts", "classes", "templates", "synonyms", "negation", "draw")
 _SIDES = ("positive", "negative")
+_MOST = 100_000
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def load_prompts(name: str) -> PromptSet:
         if not isinstance(version, int) or isinstance(version, bool):
             raise TypeError("version is a whole number")
         synonyms = {str(label): str(of) for label, of in content.get("synonyms", {}).items()}
-    except (ValueError, KeyError, AttributeError, TypeError, IndexError, RecursionError, OverflowError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"prompts {name}: not a prompt set ({type(error).__name__}: {error})") from error
     for finding, (positive, negative) in prompts.items():
         if not positive or (negation and not negative):
@@ -154,6 +156,8 @@ def _side(texts: Any) -> tuple[str, ...]:
         parts = texts["parts"]
         if not all(isinstance(part, list) and all(isinstance(word, str) for word in part) for part in parts):
             raise TypeError("the parts of a side are lists of texts")
+        if (count := math.prod(len(part) for part in parts)) > _MOST:
+            raise ValueError(f"the parts of a side make {count} texts, more than {_MOST}")
         joined = (" ".join(word for word in choice if word.strip()) for choice in product(*parts))
         return tuple(text for text in joined if text)
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):

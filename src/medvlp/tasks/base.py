@@ -14,14 +14,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from medvlp._version import __version__
-from medvlp.errors import CheckpointError, ConfigError, DataError
+from medvlp.errors import CheckpointError, ConfigError, DataError, check_range
 from medvlp.losses.precision import total
 from medvlp.methods.checkpoints import Restorable
 from medvlp.methods.dtypes import ExactTensors, KeepTargets
 from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard, need_weights
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.methods.payload import CHECKPOINT_KEY, read_task_payload, restoring
-from medvlp.methods.plain import plain
+from medvlp.methods.plain import check_named, plain
 from medvlp.metrics.bootstrap import Measures, group_codes, interval
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.results import ResultRow, append_rows, sha256_of, write_predictions
@@ -93,12 +93,12 @@ class Task(Restorable, ExactTensors, ABC):
         keep_method: bool = False,
     ) -> None:
         super().__init__()
-        if views < 1:
-            raise ConfigError(f"views must be at least 1, not {views}")
-        if not 0 < level < 1 or resamples < 0:
-            raise ConfigError(f"level lies in (0, 1) and resamples is not negative, got {level} and {resamples}")
+        check_range("(0, 1)", level=level)
+        check_range("(0, inf)", features_limit_gb=features_limit_gb)
+        check_range("[1, 16384]", image_size=image_size)
         # Collects the arguments of the subclass as well.
         self.save_hyperparameters()
+        check_named({**self.hparams, "views": views, "resamples": resamples})
         self.protocol = protocol
         self.image_size = image_size
         self.frozen = frozen
