@@ -28,6 +28,8 @@ class TextEncoderConfig:
         num_heads: its attention heads.
         vocab_size: largest size of the WordPiece vocabulary trained for it.
         lowercase: whether that vocabulary folds case.
+        min_reports: words that fewer different reports hold are no entries of that vocabulary, which goes with every
+            checkpoint: names in a few reports are spelled out, not stored.
         max_length: reports are cut after so many word pieces, [CLS] and [SEP] included.
         padding: "longest" pads to the longest of the batch, "max_length" always to ``max_length``.
         pooling: how the report vector is made of the token vectors: that of [CLS], their mean or maximum, or the
@@ -53,6 +55,7 @@ class TextEncoderConfig:
     num_heads: int = 4
     vocab_size: int = 4096
     lowercase: bool = True
+    min_reports: int = 10
     max_length: int = 256
     padding: Literal["longest", "max_length"] = "longest"
     pooling: Literal["cls", "mean", "max", "pooler"] = "cls"

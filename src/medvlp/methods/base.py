@@ -35,8 +35,6 @@ from medvlp.prompts import load_prompts
 from medvlp.seeding import derive_seed
 from medvlp.text import load_tokenizer, tokenizer_from_state, tokenizer_state, train_wordpiece
 
-_MIN_REPORTS = 10  # that a word must be in to shape the vocabulary, which leaves with every checkpoint
-
 
 class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
     """Base of every pre-training method.
@@ -267,15 +265,15 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
         state: dict[str, Any] = {}
         if self.trainer.is_global_zero:
             texts = datamodule.training_texts()
-            size, fold = self.text_config.vocab_size, self.text_config.lowercase
-            digest = hashlib.blake2b(f"{size} {fold} {_MIN_REPORTS} {__version__}".encode(), digest_size=8)
+            size, fold, least = (getattr(self.text_config, key) for key in ("vocab_size", "lowercase", "min_reports"))
+            digest = hashlib.blake2b(f"{size} {fold} {least} {__version__}".encode(), digest_size=8)
             for text in texts:
                 digest.update(text.encode())
             folder = Path(self.trainer.default_root_dir) / f"tokenizer-{digest.hexdigest()}"
             if (folder / "tokenizer.json").is_file():
                 tokenizer = load_tokenizer(str(folder))
             else:
-                tokenizer = train_wordpiece(texts, vocab_size=size, lowercase=fold, min_texts=_MIN_REPORTS)
+                tokenizer = train_wordpiece(texts, vocab_size=size, lowercase=fold, min_texts=least)
                 tokenizer.save_pretrained(folder)
             state = tokenizer_state(tokenizer)
             rank_zero_info(f"vocabulary of {len(tokenizer)} word pieces from {len(texts)} reports: {folder}")
