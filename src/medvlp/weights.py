@@ -1,5 +1,6 @@
 """Checkpoint → method."""
 
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     path = local_file(path, "checkpoint")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+            broken = archive.testzip()
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise CheckpointError(
             f"{path}: not readable as plain weights ({type(error).__name__}); it is damaged, or not of medvlp"
         ) from error
+    if broken is not None:
+        raise CheckpointError(f"{path}: damaged: {broken} does not match its checksum; copy the file again")
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise CheckpointError(f"{path}: not a medvlp checkpoint (it has no {CHECKPOINT_KEY!r} entry)")
     return checkpoint

