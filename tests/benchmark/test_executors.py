@@ -7,24 +7,29 @@ import subprocess
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from command_line import environment
-from pool_work import around, dies, fails_in_second_process, job, second_time_lucky, waits
+from pool_work import around, dies, fails_in_second_process, hangs, job, second_time_lucky
 
-from medvlp.benchmark import work
-from medvlp.benchmark.executors import InProcess, LocalPool, Submitit, _Requeued
+from medvlp.benchmark import executors, work
+from medvlp.benchmark.executors import InProcess, JobTimeoutError, LocalPool, Submitit, _Requeued
 from medvlp.errors import ConfigError
 from medvlp.results import read_rows
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
-def _until(condition, seconds: float = 60.0):
+HANG = 900
+"""Seconds after which a test has hung: no test depends on it."""
+
+
+def _until(condition):
     """Waits for something that must come true."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + HANG
     while not (found := condition()):
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.05)
@@ -80,8 +85,8 @@ def test_pool_gives_each_process_its_device_and_share_of_cores(monkeypatch):
     pool = LocalPool(around, 2, ["3", "5"])
     try:
         assert pool.capacity == 2
-        notes = [handle.result(timeout=120) for handle in pool.submit([(job("a"),), (job("b"),)])]
-        again = pool.submit([(job("c"),)])[0].result(timeout=120)
+        notes = [handle.result(timeout=HANG) for handle in pool.submit([(job("a"),), (job("b"),)])]
+        again = pool.submit([(job("c"),)])[0].result(timeout=HANG)
     finally:
         pool.close()
     assert [note["device"] for note in notes] == ["3", "5"]
@@ -96,11 +101,11 @@ def test_a_process_that_dies_takes_its_own_job_alone(how):
     pool = LocalPool(dies, 2)
     try:
         dead, well = pool.submit([(job("dead"), how), (job("well"),)])
-        assert well.result(timeout=60)["name"] == "well"
-        error = dead.exception(timeout=60)
+        assert well.result(timeout=HANG)["name"] == "well"
+        error = dead.exception(timeout=HANG)
         assert isinstance(error, RuntimeError if how == "terminated" else BrokenProcessPool)
         again = pool.submit([(job("third"),), (job("fourth"),)])
-        assert [handle.result(timeout=60)["name"] for handle in again] == ["third", "fourth"]
+        assert [handle.result(timeout=HANG)["name"] for handle in again] == ["third", "fourth"]
     finally:
         pool.close()
 
@@ -110,31 +115,80 @@ def test_a_pool_needs_a_process():
         LocalPool(dies, 0)
 
 
-def test_closing_ends_processes_in_the_midst_of_their_work(tmp_path):
-    pool = LocalPool(waits, 1)
-    pool.submit([(job("slow"), tmp_path, 60)])
-    pid = int(_until(lambda: (tmp_path / "slow").exists() and (tmp_path / "slow").read_text()).split()[0])
+def _pid(file: Path) -> int:
+    _until(file.exists)
+    return int(file.read_text())
+
+
+def test_closing_ends_processes_that_hear_no_signal(tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "_GRACE", 0.1)
+    pool = LocalPool(hangs, 2)
+    pool.submit([(job("slow"), tmp_path), (job("other"), tmp_path)])
+    pids = [_pid(tmp_path / "slow"), _pid(tmp_path / "other")]
     pool.close()
-    _until(lambda: not _alive(pid), 10)
+    _until(lambda: not any(map(_alive, pids)))
+
+
+def test_a_job_over_its_time_is_ended_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "_GRACE", 0.1)
+    pool = LocalPool(hangs, 2)
+    try:
+        limited = replace(job("limited"), timeout_min=0.01)
+        over, other = pool.submit([(limited, tmp_path), (job("other"), tmp_path)])
+        pids = [_pid(tmp_path / "limited"), _pid(tmp_path / "other")]
+        _until(over.done)
+        with pytest.raises(JobTimeoutError, match=r"ended after timeout_min, 0\.01 minutes"):
+            over.result()
+        _until(lambda: not _alive(pids[0]))
+        assert _alive(pids[1])
+        assert not other.done()
+        (again,) = pool.submit([(job("again"), tmp_path)])
+        assert _pid(tmp_path / "again") not in pids
+        assert not again.done()
+    finally:
+        pool.close()
+
+
+def test_this_process_ends_after_a_signal_even_if_its_job_hangs(tmp_path):
+    script = f"""
+import os, signal, time
+from pathlib import Path
+from medvlp.benchmark import executors
+from pool_work import hangs, job
+executors._GRACE = 0.1
+executors.end_after_signal()
+signal.signal(signal.SIGTERM, lambda *_: None)  # as Lightning, which waits for the batch to end
+if os.fork() == 0:  # a worker of a loader is ended by the same signal, and nobody else
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(0)
+os.wait()
+Path({str(tmp_path / "pid.part")!r}).write_text(str(os.getpid()))
+Path({str(tmp_path / "pid.part")!r}).rename({str(tmp_path / "pid")!r})
+while True:
+    time.sleep(1)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment())
+    _until((tmp_path / "pid").exists)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(HANG) == 128 + signal.SIGTERM
 
 
 def test_nobody_writes_on_when_the_runner_is_killed(tmp_path):
     script = f"""
 from pathlib import Path
-from medvlp.benchmark import work
 from medvlp.benchmark.executors import LocalPool
-from pool_work import job, waits
+from pool_work import job, hangs
 if __name__ == "__main__":
-    handles = LocalPool(waits, 2).submit([(job(name), Path({str(tmp_path)!r}), 60) for name in "ab"])
+    handles = LocalPool(hangs, 2).submit([(job(name), Path({str(tmp_path)!r})) for name in "ab"])
     handles[0].result()
 """
     (tmp_path / "runner.py").write_text(script)
     runner = subprocess.Popen([sys.executable, tmp_path / "runner.py"], env=environment())
-    files = [tmp_path / name for name in "ab"]
-    pids = [int(_until(lambda file=file: file.exists() and file.read_text()).split()[0]) for file in files]
+    pids = [_pid(tmp_path / name) for name in "ab"]
     runner.send_signal(signal.SIGKILL)
     runner.wait()
-    _until(lambda: not any(map(_alive, pids)), 10)
+    _until(lambda: not any(map(_alive, pids)))
 
 
 # ---------------------------------------------------------------- submitit's local processes
@@ -157,8 +211,7 @@ def local(tmp_path):
 
 def test_an_interrupted_job_is_queued_again_and_goes_on(local, tmp_path):
     (handle,) = local(second_time_lucky).submit([(job("a"), tmp_path)])
-    _until((tmp_path / "a.started").exists)
-    pid = int(_until((tmp_path / "a.started").read_text))
+    pid = _pid(tmp_path / "a.started")
     # what SLURM sends to the processes of a job shortly before it ends them
     os.kill(pid, signal.SIGUSR2)
     _until(handle.done)
@@ -185,6 +238,17 @@ def test_a_process_that_dies_under_submitit_is_an_error_of_its_job(local):
     _until(handle.done)
     with pytest.raises(Exception, match="has not produced any output"):
         handle.result()
+
+
+def test_a_job_over_its_time_under_submitit_leaves_a_note(local, tmp_path):
+    limited = replace(job("a"), timeout_min=0.01)
+    (tmp_path / "jobs" / limited.name).mkdir(parents=True)
+    (handle,) = local(hangs).submit([(limited, tmp_path)])
+    _until(handle.done)
+    with pytest.raises(Exception, match="has not produced any output"):
+        handle.result()
+    note = work.read_state(work.job_folder(tmp_path, limited))
+    assert (note["state"], note["error"]) == ("failed", "ended after timeout_min, 0.01 minutes")
 
 
 def test_what_is_submitted_in_the_place_of_an_interrupted_job_is_the_same():
@@ -375,7 +439,7 @@ def test_processes_of_one_job_share_the_folder_and_the_first_keeps_it(tiny_grid,
     (tmp_path / "g2d.yaml").write_text(yaml.safe_dump(config))
     port = 15000 + os.getpid() % 10000
     ranks = [_as_srun(grid, tmp_path / "work", rank, 2, port) for rank in (0, 1)]
-    notes = [json.loads(rank.communicate(timeout=300)[0]) for rank in ranks]
+    notes = [json.loads(rank.communicate(timeout=HANG)[0]) for rank in ranks]
     assert [note["state"] for note in notes] == ["done", "done"], notes
     (folder,) = (tmp_path / "work" / "jobs").iterdir()
     assert json.loads((folder / "state.json").read_text()) == notes[0]

@@ -167,6 +167,7 @@ WRONG = {
         {"tasks": {"t": {"config": "linear.yaml", "by_fraction": {"half": {}}}}},
         ["'t'", "by_fraction"],
     ),
+    "a limit of no time": ({"timeout_min": 0}, ["timeout_min is 0", "above 0"]),
     "no task": ({"tasks": {}}, ["at least one"]),
     "a name that is no folder": ({"name": "../up"}, ["../up", "letters"]),
 }

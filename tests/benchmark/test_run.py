@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ def _grid(work: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def undisturbed(command, tmp_path_factory, tiny_phantom, phantoms):
-    """The folder of a run that nothing disturbed, and how long it took."""
+    """The folder of a run that nothing disturbed, and how often it changed the disk."""
     return {}
 
 
@@ -36,9 +35,8 @@ def undisturbed(command, tmp_path_factory, tiny_phantom, phantoms):
 def whole(undisturbed, command, tiny_grid, tmp_path):
     """The same, made when first asked for. Its grid lies in the folder of the test that asked first."""
     if not undisturbed:
-        start = time.monotonic()
         result = command("benchmark", "run", "-c", tiny_grid(), cwd=tmp_path).ok()
-        undisturbed.update(work=tmp_path / "work", seconds=time.monotonic() - start, out=result.out)
+        undisturbed.update(work=tmp_path / "work", changes=result.changes, out=result.out)
     return undisturbed
 
 
@@ -224,15 +222,16 @@ def test_a_disk_that_fills_is_a_failed_job(command, tiny_grid, tmp_path, monkeyp
 def test_killed_ten_times_it_ends_where_the_undisturbed_run_ends(whole, command, tiny_grid, tmp_path):
     grid, work = tiny_grid(), tmp_path / "work"
     chance, kills = random.Random(0), 0
+    assert whole["changes"] > 100
     while kills < 10:
-        result = command(
-            *("benchmark", "run", "-c", grid), cwd=tmp_path, end_after=chance.uniform(0.3, 0.5 * whole["seconds"])
-        )
+        # at most a quarter of the work between two kills: there are four at least
+        end_at = chance.randint(1, whole["changes"] // 4)
+        result = command("benchmark", "run", "-c", grid, cwd=tmp_path, end_at=end_at)
         if result.code == 0:
             break
-        assert result.code == -signal.SIGALRM, result.err[-2000:]
+        assert result.code == -signal.SIGKILL, result.err[-2000:]
         kills += 1
-    assert kills >= 3, "the test is about kills"
+    assert kills >= 4, "the test is about kills"
     command("benchmark", "run", "-c", grid, cwd=tmp_path).ok()
     assert rows_of(work) == rows_of(whole["work"])
     for row in rows_of(work):

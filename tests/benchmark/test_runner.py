@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from medvlp.benchmark import runner as runner_module
-from medvlp.benchmark.executors import InProcess
+from medvlp.benchmark.executors import InProcess, JobTimeoutError
 from medvlp.benchmark.grid import read_grid
 from medvlp.benchmark.jobs import Job, expand
 from medvlp.benchmark.progress import Progress, duration
@@ -166,3 +166,21 @@ def test_a_job_with_a_damaged_note_is_told_and_runs_again(small, content, kind):
     assert [line.split('"time"')[0] for line in (small.work / "results.jsonl").read_text().splitlines()] == [
         line.split('"time"')[0] for line in whole.splitlines()
     ]
+
+
+def test_a_job_over_its_time_is_recorded_as_failed_with_the_reason_and_others_go_on(small):
+    slow = next(job for job in small.jobs if job.kind == "task" and not job.needs)
+
+    def hang(job, *rest):
+        if job == slow:
+            raise JobTimeoutError("ended after timeout_min, 5 minutes")
+        return pretend(job, *rest)
+
+    states, _ = _run(small, hang)
+    assert states.pop(slow.hash) == "failed"
+    assert set(states.values()) == {"done"}
+    note = json.loads((job_folder(small.work, slow) / "state.json").read_text())
+    assert (note["state"], note["error"]) == ("failed", "ended after timeout_min, 5 minutes")
+    (described,) = [j for j in json.loads((small.work / "grid.json").read_text())["jobs"] if j["hash"] == slow.hash]
+    assert described["error"] == note["error"]
+    assert _run(small)[1] == [slow], "it is tried again"

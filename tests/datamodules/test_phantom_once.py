@@ -37,7 +37,7 @@ def test_several_runs_at_once(tmp_path):
     for run in runs:
         run.start()
     start.set()
-    assert [results.get(timeout=120) for _ in runs] == ["", "", ""]
+    assert [results.get(timeout=900) for _ in runs] == ["", "", ""]
     for run in runs:
         run.join()
     assert _bytes(root) == _bytes(write_phantom("rsna", tmp_path / "alone", SPEC))

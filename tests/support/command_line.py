@@ -4,6 +4,7 @@ A process of its own is what a user has: arguments, exit code, streams, signals.
 Lightning and Transformers are spent once and not per test.
 """
 
+import atexit
 import json
 import os
 import resource
@@ -19,11 +20,12 @@ import yaml
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended: its exit code (negative: the signal) and what it wrote."""
+    """How a command ended: its exit code (negative: the signal), what it wrote, and how often it changed the disk."""
 
     code: int
     out: str
     err: str
+    changes: int = 0
 
     def ok(self) -> "Result":
         """Itself, if the command succeeded."""
@@ -71,26 +73,27 @@ class CommandLine:
             cwd=folder,
         )
 
-    def __call__(
-        self, *argv: str | Path, cwd: Path | None = None, end_after: float = 0.0, largest_file: int = 0
-    ) -> Result:
+    def __call__(self, *argv: str | Path, cwd: Path | None = None, end_at: int = 0, largest_file: int = 0) -> Result:
         """Runs one command and waits for its end.
 
         Args:
             *argv: of the command.
             cwd: where it runs.
-            end_after: seconds after which the system ends it in the midst of whatever it does; never if 0.
+            end_at: which change of the disk (a file opened for writing, renamed or removed, a folder made) it does not
+                survive: it ends there as from SIGKILL; never if 0.
             largest_file: bytes beyond which files cannot grow, as on a disk that is full; no limit if 0.
         """
         self._count += 1
         out, err = (self._folder / f"{self._count}.{stream}" for stream in ("out", "err"))
         job = {"argv": [str(a) for a in argv], "cwd": str(cwd or self._folder), "out": str(out), "err": str(err)}
-        job |= {"end_after": end_after, "largest_file": largest_file}
+        job |= {"end_at": end_at, "largest_file": largest_file, "changes": str(self._folder / f"{self._count}.changes")}
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
-        return Result(int(self._server.stdout.readline()), out.read_text(), err.read_text())
+        code, changes = int(self._server.stdout.readline()), Path(job["changes"])
+        count = int(changes.read_text()) if changes.is_file() else 0
+        return Result(code, out.read_text(), err.read_text(), count)
 
     def close(self) -> None:
         """Ends the process that forks."""
@@ -168,6 +171,22 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
     return path
 
 
+def _count_changes(end_at: int, report: Path) -> None:
+    """Counts the changes of the disk by this process, and ends it at one of them."""
+    count, own = 0, os.getpid()
+
+    def seen(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if os.getpid() == own and (writes or event in ("os.rename", "os.remove", "os.mkdir")):
+            count += 1
+            if count == end_at:
+                os.kill(own, signal.SIGKILL)
+
+    sys.addaudithook(seen)
+    atexit.register(lambda: report.write_text(str(count)))
+
+
 def _serve() -> None:
     """Forks one process per line of the standard input and answers with its exit code; returns in the forked one."""
     import torch._dynamo  # noqa: F401  (the first optimiser step imports it)
@@ -195,8 +214,7 @@ def _serve() -> None:
             sys.argv = ["medvlp", *job["argv"]]
             if job["largest_file"]:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"], job["largest_file"]))
-            if job["end_after"]:  # nobody handles this signal: the process ends at once, as from SIGKILL
-                signal.setitimer(signal.ITIMER_REAL, job["end_after"])
+            _count_changes(job["end_at"], Path(job["changes"]))
             return
         answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}\n")
         answers.flush()

@@ -38,13 +38,19 @@ def dies(given: Job, how: str = "") -> dict[str, Any]:
     return {"state": "done", "name": given.method}
 
 
-def waits(given: Job, folder: Path, seconds: float) -> dict[str, Any]:
-    """Says in a file that it is there, and goes on writing to it for some seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        (folder / given.method).write_text(f"{os.getpid()} {time.time()}")
-        time.sleep(0.05)
-    return {"state": "done"}
+def hangs(given: Job, folder: Path) -> dict[str, Any]:
+    """Says in a file which process it is, and hears no signal, as a job that hangs in native code."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    write(folder / given.method, str(os.getpid()))
+    while True:
+        time.sleep(1)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def second_time_lucky(given: Job, folder: Path) -> dict[str, Any]:
@@ -52,9 +58,9 @@ def second_time_lucky(given: Job, folder: Path) -> dict[str, Any]:
     started = folder / f"{given.method}.started"
     if started.exists():
         return {"state": "done", "pid": os.getpid(), "first": int(started.read_text())}
-    started.write_text(str(os.getpid()))
-    time.sleep(60)
-    return {"state": "failed", "error": "nobody interrupted it"}
+    write(started, str(os.getpid()))
+    while True:
+        time.sleep(1)
 
 
 def fails_in_second_process(given: Job) -> dict[str, Any]:

@@ -1,19 +1,22 @@
 """Where jobs run: in this process, in local processes with a device each, or through SLURM."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from medvlp.benchmark.jobs import Job
-from medvlp.benchmark.work import TERMINATED, devices_and_nodes
-from medvlp.errors import ConfigError
+from medvlp.benchmark.work import TERMINATED, devices_and_nodes, leave_note
+from medvlp.errors import ConfigError, MedVLPError
 
 Work = Callable[..., dict[str, Any]]
 """A picklable function and what it is given; its note of how the job ended comes back."""
@@ -22,10 +25,17 @@ _KINDS = ("pretrain", "task")
 _MINUTES = 24 * 60
 """Time limit of a job where the grid gives none; submitit's own is five minutes."""
 
+_GRACE = 10.0
+"""Seconds that a process gets to end by itself once it is told to."""
+
 _TIMEOUTS = 50
-"""How often a job may run out of time and go on from its checkpoint: preemption is not counted."""
+"""How often a job may run out of SLURM's time and go on from its checkpoint: preemption is not counted."""
 
 _GPUS = ("gpus_per_node", "slurm_gpus_per_node", "slurm_gpus_per_task", "slurm_gres")
+
+
+class JobTimeoutError(MedVLPError):
+    """A job took longer than it may."""
 
 
 class Executor(ABC):
@@ -51,7 +61,7 @@ class Executor(ABC):
 
 
 class InProcess(Executor):
-    """One job after the other in this process.
+    """One job after the other in this process, which cannot end a job that hangs.
 
     Args:
         function: what a job is.
@@ -76,28 +86,124 @@ class InProcess(Executor):
         """Nothing runs when nobody waits."""
 
 
+def end_after_signal() -> None:
+    """Lets SIGTERM and SIGINT end this process within :data:`_GRACE` even if a job hangs.
+
+    Lightning puts the end off until a batch is done. A thread is woken by the signal itself, so that the main thread
+    may wait in native code.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a loader's worker may be told to end
+
+    def watch() -> None:
+        while (number := os.read(read, 1)[0]) not in (signal.SIGTERM, signal.SIGINT):
+            pass
+        time.sleep(_GRACE)
+        os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _kept_alive(function: Work, call: tuple[Any, ...]) -> dict[str, Any]:
     """A job in a pool's process, which may be told to end; that must end neither the pool nor its owner."""
+    (began,) = _BEGAN
+    began.value = time.monotonic()
     try:
         return function(*call)
     except SystemExit as end:
         raise RuntimeError(f"it was told to end (status {end.code})") from None
+    finally:
+        began.value = 0.0
+
+
+_BEGAN: list[Any] = []
+"""In a pool's process: when its job began by the clock that all processes share; 0 while it has none."""
 
 
 def _end_with(parent: int) -> None:
     """Ends this process when its parent is gone: a killed run must leave nobody behind who writes its files."""
     while os.getppid() == parent:
         time.sleep(0.2)
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)
 
 
-def _initialise(parent: int, device: str | None, threads: int) -> None:
+def _initialise(parent: int, device: str | None, threads: int, began: Any) -> None:
+    _BEGAN[:] = [began]
+    os.setpgid(0, 0)  # what the process starts ends with it; Ctrl-C reaches the runner alone, which ends the processes
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     # before torch is imported, by which it is read
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class _Process:
+    """One process for one job after the other, which can be ended in the midst of its work.
+
+    Args:
+        device: that it sees; None for all.
+        threads: that it may use.
+    """
+
+    def __init__(self, device: str | None, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._began = context.Value("d", 0.0, lock=False)
+        arguments = (os.getpid(), device, threads, self._began)
+        self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_initialise, initargs=arguments)
+
+    def submit(self, *call: Any) -> Future:
+        return self._pool.submit(_kept_alive, *call)
+
+    def minutes(self) -> float:
+        """For how long its job has run."""
+        return (time.monotonic() - self._began.value) / 60 if self._began.value else 0.0
+
+    def signal(self, number: int) -> bool:
+        """Sends a signal to the process and to what it has started; says whether it is still there."""
+        # there is no public way to end a process in the midst of its work before Python 3.14
+        alive = [process for process in list((self._pool._processes or {}).values()) if process.is_alive()]
+        for process in alive:
+            with contextlib.suppress(ProcessLookupError):
+                # before it has a group of its own, it has started nothing
+                own = os.getpgid(process.pid or 0) == process.pid
+                (os.killpg if own else os.kill)(process.pid or 0, number)
+        return bool(alive)
+
+    def shut_down(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Timed:
+    """A job in a process, which ends when its time is over.
+
+    Args:
+        future: of the process.
+        process: that runs it.
+        limit: minutes; None for no limit.
+    """
+
+    def __init__(self, future: Future, process: _Process, limit: float | None) -> None:
+        self._future, self._process, self._limit = future, process, limit
+        self._over = False
+        self.exception = future.exception
+
+    def done(self) -> bool:
+        if self._future.done():
+            return True
+        if self._limit is not None and not self._over and self._process.minutes() > self._limit:
+            self._over = self._process.signal(signal.SIGKILL)
+        return False
+
+    def result(self, timeout: float | None = None) -> dict[str, Any]:
+        try:
+            return self._future.result(timeout)
+        except BrokenProcessPool:
+            if self._over:
+                raise JobTimeoutError(f"ended after timeout_min, {self._limit:g} minutes") from None
+            raise
 
 
 class LocalPool(Executor):
@@ -116,22 +222,16 @@ class LocalPool(Executor):
         if workers < 1:
             raise ConfigError(f"a pool needs at least one process, not {workers}")
         self.function, self.capacity, self.devices = function, workers, list(devices)
-        self._pools: list[ProcessPoolExecutor | None] = [None] * workers
-        self._busy: list[Future | None] = [None] * workers
+        self._processes: list[_Process | None] = [None] * workers
+        self._busy: list[_Timed | None] = [None] * workers
 
-    def _pool(self, slot: int) -> ProcessPoolExecutor:
-        pool = self._pools[slot]
-        if pool is None:
+    def _process(self, slot: int) -> _Process:
+        process = self._processes[slot]
+        if process is None:
             device = self.devices[slot % len(self.devices)] if self.devices else None
-            threads = max(1, len(os.sched_getaffinity(0)) // self.capacity)
-            pool = ProcessPoolExecutor(
-                1,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_initialise,
-                initargs=(os.getpid(), device, threads),
-            )
-            self._pools[slot] = pool
-        return pool
+            process = _Process(device, max(1, len(os.sched_getaffinity(0)) // self.capacity))
+            self._processes[slot] = process
+        return process
 
     def submit(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Hands each job to a free process."""
@@ -140,20 +240,34 @@ class LocalPool(Executor):
             slot = next(i for i, busy in enumerate(self._busy) if busy is None or busy.done())
             busy = self._busy[slot]
             if busy is not None and busy.exception() is not None:
-                self._pools[slot] = None  # the process died; whatever is left of it goes with the old pool
-            handle = self._pool(slot).submit(_kept_alive, self.function, call)
+                self._processes[slot] = None  # the process died; whatever is left of it goes with the old one
+            process = self._process(slot)
+            handle = _Timed(process.submit(self.function, call), process, call[0].timeout_min)
             self._busy[slot] = handle
             handles.append(handle)
         return handles
 
     def close(self) -> None:
-        """Ends the processes, whatever they are doing."""
-        for pool in self._pools:
-            if pool is not None:
-                # there is no public way to end a process in the middle of its work before Python 3.14
-                for process in list((pool._processes or {}).values()):
-                    process.terminate()
-                pool.shutdown(wait=False, cancel_futures=True)
+        """Ends the processes, whatever they are doing: by SIGTERM, and after :data:`_GRACE` by SIGKILL."""
+        processes = [process for process in self._processes if process is not None]
+        try:
+            end = time.monotonic() + _GRACE
+            alive = [process for process in processes if process.signal(signal.SIGTERM)]
+            while alive and time.monotonic() < end:
+                time.sleep(0.05)
+                alive = [process for process in alive if process.signal(0)]
+        finally:  # also if Ctrl-C comes again
+            for process in processes:
+                process.signal(signal.SIGKILL)
+                process.shut_down()
+
+
+def _end_when_over(job: Job, work: Path) -> None:
+    """Leaves a note and ends this process once the job's time is over."""
+    assert job.timeout_min is not None
+    time.sleep(60 * job.timeout_min)
+    leave_note(job, work, f"ended after timeout_min, {job.timeout_min:g} minutes")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Requeued:
@@ -170,6 +284,8 @@ class _Requeued:
         from submitit import JobEnvironment
 
         here = JobEnvironment()
+        if call[0].timeout_min is not None:
+            threading.Thread(target=_end_when_over, args=call[:2], daemon=True).start()
         try:
             note = self.function(*call)
         except SystemExit as end:

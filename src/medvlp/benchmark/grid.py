@@ -82,6 +82,7 @@ class MethodSpec:
         task_set: task to dotted settings of its own.
         minutes: about how long one pre-training takes, for the estimate before anything has run.
         gigabytes: about how much a pre-training leaves on the disk.
+        timeout_min: minutes after which a pre-training is ended; the grid's if None.
     """
 
     title: str = ""
@@ -96,6 +97,7 @@ class MethodSpec:
     task_set: dict[str, dict[str, Any]] = field(default_factory=dict)
     minutes: float = 10.0
     gigabytes: float = 0.2
+    timeout_min: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class TaskSpec:
         metric: which metric the tables show; the task's primary one if empty.
         minutes: about how long one run takes, for the estimate before anything has run.
         panels: images that are kept with what each method made of them, for the report.
+        timeout_min: minutes after which a job is ended; the grid's if None.
     """
 
     config: str
@@ -123,6 +126,7 @@ class TaskSpec:
     metric: str = ""
     minutes: float = 1.0
     panels: int = 0
+    timeout_min: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class Grid:
         work: folder of everything that comes out; ``runs/benchmark/<name>`` if empty.
         watts: assumed power of one device under load, for the estimate of energy; none without it.
         keep_heads: keep the checkpoints of tasks that are done (pre-trained ones are always kept).
+        timeout_min: minutes after which a job is ended and counts as failed; none if None.
         slurm: parameters of submitit's executor, such as ``slurm_partition``, ``timeout_min``, ``gpus_per_node``; under
             ``pretrain`` and ``task`` those of one kind of jobs.
     """
@@ -156,6 +161,7 @@ class Grid:
     work: str = ""
     watts: float | None = None
     keep_heads: bool = False
+    timeout_min: float | None = None
     slurm: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -257,6 +263,10 @@ def _check(grid: Grid, path: str | Path) -> None:
                         f"{path}: method {name!r}: {key} names {task!r}, which is no task of this grid; there are "
                         f"{', '.join(grid.tasks)}"
                     )
+    own = [method.timeout_min for method in grid.methods.values()] + [task.timeout_min for task in grid.tasks.values()]
+    for minutes in (grid.timeout_min, *own):
+        if minutes is not None and not minutes > 0:
+            raise ConfigError(f"{path}: timeout_min is {minutes}; give minutes above 0")
     for where, fractions in [("fractions", grid.fractions)] + [
         (f"task {name!r}: fractions", task.fractions or []) for name, task in grid.tasks.items()
     ]:

@@ -38,6 +38,7 @@ class Job:
         watts: assumed power of the device.
         panels: images kept for the report.
         keep: keep the checkpoints when it is done.
+        timeout_min: minutes after which it is ended; None for no limit.
         hash: of all that the numbers depend on.
     """
 
@@ -56,6 +57,7 @@ class Job:
     watts: float | None = None
     panels: int = 0
     keep: bool = False
+    timeout_min: float | None = None
     hash: str = field(default="")
 
     @property
@@ -166,6 +168,7 @@ def _pretrain_job(grid: Grid, name: str, method: MethodSpec, seeds: Seeds) -> Jo
         gigabytes=method.gigabytes,
         watts=grid.watts,
         keep=True,
+        timeout_min=method.timeout_min or grid.timeout_min,
     )
     return _hashed(job, None)
 
@@ -223,6 +226,7 @@ def _task_jobs(
                 minutes=spec.minutes,
                 panels=spec.panels if run == _run_name(grid.runs[0]) and fraction in (None, _most(grid, task)) else 0,
                 keep=grid.keep_heads,
+                timeout_min=spec.timeout_min or grid.timeout_min,
             )
             yield _hashed(job, weights)
 

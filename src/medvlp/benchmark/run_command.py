@@ -3,12 +3,13 @@
 import argparse
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from medvlp.benchmark.executors import Executor, InProcess, LocalPool, Submitit
+from medvlp.benchmark.executors import Executor, InProcess, LocalPool, Submitit, end_after_signal
 from medvlp.benchmark.grid import Grid, read_grid
 from medvlp.benchmark.jobs import expand
 from medvlp.benchmark.progress import Progress, counted, duration
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, help="processes of the pool (default: the devices, else the cores)")
     parser.add_argument("--devices", nargs="+", metavar="N", help="CUDA devices of the pool")
+    parser.add_argument(
+        "--timeout-min", type=float, metavar="MINUTES", help="end a job after this time; in the place of the grid's"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods or tasks of the grid")
     parser.add_argument("--no-retry", action="store_true", help="leave jobs that failed before")
     parser.add_argument(
@@ -54,20 +58,27 @@ def run(args: argparse.Namespace) -> int:
     grid = read_grid(args.config)
     if args.work:
         grid = Grid(**{**vars(grid), "work": str(args.work)})
+    if args.timeout_min is not None:
+        if not args.timeout_min > 0:
+            raise ConfigError(f"--timeout-min is {args.timeout_min}; give minutes above 0")
+        grid = replace(grid, timeout_min=args.timeout_min)
     jobs = expand(grid)
     runner = Runner(grid, jobs, only=args.only, retry=not args.no_retry, drop_features=args.drop_features)
     if args.dry_run:
         _show(runner)
         return 0
-    executor = _executor(args, grid)
+    executor = _executor(args, grid, any(job.timeout_min is not None for job in runner.wanted))
     with Progress(runner.wanted) as progress:
         states = runner.run(executor, progress)
     print(f"{counted(states)}; rows in {grid.folder / 'results.jsonl'}")
     return int(any(state != "done" for state in states.values()))
 
 
-def _executor(args: argparse.Namespace, grid: Grid) -> Executor:
+def _executor(args: argparse.Namespace, grid: Grid, timed: bool) -> Executor:
     if args.executor == "process":
+        if timed:  # a job that hangs cannot be ended in this process
+            return LocalPool(run_job, 1)
+        end_after_signal()
         return InProcess(run_job)
     if args.executor == "pool":
         devices = args.devices or _cuda_devices()

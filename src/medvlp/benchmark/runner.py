@@ -10,11 +10,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from medvlp.benchmark.collect import append, collect, describe
-from medvlp.benchmark.executors import Executor
+from medvlp.benchmark.executors import Executor, JobTimeoutError
 from medvlp.benchmark.grid import Grid
 from medvlp.benchmark.jobs import Job
 from medvlp.benchmark.progress import Progress
-from medvlp.benchmark.work import checkpoint_of, is_done, job_folder, read_state
+from medvlp.benchmark.work import checkpoint_of, is_done, job_folder, leave_note, read_state
 from medvlp.errors import ConfigError
 
 _POLL = 0.2
@@ -194,7 +194,10 @@ class Runner:
         except Exception as death:
             # the process itself died: killed for memory, or by a fault in native code
             what = " ".join(str(death).split()) or type(death).__name__
-            note = {"state": "failed", "error": f"its process ended: {what[-500:]}"}
+            what = what if isinstance(death, JobTimeoutError) else f"its process ended: {what[-500:]}"
+            # of a job on a cluster that ended itself there is a note already
+            left = read_state(job_folder(self.work, job))
+            note = left if left and left["state"] == "failed" else leave_note(job, self.work, what)
         states[job.hash] = note["state"]
         error = f"{note['error']} (log: {job_folder(self.work, job) / 'log.txt'})" if "error" in note else ""
         progress.set(job, note["state"], error)

@@ -144,6 +144,15 @@ def run_job(job: Job, work: Path, checkpoint: Path | None = None) -> dict[str, A
         return _failed(f"{folder}: another run is working on this job", 0.0)
 
 
+def leave_note(job: Job, work: Path, error: str, seconds: float = 0.0) -> dict[str, Any]:
+    """Writes for a job that can no longer do so that it failed, and why; returns the note."""
+    note = _failed(error, seconds)
+    with contextlib.suppress(OSError):
+        job_folder(work, job).mkdir(parents=True, exist_ok=True)  # its process may have died before it began
+        _write(job_folder(work, job) / STATE, note)
+    return note
+
+
 def _rank() -> int:
     return int(os.environ.get("SLURM_PROCID", "0"))
 
