@@ -139,6 +139,9 @@ def run_job(job: Job, work: Path, checkpoint: Path | None = None) -> dict[str, A
             state = _worked_off(job, folder, work, checkpoint)
             with contextlib.suppress(OSError):  # the disk may be full: the note is returned in any case
                 _write(folder / STATE, state)
+                # not before: killed in between, the job would be tested again, and with what
+                if job.kind == "task" and state["state"] == "done" and not job.keep:
+                    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             return state
     except Timeout:
         return _failed(f"{folder}: another run is working on this job", 0.0)
@@ -213,8 +216,6 @@ def _done(job: Job, folder: Path, seconds: float) -> dict[str, Any]:
     if not rows:
         raise DataError(f"{folder / RESULTS}: the test wrote no row")
     state |= {"rows": len(rows), "results_sha256": sha256_of(folder / RESULTS)}
-    if not job.keep:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return state
 
 
