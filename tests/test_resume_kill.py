@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import environment, tiny_config, write_config
+from helpers import differences
 
 PER_EPOCH = 6
 """36 training studies in batches of 6."""
@@ -34,25 +35,10 @@ def _last(run: Path) -> dict:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def _differences(first, second, at: str = "") -> list[str]:
-    """Where two nested states differ; tensors must agree in every bit."""
-    if isinstance(first, torch.Tensor):
-        return [] if first.dtype == second.dtype and torch.equal(first, second) else [at]
-    if isinstance(first, dict):
-        if first.keys() != second.keys():
-            return [f"{at}: {first.keys() ^ second.keys()}"]
-        return [d for key in first for d in _differences(first[key], second[key], f"{at}/{key}")]
-    if isinstance(first, list | tuple):
-        if len(first) != len(second):
-            return [f"{at}: lengths {len(first)} and {len(second)}"]
-        return [d for i, pair in enumerate(zip(first, second, strict=True)) for d in _differences(*pair, f"{at}/{i}")]
-    return [] if first == second else [f"{at}: {first} and {second}"]
-
-
 def _assert_same_end(run: Path, whole: Path) -> None:
     first, second = _last(run), _last(whole)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
-        assert not _differences(first[part], second[part], part)
+        assert not differences(first[part], second[part], part)
     assert json.loads((run / "zero_shot.json").read_text()) == json.loads((whole / "zero_shot.json").read_text())
 
 
@@ -79,7 +65,7 @@ def test_randomness_matters(command, tiny_phantom, whole, tmp_path):
     )
     other.ok()
     assert one["global_step"] == 1
-    assert _differences(_last(tmp_path / "run")["state_dict"], _last(whole)["state_dict"])
+    assert differences(_last(tmp_path / "run")["state_dict"], _last(whole)["state_dict"])
 
 
 # Hooks of callbacks other than ModelCheckpoint come before its own, so that the start of a batch is the first moment

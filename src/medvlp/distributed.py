@@ -1,8 +1,16 @@
 """Collectives with gradient, and rank helpers. The only module of medvlp that imports ``torch.distributed``."""
 
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+DEFAULT_TIMEOUT = dist.default_pg_timeout if dist.is_available() else timedelta(minutes=30)
+"""How long a collective waits for the other ranks where nothing else is said."""
 
 
 def world_size() -> int:
@@ -55,3 +63,42 @@ def all_gather(x: Tensor) -> Tensor:
         (world_size · b, ...); ``x`` itself in a single process.
     """
     return x if world_size() == 1 else _AllGather.apply(x)
+
+
+def cpu_group() -> Any:
+    """A group of all ranks whose collectives leave the accelerators alone. All ranks must call it."""
+    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+
+def highest(value: int, group: Any) -> int:
+    """Largest of the ranks' values.
+
+    Args:
+        value: of this rank.
+        group: from :func:`cpu_group`.
+    """
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX, group)
+    return int(tensor)
+
+
+def processes(group: Any) -> list[tuple[str, int]]:
+    """Host name and process id of every rank.
+
+    Args:
+        group: from :func:`cpu_group`.
+    """
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, (host_name(), os.getpid()), group)
+    return found
+
+
+def host_name() -> str:
+    """Name of this machine."""
+    return socket.gethostname()
+
+
+def set_timeout(timeout: timedelta, group: Any) -> None:
+    """Let later collectives of the default group and of ``group`` wait so long for the other ranks."""
+    for each in {dist.group.WORLD, group}:
+        dist.distributed_c10d._set_pg_timeout(timeout, each)

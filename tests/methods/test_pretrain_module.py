@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     model = g2d(optim=OptimConfig(lr=1e-3), heads=2, threshold="median")
     fit = trainer(folder / "run", num_sanity_val_steps=-1, callbacks=[ZeroShotReport(), StudyFigures(2)], max_epochs=1)
     fit.fit(model, datamodule=datamodule(folder / "data"))
-    (path,) = (folder / "run").rglob("*.ckpt")
+    (path,) = (folder / "run").rglob("epoch*.ckpt")
     return folder, model, path
 
 

@@ -154,3 +154,18 @@ def trainer(folder: Path, **changes: Any) -> L.Trainer:
         **changes,
     }
     return L.Trainer(**options)
+
+
+def differences(first, second, at: str = "") -> list[str]:
+    """Where two nested states differ; tensors must agree in every bit."""
+    if isinstance(first, torch.Tensor):
+        return [] if first.dtype == second.dtype and torch.equal(first, second) else [at]
+    if isinstance(first, dict):
+        if first.keys() != second.keys():
+            return [f"{at}: {first.keys() ^ second.keys()}"]
+        return [d for key in first for d in differences(first[key], second[key], f"{at}/{key}")]
+    if isinstance(first, list | tuple):
+        if len(first) != len(second):
+            return [f"{at}: lengths {len(first)} and {len(second)}"]
+        return [d for i, pair in enumerate(zip(first, second, strict=True)) for d in differences(*pair, f"{at}/{i}")]
+    return [] if first == second else [f"{at}: {first} and {second}"]

@@ -30,6 +30,7 @@ from medvlp.methods.inference import Inference
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.methods.payload import checked_hyperparameters
 from medvlp.methods.plain import check_named, config_from
+from medvlp.methods.stopping import stop_guard
 from medvlp.metrics.embeddings import EmbeddingStore
 from medvlp.prompts import load_prompts
 from medvlp.seeding import derive_seed
@@ -283,7 +284,7 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The guards of every run, and the moving average where one is wanted."""
-        callbacks: list[L.Callback] = [KeepTargets(), NonFiniteGuard(), SkippedItems(), UntrainedGuard()]
+        callbacks: list[L.Callback] = [KeepTargets(), NonFiniteGuard(), SkippedItems(), UntrainedGuard(), *stop_guard(self.trainer)]
         if self.ema_decay is not None and self.trainer.state.fn == "fit":
             callbacks.append(MovingAverage(self.ema_decay))
         return callbacks

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from medvlp._version import __version__
@@ -16,6 +15,7 @@ from medvlp.encoders.loading import check_finite, check_kind
 from medvlp.encoders.text import TextEncoder, TextEncoderConfig, without_text_sources
 from medvlp.errors import CheckpointError, NotSupportedError
 from medvlp.methods.averaging import MovingAverage
+from medvlp.methods.checkpoint_io import write_checkpoint
 from medvlp.methods.payload import (
     CHECKPOINT_KEY,
     arguments,
@@ -196,9 +196,7 @@ class Checkpoints(Restorable):
             "pytorch-lightning_version": pl.__version__,
         }
         self.on_save_checkpoint(checkpoint)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, path)
+        write_checkpoint(checkpoint, path)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves only plain hyper-parameters, weights and the tokenizer in the checkpoint."""

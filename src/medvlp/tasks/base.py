@@ -22,6 +22,7 @@ from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard, 
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.methods.payload import CHECKPOINT_KEY, read_task_payload, restoring
 from medvlp.methods.plain import check_named, plain
+from medvlp.methods.stopping import stop_guard
 from medvlp.metrics.bootstrap import Measures, group_codes, interval
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.results import ResultRow, append_rows, sha256_of, write_predictions
@@ -198,7 +199,7 @@ class Task(Restorable, ExactTensors, ABC):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The guards of every run."""
-        return [KeepTargets(), NonFiniteGuard(), SkippedItems(), UntrainedGuard()]
+        return [KeepTargets(), NonFiniteGuard(), SkippedItems(), UntrainedGuard(), *stop_guard(self.trainer)]
 
     def setup(self, stage: str) -> None:
         """Hands the loaders stored features in the place of images where the encoder is frozen."""

@@ -1,0 +1,110 @@
+"""Checkpoint files: written beside their target and renamed, checked when they are read."""
+
+import contextlib
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from medvlp.errors import CheckpointError
+
+PART = ".part"
+"""What the name of a checkpoint ends with while it is being written."""
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint so that a kill or a full disk leaves the older file of that name whole.
+
+    Args:
+        checkpoint: plain values and tensors.
+        path: the file; its folder is made.
+
+    Raises:
+        OSError: it cannot be written; the error names the file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + PART)
+    try:
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__  # torch ends in an error of its own when a write fails
+        if cause is None:
+            raise
+        cause.filename = cause.filename or str(path)
+        raise cause from None
+    with contextlib.suppress(OSError):  # not every file system can do this to a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_parts(folder: str | Path) -> None:
+    """Remove what runs that were killed while they saved left in a folder."""
+    for part in Path(folder).glob(f"*.ckpt{PART}"):
+        part.unlink(missing_ok=True)
+
+
+def _flaw(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint file, or None; reads all of it, for its checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            return f"{broken} does not match its checksum"
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        return "empty" if not path.stat().st_size else type(error).__name__
+    return None
+
+
+def check_checkpoint(path: str | Path) -> None:
+    """Raise if a checkpoint file is cut, overwritten or not one at all.
+
+    Raises:
+        CheckpointError: the file is missing or damaged; names the newest sound checkpoint of its folder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    flaw = _flaw(path)
+    if flaw is None:
+        return
+    others = [other for other in path.parent.glob("*.ckpt") if other.is_file() and not other.samefile(path)]
+    others.sort(key=lambda other: other.stat().st_mtime_ns, reverse=True)
+    sound = next((other for other in others if _flaw(other) is None), None)
+    remedy = f"the newest sound one there is {sound}" if sound else "its folder holds no sound one"
+    raise CheckpointError(f"{path}: damaged, or not a checkpoint of medvlp ({flaw}); {remedy}")
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, but never half written, and checked before they are loaded.
+
+    Files on remote file systems (paths with ``://``) are written as Lightning does. Whatever the place, a checkpoint is
+    read as plain values and tensors unless the caller asks for more.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside the target and rename; see :func:`write_checkpoint`."""
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            write_checkpoint(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Check the file, then load it; see :func:`check_checkpoint`."""
+        if "://" not in str(path) and weights_only is not False:
+            check_checkpoint(path)
+        return super().load_checkpoint(path, map_location, weights_only is not False)

@@ -1,0 +1,297 @@
+"""How a training ends: what ``last.ckpt`` holds, signals that ask for the end, processes that hang."""
+
+import contextlib
+import copy
+import os
+import signal
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from medvlp import distributed
+from medvlp.errors import NonFiniteLossError
+from medvlp.methods.checkpoint_io import SafeCheckpointIO, remove_parts
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_REQUEUING = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopGuard(Checkpoint):
+    """Keeps ``last.ckpt`` at the last finished step or epoch, however a run ends, and ends it when it is asked to.
+
+    Every method and task brings one. It writes the ``last.ckpt`` of each :class:`ModelCheckpoint` with ``save_last``
+    (of the first one, if none says anything about it): when that callback would, at the end of every epoch, where
+    ``max_steps``, ``max_time`` or early stopping end an epoch before its time, and where a signal or an error ends the
+    run. A run that resumes from the file ends like one that was never stopped; if the end came before or during a
+    validation, it starts with that validation.
+
+    SIGTERM and Ctrl-C wait for the end of the batch, on all processes of the run whichever was signalled; the exit
+    status is then 143 or 130. A second Ctrl-C ends the process at once. Handlers of SIGUSR1 and SIGUSR2 (requeuing) run
+    at the end of a batch as well.
+
+    Args:
+        timeout: seconds for which a process waits for the others in a step. After that it ends with an error and
+            kills those of its machine that are frozen. ``strategy: {class_path: DDPStrategy, init_args: {timeout: …}}``
+            goes before it.
+    """
+
+    best_model_path = ""
+    """There is none: Lightning asks the first checkpoint callback for it."""
+
+    def __init__(self, timeout: float = 240.0) -> None:
+        self.timeout = timeout
+        self._savers: list[ModelCheckpoint] = []
+        self._save_last: list[Any] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._deferred: dict[int, Callable[..., Any]] = {}
+        self._signal = 0
+        self._ended_by = 0
+        self._loops: dict[str, Any] = {}
+        self._due = self._unsaved = self._stepping = self._pending = self._cut = self._training = False
+        self._group: Any = None
+        self._peers: list[tuple[str, int]] = []
+        self._aligned = True
+
+    # ---------------------------------------------------------------- last.ckpt
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take over the writing of ``last.ckpt``; make the files of checkpoints safe."""
+        self._reset()
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+        silent = [saver for saver in savers if saver.save_last is None]
+        self._savers = [saver for saver in savers if saver.save_last] or silent[:1]
+        self._save_last = [saver.save_last for saver in self._savers]
+        for saver in self._savers:
+            saver.save_last = True
+            saver._save_last_checkpoint = self._note  # type: ignore[method-assign,assignment]
+            if trainer.is_global_zero and saver.dirpath and "://" not in str(saver.dirpath):
+                remove_parts(saver.dirpath)
+
+    def _note(self, *_: Any) -> None:
+        self._due = True
+
+    def _write(self, trainer: L.Trainer) -> None:
+        for saver in self._savers:
+            # This must not count as one of the saver's own saves, or it would leave out that of the best epoch.
+            before = saver._last_global_step_saved, saver._last_checkpoint_saved
+            type(saver)._save_last_checkpoint(saver, trainer, saver._monitor_candidates(trainer))
+            saver._last_global_step_saved, saver._last_checkpoint_saved = before
+        self._due = self._unsaved = False
+
+    def _release(self) -> None:
+        for saver, save_last in zip(self._savers, self._save_last, strict=True):
+            saver.save_last = save_last
+            del saver._save_last_checkpoint
+        self._savers = []
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a resumed run validate what was trained but not validated, and go on with an epoch that was cut short."""
+        if self._loops and (self._pending or self._cut):
+            checkpoint["loops"]["fit_loop"] = before_validation(self._loops) if self._pending else self._loops
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember that weights are about to change."""
+        self._stepping = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write ``last.ckpt`` if it is due, and obey a signal."""
+        loop = trainer.fit_loop.epoch_loop
+        self._loops, self._stepping, self._unsaved = trainer.fit_loop.state_dict(), False, True
+        self._cut = not loop._num_ready_batches_reached() and (trainer.should_stop or loop._is_training_done)
+        fetcher = trainer.fit_loop._data_fetcher
+        self._pending = not self._cut and fetcher is not None and loop._should_check_val_fx(fetcher)
+        signum = self._agreed()
+        if self._due or signum:
+            self._write(trainer)
+        self._obey(trainer, signum)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``last.ckpt``: of the epoch, or of the last step of one that was cut short."""
+        loop = trainer.fit_loop.epoch_loop
+        self._cut, self._pending = not loop._num_ready_batches_reached(), False
+        if not self._cut:
+            # Lightning steps a plateau schedule when the epoch's checkpoint is written already, and in an epoch that
+            # was resumed not at all; "restarting" makes it leave that to this line.
+            loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+            trainer.fit_loop._restarting = True
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._write(trainer)
+        self._obey(trainer, self._agreed())
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember that the validation is done."""
+        if not trainer.sanity_checking:
+            self._pending = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save the steps that are finished, if the state is one between two steps; end frozen processes."""
+        if isinstance(exception, SIGTERMException):
+            # Lightning's launcher kills the first process if one that it started ends with an error.
+            own = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+            exception.code = 0 if own and trainer.global_rank else 128 + (self._ended_by or signal.SIGTERM)
+        elif trainer.world_size > 1:
+            self._end_frozen_peers()
+        elif self._unsaved and not self._stepping and not isinstance(exception, NonFiniteLossError | OSError):
+            self._write(trainer)
+        self._release()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the savers as they were."""
+        self._release()
+
+    # ---------------------------------------------------------------- signals
+
+    def _watch(self, trainer: L.Trainer, batches: Any) -> None:
+        """Take the place of Lightning's signal handlers, which talk to other processes in the midst of a step."""
+        if trainer.world_size > 1:
+            self._group = self._group or distributed.cpu_group()
+            self._set_timeout(trainer, self.timeout)
+            self._peers = self._peers or distributed.processes(self._group)
+            count = int(sum(batches) if isinstance(batches, list) else batches)
+            self._aligned = distributed.highest(count, self._group) == -distributed.highest(-count, self._group)
+        if threading.current_thread() is not threading.main_thread() or self._deferred:
+            return
+        before = trainer._signal_connector._original_handlers
+        for signum in (*_ENDING, *_REQUEUING):
+            handler = signal.getsignal(signum) if signum in _REQUEUING else before.get(signum)
+            if signum in _REQUEUING and not callable(handler):
+                continue
+            self._deferred[signum] = handler if callable(handler) else lambda *_: None
+            if signum != signal.SIGINT or trainer.state.fn == "fit":
+                signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, frame: Any) -> None:
+        if signum == signal.SIGINT:
+            if self._signal or not self._training:
+                raise KeyboardInterrupt
+            rank_zero_info("Ctrl-C: the run ends after this batch and saves it; press again to end at once")
+        elif signum == signal.SIGTERM:
+            self._deferred[signum](signum, frame)
+        self._signal = max(self._signal, signum)
+
+    def _agreed(self) -> int:
+        return self._signal if self._group is None else distributed.highest(self._signal, self._group)
+
+    def _obey(self, trainer: L.Trainer, signum: int) -> None:
+        if signum in _REQUEUING:
+            self._requeue(signum)
+        elif signum:
+            self._ended_by = signum
+            # Lightning ends the run once the step is logged.
+            trainer._signal_connector.received_sigterm = True
+
+    def _requeue(self, signum: int) -> None:
+        self._signal = 0
+        if signum in self._deferred:
+            self._deferred[signum](signum, None)
+
+    def _evaluated(self, trainer: L.Trainer) -> None:
+        """End an evaluation at the end of a batch."""
+        signum = self._agreed() if self._aligned else 0
+        if not signum:
+            return
+        if self._unsaved and trainer.state.fn == "fit":
+            self._write(trainer)
+        if signum in _ENDING:
+            self._ended_by = signum
+            raise SIGTERMException
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._requeue(signum)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start to listen."""
+        self._watch(trainer, 0)
+        self._training = True
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start to listen."""
+        self._watch(trainer, trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start to listen."""
+        self._watch(trainer, trainer.num_test_batches)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start to listen."""
+        self._watch(trainer, trainer.num_predict_batches)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Obey a signal."""
+        self._evaluated(trainer)
+
+    def on_test_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Obey a signal."""
+        self._evaluated(trainer)
+
+    def on_predict_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Obey a signal."""
+        self._evaluated(trainer)
+
+    # ---------------------------------------------------------------- processes that hang
+
+    def _set_timeout(self, trainer: L.Trainer, seconds: float) -> None:
+        usual = distributed.DEFAULT_TIMEOUT
+        if self._group is not None and getattr(trainer.strategy, "_timeout", usual) == usual:
+            distributed.set_timeout(timedelta(seconds=seconds), self._group)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Allow the first process the usual time for what it does alone."""
+        self._training = False
+        self._set_timeout(trainer, distributed.DEFAULT_TIMEOUT.total_seconds())
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Allow the first process the usual time for what it does alone."""
+        self._set_timeout(trainer, distributed.DEFAULT_TIMEOUT.total_seconds())
+
+    def _end_frozen_peers(self) -> None:
+        """SIGKILL processes of this run and this machine that SIGSTOP has frozen: nothing else would end them."""
+        host = distributed.host_name()
+        for name, pid in self._peers:
+            if name == host and pid != os.getpid():
+                with contextlib.suppress(OSError, IndexError):
+                    if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
+                        os.kill(pid, signal.SIGKILL)
+
+
+def before_validation(loops: dict[str, Any]) -> dict[str, Any]:
+    """Make of the state of Lightning's loops after a training batch one that resumes with the validation due then.
+
+    Lightning itself takes the validation that follows a batch for done when it resumes from that batch's end. What it
+    does take up again is a validation that was interrupted; so the result says that its first batch was begun.
+
+    Args:
+        loops: ``trainer.fit_loop.state_dict()`` in ``on_train_batch_end``.
+    """
+    loops = copy.deepcopy(loops)
+    for part in ("total", "current"):
+        trained = loops["epoch_loop.batch_progress"][part]
+        trained["completed"] = trained["processed"]
+        validated = loops["epoch_loop.val_loop.batch_progress"][part]
+        done = validated["completed"] if part == "total" else 0
+        validated.update(ready=done + 1, started=done + 1, processed=done, completed=done)
+    return loops
+
+
+def stop_guard(trainer: L.Trainer) -> list[StopGuard]:
+    """The guard that a module adds to the callbacks of its trainer: none if there is one."""
+    present = any(isinstance(callback, StopGuard) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return [] if present else [StopGuard()]
