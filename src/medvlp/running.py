@@ -12,7 +12,9 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported so that LightningCLI knows their short names.
@@ -20,6 +22,7 @@ import medvlp.callbacks
 from medvlp.datamodules import DATA_MODULES
 from medvlp.errors import CheckpointError, ConfigError, MedVLPError, check_range
 from medvlp.io.yaml import parse_yaml, read_yaml
+from medvlp.methods.checkpoint_io import check_checkpoint
 from medvlp.registry import import_all
 from medvlp.tasks.base import Task
 from medvlp.tasks.catalog import TASKS
@@ -85,6 +88,15 @@ _TRAINER = {
 """Settings whose range Lightning does not check, or at whose edge a run does nothing."""
 
 
+def _checkpoints(config: Any) -> list[Path]:
+    """Checkpoints in the folders into which a run with this config writes its own."""
+    callbacks = config.trainer.callbacks or []
+    arguments = [item.get("init_args") or {} for item in (callbacks if isinstance(callbacks, list) else [callbacks])]
+    named = {Path(folder) for folder in (given.get("dirpath") for given in arguments) if folder}
+    folders = {*named, Path(config.trainer.default_root_dir or ".") / "checkpoints"}
+    return sorted(path for folder in folders for path in folder.glob("*.ckpt"))
+
+
 class CLI(LightningCLI):
     """LightningCLI with run folders in paths, checkpoints looked at first, and embeddings after ``predict``."""
 
@@ -101,11 +113,23 @@ class CLI(LightningCLI):
 
         Lightning would put the checkpoint's hyper-parameters over the config here; the config says what is built.
         """
-        path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
-        if path == "best":
-            raise ConfigError("--ckpt_path best: only the process that trained knows which is best; give the file")
+        if not self.config.get("subcommand"):
+            return
+        config = self.config[self.config.subcommand]
+        path, root = config.get("ckpt_path"), Path(config.trainer.default_root_dir or ".")
+        if path == "best" or (path == "hpc" and not any(root.glob("hpc_ckpt_*.ckpt"))):
+            there = ", ".join(map(str, _checkpoints(config))) or f"none in {root}"
+            raise CheckpointError(f"--ckpt_path {path} is known to the run that trained alone; name the file ({there})")
         if path and path not in ("last", "hpc"):  # which Lightning looks for in the run's folder
+            if "://" not in str(path):
+                check_checkpoint(path)
             read_checkpoint(path)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what LightningCLI does not know."""
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="fit: delete the checkpoints of an earlier run in the folder"
+        )
 
     def _set_seed(self) -> None:
         try:
@@ -163,7 +187,7 @@ class CLI(LightningCLI):
             raise ConfigError(f"trainer: {error}") from error
 
     def before_instantiate_classes(self) -> None:
-        """Fills in the run's folder."""
+        """Fill in the run's folder, and refuse to train over an earlier run's checkpoints."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         if not isinstance(config.trainer, Namespace):
             raise ConfigError(f"trainer must be a mapping of settings, not {config.trainer!r}")
@@ -171,6 +195,26 @@ class CLI(LightningCLI):
             check_range(interval, **{f"trainer.{name}": config.trainer.get(name) for name in names})
         for part in ("logger", "callbacks"):
             _fill_in_run_folder(config.trainer[part], config.trainer.default_root_dir or ".")
+        # not stored in the run's own config, with which one goes on
+        overwrite = config.pop("overwrite")
+        self._replaced: list[Path] = []
+        if self.subcommand != "fit" or config.ckpt_path or config.trainer.fast_dev_run:
+            return
+        root = Path(config.trainer.default_root_dir or ".")
+        if SLURMEnvironment.detect() and any(root.glob("hpc_ckpt_*.ckpt")):
+            return  # a requeued job, which Lightning resumes
+        self._replaced = _checkpoints(config)
+        if self._replaced and not overwrite:
+            raise ConfigError(
+                f"{self._replaced[-1]}: {root} holds an earlier run; resume it with --ckpt_path last, delete its "
+                "checkpoints with --overwrite true, or name another --trainer.default_root_dir"
+            )
+
+    def before_fit(self) -> None:
+        """Delete the checkpoints of a run that is replaced: "last" must never mean one of them."""
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            for path in self._replaced:
+                path.unlink(missing_ok=True)
 
     def before_predict(self) -> None:
         """Refuse tasks, which embed nothing; write what methods predict."""

@@ -294,6 +294,8 @@ def _medvlp(command: str, config: Path, checkpoint: Path | None, job: Job) -> An
     words = [command, "--config", str(config)]
     if checkpoint is not None:
         words += ["--ckpt_path", str(checkpoint)]
+    elif command == "fit":  # a job that was killed before its first last.ckpt begins again
+        words += ["--overwrite", "true"]
     devices = job.config["trainer"].get("devices", 1)
     alone = devices in (1, "1", [0]) or "SLURM_PROCID" in os.environ
     if alone:

@@ -85,6 +85,8 @@ class RadiographDataModule(L.LightningDataModule):
         pin_memory: page-locked batches, for faster copies to a CUDA device.
         cache_dir: folder of ``medvlp prepare``: images that it holds are not decoded again, and texts are tokenised
             once. The samples are the same as without. Keep it as safe as the corpus: texts can be had back from it.
+        loader_timeout: seconds to wait for a batch of the loader processes before the run ends with an error: one of
+            them is frozen, or the disk does not answer. 0 waits for ever.
     """
 
     targets: tuple[Target, ...] = ()
@@ -111,6 +113,7 @@ class RadiographDataModule(L.LightningDataModule):
         max_skipped: float = 0.05,
         pin_memory: bool = False,
         cache_dir: str | None = None,
+        loader_timeout: float = 240.0,
     ) -> None:
         super().__init__()
         check_range("[1, inf)", batch_size=batch_size, eval_batch_size=eval_batch_size)
@@ -136,6 +139,7 @@ class RadiographDataModule(L.LightningDataModule):
         self.on_error = on_error
         self.max_skipped = max_skipped
         self.pin_memory = pin_memory
+        self.loader_timeout = loader_timeout
         self.train_set: RadiographDataset | None = None
         self.val_set: RadiographDataset | None = None
         self.test_set: RadiographDataset | None = None
@@ -414,5 +418,6 @@ class RadiographDataModule(L.LightningDataModule):
             "collate_fn": self._collate(dataset),
             "pin_memory": self.pin_memory,
             "persistent_workers": self.num_workers > 0,
+            "timeout": self.loader_timeout if self.num_workers else 0,
             "worker_init_fn": _one_thread,
         }

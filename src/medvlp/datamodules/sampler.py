@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from medvlp.errors import MedVLPError
+from medvlp.errors import DataError, MedVLPError
 from medvlp.seeding import derive_seed
 
 
@@ -97,6 +97,20 @@ class _OnFirstUse:
             if plain is error:
                 raise
             raise plain from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            _end_workers(self._iterator)
+            raise DataError(
+                f"{error}: a loader process is frozen, or the disk does not answer; data.loader_timeout is the limit"
+            ) from error
+
+
+def _end_workers(iterator: Any) -> None:
+    """End loader processes that may be frozen: this process would wait for them at its own end."""
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        worker.kill()
 
 
 def _without_traceback(error: MedVLPError) -> MedVLPError:

@@ -284,7 +284,13 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The guards of every run, and the moving average where one is wanted."""
-        callbacks: list[L.Callback] = [KeepTargets(), NonFiniteGuard(), SkippedItems(), UntrainedGuard(), *stop_guard(self.trainer)]
+        callbacks: list[L.Callback] = [
+            KeepTargets(),
+            NonFiniteGuard(),
+            SkippedItems(),
+            UntrainedGuard(),
+            *stop_guard(self.trainer),
+        ]
         if self.ema_decay is not None and self.trainer.state.fn == "fit":
             callbacks.append(MovingAverage(self.ema_decay))
         return callbacks

@@ -62,6 +62,7 @@ class StopGuard(Checkpoint):
         self._group: Any = None
         self._peers: list[tuple[str, int]] = []
         self._aligned = True
+        self._process = os.getpid()
 
     # ---------------------------------------------------------------- last.ckpt
 
@@ -70,7 +71,7 @@ class StopGuard(Checkpoint):
         self._reset()
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
-        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if stage != "fit":
             return
         savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
         silent = [saver for saver in savers if saver.save_last is None]
@@ -86,7 +87,8 @@ class StopGuard(Checkpoint):
         self._due = True
 
     def _write(self, trainer: L.Trainer) -> None:
-        for saver in self._savers:
+        # In such a run Lightning saves no checkpoint but one: it would put it over the last one of the folder.
+        for saver in [] if trainer.fast_dev_run else self._savers:  # type: ignore[attr-defined]
             # This must not count as one of the saver's own saves, or it would leave out that of the best epoch.
             before = saver._last_global_step_saved, saver._last_checkpoint_saved
             type(saver)._save_last_checkpoint(saver, trainer, saver._monitor_candidates(trainer))
@@ -133,8 +135,7 @@ class StopGuard(Checkpoint):
             # was resumed not at all; "restarting" makes it leave that to this line.
             loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
             trainer.fit_loop._restarting = True
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write(trainer)
+        self._write(trainer)
         self._obey(trainer, self._agreed())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -180,6 +181,8 @@ class StopGuard(Checkpoint):
                 signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return  # a loader process, which inherits this: the one that reads from it decides
         if signum == signal.SIGINT:
             if self._signal or not self._training:
                 raise KeyboardInterrupt
