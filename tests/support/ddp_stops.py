@@ -1,13 +1,19 @@
 """Two gloo processes that train together, of which one or both are told to stop, or are frozen."""
 
+import json
 import os
 import signal
+import socket
+import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from helpers import datamodule, sizes, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from medvlp_baselines.template.module import TemplateMethod
 
 from medvlp.methods.optim import OptimConfig
 from medvlp.methods.stopping import StopGuard
@@ -42,8 +48,6 @@ def work(rank: int, folder: str, port: int, signals: list[tuple[int, int, str, i
         signals: (rank, signal, hook, step) of each signal.
         timeout: seconds that they wait for each other in training.
     """
-    from medvlp_baselines.template.module import TemplateMethod
-
     torch.set_num_threads(1)
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
@@ -71,3 +75,35 @@ def work(rank: int, folder: str, port: int, signals: list[tuple[int, int, str, i
         callbacks=[*sending, saving, StopGuard(timeout)],
     )
     run.fit(model, datamodule=data)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def main(folder: Path, stops: list[tuple[list[tuple[int, int, str, int]], float]]) -> None:
+    """Each pair of processes in a folder of its own, with a note of how they ended."""
+    for number, (signals, timeout) in enumerate(stops):
+        run, port = folder / str(number), _free_port()
+        pids = []
+        for rank in range(2):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                code: Any = 1
+                try:
+                    work(rank, str(run), port, signals, timeout)
+                    code = 0
+                except SystemExit as end:
+                    code = end.code
+                except BaseException:
+                    traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(code)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        (run / "codes.json").write_text(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
