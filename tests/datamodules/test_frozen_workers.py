@@ -24,7 +24,7 @@ class _Freezing(Dataset):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_frozen_loader_process_is_an_error(workers):
     before = set(multiprocessing.active_children())
-    loader = PlainErrorLoader(_Freezing(), num_workers=workers, persistent_workers=True, timeout=1.0)
+    loader = PlainErrorLoader(_Freezing(), num_workers=workers, persistent_workers=True, patience=1.0)
     with pytest.raises(DataError, match=r"loader_timeout"):
         list(loader)
     started = set(multiprocessing.active_children()) - before

@@ -418,6 +418,6 @@ class RadiographDataModule(L.LightningDataModule):
             "collate_fn": self._collate(dataset),
             "pin_memory": self.pin_memory,
             "persistent_workers": self.num_workers > 0,
-            "timeout": self.loader_timeout if self.num_workers else 0,
+            "patience": self.loader_timeout,
             "worker_init_fn": _one_thread,
         }

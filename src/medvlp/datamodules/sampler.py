@@ -1,5 +1,6 @@
 """An order of samples that can be entered at any point, and the loader that finds that point by itself."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,8 +80,9 @@ Position = Callable[[], "tuple[int, int, int, int] | None"]
 class _OnFirstUse:
     """An iterator that is created when its first element is asked for."""
 
-    def __init__(self, create: Callable[[], Iterator]) -> None:
+    def __init__(self, create: Callable[[], Iterator], patience: float = 0) -> None:
         self._create: Callable[[], Iterator] | None = create
+        self._patience = patience
         self._iterator: Iterator | None = None
 
     def __iter__(self) -> "_OnFirstUse":
@@ -90,6 +92,18 @@ class _OnFirstUse:
         if self._create is not None:
             self._iterator, self._create = self._create(), None
         assert self._iterator is not None
+        workers, hung = getattr(self._iterator, "_workers", []), threading.Event()
+
+        def end() -> None:
+            hung.set()
+            for worker in workers:
+                worker.kill()
+
+        # torch's own timeout does not cover a process that is frozen in the midst of handing over a batch.
+        timer = threading.Timer(self._patience, end)
+        timer.daemon = True
+        if workers and self._patience:
+            timer.start()
         try:
             return next(self._iterator)
         except MedVLPError as error:
@@ -97,20 +111,15 @@ class _OnFirstUse:
             if plain is error:
                 raise
             raise plain from error
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader timed out"):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not hung.is_set():
                 raise
-            _end_workers(self._iterator)
             raise DataError(
-                f"{error}: a loader process is frozen, or the disk does not answer; data.loader_timeout is the limit"
+                f"no batch from {len(workers)} loader processes in {self._patience:g} s: one is frozen, or the disk "
+                "does not answer; data.loader_timeout is the limit"
             ) from error
-
-
-def _end_workers(iterator: Any) -> None:
-    """End loader processes that may be frozen: this process would wait for them at its own end."""
-    iterator._shutdown_workers()
-    for worker in iterator._workers:
-        worker.kill()
+        finally:
+            timer.cancel()
 
 
 def _without_traceback(error: MedVLPError) -> MedVLPError:
@@ -123,10 +132,20 @@ def _without_traceback(error: MedVLPError) -> MedVLPError:
 
 
 class PlainErrorLoader(DataLoader):
-    """A loader whose workers report deliberate errors in one line, as they do in the main process."""
+    """A loader whose workers report deliberate errors in one line, as they do in the main process.
+
+    Args:
+        *args: as for :class:`torch.utils.data.DataLoader`.
+        patience: seconds to wait for a batch of the workers; then they are killed, which is an error. 0 waits for ever.
+        **kwargs: as above.
+    """
+
+    def __init__(self, *args: Any, patience: float = 0, **kwargs: Any) -> None:
+        self.patience = patience
+        super().__init__(*args, **kwargs)
 
     def __iter__(self) -> Iterator:  # type: ignore[override]
-        return _OnFirstUse(self._begin)
+        return _OnFirstUse(self._begin, self.patience)
 
     def _begin(self) -> Iterator:
         return super().__iter__()
