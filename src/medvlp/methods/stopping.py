@@ -99,7 +99,7 @@ class StopGuard(Checkpoint):
         for saver, save_last in zip(self._savers, self._save_last, strict=True):
             saver.save_last = save_last
             del saver._save_last_checkpoint
-        self._savers = []
+        self._savers, self._save_last = [], []
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let a resumed run validate what was trained but not validated, and go on with an epoch that was cut short."""
