@@ -12,7 +12,7 @@ from medvlp.benchmark.grid import read_grid
 from medvlp.benchmark.jobs import Job, expand
 from medvlp.benchmark.progress import Progress, duration
 from medvlp.benchmark.runner import Runner, guess
-from medvlp.benchmark.work import job_folder
+from medvlp.benchmark.work import job_folder, leave_note
 from medvlp.errors import ConfigError
 from medvlp.results import ResultRow, append_rows, sha256_of
 
@@ -184,3 +184,12 @@ def test_a_job_over_its_time_is_recorded_as_failed_with_the_reason_and_others_go
     (described,) = [j for j in json.loads((small.work / "grid.json").read_text())["jobs"] if j["hash"] == slow.hash]
     assert described["error"] == note["error"]
     assert _run(small)[1] == [slow], "it is tried again"
+
+
+def test_a_failed_pre_training_is_tried_again_with_its_tasks(small):
+    def fail(job, *rest):
+        return pretend(job, *rest) if job.kind == "task" else leave_note(job, small.work, "no luck")
+
+    first, _ = _run(small, fail)
+    assert sorted(set(first.values())) == ["blocked", "done", "failed"]
+    assert set(_run(small)[0].values()) == {"done"}

@@ -122,6 +122,7 @@ class Runner:
         # a pre-trained method whose tasks are all done is not needed again, even if its checkpoint was deleted
         tasks_left = {job.needs for job in left if job.kind == "task"}
         left = [job for job in left if job.kind == "task" or job.hash in tasks_left]
+        states |= {job.hash: "waiting" for job in left}  # a failed pre-training that is tried again blocks no task
         for job in self.wanted:
             progress.states[job.hash] = states[job.hash]
         checkpoints = {h: checkpoint_of(self.work, self.by_hash[h]) for h in tasks_left if h and states[h] == "done"}
