@@ -24,6 +24,8 @@ time               when the row was written, UTC
 ================== ====================================================================================
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -113,10 +115,7 @@ def sha256_of(value: Any) -> str:
 
 
 def append_rows(path: str | Path, rows: Iterable[ResultRow]) -> Path:
-    """Appends rows to a JSON Lines file in one write, so that two runs may write the same file.
-
-    A last line that an interrupted run cut short is closed first: it stays alone on its line, where
-    :func:`read_rows` reports it.
+    """Appends rows to a JSON Lines file; see :func:`append_lines`.
 
     Args:
         path: the file; made with its folder where there is none.
@@ -125,16 +124,37 @@ def append_rows(path: str | Path, rows: Iterable[ResultRow]) -> Path:
     Returns:
         The path.
     """
+    return append_lines(path, [json.dumps(_without_nan(asdict(row)), allow_nan=False) for row in rows])
+
+
+def append_lines(path: str | Path, lines: Iterable[str]) -> Path:
+    """Append whole lines to a file, under a lock, so that several processes may write the same file.
+
+    A line that a killed process cut short is closed first: it stays alone on its line, where :func:`read_rows` reports
+    it. If the disk is full, nothing is appended.
+
+    Args:
+        path: the file; made with its folder where there is none.
+        lines: without their newlines.
+
+    Returns:
+        The path.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(_without_nan(asdict(row)), allow_nan=False) + "\n" for row in rows]
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size = os.lseek(descriptor, 0, os.SEEK_END)
-        cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, (("\n" if cut else "") + "".join(lines)).encode())
-    finally:
-        os.close(descriptor)
+    with path.open("a+b", buffering=0) as file:
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        cut = size > 0 and file.read(1) != b"\n"
+        left = memoryview((("\n" if cut else "") + "".join(f"{line}\n" for line in lines)).encode())
+        try:
+            while left:  # the system may take less than it is given
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(size)
+            raise
     return path
 
 
@@ -153,7 +173,7 @@ def parse_json(content: bytes) -> Any:
         ValueError: it is not JSON, not UTF-8, nested too deeply, or has a number that is too long.
     """
     try:
-        value = json.loads(content)
+        value = json.loads(content.decode("utf-8-sig"))
         if b"\\ud" in content.lower():
             json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates is no text
         return value
@@ -224,7 +244,11 @@ def numbered_rows(path: str | Path) -> tuple[dict[int, dict[str, Any]], list[int
 def warn_of_broken(path: str | Path, lines: Sequence[int]) -> None:
     """Warns of lines that are no result rows, with their numbers; says nothing if there are none."""
     if lines:
-        warnings.warn(f"{path}: line(s) {lines} are no result rows (cut short or damaged): left out", stacklevel=3)
+        more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
+        warnings.warn(
+            f"{path}: line(s) {list(lines[:10])}{more} are no result rows (cut short or damaged): left out",
+            stacklevel=3,
+        )
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

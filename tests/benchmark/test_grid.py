@@ -131,6 +131,14 @@ WRONG = {
     ),
     "no such config": ({"methods": {"m": {"pretrain": "nowhere.yaml"}}}, ["nowhere.yaml", "no such file"]),
     "no such checkpoint": ({"methods": {"m": {"checkpoint": "nowhere.ckpt"}}}, ["'m'", "nowhere.ckpt"]),
+    "a checkpoint to download": (
+        {"methods": {"m": {"checkpoint": "https://example.org/m.ckpt"}}},
+        ["'m'", "https://example.org/m.ckpt: is a URL; download it first"],
+    ),
+    "weights to download": (
+        {"methods": {"m": {"encoder": {"image": {"name": "resnet18", "weights": "s3://there/m.pth"}}}}},
+        ["'m'", "s3://there/m.pth: is a URL; download it first"],
+    ),
     "a method of nothing": ({"methods": {"m": {"title": "M"}}}, ["'m'", "pretrain, checkpoint, encoder"]),
     "a method of two things": (
         {"methods": {"m": {"checkpoint": "a", "pretrain": "b"}}},

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from medvlp.benchmark import collect as collect_module
 from medvlp.benchmark import runner as runner_module
+from medvlp.benchmark.collect import rows_of
 from medvlp.benchmark.executors import InProcess, JobTimeoutError
 from medvlp.benchmark.grid import read_grid
 from medvlp.benchmark.jobs import Job, expand
@@ -14,7 +16,7 @@ from medvlp.benchmark.progress import Progress, duration
 from medvlp.benchmark.runner import Runner, guess
 from medvlp.benchmark.work import job_folder, leave_note
 from medvlp.errors import ConfigError
-from medvlp.results import ResultRow, append_rows, sha256_of
+from medvlp.results import ResultRow, append_rows, numbered_rows, sha256_of
 
 ROW = {
     **{"method": "m", "checkpoint": "c", "task": "classification", "protocol": "linear", "dataset": "rsna"},
@@ -193,3 +195,30 @@ def test_a_failed_pre_training_is_tried_again_with_its_tasks(small):
     first, _ = _run(small, fail)
     assert sorted(set(first.values())) == ["blocked", "done", "failed"]
     assert set(_run(small)[0].values()) == {"done"}
+
+
+def test_a_collection_that_is_cut_short_leaves_the_results_as_they_were(small, monkeypatch):
+    _run(small)
+    results = small.work / "results.jsonl"
+    before = results.read_bytes()
+    last = [job for job in small.jobs if job.kind == "task"][-1]
+
+    def breaks(work, job, grid):
+        if job is last:
+            raise KeyboardInterrupt
+        return rows_of(work, job, grid)
+
+    monkeypatch.setattr(collect_module, "rows_of", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        collect_module.collect(small.work, small.jobs, small.grid)
+    assert results.read_bytes() == before
+
+
+def test_rows_are_added_below_a_line_that_was_cut_short(small):
+    job = next(job for job in small.jobs if job.kind == "task")
+    pretend(job, small.work, None)
+    results = small.work / "results.jsonl"
+    results.write_text('{"metric": "au')
+    collect_module.append(small.work, job, small.grid)
+    rows, cut = numbered_rows(results)
+    assert (list(rows), cut) == ([2], [1])

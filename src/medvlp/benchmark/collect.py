@@ -10,7 +10,7 @@ from medvlp._version import __version__
 from medvlp.benchmark.grid import Grid
 from medvlp.benchmark.jobs import Job
 from medvlp.benchmark.work import LOG, RESULTS, is_done, job_folder, read_state
-from medvlp.results import read_rows
+from medvlp.results import append_lines, read_rows
 
 COLLECTED, DESCRIBED = "results.jsonl", "grid.json"
 
@@ -38,9 +38,7 @@ def rows_of(work: Path, job: Job, grid: Grid) -> list[dict[str, Any]]:
 
 def append(work: Path, job: Job, grid: Grid) -> None:
     """Adds the rows of a job that has just ended; :func:`collect` makes the file whole whatever happens to this."""
-    text = "".join(json.dumps(row) + "\n" for row in rows_of(work, job, grid))
-    with (work / COLLECTED).open("a", encoding="utf-8") as file:
-        file.write(text)
+    append_lines(work / COLLECTED, map(json.dumps, rows_of(work, job, grid)))
 
 
 def collect(work: Path, jobs: Sequence[Job], grid: Grid) -> tuple[int, int]:

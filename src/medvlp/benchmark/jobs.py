@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from medvlp.benchmark.configs import assemble, meaning
 from medvlp.benchmark.grid import Grid, MethodSpec, Seeds
-from medvlp.errors import ConfigError
+from medvlp.errors import CheckpointError, ConfigError
+from medvlp.io.paths import local_file
 from medvlp.results import sha256_of
 from medvlp.tasks.catalog import TASKS, TaskEntry
 
@@ -247,12 +248,16 @@ def _encoder(name: str, method: MethodSpec, seeds: Seeds) -> tuple[dict[str, Any
     if method.pretrain:
         return {"checkpoint": ENCODER}, None
     if method.checkpoint:
-        path = Path(method.checkpoint)
-        if not path.is_file():
-            raise ConfigError(f"method {name!r}: {path}: no such checkpoint; give its path, or a pretrain config")
+        path = _local(name, method.checkpoint, "checkpoint")
         return {"checkpoint": str(path)}, sha256_of(path)
     encoder = dict(method.encoder or {})
     weights = (encoder.get("image") or {}).get("weights")
-    if weights and not Path(weights).is_file():
-        raise ConfigError(f"method {name!r}: {weights}: no such weights file; give its path, or take the method out")
-    return {"seed": seeds.pretrain, **encoder}, sha256_of(Path(weights)) if weights else None
+    digest = sha256_of(_local(name, weights, "weights file (.safetensors or .pth)")) if weights else None
+    return {"seed": seeds.pretrain, **encoder}, digest
+
+
+def _local(method: str, path: str, what: str) -> Path:
+    try:
+        return local_file(path, what)
+    except CheckpointError as error:
+        raise ConfigError(f"method {method!r}: {error}") from error
