@@ -85,11 +85,22 @@ def test_paper_values():
 
 # ---------------------------------------------------------------- files that are no configs
 
+
+def _bomb(twice: str) -> bytes:
+    """YAML of 30 lines of which each stands for twice the one before it."""
+    return "\n".join(["a0: &a0 {x: 1}", *(f"a{n + 1}: &a{n + 1} {twice.format(n)}" for n in range(29))]).encode()
+
+
 BROKEN = {
     "twice": (b"trainer:\n  max_epochs: 1\n  max_epochs: 2\n", "line 3: 'max_epochs' stands twice"),
     "twice in a list": (b"trainer: {callbacks: [{class_path: a, class_path: b}]}\n", "line 1: 'class_path'"),
     "latin-1": ("# caf\xe9\ntrainer: {}\n".encode("latin-1"), "not UTF-8"),
     "deep": (b"trainer: " + b"[" * 4000 + b"]" * 4000, "nested too deeply"),
+    "deep, but readable": (b"trainer: " + b"[" * 200 + b"]" * 200, "nested too deeply"),
+    "aliases of aliases": (_bomb("[*a{0}, *a{0}]"), "aliases"),
+    "merges of merges": (_bomb("{{<<: [*a{0}, *a{0}]}}"), "aliases"),
+    "long text, many aliases": (b"a: &a " + b"x" * 9_000 + b"\nb: [" + b"*a, " * 200 + b"]", "aliases"),
+    "an alias in its anchor": (b"trainer: &a {callbacks: [*a]}", "line 1: an alias"),
     "cut": (b"trainer: {max_epochs: 1\n", "line 2"),
     "long number": (b"trainer: {max_epochs: " + b"9" * 5000 + b"}", "5000 digits"),
 }

@@ -147,6 +147,9 @@ DAMAGED = {
     "numbers as texts": b'{"state": "done", "seconds": "1", "results_sha256": "x", "checkpoint_sha256": "x"}',
     "a place that is none": b'{"state": "done", "seconds": 1, "checkpoint": 5, "checkpoint_sha256": 5}',
     "a failure without a text": b'{"state": "failed", "seconds": 1, "error": [1]}',
+    "a cost of words": (
+        b'{"state": "done", "seconds": 1, "results_sha256": "x", "checkpoint_sha256": "x", "cost": {"watts": "5"}}'
+    ),
     "an unknown state": b'{"state": "lost", "seconds": 1}',
 }
 

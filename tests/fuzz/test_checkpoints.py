@@ -189,6 +189,6 @@ class Heads(Kind):
         command("test", "--config", self.config, "--ckpt_path", path, "--trainer.default_root_dir", trial.folder)
 
 
-@pytest.mark.parametrize("kind", [Methods, Archives], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [Methods, Archives, Heads], ids=lambda kind: kind.name)
 def test_mutated_checkpoints(kind, mutations):
     mutations(kind)

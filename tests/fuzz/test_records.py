@@ -429,6 +429,6 @@ def boxes_of(content: Any, name: str) -> list[list[float]]:
     return found
 
 
-@pytest.mark.parametrize("kind", [Prompts, Results, Features, Caches, Coco], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [Prompts, Results, Notes, Features, Caches, Coco], ids=lambda kind: kind.name)
 def test_mutated_records(kind, mutations):
     mutations(kind)

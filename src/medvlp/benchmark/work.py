@@ -36,6 +36,7 @@ from filelock import FileLock, Timeout
 
 from medvlp.benchmark.configs import with_settings
 from medvlp.benchmark.jobs import ENCODER, Job
+from medvlp.benchmark.report.gridfile import FIGURES
 from medvlp.errors import CheckpointError, ConfigError, DataError, MedVLPError
 from medvlp.results import parse_json, read_json, read_rows, sha256_of
 
@@ -82,7 +83,14 @@ def _wrong_of(state: dict[str, Any]) -> str:
     texts = ("error",) if state["state"] == "failed" else ("checkpoint", "checkpoint_sha256", "results_sha256")
     if any(not isinstance(state.get(key, ""), str) for key in texts) or not any(state.get(key) for key in texts):
         return f"none of {', '.join(texts)} is a text" if len(texts) > 1 else "error is no text"
-    return "" if isinstance(state.get("cost", {}), dict) else "cost is no object"
+    cost = state.get("cost", {})
+    if not isinstance(cost, dict):
+        return "cost is no object"
+    for name in FIGURES:
+        value = cost.get(name, 0.0)
+        if value is not None and type(value) is not float and not (type(value) is int and abs(value) < 1e300):
+            return f"cost: {name} is no number"
+    return ""
 
 
 def is_done(work: Path, job: Job) -> bool:

@@ -9,14 +9,50 @@ import yaml
 
 from medvlp.errors import ConfigError
 
+_ADDED = 1_000_000
+"""What aliases may add to a document, in values and characters; nested ones double it with every line."""
+
+_DEPTH = 100
+"""Levels that a document may have; what writes configs ends at some 200, depending on who calls it."""
+
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, and in which dates are text, as jsonargparse reads them."""
+    """YAML without twice the same key and without endless aliases; dates are text, as jsonargparse reads them."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:timestamp"]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Override: refuse a document that its aliases make far longer than it is, before anything is built of it."""
+        node = super().get_single_node()
+        if node is not None:
+            _measured(node, {}, [0])
+        return node
+
+
+def _measured(node: yaml.Node, known: dict[yaml.Node, tuple[int, int]], added: list[int]) -> tuple[int, int]:
+    """Size and depth of a node with every alias written out; sums up what those add."""
+    if node in known:
+        size = known[node][0]
+        added[0] += size
+        if not size or added[0] > _ADDED:
+            problem = "its aliases make it far too long" if size else "an alias stands within its own anchor"
+            raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+        return known[node]
+    known[node], size, depth = (0, 0), 1, 0
+    if isinstance(node, yaml.ScalarNode):
+        size += len(node.value)
+    else:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
+        for part in (part for pair in pairs for part in pair):
+            part_size, part_depth = _measured(part, known, added)
+            size, depth = size + part_size, max(depth, part_depth + 1)
+    if depth > _DEPTH:
+        raise RecursionError
+    known[node] = size, depth
+    return known[node]
 
 
 def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -44,7 +80,8 @@ def parse_yaml(text: str, where: str | Path = "YAML") -> Any:
         where: what errors call it.
 
     Raises:
-        ConfigError: it is not YAML, a key stands twice in it, or it is nested too deeply.
+        ConfigError: it is not YAML, a key stands twice in it, it is nested too deeply, or its aliases
+            make it too long.
     """
     try:
         return yaml.load(text, Loader=_UniqueKeys)
