@@ -6,6 +6,7 @@ Nothing heavy is imported before it is known to be needed: ``medvlp --help`` and
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,6 +169,13 @@ def _deliberate(error: BaseException | None) -> str | None:
     return None
 
 
+def _interrupted(end: BaseException | None) -> bool:
+    """Whether Ctrl-C ended the command; Lightning turns it into an exit with status 1."""
+    while end is not None and not isinstance(end, KeyboardInterrupt):
+        end = end.__cause__ or end.__context__
+    return end is not None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The console command.
 
@@ -193,6 +201,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         # whoever read the output has closed it (medvlp list | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if not _interrupted(end):
+            raise
+        print("medvlp: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         deliberate = _deliberate(error)
         if deliberate is None:

@@ -1,5 +1,6 @@
 """What the runner does with jobs, whatever they are: here they write a note and nothing else."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from filelock import FileLock
 
 from medvlp.benchmark import collect as collect_module
+from medvlp.benchmark import run_command
 from medvlp.benchmark import runner as runner_module
 from medvlp.benchmark.collect import rows_of
 from medvlp.benchmark.executors import InProcess, JobTimeoutError
@@ -225,3 +227,23 @@ def test_rows_are_added_below_a_line_that_was_cut_short(small):
     collect_module.append(small.work, job, small.grid)
     rows, cut = numbered_rows(results)
     assert (list(rows), cut) == ([2], [1])
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(130)], ids=["between jobs", "in a job"])
+def test_an_interrupted_run_says_what_was_done(tiny_grid, monkeypatch, capsys, end):
+    path, ended = tiny_grid(), []
+
+    def some(job, work, checkpoint):
+        if len(ended) == 2:
+            raise end
+        ended.append(job)
+        return pretend(job, work, checkpoint)
+
+    monkeypatch.setattr(run_command, "_executor", lambda *_: InProcess(some))
+    parser = argparse.ArgumentParser()
+    run_command.add_arguments(parser)
+    with pytest.raises(type(end)):
+        run_command.run(parser.parse_args(["--config", str(path)]))
+    left = len(expand(read_grid(path))) - 2
+    printed = capsys.readouterr().err
+    assert printed == f"ended before it was done: 2 done, {left} waiting; the same command goes on from there\n"

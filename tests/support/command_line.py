@@ -73,7 +73,14 @@ class CommandLine:
             cwd=folder,
         )
 
-    def __call__(self, *argv: str | Path, cwd: Path | None = None, end_at: int = 0, largest_file: int = 0) -> Result:
+    def __call__(
+        self,
+        *argv: str | Path,
+        cwd: Path | None = None,
+        end_at: int = 0,
+        end_by: signal.Signals = signal.SIGKILL,
+        largest_file: int = 0,
+    ) -> Result:
         """Runs one command and waits for its end.
 
         Args:
@@ -81,12 +88,18 @@ class CommandLine:
             cwd: where it runs.
             end_at: which change of the disk (a file opened for writing, renamed or removed, a folder made) it does not
                 survive: it ends there as from SIGKILL; never if 0.
+            end_by: another signal that it gets there.
             largest_file: bytes beyond which files cannot grow, as on a disk that is full; no limit if 0.
         """
         self._count += 1
         out, err = (self._folder / f"{self._count}.{stream}" for stream in ("out", "err"))
         job = {"argv": [str(a) for a in argv], "cwd": str(cwd or self._folder), "out": str(out), "err": str(err)}
-        job |= {"end_at": end_at, "largest_file": largest_file, "changes": str(self._folder / f"{self._count}.changes")}
+        job |= {
+            "end_at": end_at,
+            "end_by": int(end_by),
+            "largest_file": largest_file,
+            "changes": str(self._folder / f"{self._count}.changes"),
+        }
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(job) + "\n")
@@ -171,8 +184,8 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
     return path
 
 
-def _count_changes(end_at: int, report: Path) -> None:
-    """Counts the changes of the disk by this process, and ends it at one of them."""
+def _count_changes(end_at: int, end_by: int, report: Path) -> None:
+    """Counts the changes of the disk by this process, and signals it at one of them."""
     count, own = 0, os.getpid()
 
     def seen(event: str, arguments: tuple[Any, ...]) -> None:
@@ -181,7 +194,7 @@ def _count_changes(end_at: int, report: Path) -> None:
         if os.getpid() == own and (writes or event in ("os.rename", "os.remove", "os.mkdir")):
             count += 1
             if count == end_at:
-                os.kill(own, signal.SIGKILL)
+                os.kill(own, end_by)
 
     sys.addaudithook(seen)
     atexit.register(lambda: report.write_text(str(count)))
@@ -214,7 +227,7 @@ def _serve() -> None:
             sys.argv = ["medvlp", *job["argv"]]
             if job["largest_file"]:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"], job["largest_file"]))
-            _count_changes(job["end_at"], Path(job["changes"]))
+            _count_changes(job["end_at"], job["end_by"], Path(job["changes"]))
             return
         answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}\n")
         answers.flush()

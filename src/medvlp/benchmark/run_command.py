@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     executor = _executor(args, grid, any(job.timeout_min is not None for job in runner.wanted))
     with Progress(runner.wanted) as progress:
-        states = runner.run(executor, progress)
+        try:
+            states = runner.run(executor, progress)
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a signal that a job was ended by
+            text = counted({h: "waiting" if state == "running" else state for h, state in progress.states.items()})
+            print(f"ended before it was done: {text}; the same command goes on from there", file=sys.stderr)
+            raise
     print(f"{counted(states)}; rows in {grid.folder / 'results.jsonl'}")
     return int(any(state != "done" for state in states.values()))
 

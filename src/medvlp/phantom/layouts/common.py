@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -155,7 +156,10 @@ def _run(
     # Not multiprocessing.Pool, which goes on starting processes when a script without a guard kills each at its start.
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
+        # Ctrl-C reaches the main process alone, which ends the others.
+        ignored = (signal.SIGINT, signal.SIG_IGN)
+        count = min(workers, len(chunks))
+        with ProcessPoolExecutor(count, mp_context=context, initializer=signal.signal, initargs=ignored) as pool:
             yield from pool.map(_write_chunk, chunks)
     except BrokenProcessPool as error:
         raise ConfigError(
