@@ -305,3 +305,10 @@ def test_more_pixels_than_the_header_says_are_refused(tmp_path, change):
     with pytest.raises(UnreadableItemError, match="more pixel data"):
         read_dicom(path)
     assert "more pixel data" in read_header(path).problem
+
+
+def test_zeros_beyond_the_image_are_padding(tmp_path):
+    plain = read_dicom(_write(tmp_path / "x.dcm", RAMP8)).pixels
+    path = _write(tmp_path / "y.dcm", RAMP8, PixelData=RAMP8.tobytes() + bytes(4 * RAMP8.shape[1]))
+    assert not read_header(path).problem
+    assert np.array_equal(read_dicom(path).pixels, plain)

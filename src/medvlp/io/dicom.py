@@ -116,7 +116,7 @@ def _decode(path: Path, data: Any, photometric: str, damaged: str) -> np.ndarray
         if not data.get("NumberOfFrames"):  # 0 and empty count as absent
             data.NumberOfFrames = 1
         plain = not data.file_meta.TransferSyntaxUID.is_encapsulated and "PixelData" in data
-        if plain and (problem := length_problem(data, len(data.PixelData))):
+        if plain and (problem := length_problem(data, len(data.PixelData), lambda start: data.PixelData[start:])):
             raise unreadable(path, problem)
         strict = _strict_jpeg(path, data) if damaged == "refuse" else None
         if strict is not None and grey and strict.shape == (data.Rows, data.Columns) and not data.PixelRepresentation:

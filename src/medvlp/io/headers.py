@@ -3,7 +3,7 @@
 import os
 import stat
 import zlib
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -347,16 +347,27 @@ def _dicom_header(file: IO[bytes], path: Path) -> ImageHeader:
     return replace(header, problem=_data_problem(data, None if deflated else file))
 
 
-def length_problem(data: Any, length: int) -> str:
-    """Whether uncompressed pixel data of a length in bytes are fewer, or by a row or column more, than the tags say."""
+def length_problem(data: Any, length: int, rest: Callable[[int], bytes]) -> str:
+    """Compare the length of uncompressed pixel data with the size that the tags give, or return "".
+
+    Zeros beyond the image are padding, and so is anything shorter than a row and a column.
+
+    Args:
+        data: pydicom's data set.
+        length: of the pixel data in bytes.
+        rest: returns the pixel data from an offset on.
+    """
     pixels = int(data.Rows) * int(data.Columns) * max(int(data.get("NumberOfFrames") or 1), 1)
     depth = int(data.BitsAllocated) * int(data.SamplesPerPixel)
     if "422" in str(data.get("PhotometricInterpretation", "")):
         return ""
-    if length < pixels * depth // 8:
+    needed = pixels * depth // 8
+    if length < needed:
         return "truncated DICOM file"
-    surplus = length - pixels * depth // 8 >= max(min(int(data.Rows), int(data.Columns)) * depth // 8, 2)
-    return "DICOM file with more pixel data than Rows and Columns say" if surplus else ""
+    padding = max(min(int(data.Rows), int(data.Columns)) * depth // 8, 2)
+    if length - needed < padding or not any(rest(needed)):
+        return ""
+    return "DICOM file with more pixel data than Rows and Columns say"
 
 
 def _data_problem(data: Any, file: IO[bytes] | None) -> str:
@@ -379,7 +390,14 @@ def _data_problem(data: Any, file: IO[bytes] | None) -> str:
     here = file.tell()
     left = file.seek(0, os.SEEK_END) - here
     if length != _UNDEFINED:
-        return "truncated DICOM file" if length > left else length_problem(data, length)
+        if length > left:
+            return "truncated DICOM file"
+
+        def rest(start: int) -> bytes:
+            file.seek(here + start)
+            return file.read(length - start)
+
+        return length_problem(data, length, rest)
     file.seek(here)
     return "" if _items_end(file) else "truncated DICOM file"
 
