@@ -75,9 +75,10 @@ def test_primary_metrics(tmp_path, rows):
     assert primary_of("retrieval", {"precision@5/i2i", "precision@5/p2i"}) == "precision@5/i2i"
     assert primary_of("captioning", {"bleu"}) is None
     frame = collected(write(tmp_path / "r.jsonl", rows))
-    assert primary_rows(frame)["metric"].tolist() == ["auroc"]
+    assert primary_rows(frame)[0]["metric"].tolist() == ["auroc"]
+    assert primary_rows(frame)[1] == ""
     three = [{**row, "notes": {"model": {"labels": "multiclass"}}} for row in rows]
-    assert primary_rows(collected(write(tmp_path / "r.jsonl", three)))["metric"].tolist() == ["accuracy"]
+    assert primary_rows(collected(write(tmp_path / "r.jsonl", three)))[0]["metric"].tolist() == ["accuracy"]
     assert is_performance("auroc/Edema")
     assert not any(map(is_performance, ["classes_absent", "floor/dice_all", "chance/recall@1/i2t", "prior_centre/iou"]))
 

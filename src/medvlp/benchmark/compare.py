@@ -16,7 +16,7 @@ from rich.table import Table
 
 from medvlp.benchmark.differences import RESAMPLES, Difference, difference
 from medvlp.benchmark.resampled import Resampled
-from medvlp.benchmark.rows import CELL, collected, is_performance, primary_rows, records
+from medvlp.benchmark.rows import CELL, collected, is_performance, mixed_versions, primary_rows, records
 from medvlp.benchmark.tables.writing import one_line
 from medvlp.errors import ConfigError, DataError
 from medvlp.metrics.significance import holm
@@ -63,12 +63,14 @@ class Compared:
         only_a: cells and runs that the second file lacks, in words.
         only_b: those that the first lacks.
         level: of the intervals.
+        notes: sentences about rows that are left out, and about rows of several versions.
     """
 
     both: list[Comparison]
     only_a: list[str]
     only_b: list[str]
     level: float
+    notes: tuple[str, ...] = ()
 
     @property
     def worse(self) -> list[Comparison]:
@@ -105,7 +107,10 @@ def compare(
     if not 0 < level < 1:
         raise ConfigError(f"--level lies in (0, 1), not {level}")
     files = Path(a), Path(b)
-    frames = [_chosen(collected(file), metrics) for file in files]
+    chosen = [_chosen(collected(file), metrics) for file in files]
+    frames = [frame for frame, _ in chosen]
+    notes = [f"{name}: {lost}" for name, (_, lost) in zip("AB", chosen, strict=True) if lost]
+    notes += filter(None, [mixed_versions(pd.concat(frames))])
     if metrics and not any(map(len, frames)):
         raise ConfigError(f"neither file has {', '.join(metrics)}: see the column metric of {a}")
     cells = [_cells(frame) for frame in frames]
@@ -122,13 +127,14 @@ def compare(
             both.append(_compared(key, shared, pair, files, level, resamples, seed, store))
     corrected = holm([row.p for row in both]).tolist()
     both = [Comparison(**{**vars(row), "p": p}) for row, p in zip(both, corrected, strict=True)]
-    return Compared(both, *only, level)
+    return Compared(both, *only, level, tuple(notes))
 
 
-def _chosen(frame: pd.DataFrame, metrics: Sequence[str] | None) -> pd.DataFrame:
+def _chosen(frame: pd.DataFrame, metrics: Sequence[str] | None) -> tuple[pd.DataFrame, str]:
     if not metrics:
         return primary_rows(frame)
-    return frame[frame["metric"].map(is_performance if "all" in metrics else lambda metric: metric in metrics)]
+    wanted = frame["metric"].map(is_performance if "all" in metrics else lambda metric: metric in metrics)
+    return frame[wanted], ""
 
 
 def _cells(frame: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:
@@ -232,6 +238,8 @@ def to_markdown(found: Compared) -> str:
     for name, only in (("A", found.only_a), ("B", found.only_b)):
         if only:
             lines += ["", f"Only in {name}:", "", *(f"* {_escaped(text)}" for text in only)]
+    for note in found.notes:
+        lines += ["", _escaped(note)]
     return "\n".join(lines) + "\n"
 
 
@@ -259,6 +267,8 @@ def _print(found: Compared, title: str, console: Console) -> None:
     for name, only in (("A", found.only_a), ("B", found.only_b)):
         for text in only:
             console.print(f"only in {name}: {text}", highlight=False)
+    for note in found.notes:
+        console.print(note, highlight=False)
     console.print(
         f"{len(found.both)} cells in both, {sum(row.p < 1 - found.level for row in found.both)} differ by more than "
         f"chance (Holm over all, level {found.level:g}), {len(found.worse)} of them worse in B",

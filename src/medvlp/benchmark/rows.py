@@ -1,7 +1,8 @@
 """Collected result rows as a table, and which of a task's many metrics is looked at first."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -79,18 +80,47 @@ def on_phantom(notes: Any) -> bool:
     return isinstance(data, Mapping) and bool(data.get("phantom"))
 
 
-def primary_rows(frame: pd.DataFrame) -> pd.DataFrame:
+def primary_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Of each column of a table (:data:`COLUMN`) the rows with its primary metric.
 
-    Columns without one are left out: their task is not of medvlp.
+    Returns:
+        The rows, and a sentence about runs without one (see :func:`left_out`).
     """
-    kept = []
+    parts: list[tuple[pd.DataFrame, str | None]] = []
     for _, part in frame.groupby(list(COLUMN), dropna=False, sort=False):
         first = part.iloc[0]
-        kept.append(
-            part[part["metric"] == primary_of(first["task"], set(part["metric"]), is_multiclass(first["notes"]))]
-        )
-    return pd.concat(kept) if kept else frame
+        parts.append((part, primary_of(first["task"], set(part["metric"]), is_multiclass(first["notes"]))))
+    return (pd.concat([part[part["metric"] == metric] for part, metric in parts]) if parts else frame), left_out(parts)
+
+
+def left_out(parts: Iterable[tuple[pd.DataFrame, str | None]]) -> str:
+    """Name the runs that have no row of the metric that is shown of them.
+
+    Args:
+        parts: rows of all metrics of a task, and the metric; None where none is known.
+
+    Returns:
+        A sentence with the number of their rows; empty if there are none.
+    """
+    count: Counter[str] = Counter()
+    for rows, metric in parts:
+        shown = (rows["metric"] == metric).groupby([rows[key] for key in (*CELL[:-1], "bm_run")], dropna=False)
+        why = "of whose task no primary metric is known" if metric is None else f"of runs without {metric}"
+        for name, task in rows.loc[~shown.transform("any"), ["bm_task", "task"]].itertuples(index=False):
+            count[f"of {name} ({task}), {why}"] += 1
+    found = "; ".join(f"{number} row{'s' if number > 1 else ''} {which}" for which, number in count.items())
+    return f"Left out: {found}." if found else ""
+
+
+def mixed_versions(frame: pd.DataFrame) -> str:
+    """Name the versions of medvlp and of torch that rows were made with; empty if they have one of each."""
+    found = []
+    rows = [row if isinstance(row, dict) else {} for row in frame["versions"]] if "versions" in frame else []
+    for name in ("medvlp", "torch"):
+        count = Counter(str(row.get(name, "unknown")) for row in rows)
+        if len(count) > 1:
+            found.append(f"{name} {', '.join(f'{version} ({count[version]})' for version in sorted(count))}")
+    return f"Mixed versions, with the number of rows: {'; '.join(found)}." if found else ""
 
 
 def line_numbers(path: str | Path) -> tuple[list[int], list[int]]:

@@ -21,6 +21,7 @@ from medvlp.benchmark.tables import (
     own_tables,
     paper_tables,
     reported_tables,
+    rows_left_out,
     summary_table,
 )
 from medvlp.errors import ConfigError
@@ -108,6 +109,8 @@ def _filled(args: argparse.Namespace) -> list[Table]:
     frame = collected(path)
     _check_metrics(frame, args.metric)
     frame = _chosen(frame, args)
+    if lost := rows_left_out(frame, path.parent, args.metric):
+        print(lost, file=sys.stderr)
     names = args.layout or ["own"]
     papers = _expanded([name for name in names if name not in _OWN])
     statistics = Statistics(path.parent, args.resamples, store=Resampled(args.cache))

@@ -10,7 +10,7 @@ from medvlp.benchmark.tables.latex import latex
 from medvlp.benchmark.tables.layouts import layouts
 from medvlp.benchmark.tables.markdown import markdown
 from medvlp.benchmark.tables.model import Block, Cell, Column, Reported, Row, Table
-from medvlp.benchmark.tables.own import own_tables, summary_table
+from medvlp.benchmark.tables.own import own_tables, rows_left_out, summary_table
 from medvlp.benchmark.tables.paper import paper_tables, reported_tables
 from medvlp.benchmark.tables.reported import reported
 from medvlp.benchmark.tables.tabular import csv_text
@@ -32,5 +32,6 @@ __all__ = [
     "paper_tables",
     "reported",
     "reported_tables",
+    "rows_left_out",
     "summary_table",
 ]

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from medvlp.benchmark.rows import mixed_versions
 from medvlp.benchmark.tables.cells import Statistics
 from medvlp.benchmark.tables.layouts import Layout
 from medvlp.benchmark.tables.model import CANNOT, NOT_RUN, Table
@@ -51,6 +52,7 @@ def of_rows(table: Table, rows: pd.DataFrame, statistics: Statistics, absent: li
         notes.append("'/': the method cannot do this task.")
     notes += dict.fromkeys(f"{cell.reason}; the mean is of the others." for cell in cells if cell.reason and cell.runs)
     notes += dict.fromkeys(f"{cell.reason}." for cell in cells if cell.reason and not cell.runs)
+    notes += filter(None, [mixed_versions(rows)])
     if absent:
         notes.append(f"Results without a row in this table: {', '.join(absent)}; the own tables have them.")
     return tuple(notes)

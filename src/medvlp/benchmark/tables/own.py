@@ -1,13 +1,12 @@
 """Our own tables: whatever was run, one table per family of tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from medvlp.benchmark.rows import is_multiclass, primary_of, records
+from medvlp.benchmark.rows import is_multiclass, left_out, primary_of, records
 from medvlp.benchmark.tables.cells import Statistics, cell_of, missing, print_scale, with_best
 from medvlp.benchmark.tables.footnotes import of_rows
 from medvlp.benchmark.tables.model import Block, Cell, Column, Row, Table
@@ -59,7 +58,7 @@ def own_tables(
         Tables named ``own-<family>``, in the order of the grid's tasks.
 
     Raises:
-        ConfigError: two protocols, datasets or parts under one task of the grid.
+        ConfigError: two protocols, datasets or parts under one task of the grid, or no task with a known metric.
         DataError: predictions are missing or damaged.
     """
     statistics = statistics or Statistics(Path(folder))
@@ -67,7 +66,7 @@ def own_tables(
     found = []
     for family, groups in _families(frame, plan, metrics).items():
         title = _TITLES.get(family, family.replace("_", " ").capitalize())
-        found.append(_table(f"own-{family}", title, groups, plan, statistics, source))
+        found.append(_table(f"own-{family}", title, groups, plan, statistics, source, _lost(frame, plan, metrics)))
     return found
 
 
@@ -89,7 +88,17 @@ def summary_table(
     statistics = statistics or Statistics(Path(folder))
     plan = plan_of(folder, frame)
     groups = [group for family in _families(frame, plan, metrics).values() for group in family]
-    return _table("summary", "Overview", groups, plan, statistics, source)
+    return _table("summary", "Overview", groups, plan, statistics, source, _lost(frame, plan, metrics))
+
+
+def rows_left_out(frame: pd.DataFrame, folder: str | Path, metrics: Sequence[str] = ()) -> str:
+    """Name the runs that :func:`own_tables` cannot show, with the same arguments; empty if there are none."""
+    return _lost(frame, plan_of(folder, frame), metrics)
+
+
+def _lost(frame: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> str:
+    parts = [frame[frame["bm_task"] == task] for task in plan.tasks]
+    return left_out((own, _metric(own, plan, metrics)) for own in parts if len(own))
 
 
 def _families(frame: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> dict[str, list[_Group]]:
@@ -102,37 +111,39 @@ def _families(frame: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> dict[s
         for key, remedy in ONE_OF:
             require_one(own, key, f"task {task}", remedy)
         if len(own):
-            families.setdefault(own.iloc[0]["task"], []).extend(_groups(own, task, plan, metrics))
+            metric = _metric(own, plan, metrics)
+            if metric is not None:
+                families.setdefault(own.iloc[0]["task"], []).extend(_groups(own[own["metric"] == metric]))
+    if not families:
+        raise ConfigError(
+            f"no primary metric is known of {', '.join(frame['task'].unique())}; table --metric NAME shows one, such "
+            f"as {min(frame['metric'])}"
+        )
     return families
 
 
-def _groups(own: pd.DataFrame, task: str, plan: Plan, metrics: Sequence[str]) -> list[_Group]:
-    first = records(own.iloc[:1])[0]
-    metric = _metric(first, set(own["metric"]), plan.metrics.get(task), metrics)
-    rows = own[own["metric"] == metric]
+def _groups(rows: pd.DataFrame) -> list[_Group]:
+    task, protocol, metric = rows.iloc[0][["bm_task", "protocol", "metric"]]
     fractions = sorted(rows["fraction"].dropna().unique()) or [None]
-    return [_Group(task, first["protocol"], metric, fraction, _at(rows, fraction)) for fraction in fractions]
+    return [_Group(task, protocol, metric, fraction, _at(rows, fraction)) for fraction in fractions]
 
 
 def _at(rows: pd.DataFrame, fraction: float | None) -> pd.DataFrame:
     return rows[rows["fraction"].isna()] if fraction is None else rows[rows["fraction"] == fraction]
 
 
-def _metric(row: Mapping[str, Any], present: set[str], of_grid: str | None, asked: Sequence[str]) -> str:
-    """The metric asked for, else the grid's, else the task's primary one."""
-    for metric in (*asked, of_grid):
+def _metric(own: pd.DataFrame, plan: Plan, asked: Sequence[str]) -> str | None:
+    """The metric asked for, else the grid's, else the task's primary one; None if none of them is there."""
+    row, present = records(own.iloc[:1])[0], set(own["metric"])
+    for metric in (*asked, plan.metrics.get(row["bm_task"])):
         if metric in present:
             return metric
-    metric = primary_of(row["task"], present, is_multiclass(row.get("notes")))
-    if metric is None:
-        raise ConfigError(
-            f"task {row['bm_task']} (line {row['line']}): no primary metric is known of {row['task']}; name one with "
-            f"--metric, such as {min(present)}"
-        )
-    return metric
+    return primary_of(row["task"], present, is_multiclass(row.get("notes")))
 
 
-def _table(name: str, title: str, groups: list[_Group], plan: Plan, statistics: Statistics, source: str) -> Table:
+def _table(
+    name: str, title: str, groups: list[_Group], plan: Plan, statistics: Statistics, source: str, lost: str
+) -> Table:
     used = pd.concat([group.rows for group in groups])
     present = set(used["bm_method"])
     tasks = {group.task for group in groups}
@@ -152,7 +163,7 @@ def _table(name: str, title: str, groups: list[_Group], plan: Plan, statistics: 
         family=name.removeprefix("own-"),
         phantom=bool(used["phantom"].any()),
     )
-    return replace(table, footnotes=of_rows(table, used, statistics, []))
+    return replace(table, footnotes=(*of_rows(table, used, statistics, []), *filter(None, [lost])))
 
 
 def _caption(groups: list[_Group]) -> str:
