@@ -231,21 +231,38 @@ def test_killed_at_any_point_it_goes_on(mimic, tmp_path):
         torch.set_num_threads(threads)
 
 
+_STOPS_HALF_WAY = """
+import os, sys, time
+from pathlib import Path
+from medvlp.datasets import corpus_class
+from medvlp.prepare import prepare
+
+def stop(event, arguments):
+    # the second shard's index is not put into its place: the first is there, the main process goes no further
+    if event == "os.rename" and Path(arguments[1]).name == "shard-00001.arrow" and os.getpid() == main:
+        Path(sys.argv[3]).touch()
+        while True:
+            time.sleep(60)
+
+if __name__ == "__main__":
+    main = os.getpid()
+    sys.addaudithook(stop)
+    prepare(corpus_class("mimic_cxr")(sys.argv[1]), sys.argv[2], resize="pad:37", workers=2, images_per_shard=1)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
 def test_workers_end_when_the_main_process_is_killed(mimic, tmp_path):
-    code = (
-        "import sys; from medvlp.datasets import corpus_class; from medvlp.prepare import prepare\n"
-        "if __name__ == '__main__':\n"
-        "    prepare(corpus_class('mimic_cxr')(sys.argv[1]), sys.argv[2], resize='pad:37', workers=2,"
-        " images_per_shard=1)\n"
-    )
-    script = tmp_path / "prepare_it.py"
-    script.write_text(code)
-    process = subprocess.Popen([sys.executable, str(script), str(mimic), str(tmp_path / "out")], env=environment())
-    folder = tmp_path / "out/mimic_cxr/standard-pad_37"
-    while not list(folder.glob("shard-*.arrow")) and process.poll() is None:
+    script, gate = tmp_path / "prepare_it.py", tmp_path / "half way"
+    script.write_text(_STOPS_HALF_WAY)
+    argv = [sys.executable, str(script), str(mimic), str(tmp_path / "out"), str(gate)]
+    process = subprocess.Popen(argv, env=environment())
+    while not gate.exists() and process.poll() is None:
         time.sleep(0.01)
+    assert process.poll() is None
+    folder = tmp_path / "out/mimic_cxr/standard-pad_37"
+    assert [path.name for path in folder.glob("shard-*.arrow")] == ["shard-00000.arrow"]
     family = _descendants(process.pid)
     process.kill()
     process.wait()
