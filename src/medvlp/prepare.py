@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from medvlp.datasets import CORPORA
+from medvlp.datasets.base import dropped_by_reason
 from medvlp.datasets.corpus import TASKS, Corpus, Records, Task
 from medvlp.datasets.options import OPTION_HELP, corpus_from_words
 from medvlp.datasets.shards import Plan, Shapes, make_plan, require_room, write
@@ -140,7 +141,7 @@ def prepare(
     rules = [build_resize(name) for name in ([resize] if resize is not None else rules_of(transform, size))]
     records = corpus.records(task)
     if not len(records):
-        raise DataError(f"{corpus.root} has no records to prepare; left out: {records.dropped.attrs.get('counts', {})}")
+        raise DataError(f"{corpus.root} has no records to prepare; {dropped_by_reason(records.dropped)}")
     shapes = _images(records, corpus.root)
     if tokenizer is not None and "text" not in records.table.column_names:
         raise ConfigError(

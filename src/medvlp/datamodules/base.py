@@ -34,7 +34,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from medvlp.datamodules.sampler import PlainErrorLoader, ResumableLoader, ResumableSampler
-from medvlp.datasets.base import RadiographDataset, Target, TextSampling
+from medvlp.datasets.base import RadiographDataset, Target, TextSampling, dropped_by_reason
 from medvlp.errors import ConfigError, DataError, TooManySkippedError, check_range
 from medvlp.io.cache import PixelCache
 from medvlp.io.images import Damaged, check_reading
@@ -170,7 +170,7 @@ class RadiographDataModule(L.LightningDataModule):
         if stage in ("fit", None) and self.train_set is None:
             train = self._indexed("train")
             if len(train) == 0:
-                raise DataError(f"the training split is empty; left out: {train.dropped.attrs.get('counts', {})}")
+                raise DataError(f"the training split is empty; {dropped_by_reason(train.dropped)}")
             if self.fraction < 1:
                 train = self.reduced(train)
             self.train_set = self._prepared(train, train=True)
@@ -198,7 +198,7 @@ class RadiographDataModule(L.LightningDataModule):
         if broken > self.max_skipped * listed:
             raise TooManySkippedError(
                 f"{broken} of the {listed} items of the {split} split cannot be used"
-                f" ({dataset.dropped.attrs.get('counts', {})}), more than max_skipped: {self.max_skipped} allows"
+                f" ({dropped_by_reason(dataset.dropped)}), more than max_skipped: {self.max_skipped} allows"
             )
         return dataset
 
@@ -391,8 +391,8 @@ class RadiographDataModule(L.LightningDataModule):
         command = self.trainer.state.fn if self.trainer is not None else None
         if not len(dataset) and command in ("validate", "test", "predict"):
             raise DataError(
-                f"the {split} split is empty: there is nothing to {command.value}; left out:"
-                f" {dataset.dropped.attrs.get('counts', {})}; {self.if_empty}"
+                f"the {split} split is empty: there is nothing to {command.value}; {dropped_by_reason(dataset.dropped)};"
+                f" {self.if_empty}"
             )
         world_size, rank = self._ranks()
         # the sharded sampler repeats items to give every rank the same number; their index tells them apart

@@ -9,7 +9,7 @@ import pandas as pd
 from filelock import FileLock
 
 from medvlp.datamodules.base import RadiographDataModule, Split
-from medvlp.datasets.base import Dropped, RadiographDataset, Target
+from medvlp.datasets.base import Dropped, RadiographDataset, Target, dropped_by_reason
 from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.errors import ConfigError, DataError, TooManySkippedError
 from medvlp.phantom.model import PhantomSpec
@@ -120,7 +120,7 @@ class CorpusDataModule(RadiographDataModule):
             if broken > self.max_skipped * listed:
                 raise TooManySkippedError(
                     f"{broken} of the {listed} items of {self.corpus.root} cannot be used"
-                    f" ({records.dropped.attrs.get('counts', {})}), more than max_skipped: {self.max_skipped} allows;"
+                    f" ({dropped_by_reason(records.dropped)}), more than max_skipped: {self.max_skipped} allows;"
                     f" look at: medvlp doctor {self.corpus.name} {self.corpus.root}"
                 )
             self._records = records

@@ -43,6 +43,14 @@ RESERVED_COLUMNS: tuple[str, ...] = (*TEXT_COLUMNS, *SHAPE_COLUMNS)
 """Columns of a record table that are no labels."""
 
 
+def dropped_by_reason(dropped: pd.DataFrame) -> str:
+    """Say how many items were dropped for which reason: "nothing was dropped", or "dropped: 3 x missing file"."""
+    counts = dropped["reason"].value_counts() if "reason" in dropped else {}
+    if not len(counts):
+        return "nothing was dropped"
+    return "dropped: " + ", ".join(f"{number} x {reason}" for reason, number in counts.items())
+
+
 class Dropped:
     """Collects what is left out while a corpus is indexed."""
 
