@@ -391,8 +391,8 @@ class RadiographDataModule(L.LightningDataModule):
         command = self.trainer.state.fn if self.trainer is not None else None
         if not len(dataset) and command in ("validate", "test", "predict"):
             raise DataError(
-                f"the {split} split is empty: there is nothing to {command.value}; {dropped_by_reason(dataset.dropped)};"
-                f" {self.if_empty}"
+                f"the {split} split is empty: there is nothing to {command.value};"
+                f" {dropped_by_reason(dataset.dropped)}; {self.if_empty}"
             )
         world_size, rank = self._ranks()
         # the sharded sampler repeats items to give every rank the same number; their index tells them apart
