@@ -45,9 +45,9 @@ RESERVED_COLUMNS: tuple[str, ...] = (*TEXT_COLUMNS, *SHAPE_COLUMNS)
 
 def dropped_by_reason(dropped: pd.DataFrame) -> str:
     """Say how many items were dropped for which reason: "nothing was dropped", or "dropped: 3 x missing file"."""
-    counts = dropped["reason"].value_counts() if "reason" in dropped else {}
-    if not len(counts):
+    if dropped.empty:
         return "nothing was dropped"
+    counts = dropped["reason"].value_counts()
     return "dropped: " + ", ".join(f"{number} x {reason}" for reason, number in counts.items())
 
 
