@@ -101,6 +101,11 @@ BROKEN = {
     "merges of merges": (_bomb("{{<<: [*a{0}, *a{0}]}}"), "aliases"),
     "long text, many aliases": (b"a: &a " + b"x" * 9_000 + b"\nb: [" + b"*a, " * 200 + b"]", "aliases"),
     "an alias in its anchor": (b"trainer: &a {callbacks: [*a]}", "line 1: an alias"),
+    "no truth": (b"trainer: {barebones: !!bool x}\n", "line 1: 'x' is no bool"),
+    "no date": (b"trainer:\n  barebones: !!timestamp x\n", "line 2: 'x' is no timestamp"),
+    "no number": (b"trainer: {max_epochs: !!int {a: 1}}\n", "line 1"),
+    "a list as key": (b"trainer: {? [1] : 1}\n", "line 1"),
+    "no bytes": (b"trainer: {max_epochs: !!binary \xc3\xa4}\n", "line 1"),
     "cut": (b"trainer: {max_epochs: 1\n", "line 2"),
     "long number": (b"trainer: {max_epochs: " + b"9" * 5000 + b"}", "5000 digits"),
 }

@@ -31,6 +31,17 @@ class _UniqueKeys(yaml.SafeLoader):
             _measured(node, {}, [0])
         return node
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Override: a tag that its value does not fit, such as ``!!bool x``, is an error with its line."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # a number of too many digits
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            what = repr(node.value[:40]) if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+            problem = f"{what} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
 
 def _measured(node: yaml.Node, known: dict[yaml.Node, tuple[int, int]], added: list[int]) -> tuple[int, int]:
     """Size and depth of a node with every alias written out; sums up what those add."""
@@ -87,7 +98,7 @@ def parse_yaml(text: str, where: str | Path = "YAML") -> Any:
         return yaml.load(text, Loader=_UniqueKeys)
     except RecursionError as error:
         raise ConfigError(f"{where}: nested too deeply") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date or a number that is none
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or " ".join(str(error).split()) or "not YAML"
         raise ConfigError(f"{where}, line {mark.line + 1}: {problem}" if mark else f"{where}: {problem}") from error
