@@ -2,13 +2,13 @@
 
 from typing import Any, ClassVar, Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.projection import mlp_projector
 from medvlp.encoders.text import TextEncoderConfig
 from medvlp.methods.base import PretrainModule
+from medvlp.methods.guards import unit_length
 from medvlp.methods.optim import OptimConfig
 
 _CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
@@ -109,7 +109,7 @@ class ConVIRT(PretrainModule):
         level = self.image_encoder(images)[-1]
         batch, channels, height, width = level.shape
         cells = self.image_head(level.permute(0, 2, 3, 1).reshape(-1, channels))
-        return F.normalize(cells.view(batch, height, width, -1).permute(0, 3, 1, 2).float(), dim=1)
+        return unit_length(cells.view(batch, height, width, -1).permute(0, 3, 1, 2), self, dim=1)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Embeddings ``image`` and ``text``, (B, d)."""

@@ -23,6 +23,7 @@ from medvlp.errors import ConfigError
 from medvlp.losses.precision import exact
 from medvlp.losses.tokens import entries
 from medvlp.methods.base import PretrainModule
+from medvlp.methods.guards import unit_length
 from medvlp.methods.optim import OptimConfig
 from medvlp.text import Collate
 
@@ -221,7 +222,7 @@ class GLoRIA(PretrainModule):
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """L2-normalised image regions, (B, d, h, w): the local loss compares them with words."""
-        return F.normalize(self._images(images)[1].float(), dim=1)
+        return unit_length(self._images(images)[1], self, dim=1)
 
     # ---------------------------------------------------------------- training
 

@@ -27,6 +27,7 @@ from medvlp.encoders.text import TextEncoderConfig
 from medvlp.errors import ConfigError, NotSupportedError
 from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
+from medvlp.methods.guards import unit_length
 from medvlp.methods.optim import OptimConfig
 from medvlp.methods.plain import config_from
 
@@ -292,7 +293,7 @@ class MaCo(PretrainModule):
         Raises:
             NotSupportedError: contrast "none".
         """
-        return F.normalize(self.encode_patches(images).float(), dim=1)
+        return unit_length(self.encode_patches(images), self, dim=1)
 
     def encode_patches(self, images: Tensor) -> Tensor:
         """Projected patches as they are, which the released grounding takes: (B, 3, S, S) → (B, d, h, w).

@@ -15,6 +15,7 @@ from medvlp.encoders.text import TextEncoderConfig
 from medvlp.errors import ConfigError
 from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
+from medvlp.methods.guards import unit_length
 from medvlp.methods.optim import OptimConfig
 
 
@@ -241,7 +242,7 @@ class MGCA(PretrainModule):
             self._check_patches(self.image_encoder.upsample_to or images.shape[-1])
         cells = self.image_encoder(images)[-1].permute(0, 2, 3, 1)
         projected = self.image_head(cells.flatten(1, 2)).view(*cells.shape[:3], -1)
-        return F.normalize(projected.permute(0, 3, 1, 2).float(), dim=1)
+        return unit_length(projected.permute(0, 3, 1, 2), self, dim=1)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Embeddings and, where tokens are aligned, what that needs.

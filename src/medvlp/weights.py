@@ -1,6 +1,5 @@
 """Checkpoint → method."""
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +16,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, or not a medvlp checkpoint.
     """
-    import torch
-
+    from medvlp.encoders.loading import read_plain
     from medvlp.methods.payload import CHECKPOINT_KEY
 
     path = local_file(path, "checkpoint")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
-            broken = archive.testzip()
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
+        checkpoint = read_plain(path)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{path}: not readable as plain weights ({type(error).__name__}); it is damaged, or not of medvlp"
+            f"{path}: not readable as plain weights ({error}); it is damaged, or not of medvlp: copy the file again"
         ) from error
-    if broken is not None:
-        raise CheckpointError(f"{path}: damaged: {broken} does not match its checksum; copy the file again")
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise CheckpointError(f"{path}: not a medvlp checkpoint (it has no {CHECKPOINT_KEY!r} entry)")
     return checkpoint

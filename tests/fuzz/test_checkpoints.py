@@ -32,7 +32,7 @@ def odd_tensor(trial: Trial, value: torch.Tensor) -> Any:
     """Another shape, type, or no tensor at all."""
     line = value if value.ndim else value[None]
     kinds: list[Any] = [value.flatten(), line[:0], line.unsqueeze(0), line.expand(2, *line.shape), line.T.contiguous()]
-    kinds += [value * float("nan"), torch.zeros(()), None, 1, value.flatten()[:5].tolist()]
+    kinds += [value * float("nan"), value * 1e30, torch.zeros(()), None, 1, value.flatten()[:5].tolist()]
     kinds += [value.to(kind) for kind in (torch.half, torch.double, torch.int64, torch.complex64, torch.bfloat16, bool)]
     kinds += [line.to_sparse(), torch.empty(value.shape, device="meta"), np.zeros(3)]
     return trial.one(kinds)
@@ -106,9 +106,9 @@ class Archives(Kind):
             self.members = [(m.filename, m.header_offset) for m in archive.infolist()]
 
     def trial(self, trial: Trial) -> None:
-        what = trial.pick("anywhere member end again")
+        what = trial.pick("anywhere member end again without")
         trial.note(what)
-        path = trial.folder / "m.ckpt"
+        resized, path = True, trial.folder / "m.ckpt"
         if what == "anywhere":
             path.write_bytes(mutate_bytes(trial, self.data))
         elif what == "member":
@@ -118,16 +118,18 @@ class Archives(Kind):
         elif what == "end":
             path.write_bytes(self.data[:-3000] + mutate_bytes(trial, self.data[-3000:]))
         else:
-            left_out, _ = trial.one(self.members)
-            trial.note(left_out)
+            chosen, _ = trial.one(self.members)
+            trial.note(chosen)
             with zipfile.ZipFile(self.path) as archive, zipfile.ZipFile(path, "w", trial.one([0, 8])) as other:
                 for member in archive.infolist():
                     data = archive.read(member)
-                    if member.filename == left_out:
+                    if member.filename == chosen and what == "again":
                         data = mutate_bytes(trial, data)
-                    other.writestr(member.filename, data)
+                        resized = len(data) != member.file_size
+                    if member.filename != chosen or what == "again":
+                        other.writestr(member.filename, data)
         model = attempt(load, path)
-        if refused(model) or what == "again":
+        if refused(model) or not resized:  # other numbers with their own checksum are what the file says
             return
         wrong = [name for name, value in model.state_dict().items() if not torch.equal(value, self.sound[name])]
         assert not wrong, f"{len(wrong)} weights differ, as {wrong[0]}"

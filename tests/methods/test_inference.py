@@ -7,7 +7,7 @@ from helpers import SIZE, chest, sizes, text_config, tokenizer
 
 import medvlp
 from medvlp.datasets.inputs import prepare_images
-from medvlp.errors import ConfigError, DataError, NotSupportedError
+from medvlp.errors import CheckpointError, ConfigError, DataError, NotSupportedError
 from medvlp.metrics.zero_shot import prompt_embeddings, zero_shot_probability
 from medvlp.registry import get_method
 
@@ -74,7 +74,7 @@ def test_heatmaps_lie_over_the_image(model):
 
 
 def test_bad_questions(model):
-    with pytest.raises(DataError, match="empty phrase"):
+    with pytest.raises(DataError, match="non-empty text"):
         model.ground(IMAGES[0], ["edema", " "])
     with pytest.raises(ConfigError, match="without a name"):
         model.zero_shot(IMAGES[0], ["Edema", ""])
@@ -88,3 +88,18 @@ def test_bad_questions(model):
     nothing.preprocess = RULE
     with pytest.raises(NotSupportedError, match="no text side"):
         nothing.zero_shot(IMAGES[0], ["Edema"])
+
+
+@pytest.mark.parametrize("factor", [1e30, float("nan")])
+def test_weights_that_are_no_use_give_no_answer(factor):
+    spoilt = medvlp.G2D(**sizes(prompts="phantom"))
+    spoilt.attach_tokenizer(tokenizer())
+    spoilt.preprocess = RULE
+    spoilt.eval()
+    with torch.no_grad():
+        for name, weight in spoilt.named_parameters():
+            if name.startswith(("projector", "pool")):
+                weight.mul_(factor)
+    for ask in (lambda: spoilt.zero_shot(IMAGES[0], ["Edema"]), lambda: spoilt.ground(IMAGES[0], "edema")):
+        with pytest.raises(CheckpointError, match="g2d: embeddings are NaN or infinite"):
+            ask()

@@ -5,6 +5,8 @@ import random
 import re
 import sys
 import sysconfig
+import warnings
+import zipfile
 from pathlib import Path
 
 import helpers
@@ -15,8 +17,10 @@ from helpers import datamodule, sizes, trainer
 from medvlp_baselines.template.module import TemplateMethod
 
 import medvlp
+from medvlp.encoders.loading import read_weights
 from medvlp.encoders.text import MODEL_TYPES, TextEncoder, TextEncoderConfig
 from medvlp.errors import CheckpointError, ConfigError, MedVLPError, NotSupportedError
+from medvlp.methods.checkpoint_io import check_checkpoint
 
 HYPER = ("medvlp", "hyperparameters")
 IMAGE = (*HYPER, "image")
@@ -257,6 +261,51 @@ def test_weights_that_are_no_numbers_do_not_load(sound, write, how):
     path = write({("state_dict",): spoilt(dict(sound["state_dict"]), how)})
     with pytest.raises(CheckpointError, match=r"m\.ckpt" if how == "sparse" else r"m\.ckpt.*image_head\.weight"):
         medvlp.load(path)
+
+
+def _longer(entries):
+    entries["m/data/3"] += bytes(64)
+
+
+def _shorter(entries):
+    entries["m/data/3"] = entries["m/data/3"][:-4]
+
+
+def _exchanged(entries):
+    sizes = {len(data): name for name, data in entries.items() if "/data/" in name}
+    first, second = list(sizes.values())[:2]
+    entries[first], entries[second] = entries[second], entries[first]
+
+
+def _gone(entries):
+    del entries["m/data/3"]
+
+
+@pytest.mark.parametrize("read", [medvlp.load, check_checkpoint, read_weights], ids=lambda read: read.__name__)
+@pytest.mark.parametrize("change", [_longer, _shorter, _exchanged, _gone, "packed", "twice"])
+def test_a_repacked_file_of_other_sizes_does_not_load(write, change, read):
+    path = write({})
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    if callable(change):
+        change(entries)
+    pack = zipfile.ZIP_DEFLATED if change == "packed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", pack) as archive, warnings.catch_warnings(action="ignore"):
+        for name, data in [*entries.items(), *list(entries.items())[: change == "twice"]]:
+            archive.writestr(name, data)
+    with pytest.raises(CheckpointError, match=r"m\.ckpt"):
+        read(path)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_weights_of_any_torch_are_read_whole(tmp_path, packed):
+    whole = torch.arange(12.0)
+    weights = {"a": whole[2:5], "b": whole.view(3, 4), "c": torch.zeros(0), "d": torch.ones(2), "e": torch.zeros(0)}
+    torch.save({"model": weights, "step": 3}, tmp_path / "w.pth", _use_new_zipfile_serialization=packed)
+    read = read_weights(tmp_path / "w.pth")
+    assert list(read) == [f"model.{name}" for name in weights]
+    for name, value in weights.items():
+        assert torch.equal(read[f"model.{name}"], value)
 
 
 def test_a_prompt_set_comes_back_whole(sound, write):

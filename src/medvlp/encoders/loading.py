@@ -1,6 +1,7 @@
 """Files of foreign weights: read as tensors alone, matched by name, checked for values that are numbers."""
 
 import re
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,12 +9,72 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from medvlp.errors import CheckpointError
 from medvlp.io.paths import local_file
 
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch's wrappers (compile, FSDP, activation checkpointing) put into the names of weights, wherever in them."""
+
+
+def read_plain(path: Path, old: bool = False) -> Any:
+    """Read a torch file as plain values and tensors, which stay in the file until they are used.
+
+    Args:
+        path: the file; a zip archive, of which every byte is checked.
+        old: take a file of torch before 1.6 too, which has nothing to check it by.
+
+    Raises:
+        CheckpointError: says in a few words what is wrong with it, without the file's name.
+    """
+    try:
+        packed = not old or zipfile.is_zipfile(path)
+        members = _sound_members(path) if packed else []
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
+        fits = not packed or _fits(members, [leaf for leaf in tree_leaves(content) if isinstance(leaf, Tensor)])
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever torch and pickle raise on bytes of any kind
+        kind = type(error).__name__
+        raise CheckpointError(kind if path.stat().st_size else "empty") from error
+    if not fits:
+        raise CheckpointError("its tensors are of other sizes than it says")
+    return content
+
+
+def _sound_members(path: Path) -> list[zipfile.ZipInfo]:
+    """What a zip file holds, none of it packed, twice, or with another checksum: torch looks at none of this."""
+    with zipfile.ZipFile(path) as archive:
+        members, broken = archive.infolist(), archive.testzip()
+    if broken is not None:
+        raise CheckpointError(f"{broken} does not match its checksum")
+    if len({member.filename for member in members}) < len(members) or any(m.compress_type for m in members):
+        raise CheckpointError("repacked by another program: it holds an entry twice, or compressed")
+    return members
+
+
+def _fits(members: list[zipfile.ZipInfo], tensors: list[Tensor]) -> bool:
+    """Whether the numbers in a torch file take as many bytes as its tensors do; torch would read what follows them."""
+    stored = {m.filename.rpartition("/")[2]: m.file_size for m in members if m.filename.split("/")[1:2] == ["data"]}
+    needed: dict[int, int] = {}
+    for tensor in (part for whole in tensors for part in _dense_parts(whole)):
+        needed.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+    sizes = [size for size in needed.values() if size]
+    if set(stored) != {str(number) for number in range(len(stored))}:  # old files number them by address
+        return sorted(sizes) == sorted(size for size in stored.values() if size)
+    return sizes == [stored[key] for key in sorted(stored, key=int) if stored[key]]
+
+
+def _dense_parts(tensor: Tensor) -> list[Tensor]:
+    """The tensors that a file holds for one."""
+    if tensor.is_meta:
+        return []
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        raise CheckpointError("holds a sparse, nested or quantised tensor; expected dense tensors of real numbers")
+    return [tensor]
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -35,11 +96,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_plain(path, old=True)
     except Exception as error:
+        reason = str(error) if isinstance(error, CheckpointError) else type(error).__name__
         raise CheckpointError(
-            f"{path}: cannot be read as plain weights ({type(error).__name__}); convert it to safetensors where you "
-            "trust its origin"
+            f"{path}: cannot be read as plain weights ({reason}); convert it to safetensors where you trust its origin"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__} instead of named weights")

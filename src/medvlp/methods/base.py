@@ -25,7 +25,7 @@ from medvlp.methods.checkpoints import Checkpoints
 from medvlp.methods.chunks import encode_in_chunks
 from medvlp.methods.dtypes import ExactTensors, KeepTargets
 from medvlp.methods.evaluation import Evaluation
-from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard
+from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard, unit_length
 from medvlp.methods.inference import Inference
 from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.methods.payload import checked_hyperparameters
@@ -153,7 +153,7 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
 
     def embed_image(self, images: Tensor) -> Tensor:
         """L2-normalised image embeddings: (B, 3, S, S), preprocessed as :attr:`preprocess` says → (B, d)."""
-        return F.normalize(self.encode_images(images).float(), dim=-1)
+        return unit_length(self.encode_images(images), self)
 
     def embed_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
         """L2-normalised embeddings of texts: N strings → (N, d).
@@ -180,7 +180,7 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
                 return_tensors="pt",
             )
             ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
-            parts.append(F.normalize(self.encode_tokens(ids, mask).float(), dim=-1))
+            parts.append(unit_length(self.encode_tokens(ids, mask), self))
         return torch.cat(parts)
 
     def embed_patches(self, images: Tensor) -> Tensor:

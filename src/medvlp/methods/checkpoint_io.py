@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from medvlp.encoders.loading import read_plain
 from medvlp.errors import CheckpointError
 
 PART = ".part"
@@ -60,13 +60,9 @@ def remove_parts(folder: str | Path) -> None:
 def _flaw(path: Path) -> str | None:
     """Say what is wrong with a checkpoint file, or None; reads all of it, for its checksums."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            return f"{broken} does not match its checksum"
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        return "empty" if not path.stat().st_size else type(error).__name__
+        read_plain(path)
+    except CheckpointError as error:
+        return str(error)
     return None
 
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.losses.precision import total
+from medvlp.methods.guards import unit_length
 from medvlp.metrics.embeddings import EmbeddingStore
 from medvlp.metrics.retrieval import recall_at_k
 from medvlp.metrics.zero_shot import zero_shot_auroc
@@ -111,5 +111,5 @@ class Evaluation(L.LightningModule):
         return {
             "id": batch["id"],
             "index": batch["index"],
-            **{side: F.normalize(outputs[side].float(), dim=-1) for side in sides},
+            **{side: unit_length(outputs[side], self) for side in sides},
         }

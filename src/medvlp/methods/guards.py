@@ -7,10 +7,11 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from medvlp.errors import ConfigError, NonFiniteLossError, TooManySkippedError
+from medvlp.errors import CheckpointError, ConfigError, NonFiniteLossError, TooManySkippedError
 
 
 def need_weights(trainer: L.Trainer, module: Any) -> None:
@@ -31,6 +32,26 @@ def need_weights(trainer: L.Trainer, module: Any) -> None:
     there = [path for path in (folder / "best.ckpt", folder / "last.ckpt", *folder.glob("*.ckpt")) if path.is_file()]
     remedy = f"add --ckpt_path {there[0]}" if there else f"run medvlp fit, then add --ckpt_path FILE (none in {folder})"
     raise ConfigError(f"{type(module).__name__} is neither trained nor loaded, so its weights are random: {remedy}")
+
+
+def unit_length(vectors: Tensor, module: Any, dim: int = -1) -> Tensor:
+    """Give embeddings unit length, as ``F.normalize`` does, in float32.
+
+    Args:
+        vectors: embeddings.
+        module: the method that made them, for the error.
+        dim: along which the length is one.
+
+    Raises:
+        CheckpointError: one is NaN or infinite, or so long that it would become zero.
+    """
+    vectors = vectors.float()
+    if not vectors.norm(dim=dim).isfinite().all():
+        raise CheckpointError(
+            f"{module.name}: embeddings are NaN or infinite: the images hold such values, or the run that wrote the "
+            "weights diverged, or their file is damaged; use an earlier checkpoint"
+        )
+    return F.normalize(vectors, dim=dim)
 
 
 class UntrainedGuard(L.Callback):

@@ -8,11 +8,11 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.datasets.inputs import AnyImage, prepare_images
 from medvlp.errors import ConfigError, DataError
+from medvlp.methods.guards import unit_length
 from medvlp.prompts import PromptSet, load_prompts
 from medvlp.scoring.heatmaps import back_to_image, frame_of, similarity_maps, smooth, upsample
 from medvlp.scoring.prompts import PromptTable, class_scores
@@ -130,9 +130,9 @@ class Inference(L.LightningModule):
         side = prepared.batch.shape[-1]
         found: list[np.ndarray] = []
         with _evaluating(self):
-            texts = F.normalize(self.embed_text(wanted), dim=-1)
+            texts = self.embed_text(wanted)
             for part in prepared.batch.split(batch_size):
-                patches = self.embed_patches(part.to(self.device))
+                patches = unit_length(self.embed_patches(part.to(self.device)), self, dim=1)
                 maps = similarity_maps(patches, texts.expand(len(part), -1, -1))
                 maps = upsample(smooth(maps, sigma), side).float().cpu()
                 for heatmap in maps:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medvlp import viz
 from medvlp.errors import ConfigError, DataError
+from medvlp.methods.guards import unit_length
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.grounding import COLUMNS, THRESHOLDS, grounding_measures, grounding_statistics
 from medvlp.metrics.samples import Samples, SampleStore
@@ -317,7 +318,7 @@ class Grounding(Evaluator):
         weights = self.method.patch_weights() if self.rules.patch_weights and self._has_patch_weights() else None  # type: ignore[operator]
         patches = encode(images).float()
         if not raw:
-            patches = F.normalize(patches, dim=1)
+            patches = unit_length(patches, self.method, dim=1)
             phrases = phrases if self.against else F.normalize(phrases, dim=-1)  # a difference keeps its length
         maps = similarity_maps(patches, phrases.float(), normalise=False, patch_weights=weights)
         maps = smooth(maps, self.sigma)

@@ -18,6 +18,7 @@ from medvlp.losses.precision import exact
 from medvlp.losses.segmentation import dice_bce_official, dice_bce_paper
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.g2d.pseudo_mask import OFFICIAL, PseudoMask, PseudoMaskSettings, Threshold, pseudo_mask
+from medvlp.methods.guards import unit_length
 from medvlp.methods.optim import OptimConfig
 from medvlp.methods.plain import config_from
 
@@ -209,7 +210,7 @@ class G2D(PretrainModule):
         the projected map instead, which lies before the pool's own projections and so not in the text's space.
         """
         dense = self.projector(self.image_encoder(images)[-1])
-        return F.normalize(self.pool.project_cells(dense).float(), dim=1)
+        return unit_length(self.pool.project_cells(dense), self, dim=1)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Embeddings (B, d) ``image`` and ``text``, ``attention`` (B, H, g, g), ``decoded`` (B, K, S, S) logits."""
