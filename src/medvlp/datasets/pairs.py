@@ -101,9 +101,11 @@ def read_pairs(
         DataError: the table or a column is missing or twice there, a row has more or fewer fields than the header, a
             quote is not closed, a byte cannot be decoded, or a label is no number.
         UnreadableItemError: an empty text or a missing image, with ``on_error="raise"``.
-        ConfigError: an unknown split or encoding.
+        ConfigError: an unknown split or encoding, or a label column that is named twice.
     """
     table = Path(table)
+    if twice := [name for n, name in enumerate(label_columns) if name in label_columns[:n]]:
+        raise ConfigError(f"label_columns names {twice[0]!r} twice")
     if split is not None and split.lower() not in SPLIT_NAMES:
         raise ConfigError(f'split "{split}" is unknown; there are train, validate and test')
     if table.name.lower().endswith((".tsv", ".tsv.gz")):
