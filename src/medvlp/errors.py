@@ -13,7 +13,7 @@ def os_error_line(error: OSError, folder: str = "unknown path") -> str:
         error: what was raised.
         folder: what the line names where the error names no file, as those of a full disk.
     """
-    path = error.filename or folder
+    path = error.filename2 or error.filename or folder  # of a rename, what it should become
     if error.errno in FULL_DISK or "No space left" in str(error):
         return f"the disk is full ({path}): free space, then run again"
     if error.errno is None:  # of a library, in its own words

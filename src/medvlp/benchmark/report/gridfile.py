@@ -145,7 +145,7 @@ def read_grid(folder: Path) -> Grid:
         DataError: the file is no JSON, or an entry lacks what it must have.
     """
     path = folder / NAME
-    if not path.is_file():
+    if not path.exists():
         return Grid()
     content = read_json(path, _REMEDY)
     jobs = [_job(entry, f"{path}, job {n}") for n, entry in _entries(content, "jobs", path)]

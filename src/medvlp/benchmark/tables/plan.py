@@ -57,7 +57,7 @@ def plan_of(folder: str | Path, frame: pd.DataFrame) -> Plan:
 
 
 def _grid(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         return {"methods": {}, "tasks": {}, "cannot": {}}
     remedy = "run medvlp benchmark run again, which writes it"
     content = read_json(path, remedy)
