@@ -92,6 +92,8 @@ def test_missing_column_lists_what_there_is(table):
         read_pairs(table.parent / "none.csv", image_column="file", text_column="note")
     with pytest.raises(ConfigError):
         read_pairs(table, image_column="file", text_column="note", split="half")
+    with pytest.raises(ConfigError, match="label_columns names 'Edema' twice"):
+        read_pairs(table, image_column="file", text_column="note", label_columns=["Edema", "Edema"])
 
 
 def test_undecodable_byte_is_located(folder):

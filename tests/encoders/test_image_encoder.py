@@ -65,17 +65,17 @@ def test_memory_format_does_not_change_the_values():
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("name", "options", "said"),
     [
-        ImageEncoderConfig("resnet_nonsense"),
-        ImageEncoderConfig("resnet18", depth=9),
-        ImageEncoderConfig("resnet18", depth=0),
-        ImageEncoderConfig("resnet18", options={"no_such_option": 1}),
+        ("resnet_nonsense", {}, "image"),
+        ("resnet18", {"depth": 9}, "image"),
+        ("resnet18", {"depth": 0}, "depth must lie in"),
+        ("resnet18", {"options": {"no_such_option": 1}}, "image"),
     ],
 )
-def test_impossible_encoders_are_config_errors(config):
-    with pytest.raises(ConfigError, match="image"):
-        ImageEncoder(config, 64)
+def test_impossible_encoders_are_config_errors(name, options, said):
+    with pytest.raises(ConfigError, match=said):
+        ImageEncoder(ImageEncoderConfig(name, **options), 64)
 
 
 # ---------------------------------------------------------------- weights from a file
