@@ -197,8 +197,9 @@ def _worked_off(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> 
 
 def _message(error: BaseException, log: Path) -> str:
     if isinstance(error, SystemExit):
-        # what the argument parser wrote last, which may be several lines
-        text = log.read_text(errors="replace").rpartition("error:")[2].partition("Traceback")[0]
+        # what the argument parser wrote last, which may be several lines; the traceback below quotes its code
+        attempt = log.read_text(errors="replace").rpartition("\n--- ")[2]
+        text = attempt.partition("Traceback (most recent")[0].rpartition("error:")[2]
         return " ".join(text.split()) or f"ended with status {error.code}"
     if isinstance(error, OSError) and error.errno in _FULL:
         return f"the disk is full ({error.filename or log.parent}): free space, then run again"
