@@ -133,8 +133,8 @@ class Configs(Kind):
 
     def trial(self, trial: Trial) -> None:
         content = yaml.safe_load(CONFIG.replace("RUN", str(trial.folder / "run")).replace("TABLE", self.table))
-        # nobody knows how long a run may be that is asked for, nor how large a model
-        kept = ("callbacks", "limit_train_batches", "limit_val_batches", "max_epochs", "default_root_dir")
+        # nobody knows how long a run may be that is asked for, nor how large a model; devices start this process again
+        kept = ("callbacks", "devices", "limit_train_batches", "limit_val_batches", "max_epochs", "default_root_dir")
         for _ in range(int(trial.one([1, 1, 2]))):
             content = mutate_value(trial, content, within=lambda path: path[-1] not in kept and len(path) > 1)
         path = trial.folder / "c.yaml"
