@@ -1,6 +1,7 @@
 """The errors that medvlp raises on purpose: one line each, with the place and the remedy."""
 
 import errno
+import math
 from typing import Any
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -95,4 +96,5 @@ def check_range(interval: str, **values: Any) -> None:
             except TypeError:
                 inside = False
             if not inside:
-                raise ConfigError(f"{name} must lie in {interval}, not {number!r}")
+                bounds = f"be at least {low:g}" if interval[0] == "[" and high == math.inf else f"lie in {interval}"
+                raise ConfigError(f"{name} must {bounds}, not {number!r}")

@@ -116,6 +116,8 @@ class CLI(LightningCLI):
         if not self.config.get("subcommand"):
             return
         config = self.config[self.config.subcommand]
+        if not isinstance(config.trainer, Namespace):
+            raise ConfigError(f"trainer must be a mapping of settings, not {config.trainer!r}")
         path, root = config.get("ckpt_path"), Path(config.trainer.default_root_dir or ".")
         if path == "best" or (path == "hpc" and not any(root.glob("hpc_ckpt_*.ckpt"))):
             there = ", ".join(map(str, _checkpoints(config))) or f"none in {root}"
@@ -189,8 +191,6 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in the run's folder, and refuse to train over an earlier run's checkpoints."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        if not isinstance(config.trainer, Namespace):
-            raise ConfigError(f"trainer must be a mapping of settings, not {config.trainer!r}")
         for interval, names in _TRAINER.items():
             check_range(interval, **{f"trainer.{name}": config.trainer.get(name) for name in names})
         for part in ("logger", "callbacks"):

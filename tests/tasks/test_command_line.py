@@ -83,8 +83,8 @@ def test_fit_then_test_in_one_and_in_two_processes(config, command):
 
 def test_a_head_is_no_method(config, command):
     path, folder = config
-    command("fit", "--config", path).ok()
-    head = folder / "run" / "checkpoints" / "last.ckpt"
+    command("fit", "--config", path, "--trainer.default_root_dir", folder / "head").ok()
+    head = folder / "head" / "checkpoints" / "last.ckpt"
     error = command("test", "--config", path, "--model.init_args.encoder.checkpoint", head).error()
     assert "the head of a task (Classification)" in error
 
