@@ -102,7 +102,8 @@ def test_every_method(name, precision, folder, tmp_path):
     model, data = fit(it)
     path = tmp_path / "checkpoints" / "last.ckpt"
     if watch.losses:
-        assert all(watch.finite)
+        # reports that are nearly equal have huge gradients under batch norm; the scaler of 16-mixed skips such a step
+        assert all(watch.finite[1 if precision == "16-mixed" else 0 :])
         assert all(map(math.isfinite, watch.losses))
         assert math.isfinite(it.callback_metrics["val/loss"])
         it.save_checkpoint(path)
