@@ -265,11 +265,12 @@ def test_empty_report(command, config, broken):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_truncated_image(command, config, broken, workers):
+def test_truncated_image(command, config, broken, tmp_path, workers):
     row = _listed(broken, "train").iloc[1]
     path = _image(broken, row)
     path.write_bytes(path.read_bytes()[:200])
-    line = command("fit", "--config", config[0], "--data.root", broken, "--data.num_workers", str(workers)).error()
+    argv = ["fit", "--config", config[0], "--data.root", broken, "--trainer.default_root_dir", tmp_path / "run"]
+    line = command(*argv, "--data.num_workers", str(workers)).error()
     _says(line, path, row["dicom_id"], "on_error: skip")
 
 

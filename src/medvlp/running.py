@@ -63,6 +63,8 @@ class _Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Override: without the usage, which has as many lines as there are options."""
+        if not self.exit_on_error:  # a parser within another, which tries something else
+            super().error(message, ex)
         line = " ".join(message.split())
         line = line if len(line) < 1000 else f"{line[:1000]} …"
         self.exit(2, f"medvlp: error: {line} (options: {self.prog.replace(' [options]', '')} --help)\n")

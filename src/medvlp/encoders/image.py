@@ -48,6 +48,7 @@ class ImageEncoderConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError at sizes that no encoder has."""
+        check_range("[1, 32]", depth=self.depth)
         check_range("[1, 16384]", upsample_to=self.upsample_to)
 
 
