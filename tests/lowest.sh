@@ -2,7 +2,7 @@
 # Run the quick tests with the lowest versions that setup.cfg allows, in an environment of its own (needs uv):
 #   tests/lowest.sh FOLDER [PYTEST ARGUMENTS]
 set -euo pipefail
-folder=$1
+folder=${1:?usage: tests/lowest.sh FOLDER [PYTEST ARGUMENTS]}
 shift
 cd "$(dirname "$0")/.."
 uv venv --quiet --allow-existing --python 3.11 "$folder"

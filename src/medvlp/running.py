@@ -200,6 +200,8 @@ class CLI(LightningCLI):
         # not stored in the run's own config, with which one goes on
         overwrite = config.pop("overwrite")
         self._replaced: list[Path] = []
+        if overwrite and config.get("ckpt_path"):
+            raise ConfigError("--overwrite true starts again and --ckpt_path goes on; give one of them")
         if self.subcommand != "fit" or config.ckpt_path or config.trainer.fast_dev_run:
             return
         root = Path(config.trainer.default_root_dir or ".")

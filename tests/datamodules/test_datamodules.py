@@ -103,7 +103,9 @@ def test_unreadable_images_in_training(table, tmp_path):
     assert [i for i, _ in dropping["skipped"]] == ["3.png"]
     assert sorted(dropping["index"].tolist()) == sorted([*range(3), 4, *range(4, 30)])
     for workers in (0, 1):  # a worker's error arrives as one line too, without its traceback
-        with pytest.raises(UnreadableItemError, match=r"^cannot read .*3\.png: .*row 3; set on_error: skip") as caught:
+        with pytest.raises(
+            UnreadableItemError, match=r"^cannot read .*3\.png: .*index 3 of the dataset; set on_error: skip"
+        ) as caught:
             list(_module(table, batch_size=30, num_workers=workers).train_dataloader())
         assert "\n" not in str(caught.value)
 

@@ -98,7 +98,7 @@ def test_one_random_sentence_as_gloria_makes_them():
 
 def test_raise_names_file_row_and_remedy(folder):
     (folder / "3.png").write_bytes(b"\x89PNG broken")
-    with pytest.raises(UnreadableItemError, match=r"3\.png.*item i3, row 3.*on_error: skip") as caught:
+    with pytest.raises(UnreadableItemError, match=r"3\.png.*item i3, index 3.*on_error: skip") as caught:
         _dataset(folder)[3]
     assert caught.value.item_id == "i3"
 

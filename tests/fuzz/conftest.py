@@ -3,7 +3,11 @@
 import math
 
 import pytest
-from mutations import run
+from mutations import Kind, run
+
+
+def _names(kind):
+    return {getattr(kind, "name", "")}.union(*map(_names, kind.__subclasses__()))
 
 
 @pytest.fixture
@@ -13,6 +17,8 @@ def mutations(request, tmp_path_factory):
     def go(kind_class):
         only = request.config.getoption("--mutation")
         name, _, seed = only.rpartition("-")
+        if only and name not in _names(Kind):
+            pytest.fail(f"--mutation {only}: unknown kind {name!r}; expected one of: {', '.join(sorted(_names(Kind)))}")
         if only and name != kind_class.name:
             pytest.skip(f"--mutation {only}")
         count = math.ceil(request.config.getoption("--mutations") * kind_class.share / 300)

@@ -383,7 +383,7 @@ class RadiographDataset(Dataset[Sample]):
             resized, geometry, size = self._pixels(row)
             mask = self._mask(row, geometry, size) if "mask" in self.targets else None
         except UnreadableItemError as error:
-            message = f"{error}; item {item_id}, row {row}; set on_error: skip to leave such items out"
+            message = f"{error}; item {item_id}, index {row} of the dataset; set on_error: skip to leave such items out"
             raise UnreadableItemError(message, item_id=item_id, reason=error.reason) from error
         sample: Sample = {"id": item_id, "index": row, "label": self._labels[row].clone()}
         if "text" in self.table.column_names:

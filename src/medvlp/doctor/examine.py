@@ -57,6 +57,17 @@ def _attempt(call: Callable[[], T]) -> T:
 _FAULT = "this is a fault of medvlp, not of the data; please report it with the file that provokes it"
 
 
+def _alike(remarks: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Group (path, remark) pairs by remark; remarks that differ in numbers alone are one, with N for them."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for path, remark in remarks:
+        groups.setdefault(re.sub(r"\d+", "N", remark), {}).setdefault(remark, []).append(path)
+    return sorted(
+        (next(iter(found)) if len(found) == 1 else kind, [path for paths in found.values() for path in paths])
+        for kind, found in groups.items()
+    )
+
+
 def examine(
     corpus: Corpus,
     *,
@@ -326,12 +337,12 @@ class _Examination:
             sizes = ", ".join(f"{size} ({count:,})" for size, count in list(images.sizes.items())[:3])
             more = f" and {len(images.sizes) - 3:,} other sizes" if len(images.sizes) > 3 else ""
             self._add("images", "ok", f"{len(headers):,} {seen}; {sizes}{more}")
-        problems: dict[str, list[str]] = {}
-        for path, look in looks.items():
-            if look.problem:
-                problems.setdefault(re.sub(r"\d+", "N", look.problem), []).append(self._short(path))
-        for problem, paths in sorted(problems.items()):
-            remedy = f"get the files again from {self.corpus.source}, or set on_error: skip to go on without them"
+        problems = [(self._short(path), look.problem) for path, look in looks.items() if look.problem]
+        for problem, paths in _alike(problems):
+            accept = ", or damaged: accept to take them as they are" if "damaged inside" in problem else ""
+            remedy = (
+                f"get the files again from {self.corpus.source}, or set on_error: skip to go on without them{accept}"
+            )
             self._add("images broken", "error", f"{len(paths):,}: {problem}", remedy=remedy, items=paths)
         if named := self.corpus.substituted:
             self._add(
@@ -358,11 +369,8 @@ class _Examination:
         return path.removeprefix(root).lstrip("/\\") if path.startswith(root) else path
 
     def _marks(self, looks: dict[str, Look]) -> None:
-        marks: dict[str, list[str]] = {}
-        for path, look in looks.items():
-            for reason in sorted(set(look.marks)):
-                marks.setdefault(re.sub(r"\d+", "N", reason), []).append(self._short(path))
-        for reason, paths in sorted(marks.items()):
+        marks = [(self._short(path), reason) for path, look in looks.items() for reason in sorted(set(look.marks))]
+        for reason, paths in _alike(marks):
             self._add(
                 "annotations",
                 "error",
@@ -372,11 +380,8 @@ class _Examination:
             )
 
     def _suspicions(self, looks: dict[str, Look]) -> None:
-        odd: dict[str, list[str]] = {}
-        for path, look in looks.items():
-            if look.suspicion:
-                odd.setdefault(re.sub(r"\d+", "N", look.suspicion), []).append(self._short(path))
-        for suspicion, paths in sorted(odd.items()):
+        odd = [(self._short(path), look.suspicion) for path, look in looks.items() if look.suspicion]
+        for suspicion, paths in _alike(odd):
             remedy = "look at some; if they are damaged, get them again, or leave them out of the table"
             self._add("images suspicious", "warning", f"{len(paths):,}: {suspicion}", remedy=remedy, items=paths)
 
