@@ -70,7 +70,7 @@ class TextEncoderConfig:
     def __post_init__(self) -> None:
         """Raise ConfigError at sizes that no encoder has."""
         check_range("[1, 65536]", hidden_size=self.hidden_size, num_heads=self.num_heads, max_length=self.max_length)
-        check_range("[1, 1000]", num_layers=self.num_layers, keep_layers=self.keep_layers)
+        check_range("[1, 1000]", num_layers=self.num_layers)
         check_range("[1, 10000000]", vocab_size=self.vocab_size)
 
 
