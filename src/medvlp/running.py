@@ -174,7 +174,8 @@ class CLI(LightningCLI):
             super().instantiate_classes()
         except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
             first: BaseException = error
-            while first.__cause__ is not None:  # jsonargparse wraps what a constructor raises, once per Union
+            # jsonargparse wraps what a constructor raises, once per Union
+            while first.__cause__ is not None and not isinstance(first, MedVLPError):
                 first = first.__cause__
             if isinstance(first, MedVLPError | OSError):
                 raise first from None
