@@ -191,6 +191,46 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
         """
         raise NotSupportedError(f"{self.name} has no patch embeddings in the joint space")
 
+    # ---------------------------------------------------------------- what tasks may use beyond that
+
+    def encode_patches(self, images: Tensor) -> Tensor:
+        """Cells of an image before they are given unit length: (B, 3, S, S) → (B, d, h, w).
+
+        For protocols that compare unnormalised vectors (MaCo's grounding); by default :meth:`embed_patches`.
+        """
+        return self.embed_patches(images)
+
+    def patch_weights(self) -> Tensor:
+        """Weight of each cell in grounding, (h, w), whatever the image (MaCo).
+
+        Raises:
+            NotSupportedError: the method weights all cells alike.
+        """
+        raise NotSupportedError(f"{self.name} has no patch weights")
+
+    def prepare_prompts(self, texts: Sequence[str]) -> Any:
+        """Return what :meth:`zero_shot_scores` takes of prompts, computed once for all images; by default the list."""
+        return list(texts)
+
+    def zero_shot_scores(self, images: Tensor, prompts: Any) -> Tensor:
+        """Score images with prompts by the method's own similarity (GLoRIA's words), larger where they fit better.
+
+        Args:
+            images: (B, 3, S, S).
+            prompts: of :meth:`prepare_prompts`.
+
+        Returns:
+            (B, T) for T prompts.
+
+        Raises:
+            NotSupportedError: the method scores by the cosine of embeddings alone.
+        """
+        raise NotSupportedError(f"{self.name} has no zero_shot_scores of its own")
+
+    def implements(self, ability: str) -> bool:
+        """Whether the method overrides an optional method of this class, such as ``embed_patches``."""
+        return getattr(type(self), ability) is not getattr(PretrainModule, ability)
+
     def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Maps worth looking at, by title: (B, 1, S, S) each in [0, 1]; empty where the method has none.
 

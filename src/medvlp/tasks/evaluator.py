@@ -87,7 +87,7 @@ class Evaluator(Task):
         method = self.method
         if self.needs_text and not method.has_text:
             raise NotSupportedError(f"{method.name} has no text side: {self.task} cannot be asked of it")
-        if self.needs_patches and type(method).embed_patches is PretrainModule.embed_patches:
+        if self.needs_patches and not method.implements("embed_patches"):
             raise NotSupportedError(
                 f"{method.name} has no patch embeddings in the joint space: {self.task} cannot be asked of it"
             )

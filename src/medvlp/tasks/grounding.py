@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from medvlp import viz
-from medvlp.errors import ConfigError, DataError
+from medvlp.errors import ConfigError, DataError, NotSupportedError
 from medvlp.methods.guards import unit_length
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.grounding import COLUMNS, THRESHOLDS, grounding_measures, grounding_statistics
@@ -147,8 +147,8 @@ class Grounding(Evaluator):
     mean of the masks of a category over the training part (at most 1,000 images). ``gain_over_<prior>/<metric>`` is the
     difference, resampled together: an interval without 0 tells the method from the prior.
 
-    A method may have ``encode_patches(images)``, its cells as they are before they are given unit length, and
-    ``patch_weights()``, (h, w).
+    Unnormalised cells and their weights are the method's
+    :meth:`~medvlp.methods.base.PretrainModule.encode_patches` and ``patch_weights``.
 
     Args:
         encoder: a method's checkpoint.
@@ -314,8 +314,8 @@ class Grounding(Evaluator):
     def heatmaps(self, images: Tensor, phrases: Tensor) -> Tensor:
         """(B, 3, S, S) images and (B, d) phrases to (B, S, S) heatmaps by the protocol's rules."""
         raw = self.rules.raw
-        encode = getattr(self.method, "encode_patches", self.method.embed_patches) if raw else self.method.embed_patches
-        weights = self.method.patch_weights() if self.rules.patch_weights and self._has_patch_weights() else None  # type: ignore[operator]
+        encode = self.method.encode_patches if raw else self.method.embed_patches
+        weights = self._patch_weights() if self.rules.patch_weights else None
         patches = encode(images).float()
         if not raw:
             patches = unit_length(patches, self.method, dim=1)
@@ -326,8 +326,11 @@ class Grounding(Evaluator):
             maps = (maps / _SHARE_TEMPERATURE).flatten(1).softmax(1).view_as(maps) * maps[0].numel()
         return self._scaled(upsample(maps, (images.shape[-2], images.shape[-1]), self.interpolation))
 
-    def _has_patch_weights(self) -> bool:
-        return hasattr(self.method, "patch_weights") and getattr(self.method, "correlation", True) is not None
+    def _patch_weights(self) -> Tensor | None:
+        try:
+            return self.method.patch_weights()
+        except NotSupportedError:
+            return None
 
     def _scaled(self, maps: Tensor) -> Tensor:
         return min_max(maps, *_RANGE[self.scale]) if self.scale in ("unit", "signed") else maps

@@ -191,9 +191,8 @@ class ZeroShotClassification(Evaluator):
     have prompts. Of a prompt file of one's own, classes that no label has are warned of; of the sets that come with
     medvlp they are not, since a set serves several corpora.
 
-    A method may score images with prompts in its own way (GLoRIA's words), by ``zero_shot_scores(images, prompts)``
-    from (B, 3, S, S) and T texts to (B, T), larger where they fit better. Where it also has ``prepare_prompts(texts)``,
-    that is called once and ``prompts`` is its result.
+    A method may score images with prompts in its own way (GLoRIA's words): see
+    :meth:`~medvlp.methods.base.PretrainModule.zero_shot_scores`.
 
     Args:
         encoder: a method's checkpoint.
@@ -245,7 +244,7 @@ class ZeroShotClassification(Evaluator):
         self.wanted = list(classes) if classes is not None else None
         self.choice: Choice = thresholds or rows.thresholds
         own = rows.own_scores if own_scores is None else own_scores
-        self.own_scores = own and hasattr(self.method, "zero_shot_scores")
+        self.own_scores = own and self.method.implements("zero_shot_scores")
         if own_scores and not self.own_scores:
             raise ConfigError(f"{self.method.name} has no zero_shot_scores of its own; leave own_scores out")
         self.given_prompts = prompts
@@ -310,9 +309,8 @@ class ZeroShotClassification(Evaluator):
         assert self.table is not None
         if self.own_scores:
             if self._prepared is None:
-                prepare = getattr(self.method, "prepare_prompts", list)
-                self._prepared = prepare(self.table.texts)
-            similarity = self.method.zero_shot_scores(images, self._prepared)  # type: ignore[operator]
+                self._prepared = self.method.prepare_prompts(self.table.texts)
+            similarity = self.method.zero_shot_scores(images, self._prepared)
             return prompt_scores(similarity.float(), self.table, self.rule, self.temperature)
         texts = self.texts(self.table.texts, raw=RULES[self.rule][0] == "raw")
         made = self.method.encode_images(images) if self.rule == "dot" else self.method.embed_image(images)
