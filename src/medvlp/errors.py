@@ -2,6 +2,7 @@
 
 import errno
 import math
+from collections.abc import Collection
 from typing import Any
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -73,6 +74,19 @@ class CheckpointError(MedVLPError):
 
 class NotSupportedError(MedVLPError):
     """The method has no such ability (a masked autoencoder has no text side, for example)."""
+
+
+def check_choice(what: str, value: Any, accepted: Collection[Any], *, error: type[MedVLPError] = ConfigError) -> None:
+    """Raise unless a value is one of those accepted, which the error lists.
+
+    Args:
+        what: the setting, as the error calls it: "transform".
+        value: what was given.
+        accepted: names, or the keys of a mapping.
+        error: class of the error.
+    """
+    if value not in accepted:
+        raise error(f"unknown {what} {value!r}; expected one of: {', '.join(map(str, accepted))}")
 
 
 def check_range(interval: str, **values: Any) -> None:
