@@ -71,6 +71,68 @@ def test_the_hash_is_of_what_numbers_depend_on(tiny_grid, tmp_path):
     assert {key[0] for key in again if again[key] != after[key]} == {"g2d"}, "the tasks of a method change with it"
 
 
+PINNED = {
+    "grid.yaml": """
+name: pinned
+fractions: [0.1, 1.0]
+runs: [{name: a}, {name: b, data: 1, head: 2, fractions: [0.1]}, {name: c, pretrain: 3}]
+pretrain: {set: {trainer.max_epochs: 2}, overlays: [over.yaml]}
+task_set: {model.init_args.resamples: 50}
+methods:
+  random: {encoder: {image: {name: resnet18}}}
+  weights: {encoder: {image: {name: resnet18, weights: some.pth}}, tasks: [linear]}
+  mine: {checkpoint: mine.ckpt, cannot: [linear]}
+  g2d: {pretrain: g2d.yaml, set: {model.init_args.variant: main}, task_set: {linear: {trainer.max_epochs: 4}}}
+tasks:
+  linear: {config: linear.yaml, protocol: linear_mgca, by_fraction: {0.1: {data.init_args.batch_size: 4}}, panels: 2}
+  zero_shot: {config: zero_shot.yaml, set: {model.init_args.prompts: phantom}}
+""",
+    "g2d.yaml": """
+trainer: {max_epochs: 50, callbacks: [{class_path: lightning.pytorch.callbacks.RichProgressBar}]}
+model: {class_path: G2D, init_args: {lr: 0.001}}
+data: {class_path: MIMICCXRDataModule, init_args: {root: data/mimic}}
+""",
+    "over.yaml": "model: {init_args: {lr: 0.01}}\ntrainer: {logger: false}",
+    "linear.yaml": """
+trainer: {max_epochs: 5, default_root_dir: runs/linear}
+model: {class_path: Classification, init_args: {protocol: linear}}
+data: {class_path: medvlp.datamodules.rsna.RSNADataModule, init_args: {root: data/rsna}}
+""",
+    "zero_shot.yaml": "model: {class_path: ZeroShotClassification}\ndata: {class_path: RSNADataModule}",
+    "mine.ckpt": "checkpoint",
+    "some.pth": "weights",
+}
+
+
+def test_jobs_that_an_earlier_version_finished_still_count(tmp_path, monkeypatch):
+    """The hashes are those of version 0.2.0: another hash would run every finished grid again."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in PINNED.items():
+        (tmp_path / name).write_text(text)
+    assert [job.name for job in _jobs("grid.yaml")] == [
+        "g2d.pretrain.p0.fb0d09e910b8",
+        "g2d.pretrain.p3.433b2ea59da1",
+        "random.linear.0.1.a.181eae054761",
+        "random.linear.1.a.3ebbb7c5087d",
+        "weights.linear.0.1.a.705061adcff8",
+        "weights.linear.1.a.7bd500a0c447",
+        "g2d.linear.0.1.a.68019a6a8355",
+        "g2d.linear.1.a.4e8795f8d47a",
+        "mine.zero_shot.a.b12819d2caff",
+        "g2d.zero_shot.a.da29a7d25ac7",
+        "random.linear.0.1.b.b88372f57d37",
+        "weights.linear.0.1.b.147aba4a552d",
+        "g2d.linear.0.1.b.490dbc52d692",
+        "random.linear.0.1.c.92a386f0e6a7",
+        "random.linear.1.c.eb04df760ec3",
+        "weights.linear.0.1.c.168c85819a06",
+        "weights.linear.1.c.70e47386d215",
+        "g2d.linear.0.1.c.6a9454bfbe6c",
+        "g2d.linear.1.c.b53ec441e032",
+        "g2d.zero_shot.c.fc87d0c67901",
+    ]
+
+
 def test_a_run_may_leave_fractions_out(tiny_grid):
     runs = [{"name": "a"}, {"name": "b", "data": 1, "head": 1, "fractions": [0.5]}]
     jobs = _jobs(tiny_grid(runs=runs))
@@ -168,9 +230,9 @@ WRONG = {
         ["methods m: set is null"],
     ),
     "a mapping that is a list": ({"tasks": [1]}, ["tasks"]),
-    "a key that is a number": ({"task_set": {5: 1}}, ["task_set", "5 is no text"]),
+    "a key that is a number": ({"task_set": {5: 1}}, ["task_set", "5 is not a string"]),
     "a number of four hundred digits": ({"watts": 10**400}, ["watts", "too many digits"]),
-    "an encoder that is none": ({"methods": {"m": {"encoder": {"image": 5}}}}, ["'m'", "image is no mapping"]),
+    "an encoder that is none": ({"methods": {"m": {"encoder": {"image": 5}}}}, ["'m'", "image must be a mapping"]),
     "a key of by_fraction that is no fraction": (
         {"tasks": {"t": {"config": "linear.yaml", "by_fraction": {"half": {}}}}},
         ["'t'", "by_fraction"],
@@ -205,10 +267,10 @@ def test_overlays_merge_as_on_the_command_line():
     assert merged(below, {"model": {"init_args": {"y": [3]}}})["model"]["init_args"] == {"x": 1, "y": [3]}
     same = merged(below, {"model": {"class_path": "package.A", "init_args": {"z": 1}}})
     assert same["model"]["init_args"] == {"x": 1, "y": [1, 2], "z": 1}
-    with pytest.raises(ConfigError, match=r"makes B of A.*--print_config"):
+    with pytest.raises(ConfigError, match=r"replaces A by B.*--print_config"):
         merged(below, {"model": {"class_path": "package.B"}})
     assert below["model"]["init_args"]["y"] == [1, 2]
-    with pytest.raises(ConfigError, match=r"seed\.deep.*leads through seed"):
+    with pytest.raises(ConfigError, match=r"seed\.deep: seed is not a group"):
         with_settings(below, {"seed.deep": 1})
 
 

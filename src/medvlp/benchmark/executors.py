@@ -9,8 +9,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +19,50 @@ from medvlp.benchmark.work import TERMINATED, devices_and_nodes, leave_note
 from medvlp.errors import ConfigError, MedVLPError
 
 Work = Callable[..., dict[str, Any]]
-"""A picklable function and what it is given; its note of how the job ended comes back."""
+"""Picklable function that runs a job and returns its state."""
 
 _KINDS = ("pretrain", "task")
 _MINUTES = 24 * 60
-"""Time limit of a job where the grid gives none; submitit's own is five minutes."""
+"""Default time limit of a SLURM job; submitit's own is five minutes."""
 
 _GRACE = 10.0
-"""Seconds that a process gets to end by itself once it is told to."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 _TIMEOUTS = 50
-"""How often a job may run out of SLURM's time and go on from its checkpoint: preemption is not counted."""
+"""How often a job that reaches SLURM's time limit is queued again; preemption does not count."""
 
 _GPUS = ("gpus_per_node", "slurm_gpus_per_node", "slurm_gpus_per_task", "slurm_gres")
 
 
 class JobTimeoutError(MedVLPError):
-    """A job took longer than it may."""
+    """A job reached its time limit."""
 
 
 class Executor(ABC):
-    """Takes jobs and says when they are done."""
+    """Base class of executors."""
 
     capacity: int = 1
-    """How many jobs it takes at once."""
+    """Number of jobs it runs at a time."""
 
     @abstractmethod
     def submit(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Hands in jobs.
+        """Submit jobs, given the arguments of each; return a handle with ``done()`` and ``result()`` per job."""
 
-        Args:
-            calls: the arguments of each.
-
-        Returns:
-            A handle per job, with ``done()`` and ``result()``.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Ends what still runs."""
+    def close(self) -> None:  # noqa: B027 - optional
+        """Stop the jobs that are still running."""
 
 
 class InProcess(Executor):
-    """One job after the other in this process, which cannot end a job that hangs.
-
-    Args:
-        function: what a job is.
-    """
+    """Run one job after the other in this process; a job that hangs cannot be stopped."""
 
     def __init__(self, function: Work) -> None:
         self.function = function
 
     def submit(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Runs the jobs and returns when they are done."""
+        """Run the jobs and return when they have ended."""
         handles = []
         for call in calls:
-            handle: Future = Future()
+            handle: Future[dict[str, Any]] = Future()
             try:
                 handle.set_result(self.function(*call))
             except Exception as error:
@@ -82,20 +70,18 @@ class InProcess(Executor):
             handles.append(handle)
         return handles
 
-    def close(self) -> None:
-        """Nothing runs when nobody waits."""
-
 
 def end_after_signal() -> None:
-    """Lets SIGTERM and SIGINT end this process within :data:`_GRACE` even if a job hangs.
+    """Let SIGTERM and SIGINT end this process within :data:`_GRACE` even if a job hangs.
 
-    Lightning puts the end off until a batch is done. A thread is woken by the signal itself, so that the main thread
-    may wait in native code.
+    Lightning delays the end until a batch is done. The signal itself wakes up a thread, so the main thread may be
+    waiting in native code.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a loader's worker may be told to end
+    # a signal to a data loader's worker must not reach this process through the shared pipe
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
     def watch() -> None:
         while (number := os.read(read, 1)[0]) not in (signal.SIGTERM, signal.SIGINT):
@@ -106,164 +92,150 @@ def end_after_signal() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _kept_alive(function: Work, call: tuple[Any, ...]) -> dict[str, Any]:
-    """A job in a pool's process, which may be told to end; that must end neither the pool nor its owner."""
-    (began,) = _BEGAN
-    began.value = time.monotonic()
-    try:
-        return function(*call)
-    except SystemExit as end:
-        raise RuntimeError(f"it was told to end (status {end.code})") from None
-    finally:
-        began.value = 0.0
-
-
-_BEGAN: list[Any] = []
-"""In a pool's process: when its job began by the clock that all processes share; 0 while it has none."""
-
-
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone: a killed run must leave nobody behind who writes its files."""
+    """Kill this process group once its parent is gone, so that no orphan keeps writing to the job's files."""
     while os.getppid() == parent:
         time.sleep(0.2)
     os.killpg(0, signal.SIGKILL)
 
 
-def _initialise(parent: int, device: str | None, threads: int, began: Any) -> None:
-    _BEGAN[:] = [began]
-    os.setpgid(0, 0)  # what the process starts ends with it; Ctrl-C reaches the runner alone, which ends the processes
+def _serve(jobs: Connection, parent: int, device: str | None, threads: int) -> None:
+    """Run jobs from a pipe; for each, send the time at which it began and then its state, or the error it raised."""
+    os.setpgid(0, 0)  # data loaders end with the worker; Ctrl-C reaches the runner alone, which ends the workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    # before torch is imported, by which it is read
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported, which is later
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with contextlib.suppress(EOFError):  # the parent is gone
+        while True:
+            function, call = jobs.recv()
+            jobs.send(time.monotonic())
+            try:
+                outcome: Any = function(*call)
+            except SystemExit as end:
+                outcome = RuntimeError(f"it was told to end (status {end.code})")
+            except Exception as error:  # whose class may not be picklable
+                outcome = RuntimeError(str(error) or type(error).__name__)
+            jobs.send(outcome)
 
 
-class _Process:
-    """One process for one job after the other, which can be ended in the midst of its work.
+class _Worker:
+    """A process that runs jobs one after the other and can be killed while it does.
 
     Args:
-        device: that it sees; None for all.
-        threads: that it may use.
+        device: CUDA device that it sees; None for all.
+        threads: number of threads that it may use.
     """
 
     def __init__(self, device: str | None, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self._began = context.Value("d", 0.0, lock=False)
-        arguments = (os.getpid(), device, threads, self._began)
-        self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_initialise, initargs=arguments)
-
-    def submit(self, *call: Any) -> Future:
-        return self._pool.submit(_kept_alive, *call)
-
-    def minutes(self) -> float:
-        """For how long its job has run."""
-        return (time.monotonic() - self._began.value) / 60 if self._began.value else 0.0
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, os.getpid(), device, threads))
+        self.process.start()
+        theirs.close()
 
     def signal(self, number: int) -> bool:
-        """Sends a signal to the process and to what it has started; says whether it is still there."""
-        # there is no public way to end a process in the midst of its work before Python 3.14
-        alive = [process for process in list((self._pool._processes or {}).values()) if process.is_alive()]
-        for process in alive:
+        """Send a signal to the process and its children; return whether the process was alive."""
+        alive = self.process.is_alive()
+        if alive:
             with contextlib.suppress(ProcessLookupError):
-                # before it has a group of its own, it has started nothing
-                own = os.getpgid(process.pid or 0) == process.pid
-                (os.killpg if own else os.kill)(process.pid or 0, number)
-        return bool(alive)
-
-    def shut_down(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+                pid = self.process.pid or 0
+                # before it has a group of its own, it has no children
+                (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, number)
+        return alive
 
 
-class _Timed:
-    """A job in a process, which ends when its time is over.
+class _Running:
+    """Handle of a job that an idle worker takes; it is killed after ``limit`` minutes unless that is None."""
 
-    Args:
-        future: of the process.
-        process: that runs it.
-        limit: minutes; None for no limit.
-    """
-
-    def __init__(self, future: Future, process: _Process, limit: float | None) -> None:
-        self._future, self._process, self._limit = future, process, limit
-        self._over = False
-        self.exception = future.exception
+    def __init__(self, worker: _Worker, function: Work, call: tuple[Any, ...], limit: float | None) -> None:
+        self._worker, self._limit = worker, limit
+        self._began: float | None = None
+        self._outcome: dict[str, Any] | Exception | None = None
+        with contextlib.suppress(BrokenPipeError):  # the worker has just died
+            worker.pipe.send((function, call))
 
     def done(self) -> bool:
-        if self._future.done():
-            return True
-        if self._limit is not None and not self._over and self._process.minutes() > self._limit:
-            self._over = self._process.signal(signal.SIGKILL)
-        return False
+        if self._outcome is None:
+            self._outcome = self._receive()
+        return self._outcome is not None
 
-    def result(self, timeout: float | None = None) -> dict[str, Any]:
-        try:
-            return self._future.result(timeout)
-        except BrokenProcessPool:
-            if self._over:
-                raise JobTimeoutError(f"ended after timeout_min, {self._limit:g} minutes") from None
-            raise
+    def _receive(self) -> dict[str, Any] | Exception | None:
+        process, pipe = self._worker.process, self._worker.pipe
+        alive = process.is_alive()  # asked first: a dead process has sent all that it ever will
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            if self._began is None and pipe.poll():
+                self._began = pipe.recv()
+            if self._began is not None and pipe.poll():
+                outcome: dict[str, Any] | Exception = pipe.recv()
+                return outcome
+        if not alive:
+            code = process.exitcode or 0
+            return RuntimeError(f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}")
+        if self._began is None or self._limit is None or time.monotonic() - self._began <= 60 * self._limit:
+            return None
+        self._worker.signal(signal.SIGKILL)
+        process.join()
+        return JobTimeoutError(f"ended after timeout_min, {self._limit:g} minutes")
+
+    def result(self) -> dict[str, Any]:
+        while not self.done():
+            time.sleep(0.05)
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome or {}
 
 
 class LocalPool(Executor):
-    """Processes of this machine, each with a device of its own, or with its share of the cores.
+    """Run jobs in processes of this machine, each with a device of its own or with its share of the cores.
 
-    Each is a pool of one: a process that dies (out of memory, say) takes its own job with it and no other, and the
-    next job gets a new one.
+    A process that dies (out of memory, for example) fails its own job alone; the next job gets a new process.
 
     Args:
-        function: what a job is.
+        function: runs a job.
         workers: number of processes.
-        devices: CUDA devices that they take in turn; none on a CPU.
+        devices: CUDA devices, assigned in turn; empty on a CPU.
     """
 
     def __init__(self, function: Work, workers: int, devices: Sequence[str] = ()) -> None:
         if workers < 1:
             raise ConfigError(f"a pool needs at least one process, not {workers}")
         self.function, self.capacity, self.devices = function, workers, list(devices)
-        self._processes: list[_Process | None] = [None] * workers
-        self._busy: list[_Timed | None] = [None] * workers
-
-    def _process(self, slot: int) -> _Process:
-        process = self._processes[slot]
-        if process is None:
-            device = self.devices[slot % len(self.devices)] if self.devices else None
-            process = _Process(device, max(1, len(os.sched_getaffinity(0)) // self.capacity))
-            self._processes[slot] = process
-        return process
+        self._slots: list[tuple[_Worker, _Running] | None] = [None] * workers
 
     def submit(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Hands each job to a free process."""
+        """Hand each job to an idle process; there must be one for each."""
         handles = []
         for call in calls:
-            slot = next(i for i, busy in enumerate(self._busy) if busy is None or busy.done())
-            busy = self._busy[slot]
-            if busy is not None and busy.exception() is not None:
-                self._processes[slot] = None  # the process died; whatever is left of it goes with the old one
-            process = self._process(slot)
-            handle = _Timed(process.submit(self.function, call), process, call[0].timeout_min)
-            self._busy[slot] = handle
+            i = next(i for i, slot in enumerate(self._slots) if slot is None or slot[1].done())
+            slot = self._slots[i]
+            if slot is not None and slot[0].process.is_alive():
+                worker = slot[0]
+            else:
+                device = self.devices[i % len(self.devices)] if self.devices else None
+                worker = _Worker(device, max(1, len(os.sched_getaffinity(0)) // self.capacity))
+            handle = _Running(worker, self.function, call, call[0].timeout_min)
+            self._slots[i] = worker, handle
             handles.append(handle)
         return handles
 
     def close(self) -> None:
-        """Ends the processes, whatever they are doing: by SIGTERM, and after :data:`_GRACE` by SIGKILL."""
-        processes = [process for process in self._processes if process is not None]
+        """End the processes, whatever they are doing: by SIGTERM, and after :data:`_GRACE` by SIGKILL."""
+        workers = [slot[0] for slot in self._slots if slot is not None]
         try:
             end = time.monotonic() + _GRACE
-            alive = [process for process in processes if process.signal(signal.SIGTERM)]
+            alive = [worker for worker in workers if worker.signal(signal.SIGTERM)]
             while alive and time.monotonic() < end:
                 time.sleep(0.05)
-                alive = [process for process in alive if process.signal(0)]
-        finally:  # also if Ctrl-C comes again
-            for process in processes:
-                process.signal(signal.SIGKILL)
-                process.shut_down()
+                alive = [worker for worker in alive if worker.process.is_alive()]
+        finally:  # also after a second Ctrl-C
+            for worker in workers:
+                worker.signal(signal.SIGKILL)
 
 
 def _end_when_over(job: Job, work: Path) -> None:
-    """Leaves a note and ends this process once the job's time is over."""
+    """Record a timeout and end this process once the job's time is over."""
     assert job.timeout_min is not None
     time.sleep(60 * job.timeout_min)
     leave_note(job, work, f"ended after timeout_min, {job.timeout_min:g} minutes")
@@ -271,11 +243,7 @@ def _end_when_over(job: Job, work: Path) -> None:
 
 
 class _Requeued:
-    """A job as SLURM sees it: preempted or out of time, it is queued again and goes on from its checkpoint.
-
-    Args:
-        function: what the job is.
-    """
+    """A job on SLURM: after preemption or a timeout, it is queued again and resumes from its checkpoint."""
 
     def __init__(self, function: Work) -> None:
         self.function = function
@@ -283,71 +251,66 @@ class _Requeued:
     def __call__(self, *call: Any) -> dict[str, Any]:
         from submitit import JobEnvironment
 
-        here = JobEnvironment()
+        environment = JobEnvironment()
         if call[0].timeout_min is not None:
             threading.Thread(target=_end_when_over, args=call[:2], daemon=True).start()
         try:
-            note = self.function(*call)
+            state = self.function(*call)
         except SystemExit as end:
-            while end.code == TERMINATED and here.cluster == "slurm":
-                # SLURM kills what it preempts, and queues it again; a process that ends before would count as done
+            while end.code == TERMINATED and environment.cluster == "slurm":
+                # SLURM kills and requeues preempted jobs; a process that ends earlier would count as done
                 time.sleep(1)
             raise
-        if note["state"] == "failed" and here.num_tasks > 1:
+        if state["state"] == "failed" and environment.num_tasks > 1:
             # the other processes wait for this one; srun ends them when one ends with an error
-            raise RuntimeError(f"process {here.global_rank} of {here.num_tasks}: {note['error']}")
-        return note
+            raise RuntimeError(f"process {environment.global_rank} of {environment.num_tasks}: {state['error']}")
+        return state
 
     def checkpoint(self, *call: Any) -> Any:
-        """What submitit submits in the place of an interrupted job: the same."""
+        """Return what submitit queues after an interruption: the same job."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, *call)
 
 
 class _Submitted:
-    """A job of one process or of several, of which the first speaks for all.
-
-    Args:
-        job: of submitit.
-    """
+    """Handle of a submitit job of one or several processes, of which the first returns the state."""
 
     def __init__(self, job: Any) -> None:
         self.job = job
-
-    def done(self) -> bool:
-        return self.job.done()
+        self.done = job.done
 
     def result(self) -> dict[str, Any]:
-        return self.job.results()[0]
+        first: dict[str, Any] = self.job.results()[0]
+        return first
 
 
 class Submitit(Executor):
-    """SLURM through submitit: the jobs that are ready at a time and ask for the same become one job array.
+    """Run jobs on SLURM through submitit; ready jobs with equal resources become one job array.
 
     On SLURM a job gets a process and a GPU for each device of its ``trainer.devices`` on ``trainer.num_nodes`` nodes,
-    which is what Lightning expects there. ``parameters`` go over that.
+    as Lightning expects there; ``parameters`` override that.
 
     Args:
-        function: what a job is; its first argument is a :class:`~medvlp.benchmark.jobs.Job`.
-        folder: for submitit's files, seen by all nodes.
-        parameters: of submitit's executor, such as ``timeout_min`` (a day if not given), ``slurm_partition``,
-            ``cpus_per_task``; those under ``pretrain`` and ``task`` are for jobs of that kind alone.
+        function: runs a job; its first argument is a :class:`~medvlp.benchmark.jobs.Job`.
+        folder: for submitit's files; all nodes must see it.
+        parameters: of submitit's executor, such as ``timeout_min`` (default: a day), ``slurm_partition``,
+            ``cpus_per_task``; those under ``pretrain`` and ``task`` apply to jobs of that kind only.
         cluster: "slurm", or "local" for processes of this machine, on its CPU unless ``gpus_per_node`` is given.
 
     Raises:
-        ConfigError: submitit is not installed, there is no SLURM, or a parameter is unknown.
+        ConfigError: submitit is not installed, SLURM is not available, or a parameter is unknown.
     """
 
     capacity = 10**6
 
     def __init__(self, function: Work, folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -> None:
         self.function, self.folder, self.cluster = function, folder, cluster
-        self._common = {key: value for key, value in parameters.items() if key not in _KINDS}
-        self._by_kind = {kind: dict(parameters.get(kind) or {}) for kind in _KINDS}
+        common = {key: value for key, value in parameters.items() if key not in _KINDS}
+        self._parameters = {kind: {**common, **(parameters.get(kind) or {})} for kind in _KINDS}
         self._handles: list[_Submitted] = []
-        for kind in _KINDS:  # what is wrong is said before anything runs
-            self._executor({**self._common, **self._by_kind[kind]})
+        for given in self._parameters.values():  # report mistakes before anything runs
+            self._executor(given)
 
     def _executor(self, parameters: dict[str, Any]) -> Any:
         try:
@@ -361,40 +324,38 @@ class Submitit(Executor):
             raise ConfigError(f"slurm: {' '.join(str(error).split())}") from error
         return executor
 
-    def parameters_of(self, job: Job) -> dict[str, Any]:
-        """What a job is submitted with."""
-        asked = {**self._common, **self._by_kind[job.kind]}
+    def _parameters_of(self, job: Job) -> dict[str, Any]:
+        given = self._parameters[job.kind]
         if self.cluster != "slurm":
-            return asked
+            return given
         devices, nodes = devices_and_nodes(job)
         shape: dict[str, Any] = {"nodes": nodes, "tasks_per_node": devices}
-        if job.config.get("trainer", {}).get("accelerator") != "cpu" and not any(key in asked for key in _GPUS):
+        if job.config.get("trainer", {}).get("accelerator") != "cpu" and not any(key in given for key in _GPUS):
             shape["gpus_per_node"] = devices
         if devices * nodes > 1:
             shape["slurm_srun_args"] = ["--kill-on-bad-exit=1"]
-        return {**shape, **asked}
+        return {**shape, **given}
 
     def submit(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Submits the jobs as one array per kind of resources."""
-        asked = [self.parameters_of(call[0]) for call in calls]
+        """Submit one job array for each set of resources."""
         arrays: dict[str, list[int]] = {}
-        for at, parameters in enumerate(asked):
-            arrays.setdefault(json.dumps(parameters, sort_keys=True, default=str), []).append(at)
+        parameters = [self._parameters_of(call[0]) for call in calls]
+        for i, given in enumerate(parameters):
+            arrays.setdefault(json.dumps(given, sort_keys=True, default=str), []).append(i)
         handles: dict[int, _Submitted] = {}
-        for places in arrays.values():
-            executor = self._executor(asked[places[0]])
+        for members in arrays.values():
+            executor = self._executor(parameters[members[0]])
             try:
                 with executor.batch():
-                    jobs = [executor.submit(_Requeued(self.function), *calls[at]) for at in places]
+                    jobs = [executor.submit(_Requeued(self.function), *calls[i]) for i in members]
             except RuntimeError as error:
                 raise ConfigError(f"slurm: the jobs were refused: {' '.join(str(error).split())}") from error
-            found = dict(zip(places, map(_Submitted, jobs), strict=True))
-            self._handles += found.values()
-            handles |= found
-        return [handles[at] for at in range(len(calls))]
+            handles |= dict(zip(members, map(_Submitted, jobs), strict=True))
+            self._handles += [handles[i] for i in members]
+        return [handles[i] for i in range(len(calls))]
 
     def close(self) -> None:
-        """Takes back what has not ended."""
+        """Cancel the jobs that have not ended."""
         for handle in self._handles:
             if not handle.done():
                 handle.job.cancel()

@@ -1,9 +1,9 @@
-"""A benchmark's grid: methods × tasks × fractions × seeds in plain YAML, read and checked.
+"""Read and check a benchmark's grid: methods × tasks × fractions × seeds in YAML.
 
 .. code-block:: yaml
 
     name: phantom                      # letters, digits, - and _
-    work: runs/benchmark/phantom       # checkpoints, logs, predictions, rows; may be left out
+    work: runs/benchmark/phantom       # optional: checkpoints, logs, predictions, rows
     runs:                              # combinations of seeds; each cell of a table is a mean over them
       - {pretrain: 0, data: 0, head: 0}
       - {pretrain: 1, data: 1, head: 1}
@@ -16,7 +16,7 @@
     tasks:
       linear_rsna: {config: experiments/downstream/linear/rsna.yaml, set: {…}, by_fraction: {0.01: {…}}}
 
-Paths are relative to the working folder, as in all configs. ``set`` holds dotted settings as on the command line.
+Paths are relative to the working directory, as in all configs. ``set`` holds dotted settings as on the command line.
 """
 
 import re
@@ -37,11 +37,11 @@ class Seeds:
     """One combination of seeds.
 
     Args:
-        pretrain: of pre-training; of a bare encoder, of its random weights.
+        pretrain: of pre-training, or of the random weights of a bare encoder.
         data: of the subset that a fraction draws, of the order and of the augmentation.
         head: of the task's run.
-        name: how rows call it; "p0d0h0" if empty.
-        fractions: those that it is run at; all if None. (The subset of 100 % is the same whatever its seed.)
+        name: of the run in rows; "p0d0h0" if empty.
+        fractions: those it is run at; all if None. (The subset of 100 % does not depend on the seed.)
     """
 
     pretrain: int = 0
@@ -50,15 +50,15 @@ class Seeds:
     name: str = ""
     fractions: list[float] | None = None
 
+    @property
+    def label(self) -> str:
+        """Name of the run."""
+        return self.name or f"p{self.pretrain}d{self.data}h{self.head}"
+
 
 @dataclass(frozen=True)
 class Changes:
-    """What is changed in a config.
-
-    Args:
-        set: dotted settings.
-        overlays: YAML files over the config.
-    """
+    """Changes to a config: dotted settings (``set``) over YAML files (``overlays``)."""
 
     set: dict[str, Any] = field(default_factory=dict)
     overlays: list[str] = field(default_factory=list)
@@ -66,23 +66,23 @@ class Changes:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A row of the tables. Exactly one of ``pretrain``, ``checkpoint`` and ``encoder`` is given.
+    """A row of the tables; give exactly one of ``pretrain``, ``checkpoint`` and ``encoder``.
 
     Args:
-        title: how tables print it; its name if empty.
+        title: in tables; the name if empty.
         pretrain: config of its pre-training.
         overlays: YAML files over that config.
         set: dotted settings over both.
-        checkpoint: a medvlp checkpoint instead.
-        encoder: a bare encoder instead, as ``model.init_args.encoder`` of a task.
-        tasks: the tasks it takes part in; all that it can if None. A bare encoder has no text side, and therefore no
-            task without training.
-        cannot: tasks for which the tables print "/".
-        configs: task to a config of its own in the place of the task's.
-        task_set: task to dotted settings of its own.
-        minutes: about how long one pre-training takes, for the estimate before anything has run.
-        gigabytes: about how much a pre-training leaves on the disk.
-        timeout_min: minutes after which a pre-training is ended; the grid's if None.
+        checkpoint: a medvlp checkpoint.
+        encoder: a bare encoder, as ``model.init_args.encoder`` of a task.
+        tasks: the tasks to run it on; all that it supports if None. A bare encoder has no text encoder and therefore
+            supports no zero-shot task.
+        cannot: tasks that it does not support; tables print "/".
+        configs: config by task, instead of the task's own.
+        task_set: dotted settings by task.
+        minutes: estimated duration of one pre-training, used until one has been measured.
+        gigabytes: estimated disk space of one pre-training.
+        timeout_min: time limit of a pre-training in minutes; the grid's if None.
     """
 
     title: str = ""
@@ -99,6 +99,10 @@ class MethodSpec:
     gigabytes: float = 0.2
     timeout_min: float | None = None
 
+    def supports(self, task: str, trains: bool) -> bool:
+        """Return whether it can do a task, which ``trains`` or is zero-shot."""
+        return task not in self.cannot and (trains or not self.encoder)
+
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -106,15 +110,15 @@ class TaskSpec:
 
     Args:
         config: of the task.
-        title: how tables print it; its name if empty.
-        protocol: in the place of the config's.
-        fractions: in the place of the grid's.
+        title: in tables; the name if empty.
+        protocol: instead of the config's.
+        fractions: instead of the grid's.
         set: dotted settings over the config.
-        by_fraction: fraction to further dotted settings.
-        metric: which metric the tables show; the task's primary one if empty.
-        minutes: about how long one run takes, for the estimate before anything has run.
-        panels: images that are kept with what each method made of them, for the report.
-        timeout_min: minutes after which a job is ended; the grid's if None.
+        by_fraction: further dotted settings by fraction.
+        metric: shown in the tables; the task's primary metric if empty.
+        minutes: estimated duration of one run, used until one has been measured.
+        panels: number of images whose predictions are kept for the page.
+        timeout_min: time limit of a job in minutes; the grid's if None.
     """
 
     config: str
@@ -138,16 +142,16 @@ class Grid:
         methods: rows.
         tasks: columns.
         runs: combinations of seeds.
-        fractions: shares of the training part, for tasks that train.
+        fractions: of the training part, for tasks that train.
         pretrain: changes to every pre-training.
         task_set: dotted settings of every task.
-        title: of reports; the name if empty.
-        work: folder of everything that comes out; ``runs/benchmark/<name>`` if empty.
-        watts: assumed power of one device under load, for the estimate of energy; none without it.
-        keep_heads: keep the checkpoints of tasks that are done (pre-trained ones are always kept).
-        timeout_min: minutes after which a job is ended and counts as failed; none if None.
+        title: of the page; the name if empty.
+        work: output folder; ``runs/benchmark/<name>`` if empty.
+        watts: assumed power of one device under load, for an estimate of energy; no estimate if None.
+        keep_heads: keep the checkpoints of tasks after they are done (pre-trained ones are always kept).
+        timeout_min: time limit of a job in minutes, after which it counts as failed; no limit if None.
         slurm: parameters of submitit's executor, such as ``slurm_partition``, ``timeout_min``, ``gpus_per_node``; under
-            ``pretrain`` and ``task`` those of one kind of jobs.
+            ``pretrain`` and ``task`` those of one kind of job.
     """
 
     name: str
@@ -166,70 +170,65 @@ class Grid:
 
     @property
     def folder(self) -> Path:
-        """Where everything goes."""
+        """Output folder."""
         return Path(self.work or f"runs/benchmark/{self.name}")
 
 
 def read_grid(path: str | Path) -> Grid:
-    """Reads a grid.
-
-    Args:
-        path: YAML file.
+    """Read and check a grid.
 
     Raises:
-        ConfigError: the file, the key or the value that is wrong, and what would be right.
+        ConfigError: the file, a key or a value is wrong.
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a grid is a mapping with name, methods and tasks")
-    if unknown := set(content) - {known.name for known in fields(Grid)}:
-        raise ConfigError(
-            f"{path}: a grid has no {sorted(unknown)[0]!r}; it has {', '.join(f.name for f in fields(Grid))}"
-        )
+    keys = [f.name for f in fields(Grid)]
+    if unknown := sorted(set(content) - set(keys)):
+        raise ConfigError(f"{path}: unknown key {unknown[0]!r}; expected one of: {', '.join(keys)}")
     if isinstance(content.get("tasks"), dict):
         content["tasks"] = {name: _text_keys(task, f"{path}: task {name!r}") for name, task in content["tasks"].items()}
     _check_plain(content, str(path))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Grid)
     try:
-        grid = parser.instantiate_classes(parser.parse_object(content))
+        grid = Grid(**vars(parser.instantiate_classes(parser.parse_object(content))))
     except (ArgumentError, AttributeError, TypeError, KeyError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"{path}: {'; '.join(lines)}") from error
-    found = Grid(**vars(grid))
-    _check_null(found, str(path))
-    _check(found, path)
-    return found
+    _check_null(grid, str(path))
+    _check(grid, path)
+    return grid
 
 
 def _text_keys(task: Any, where: str) -> Any:
-    """Fractions as keys are numbers in YAML; ``by_fraction`` is looked up by their text."""
+    """Make the keys of ``by_fraction`` texts; YAML reads them as numbers."""
     if isinstance(task, dict) and isinstance(task.get("by_fraction"), dict):
         try:
             return {**task, "by_fraction": {f"{float(k):g}": v for k, v in task["by_fraction"].items()}}
         except (TypeError, ValueError, OverflowError):
-            raise ConfigError(f"{where}: by_fraction has fractions as its keys, such as 0.1") from None
+            raise ConfigError(f"{where}: the keys of by_fraction must be fractions, such as 0.1") from None
     return task
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Refuses what YAML can hold and settings cannot: keys that are no text, and integers beyond any use."""
+    """Refuse what YAML accepts but settings do not: keys that are not strings, huge integers, lone surrogates."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ConfigError(f"{where}: the key {key!r} is no text; put it in quotation marks")
+                raise ConfigError(f"{where}: the key {key!r} is not a string; put it in quotation marks")
             _check_plain(item, f"{where}: {key}")
     elif isinstance(value, list):
         for item in value:
             _check_plain(item, where)
     elif isinstance(value, int) and value.bit_length() > 64:
         raise ConfigError(f"{where}: the number has too many digits")
-    elif isinstance(value, str) and not value.isprintable() and any("\ud800" <= sign <= "\udfff" for sign in value):
-        raise ConfigError(f"{where}: {value!r} is no text")
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ConfigError(f"{where}: {value!r} is not valid Unicode")
 
 
 def _check_null(spec: Any, where: str) -> None:
-    """The parser lets a null stand where a list, a mapping or a number is wanted."""
+    """Refuse a null in place of a list, a mapping or a number, which the parser accepts."""
     for name, kind in get_type_hints(type(spec)).items():
         value, settings = getattr(spec, name), kind in (dict[str, Any], dict[str, Any] | None)
         if value is None and type(None) not in get_args(kind):
@@ -246,39 +245,45 @@ def _check(grid: Grid, path: str | Path) -> None:
     for kind, names in (("grid", [grid.name]), ("method", grid.methods), ("task", grid.tasks)):
         for name in names:
             if not _NAME.fullmatch(name):
-                raise ConfigError(f"{path}: {kind} {name!r}: names are of letters, digits, - and _")
+                raise ConfigError(f"{path}: {kind} {name!r}: use letters, digits, - and _ in names")
     if not grid.methods or not grid.tasks or not grid.runs:
         raise ConfigError(f"{path}: a grid needs at least one method, one task and one run")
+    specs: list[Grid | MethodSpec | TaskSpec] = [grid, *grid.methods.values(), *grid.tasks.values()]
+    for spec in specs:
+        if spec.timeout_min is not None and not spec.timeout_min > 0:
+            raise ConfigError(f"{path}: timeout_min is {spec.timeout_min}; give minutes above 0")
     for name, method in grid.methods.items():
-        given = [k for k in ("pretrain", "checkpoint", "encoder") if getattr(method, k)]
-        if len(given) != 1:
-            what = " and ".join(given) or "none of them"
-            raise ConfigError(f"{path}: method {name!r}: give one of pretrain, checkpoint, encoder; there is {what}")
-        if not isinstance((method.encoder or {}).get("image", {}), dict):
-            raise ConfigError(f"{path}: method {name!r}: encoder: image is no mapping, such as {{name: resnet50}}")
-        for key in ("tasks", "cannot", "configs", "task_set"):
-            for task in getattr(method, key) or ():
-                if task not in grid.tasks:
-                    raise ConfigError(
-                        f"{path}: method {name!r}: {key} names {task!r}, which is no task of this grid; there are "
-                        f"{', '.join(grid.tasks)}"
-                    )
-    own = [method.timeout_min for method in grid.methods.values()] + [task.timeout_min for task in grid.tasks.values()]
-    for minutes in (grid.timeout_min, *own):
-        if minutes is not None and not minutes > 0:
-            raise ConfigError(f"{path}: timeout_min is {minutes}; give minutes above 0")
-    for where, fractions in [("fractions", grid.fractions)] + [
-        (f"task {name!r}: fractions", task.fractions or []) for name, task in grid.tasks.items()
-    ]:
-        for fraction in fractions:
+        _check_method(method, grid, f"{path}: method {name!r}")
+    _check_fractions(grid, path)
+
+
+def _check_method(method: MethodSpec, grid: Grid, where: str) -> None:
+    given = [key for key in ("pretrain", "checkpoint", "encoder") if getattr(method, key)]
+    if len(given) != 1:
+        raise ConfigError(
+            f"{where}: give exactly one of pretrain, checkpoint, encoder, not {' and '.join(given) or 'none'}"
+        )
+    if not isinstance((method.encoder or {}).get("image", {}), dict):
+        raise ConfigError(f"{where}: encoder: image must be a mapping, such as {{name: resnet50}}")
+    for key in ("tasks", "cannot", "configs", "task_set"):
+        for task in getattr(method, key) or ():
+            if task not in grid.tasks:
+                raise ConfigError(f"{where}: {key}: unknown task {task!r}; expected one of: {', '.join(grid.tasks)}")
+
+
+def _check_fractions(grid: Grid, path: str | Path) -> None:
+    fractions = {f"task {name!r}: fractions": task.fractions or [] for name, task in grid.tasks.items()}
+    for where, values in {"fractions": grid.fractions, **fractions}.items():
+        for fraction in values:
             if not 0 < fraction <= 1:
-                raise ConfigError(f"{path}: {where}: {fraction} does not lie in (0, 1]")
-    there = {*grid.fractions, *(fraction for task in grid.tasks.values() for fraction in task.fractions or ())}
+                raise ConfigError(f"{path}: {where}: {fraction} is not in (0, 1]")
+    known = sorted({*grid.fractions, *(fraction for values in fractions.values() for fraction in values)})
     for seeds in grid.runs:
-        for fraction in set(seeds.fractions or ()) - there:
-            raise ConfigError(f"{path}: runs: the fraction {fraction} is of no task; there are {sorted(there)}")
+        for fraction in set(seeds.fractions or ()).difference(known):
+            raise ConfigError(f"{path}: runs: no task has the fraction {fraction}; expected one of: {known}")
     for name, task in grid.tasks.items():
-        known = {f"{fraction:g}" for fraction in task.fractions or grid.fractions}
-        for key in set(task.by_fraction) - known:
-            others = ", ".join(sorted(known))
-            raise ConfigError(f"{path}: task {name!r}: by_fraction has {key}, fractions have {others}")
+        keys = {f"{fraction:g}" for fraction in task.fractions or grid.fractions}
+        for key in set(task.by_fraction) - keys:
+            raise ConfigError(
+                f"{path}: task {name!r}: by_fraction: {key} is not among its fractions: {', '.join(sorted(keys))}"
+            )

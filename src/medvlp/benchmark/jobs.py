@@ -1,7 +1,7 @@
-"""From a grid to jobs: what is run, with which config, in which order, and under which content hash."""
+"""Expand a grid into jobs: their configs, their order and their content hashes."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from medvlp.results import sha256_of
 from medvlp.tasks.catalog import TASKS, TaskEntry
 
 ENCODER = "<encoder>"
-"""Stands in a task's config for the checkpoint of a pre-training job, whose place is known when the job runs."""
+"""Placeholder in a task's config for the checkpoint of its pre-training job, whose path is known when the job runs."""
 
 _FORMAT = 1
 """Part of every hash: raised when jobs of an older medvlp must not count as done."""
@@ -28,19 +28,19 @@ class Job:
         method: name in the grid.
         title: of the method.
         task: name in the grid; empty for pre-training.
-        fraction: of the training part; None where nothing is trained.
+        fraction: of the training part; None if nothing is trained.
         run: name of the combination of seeds.
         seeds: that combination.
         config: settings of the run.
         trains: whether there is anything to fit.
         needs: hash of the pre-training job whose checkpoint it starts from.
-        minutes: the grid's guess.
-        gigabytes: the grid's guess of what stays on the disk.
-        watts: assumed power of the device.
-        panels: images kept for the report.
-        keep: keep the checkpoints when it is done.
-        timeout_min: minutes after which it is ended; None for no limit.
-        hash: of all that the numbers depend on.
+        minutes: the grid's estimate of its duration.
+        gigabytes: the grid's estimate of the disk space that it leaves occupied.
+        watts: assumed power of one device.
+        panels: number of images kept for the page.
+        keep: whether to keep checkpoints after the job is done.
+        timeout_min: time limit in minutes; None for no limit.
+        hash: over everything that its numbers depend on.
     """
 
     kind: Literal["pretrain", "task"]
@@ -59,103 +59,86 @@ class Job:
     panels: int = 0
     keep: bool = False
     timeout_min: float | None = None
-    hash: str = field(default="")
+    hash: str = ""
 
     @property
     def name(self) -> str:
-        """Its folder: readable first, and the hash that makes it this job and no other."""
+        """Name of the job's folder: a readable part, and a part of the hash that makes it unique."""
         fraction = "" if self.fraction is None else f"{self.fraction:g}"
         parts = [self.method, self.task or "pretrain", fraction, self.run, self.hash[:12]]
         return ".".join(part for part in parts if part)
 
     def describe(self) -> dict[str, Any]:
-        """Without its config: what ``grid.json`` says of it."""
+        """Return what ``grid.json`` records of the job itself."""
         keys = ("hash", "kind", "method", "title", "task", "fraction", "run", "seeds", "needs")
         return {key: asdict(self)[key] for key in keys}
 
 
 def _hashed(job: Job, weights: str | None) -> Job:
-    """The job with its hash: over settings, seeds and the encoder's origin, and not over names or places."""
-    content = {
-        "format": _FORMAT,
-        "kind": job.kind,
-        "config": meaning(job.config),
-        "needs": job.needs,
-        "weights": weights,
-    }
-    return Job(**{**{f: getattr(job, f) for f in job.__dataclass_fields__}, "hash": sha256_of(content)})
-
-
-def _run_name(seeds: Seeds) -> str:
-    return seeds.name or f"p{seeds.pretrain}d{seeds.data}h{seeds.head}"
+    """Add the hash: over settings, seeds and the origin of the encoder, but not over names or paths."""
+    config = meaning(job.config)
+    content = {"format": _FORMAT, "kind": job.kind, "config": config, "needs": job.needs, "weights": weights}
+    return replace(job, hash=sha256_of(content))
 
 
 def expand(grid: Grid) -> list[Job]:
-    """The jobs of a grid: pre-training first, then runs of seeds one after the other, so that tables fill evenly.
+    """Return the jobs of a grid: pre-training first, then one combination of seeds after the other.
 
     A task that trains nothing is run once per encoder, whatever the seeds of subset and head.
 
     Raises:
-        ConfigError: an unknown method, task or protocol; a config that is no such thing; two jobs that are the same.
+        ConfigError: an unknown method, task or protocol, an invalid config, or two identical jobs.
     """
-    runs = {}
-    for seeds in grid.runs:
-        if _run_name(seeds) in runs:
-            raise ConfigError(f"grid {grid.name}: the run {_run_name(seeds)} stands twice")
-        runs[_run_name(seeds)] = seeds
+    names = [seeds.label for seeds in grid.runs]
+    if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ConfigError(f"grid {grid.name}: the run {repeated[0]} is given twice; rename or remove one")
     entries = {name: _entry(grid, name) for name in grid.tasks}
     pretrain: dict[tuple[str, int], Job] = {}
+    shared: dict[str, Job] = {}
     for seeds in grid.runs:
         for name, method in grid.methods.items():
             if method.pretrain and (name, seeds.pretrain) not in pretrain:
-                pretrain[name, seeds.pretrain] = _pretrain_job(grid, name, method, seeds)
-    shared: dict[str, Job] = {}
-    for key, job in pretrain.items():
-        # two methods of one pre-training (G2D's encoder with and without its decoder) share the job
-        pretrain[key] = shared.setdefault(job.hash, job)
+                job = _pretrain_job(grid, name, method, method.pretrain, seeds)
+                # two methods with the same pre-training (G2D's encoder with and without its decoder) share the job
+                pretrain[name, seeds.pretrain] = shared.setdefault(job.hash, job)
     jobs = list(shared.values())
     seen: dict[str, Job] = {}
-    for run, seeds in runs.items():
+    for seeds in grid.runs:
         for task, entry in entries.items():
-            for job in _task_jobs(grid, task, entry, run, seeds, pretrain):
+            for job in _task_jobs(grid, task, entry, seeds, pretrain):
                 other = seen.setdefault(job.hash, job)
                 if other is job:
                     jobs.append(job)
                 elif other.method != job.method or entry.trains:
                     raise ConfigError(
-                        f"grid {grid.name}: {other.name} and {job.method} {job.task} {run} are the same job; take one "
-                        "of the two out"
+                        f"grid {grid.name}: {other.name} and {job.method} {job.task} {job.run} are the same job; "
+                        "remove one of them"
                     )
     return jobs
 
 
 def _entry(grid: Grid, name: str) -> TaskEntry:
     task = grid.tasks[name]
-    config = assemble([task.config], {**grid.task_set, **task.set})
-    wanted = (config.get("model") or {}).get("class_path", "")
-    found = next((entry for entry in TASKS.values() if entry.name == str(wanted).rsplit(".", 1)[-1]), None)
-    if found is None:
+    model = assemble([task.config], {**grid.task_set, **task.set}).get("model") or {}
+    requested = str(model.get("class_path", ""))
+    entry = next((entry for entry in TASKS.values() if entry.name == requested.rsplit(".", 1)[-1]), None)
+    if entry is None:
         known = ", ".join(entry.name for entry in TASKS.values())
-        raise ConfigError(f"{task.config}: {wanted or 'its model'} is no task; there are {known}")
-    protocol = task.protocol or config["model"].get("init_args", {}).get("protocol")
-    if protocol is not None and protocol not in found.protocols:
+        raise ConfigError(f"{task.config}: {requested or 'its model'} is no task; expected one of: {known}")
+    protocol = task.protocol or model.get("init_args", {}).get("protocol")
+    if protocol is not None and protocol not in entry.protocols:
         raise ConfigError(
-            f"grid {grid.name}: task {name!r}: {found.name} has no protocol {protocol!r}; it has "
-            f"{', '.join(found.protocols)}"
+            f"grid {grid.name}: task {name!r}: {entry.name} has no protocol {protocol!r}; expected one of: "
+            f"{', '.join(entry.protocols)}"
         )
-    return found
+    return entry
 
 
-def _pretrain_job(grid: Grid, name: str, method: MethodSpec, seeds: Seeds) -> Job:
-    assert method.pretrain is not None
-    settings = {
-        **grid.pretrain.set,
-        **method.set,
-        "seed_everything": seeds.pretrain,
-        "data.init_args.seed": seeds.pretrain,
-    }
-    config = assemble([method.pretrain, *grid.pretrain.overlays, *method.overlays], settings)
-    _check_method(method.pretrain, config)
+def _pretrain_job(grid: Grid, name: str, method: MethodSpec, file: str, seeds: Seeds) -> Job:
+    seed = {"seed_everything": seeds.pretrain, "data.init_args.seed": seeds.pretrain}
+    overlays = [*grid.pretrain.overlays, *method.overlays]
+    config = assemble([file, *overlays], {**grid.pretrain.set, **method.set, **seed})
+    _check_method(file, config)
     job = Job(
         kind="pretrain",
         method=name,
@@ -175,28 +158,28 @@ def _pretrain_job(grid: Grid, name: str, method: MethodSpec, seeds: Seeds) -> Jo
 
 
 def _check_method(file: str, config: dict[str, Any]) -> None:
-    """Registered methods are known by the last part of what their entry points name; others by a whole class path."""
+    """Registered methods may be named by their class alone; others need a whole class path."""
     from medvlp.registry import methods
 
-    wanted = str((config.get("model") or {}).get("class_path", ""))
+    requested = str((config.get("model") or {}).get("class_path", ""))
     known = {entry.target.rsplit(":", 1)[-1] for entry in methods()}
-    if "." not in wanted and wanted not in known:
-        there = ", ".join(sorted(known))
-        raise ConfigError(f"{file}: {wanted or 'its model'} is no registered method; there are {there}")
+    if "." not in requested and requested not in known:
+        raise ConfigError(
+            f"{file}: {requested or 'its model'} is no registered method; expected one of: {', '.join(sorted(known))}"
+        )
 
 
 def _task_jobs(
-    grid: Grid, task: str, entry: TaskEntry, run: str, seeds: Seeds, pretrain: dict[tuple[str, int], Job]
+    grid: Grid, task: str, entry: TaskEntry, seeds: Seeds, pretrain: dict[tuple[str, int], Job]
 ) -> Iterator[Job]:
     spec = grid.tasks[task]
+    fractions = spec.fractions or grid.fractions
+    chosen = [fraction for fraction in fractions if seeds.fractions is None or fraction in seeds.fractions]
     for name, method in grid.methods.items():
-        if not takes_part(method, task, entry):
+        if not method.supports(task, entry.trains) or (method.tasks is not None and task not in method.tasks):
             continue
         encoder, weights = _encoder(name, method, seeds)
-        needs = pretrain[name, seeds.pretrain].hash if method.pretrain else None
-        for fraction in (spec.fractions or grid.fractions) if entry.trains else [None]:
-            if fraction is not None and seeds.fractions is not None and fraction not in seeds.fractions:
-                continue
+        for fraction in chosen if entry.trains else [None]:
             settings = {**grid.task_set, **spec.set}
             if spec.protocol:
                 settings["model.init_args.protocol"] = spec.protocol
@@ -207,44 +190,28 @@ def _task_jobs(
                     "seed_everything": seeds.head,
                     **spec.by_fraction.get(f"{fraction:g}", {}),
                 }
-            settings |= method.task_set.get(task, {})
-            settings["model.init_args.encoder"] = encoder
-            config = assemble([method.configs.get(task, spec.config)], settings)
+            settings |= {**method.task_set.get(task, {}), "model.init_args.encoder": encoder}
             job = Job(
                 kind="task",
                 method=name,
                 title=method.title or name,
                 task=task,
                 fraction=fraction,
-                run=run,
-                seeds={
-                    key: getattr(seeds, key)
-                    for key in (("pretrain", "data", "head") if entry.trains else ("pretrain",))
-                },
-                config=config,
+                run=seeds.label,
+                seeds={key: getattr(seeds, key) for key in ("pretrain", "data", "head")[: 3 if entry.trains else 1]},
+                config=assemble([method.configs.get(task, spec.config)], settings),
                 trains=entry.trains,
-                needs=needs,
+                needs=pretrain[name, seeds.pretrain].hash if method.pretrain else None,
                 minutes=spec.minutes,
-                panels=spec.panels if run == _run_name(grid.runs[0]) and fraction in (None, _most(grid, task)) else 0,
+                panels=spec.panels if seeds == grid.runs[0] and fraction in (None, max(fractions)) else 0,
                 keep=grid.keep_heads,
                 timeout_min=spec.timeout_min or grid.timeout_min,
             )
             yield _hashed(job, weights)
 
 
-def _most(grid: Grid, task: str) -> float:
-    return max(grid.tasks[task].fractions or grid.fractions)
-
-
-def takes_part(method: MethodSpec, task: str, entry: TaskEntry) -> bool:
-    """Whether a method is run on a task: it can do it, and the grid does not leave it out."""
-    if task in method.cannot or (method.encoder is not None and not entry.trains):
-        return False
-    return method.tasks is None or task in method.tasks
-
-
 def _encoder(name: str, method: MethodSpec, seeds: Seeds) -> tuple[dict[str, Any], str | None]:
-    """The task's ``encoder`` setting, and the hash of the file it comes from, if it comes from one."""
+    """Return the ``encoder`` setting of a task, and the hash of the file that it is read from, if any."""
     if method.pretrain:
         return {"checkpoint": ENCODER}, None
     if method.checkpoint:
