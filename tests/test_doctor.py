@@ -18,8 +18,8 @@ from medvlp.datasets.base import Dropped, make_table
 from medvlp.datasets.corpus import Corpus, Records
 from medvlp.datasets.options import corpus_from_words
 from medvlp.datasets.tables import TableSpec
-from medvlp.doctor import LEVELS, add_arguments, diagnose, examine, run
-from medvlp.doctor.printing import printable, show
+from medvlp.doctor import LEVELS, Finding, add_arguments, diagnose, examine, run
+from medvlp.doctor.command import printable, show
 from medvlp.doctor.sums import verify_sums
 from medvlp.errors import ConfigError
 from medvlp.phantom import PhantomSpec, write_phantom
@@ -358,6 +358,13 @@ def test_a_fault_of_a_reader_is_an_error_and_not_an_exception(faulty):
     assert "report it" in fault.remedy
     assert TEXT not in json.dumps(diagnosis.as_dict())
     assert "2 rows (1.0)" in checks(diagnosis, "ok")["table listed.csv"].found
+
+
+def test_a_corpus_adds_its_own_checks(faulty):
+    class Checked(Faulty):
+        checks = (lambda case: [Finding("ages", "note", f"{len(case.records)} task has records")],)
+
+    assert examine(Checked(faulty)).checks[-1].found == "1 task has records"
 
 
 def test_annotations_are_held_against_the_real_size(faulty):

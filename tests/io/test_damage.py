@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
-from medvlp.doctor.pixels import Annotations, look_at
+from medvlp.doctor.images import Annotations, look_at
 from medvlp.errors import ConfigError, UnreadableItemError
 from medvlp.io import jpeg
 from medvlp.io.images import read_header, read_image, warn_dark

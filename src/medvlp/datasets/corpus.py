@@ -3,7 +3,7 @@
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -128,6 +128,8 @@ class Corpus(ABC):
     """Folders below the root that hold images; the doctor counts files there that no record names."""
     image_counts: ClassVar[dict[str, int]] = {}
     """Folder to the number of image files that the release has in it."""
+    checks: ClassVar[tuple[Callable[[Any], Iterable[Any]], ...]] = ()
+    """Further checks of ``medvlp doctor``: functions of a ``medvlp.doctor.Case`` that yield findings."""
 
     def __init__(self, root: str | Path, *, on_error: OnError = "raise") -> None:
         if on_error not in ("raise", "skip"):

@@ -1,17 +1,21 @@
-"""``medvlp doctor``: is a corpus folder what it should be, and what can be run on it?
+"""``medvlp doctor``: is a corpus folder complete and sound, and what can be run on it?
 
-:func:`examine` goes over a corpus and returns a :class:`Diagnosis`: checks with what was found against what is
-expected, and what to do. It knows no corpus; their classes declare tables, folders and counts.
+:func:`examine` runs :data:`CHECKS`, and the ``checks`` of the corpus's own class, and returns a :class:`Diagnosis`. A
+check is a function of a :class:`Case` that yields :class:`Finding`; none of those here knows a corpus by name.
 """
 
+from medvlp.doctor.case import Case
 from medvlp.doctor.command import add_arguments, diagnose, run
-from medvlp.doctor.examine import examine
-from medvlp.doctor.report import LEVELS, Check, Diagnosis, Images, Level, SplitState, TaskState
+from medvlp.doctor.examine import CHECKS, examine
+from medvlp.doctor.findings import LEVELS, Check, Diagnosis, Finding, Images, Level, SplitState, TaskState
 
 __all__ = [
+    "CHECKS",
     "LEVELS",
+    "Case",
     "Check",
     "Diagnosis",
+    "Finding",
     "Images",
     "Level",
     "SplitState",

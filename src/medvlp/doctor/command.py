@@ -1,4 +1,4 @@
-"""``medvlp doctor``."""
+"""``medvlp doctor``: its options, and findings on the terminal, coloured and wrapped, or in plain lines elsewhere."""
 
 import argparse
 import json
@@ -7,17 +7,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
 from medvlp.datasets import CORPORA, corpus_class
 from medvlp.datasets.options import OPTION_HELP, corpus_from_words
-from medvlp.doctor.examine import examine, unreadable
-from medvlp.doctor.pixels import Progress
-from medvlp.doctor.printing import show
-from medvlp.doctor.report import Diagnosis
+from medvlp.doctor.examine import examine
+from medvlp.doctor.findings import Diagnosis, Finding, Level
 from medvlp.errors import ConfigError
+
+_STYLES: dict[Level, str] = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
+_WIDTH = 8  # of the level column
+_LISTED = 20  # items shown of each finding; all of them are in the JSON
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``medvlp doctor``."""
+    """Add the options of ``medvlp doctor``."""
     parser.add_argument("dataset", choices=list(CORPORA), metavar="DATASET", help="see: medvlp list datasets")
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the corpus")
     parser.add_argument("--deep", action="store_true", help="decode every image, draw every mask, verify SHA256SUMS")
@@ -28,42 +37,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``medvlp doctor``.
+    """Run ``medvlp doctor``.
 
     Returns:
-        Exit status: 0, or 1 if something needed is absent or corrupt.
-
-    Raises:
-        SystemExit: of status 2, if an option is wrong.
+        Exit status: 0; 1 if something needed is absent or corrupt; 2 if an option is wrong.
     """
-    from rich.console import Console
-
-    if args.workers is not None and args.workers < 1:
-        return _usage(f"--workers must be at least 1, not {args.workers}")
     try:
+        if args.workers is not None and args.workers < 1:
+            raise ConfigError(f"--workers must be at least 1, not {args.workers}")
+        settings = {"lists": args.lists, "deep": args.deep, "workers": args.workers}
         with _bar(not args.json) as progress:
-            diagnoses = diagnose(
-                args.dataset,
-                args.root,
-                args.option,
-                lists=args.lists,
-                deep=args.deep,
-                workers=args.workers,
-                progress=progress,
-            )
+            diagnoses = diagnose(args.dataset, args.root, args.option, progress=progress, **settings)
     except ConfigError as error:
-        return _usage(str(error))
+        print(f"medvlp doctor: error: {error}", file=sys.stderr)
+        return 2
     ok = all(diagnosis.ok for diagnosis in diagnoses)
     if args.json:
-        result = {
-            "dataset": args.dataset,
-            "root": str(args.root),
-            "deep": args.deep,
-            "ok": ok,
-            "diagnoses": [diagnosis.as_dict() for diagnosis in diagnoses],
-        }
-        json.dump(result, sys.stdout, indent=2)
-        print()
+        result = {"dataset": args.dataset, "root": str(args.root), "deep": args.deep, "ok": ok}
+        print(json.dumps({**result, "diagnoses": [diagnosis.as_dict() for diagnosis in diagnoses]}, indent=2))
     else:
         console = Console(highlight=False)
         for number, diagnosis in enumerate(diagnoses):
@@ -73,61 +64,43 @@ def run(args: argparse.Namespace) -> int:
     return 0 if ok else 1
 
 
-def diagnose(
-    name: str,
-    root: Path,
-    words: list[str],
-    *,
-    lists: Path | None = None,
-    deep: bool = False,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> list[Diagnosis]:
+def diagnose(name: str, root: Path, words: list[str], **settings: Any) -> list[Diagnosis]:
     """Examine a folder, in each edition that it holds unless the options name one.
 
     Args:
         name: a key of :data:`medvlp.datasets.CORPORA`.
         root: folder of the corpus.
         words: options of the corpus, ``key=value``.
-        lists: see :func:`~medvlp.doctor.examine.examine`.
-        deep: likewise.
-        workers: likewise.
-        progress: likewise.
+        **settings: see :func:`~medvlp.doctor.examine.examine`.
 
     Raises:
         ConfigError: an option is wrong.
     """
-    kind = corpus_class(name)
+    corpus_type = corpus_class(name)
     given = dict(word.partition("=")[::2] for word in words)
-    variants = [v for v in kind.variants(root) if all(given.get(key, value) == value for key, value in v.items())]
+    variants = [
+        v for v in corpus_type.variants(root) if all(given.get(key, value) == value for key, value in v.items())
+    ]
     if not variants and words:
-        variants = [{}]  # what the options name is not there; the reader says so
+        variants = [{}]  # the reader says that the edition named is not there
     diagnoses = []
     for variant in variants:
         options = {**variant, **given}
         corpus = corpus_from_words(name, root, [f"{key}={value}" for key, value in options.items()], on_error="skip")
-        diagnoses.append(examine(corpus, options=options, lists=lists, deep=deep, workers=workers, progress=progress))
+        diagnoses.append(examine(corpus, options=options, **settings))
     if not diagnoses:
-        found = "holds no list of any edition" if root.is_dir() else "does not exist"
-        error = ConfigError(f"the {kind.title} folder {root} {found}; get it from {kind.source}")
-        diagnoses.append(unreadable(name, kind.title, root, error, {}))
+        state = "holds no list of any edition" if root.is_dir() else "does not exist"
+        text = f"the {corpus_type.title} folder {root} {state}; get it from {corpus_type.source}"
+        finding = Finding("options", "error", " ".join(text.split()))
+        diagnoses.append(Diagnosis(name, corpus_type.title, root, checks=[finding]))
     return diagnoses
 
 
-def _usage(reason: str) -> int:
-    print(f"medvlp doctor: error: {reason}", file=sys.stderr)
-    return 2
-
-
 @contextmanager
-def _bar(wanted: bool) -> Any:
-    """A progress bar on the standard error, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
+def _bar(shown: bool) -> Any:
+    """Show a progress bar on the standard error, if that is a terminal."""
     console = Console(stderr=True)
-    if not wanted or not console.is_terminal:
+    if not shown or not console.is_terminal:
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -138,3 +111,52 @@ def _bar(wanted: bool) -> Any:
             bar.update(task, description=stage, completed=done, total=total or None)
 
         yield update
+
+
+def printable(text: str) -> str:
+    """Escape control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def show(diagnosis: Diagnosis, console: Console) -> None:
+    """Print a diagnosis."""
+    options = "".join(f" {key}={value}" for key, value in diagnosis.options.items())
+    console.print(Text(printable(f"{diagnosis.title} in {diagnosis.root}{options}"), style="bold"))
+    for finding in diagnosis.checks:
+        _show_finding(finding, console)
+    if diagnosis.tasks:
+        _line(console, "tasks", ", ".join(t for t, state in diagnosis.tasks.items() if state.runs) or "none can run")
+    if diagnosis.splits:
+        names = (f"{name} (default)" if s.default else name for name, s in diagnosis.splits.items() if s.made)
+        _line(console, "splits", ", ".join(names) or "none can be made")
+    counts = {level: sum(1 for _ in diagnosis.at(level)) for level in ("error", "warning", "note")}
+    remarks = ", ".join(f"{n} {level}{'s' if n != 1 else ''}" for level, n in counts.items() if n) or "no remarks"
+    verdict = "nothing that is needed is absent or corrupt" if diagnosis.ok else "something needed is absent or corrupt"
+    _line(console, "result", f"{verdict} ({remarks})", style="green" if diagnosis.ok else "bold red")
+    for command in diagnosis.next:
+        _line(console, "next", command)
+
+
+def _show_finding(finding: Finding, console: Console) -> None:
+    _line(console, finding.level, f"{finding.name}: {finding.found}", style=_STYLES[finding.level])
+    details = [f"{key}: {text}" for key in ("expected", "remedy") if (text := getattr(finding, key))]
+    if finding.level != "ok":
+        details += finding.items[:_LISTED]
+        if len(finding.items) > _LISTED:
+            details.append(f"and {len(finding.items) - _LISTED:,} more (all with --json)")
+    for detail in details:
+        if console.is_terminal:
+            console.print(Padding(Text(printable(detail), style="dim", overflow="fold"), (0, 0, 0, _WIDTH + 2)))
+        else:
+            console.print(Text(" " * (_WIDTH + 2) + printable(detail)), soft_wrap=True)
+
+
+def _line(console: Console, head: str, text: str, style: str = "bold") -> None:
+    if not console.is_terminal:
+        console.print(Text(f"{head:<{_WIDTH}}  {printable(text)}"), soft_wrap=True)
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=_WIDTH, no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(head, style=style), Text(printable(text), overflow="fold"))
+    console.print(grid)

@@ -1,4 +1,4 @@
-"""What the doctor says: plain data, for the terminal and for JSON alike."""
+"""What the doctor finds: plain data, for the terminal and for JSON alike."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -11,15 +11,15 @@ LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "error")
 
 
 @dataclass(frozen=True)
-class Check:
-    """One thing that was looked at.
+class Finding:
+    """One thing that was checked.
 
     Args:
         name: what, for example "table train.csv"; the first word is the kind.
         level: how bad it is.
         found: what was found.
-        expected: what should have been, "" where there is nothing to compare with.
-        remedy: what to do, "" where nothing is to be done.
+        expected: what should have been found, "" if there is nothing to compare with.
+        remedy: what to do about it.
         items: ids, rows or files concerned, all of them; never report text.
     """
 
@@ -31,15 +31,12 @@ class Check:
     items: tuple[str, ...] = ()
 
 
+Check = Finding  # the name until 0.2
+
+
 @dataclass(frozen=True)
 class TaskState:
-    """Whether a task can run.
-
-    Args:
-        runs: whether its records can be read, and there are any.
-        records: their number, over all splits.
-        reason: why it cannot run.
-    """
+    """Whether a task can run: its number of records over all splits, or the reason why it cannot."""
 
     runs: bool
     records: int = 0
@@ -48,16 +45,9 @@ class TaskState:
 
 @dataclass(frozen=True)
 class SplitState:
-    """Whether a split can be made.
+    """Whether a split can be made: counts and hashes (12 digits) of its parts, or the reason why it cannot.
 
-    Args:
-        made: whether it can.
-        default: whether it is the one that is taken if none is named.
-        counts: records per part.
-        sha256: first 12 digits of the hash of each part's ids.
-        verified: the published numbers are known, and all of them agree.
-        leaks: what two parts share.
-        reason: why it cannot be made.
+    ``verified`` says that the published numbers are known and all of them agree; ``leaks`` is what two parts share.
     """
 
     made: bool
@@ -71,15 +61,11 @@ class SplitState:
 
 @dataclass
 class Images:
-    """The image files that records name.
+    """Numbers of the image files that records name.
 
-    Args:
-        files: how many there are.
-        sizes: "width x height" to number, the most frequent first.
-        kinds: format, mode, bits per channel and photometric interpretation to number.
-        monochrome1: files whose bright is dark, which the reader inverts.
-        unnamed: image files below the image folders that no record names.
-        decoded: whether every pixel was decoded.
+    ``sizes`` ("width x height") and ``kinds`` (format, mode, bits per channel, photometric interpretation) are in the
+    order of frequency; ``monochrome1`` files are stored dark on bright; ``unnamed`` files are those that no record
+    names; ``decoded`` says whether every pixel was decoded.
     """
 
     files: int = 0
@@ -92,18 +78,18 @@ class Images:
 
 @dataclass
 class Diagnosis:
-    """All that the doctor found about a corpus with one set of options.
+    """All findings about a corpus read with one set of options.
 
     Args:
         dataset: name of the corpus.
-        title: its own name.
+        title: the name that its authors give it.
         root: its folder.
-        options: options that it was read with, beside the defaults.
-        phantom: whether it is a phantom, which is not held to the counts of a release.
-        checks: in the order in which they were made.
-        tasks: task to its state.
-        splits: name of a split to its state.
-        images: the image files.
+        options: options other than the defaults.
+        phantom: whether it is a phantom, which need not have the counts of a release.
+        checks: the findings, in the order of the checks.
+        tasks: state of each task.
+        splits: state of each split.
+        images: summary of the image files.
         next: commands to type next.
     """
 
@@ -112,7 +98,7 @@ class Diagnosis:
     root: Path
     options: dict[str, str] = field(default_factory=dict)
     phantom: bool = False
-    checks: list[Check] = field(default_factory=list)
+    checks: list[Finding] = field(default_factory=list)
     tasks: dict[str, TaskState] = field(default_factory=dict)
     splits: dict[str, SplitState] = field(default_factory=dict)
     images: Images = field(default_factory=Images)
@@ -121,13 +107,13 @@ class Diagnosis:
     @property
     def ok(self) -> bool:
         """Whether nothing that is needed is absent or corrupt."""
-        return not any(check.level == "error" for check in self.checks)
+        return not any(self.at("error"))
 
-    def at(self, level: Level) -> Iterator[Check]:
-        """The checks of one level."""
-        return (check for check in self.checks if check.level == level)
+    def at(self, level: Level) -> Iterator[Finding]:
+        """Iterate over the findings of one level."""
+        return (finding for finding in self.checks if finding.level == level)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types; the keys are those of the fields, and ``ok`` and ``levels`` (level to number)."""
+        """Return plain JSON types under the names of the fields, with ``ok`` and ``levels`` (level to number)."""
         levels = {level: sum(1 for _ in self.at(level)) for level in LEVELS}
         return {**asdict(self), "root": str(self.root), "ok": self.ok, "levels": levels}
