@@ -108,11 +108,11 @@ def test_checkpoints_of_the_grid(made, tmp_path):
     names = ["jobs/one.ckpt", "jobs/two.ckpt", "jobs/three.ckpt"]
     for name in names[:2]:
         (tmp_path / name).write_text(name)
+    job = {"hash": "h", "kind": "pretrain", "state": "done", "method": "g2d", "run": "a"}
     jobs = [
-        {"method": "g2d", "run": "a", "checkpoint": name, "checkpoint_sha256": sha256_of(tmp_path / names[0])}
-        for name in (names[0], *names)
+        {**job, "checkpoint": name, "checkpoint_sha256": sha256_of(tmp_path / names[0])} for name in (names[0], *names)
     ]
-    jobs.append({"method": "g2d", "run": "a", "checkpoint": None, "checkpoint_sha256": None})
+    jobs.append({**job, "checkpoint": None, "checkpoint_sha256": None})
     (tmp_path / "grid.json").write_text(json.dumps({"name": "g", "jobs": jobs}))
     found = verify(path)
     assert [fault.kind for fault in found.faults] == ["changed checkpoint", "no checkpoint"]
@@ -120,7 +120,7 @@ def test_checkpoints_of_the_grid(made, tmp_path):
     assert found.checked["checkpoints"] == 2
     assert not verify(path, checkpoints=False).faults
     (tmp_path / "grid.json").write_text("{}")
-    with pytest.raises(DataError, match=r"grid\.json: not a grid's record"):
+    with pytest.raises(DataError, match=r"grid\.json: has no jobs"):
         verify(path)
 
 

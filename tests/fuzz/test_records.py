@@ -16,8 +16,8 @@ from small_benchmark import write_benchmark
 
 from medvlp.benchmark.collect import collect, describe
 from medvlp.benchmark.grid import read_grid as read_yaml_grid
+from medvlp.benchmark.gridfile import GridFile
 from medvlp.benchmark.jobs import expand
-from medvlp.benchmark.report.gridfile import read_grid
 from medvlp.benchmark.rows import collected
 from medvlp.benchmark.runner import Runner, guess
 from medvlp.benchmark.verify import verify as verify_rows
@@ -191,7 +191,7 @@ class Notes(Kind):
                 assert size >= 0
             attempt(describe, work, self.jobs, self.grid, states)
             attempt(collect, work, self.jobs, self.grid)
-            read_grid(work)  # what was written of it can be read
+            GridFile.read(work)  # what was written of it can be read
         finally:
             note.write_bytes(sound)
 
@@ -201,13 +201,13 @@ class Notes(Kind):
         lines = (trial.folder / "results.jsonl").read_text().splitlines()[::31]
         (trial.folder / "results.jsonl").write_text("\n".join(lines) + "\n")
         (trial.folder / "grid.json").write_bytes(json_bytes(trial, changed))
-        found = attempt(read_grid, trial.folder)
+        found = attempt(GridFile.read, trial.folder)
         attempt(verify_rows, trial.folder / "results.jsonl", resamples=False)
         if trial.often(0.4):
             command("benchmark", trial.one(["table", "report"]), trial.folder / "results.jsonl", "--resamples", "0")
         if not refused(found):
             content = loaded((trial.folder / "grid.json").read_bytes())
-            assert len(found.jobs) == len(content.get("jobs") or [])
+            assert len(found.jobs) == len(content["jobs"])
 
 
 # ---------------------------------------------------------------------- stored features and caches

@@ -1,18 +1,18 @@
 """One file of rows, and ``grid.json``, from the folders of the jobs that are done."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from medvlp._version import __version__
 from medvlp.benchmark.grid import Grid
+from medvlp.benchmark.gridfile import Cost, GridFile, JobRecord, PanelRecord, TaskRecord, record_of
 from medvlp.benchmark.jobs import Job
 from medvlp.benchmark.work import LOG, RESULTS, is_done, job_folder, read_state
 from medvlp.results import append_lines, read_rows
 
-COLLECTED, DESCRIBED = "results.jsonl", "grid.json"
+COLLECTED, PANELS = "results.jsonl", "panels.npz"
 
 
 def rows_of(work: Path, job: Job, grid: Grid) -> list[dict[str, Any]]:
@@ -64,44 +64,52 @@ def collect(work: Path, jobs: Sequence[Job], grid: Grid) -> tuple[int, int]:
 
 
 def describe(work: Path, jobs: Sequence[Job], grid: Grid, states: dict[str, str]) -> None:
-    """Writes ``grid.json``: the jobs, how they ended, what pre-training cost, and where panels lie."""
-    entries, panels = [], []
-    for job in jobs:
-        folder = job_folder(work, job)
-        state = read_state(folder) or {}
-        place = folder.relative_to(work)
-        entry = {
-            **job.describe(),
-            "state": states.get(job.hash, "waiting"),
-            "seconds": state.get("seconds"),
-            "log": str(place / LOG) if (folder / LOG).is_file() else None,
-            "error": state.get("error"),
-            "checkpoint": str(place / state["checkpoint"]) if state.get("checkpoint") else None,
-            "checkpoint_sha256": state.get("checkpoint_sha256"),
-            "cost": state.get("cost"),
-        }
-        entries.append(entry)
-        if (folder / "panels.npz").is_file():
-            about = {key: entry[key] for key in ("method", "title", "task")}
-            kind = str(job.config["model"].get("class_path", "")).rsplit(".", 1)[-1].lower()
-            panels.append({**about, "kind": kind, "file": str(place / "panels.npz")})
+    """Write ``grid.json``.
+
+    Args:
+        work: folder of the benchmark.
+        jobs: all jobs of the grid.
+        grid: what is run.
+        states: hash to state; jobs that are not in it are waiting.
+    """
+    records = [_record(work, job, states.get(job.hash, "waiting")) for job in jobs]
+    panels = [_panels(work, job) for job in jobs if (job_folder(work, job) / PANELS).is_file()]
     trains = {job.task: job.trains for job in jobs if job.kind == "task"}
     cannot = {
         name: [task for task in grid.tasks if task in method.cannot or (method.encoder and not trains.get(task, True))]
         for name, method in grid.methods.items()
     }
-    content = {
-        "name": grid.name,
-        "title": grid.title or grid.name,
-        "medvlp": __version__,
-        "methods": {name: method.title or name for name, method in grid.methods.items()},
-        "tasks": {name: {"title": t.title or name, "metric": t.metric} for name, t in grid.tasks.items()},
-        "runs": [vars(seeds) for seeds in grid.runs],
-        "cannot": {name: tasks for name, tasks in cannot.items() if tasks},
-        "watts": grid.watts,
-        "jobs": entries,
-        "panels": panels,
-    }
-    part = work / f"{DESCRIBED}.{os.getpid()}.part"
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(work / DESCRIBED)
+    GridFile(
+        name=grid.name,
+        title=grid.title or grid.name,
+        medvlp=__version__,
+        methods={name: method.title or name for name, method in grid.methods.items()},
+        tasks={name: TaskRecord(title=task.title or name, metric=task.metric) for name, task in grid.tasks.items()},
+        runs=[vars(seeds) for seeds in grid.runs],
+        cannot={name: tasks for name, tasks in cannot.items() if tasks},
+        watts=grid.watts,
+        jobs=records,
+        panels=panels,
+    ).write(work)
+
+
+def _record(work: Path, job: Job, state: str) -> JobRecord:
+    folder = job_folder(work, job)
+    note = read_state(folder) or {}
+    relative = folder.relative_to(work)
+    return JobRecord(
+        **job.describe(),
+        state=state,
+        seconds=note.get("seconds"),
+        log=str(relative / LOG) if (folder / LOG).is_file() else None,
+        error=note.get("error"),
+        checkpoint=str(relative / note["checkpoint"]) if note.get("checkpoint") else None,
+        checkpoint_sha256=note.get("checkpoint_sha256"),
+        cost=record_of(Cost | None, note.get("cost"), f"{folder}: cost"),
+    )
+
+
+def _panels(work: Path, job: Job) -> PanelRecord:
+    kind = str(job.config["model"].get("class_path", "")).rsplit(".", 1)[-1].lower()
+    file = str(job_folder(work, job).relative_to(work) / PANELS)
+    return PanelRecord(method=job.method, title=job.title, task=job.task, kind=kind, file=file)

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from medvlp.benchmark.gridfile import NAME, GridFile
 from medvlp.benchmark.recompute import FactsMissingError, Predictions, measures_of, samples_of
 from medvlp.benchmark.rows import collected, line_numbers, records
 from medvlp.errors import DataError
 from medvlp.metrics.bootstrap import interval
-from medvlp.results import read_json, sha256_of
+from medvlp.results import sha256_of
 from medvlp.tasks.base import bootstrap_seed
 
 TOLERANCE = 1e-6
@@ -100,7 +101,7 @@ def verify(
     for own in track(list(runs.values()), "predictions", disable=not progress, transient=True):
         _verify_run(own, path, resamples, found)
     if checkpoints:
-        _verify_checkpoints(path.parent / "grid.json", found)
+        _verify_checkpoints(path.parent, found)
     return found
 
 
@@ -174,33 +175,25 @@ def _equal(written: float | None, computed: float) -> bool:
     return abs(written - computed) <= TOLERANCE * max(1.0, abs(written))
 
 
-def _verify_checkpoints(grid: Path, found: Verification) -> None:
-    """The checkpoints that a grid.json names, if there is one."""
-    if not grid.is_file():
-        return
-    remedy = "run medvlp benchmark run again, which writes it"
-    jobs = read_json(grid, remedy).get("jobs")
-    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
-        raise DataError(f"{grid}: not a grid's record (jobs is no list of objects); {remedy}")
+def _verify_checkpoints(folder: Path, found: Verification) -> None:
+    """The checkpoints that ``grid.json`` names, if there is one."""
     known: dict[str, str] = {}  # one checkpoint serves many jobs, and may be large
-    for job in jobs:
-        name, written = job.get("checkpoint"), job.get("checkpoint_sha256")
-        if not name or not written:
+    for job in GridFile.read(folder).jobs:
+        if not job.checkpoint or not job.checkpoint_sha256:
             continue
-        if not isinstance(name, str):
-            raise DataError(f"{grid}: checkpoint is {name!r}, not a path; {remedy}")
-        what = f"checkpoint of {job.get('title') or job.get('method')}, run {job.get('run')}"
-        file = grid.parent / name
+        what = f"checkpoint of {job.title or job.method}, run {job.run}"
+        file = folder / job.checkpoint
         if not file.is_file():
             found.add("no checkpoint", str(file), f"{what} does not exist; its job can be run again")
             continue
-        if name not in known:
-            known[name] = sha256_of(file)
-        if known[name] != written:
+        if job.checkpoint not in known:
+            known[job.checkpoint] = sha256_of(file)
+        if known[job.checkpoint] != job.checkpoint_sha256:
             found.add(
                 "changed checkpoint", str(file), f"{what}: its SHA-256 is not the recorded one; run its jobs again"
             )
-    found.checked["checkpoints"] = len(known)
+    if (folder / NAME).is_file():
+        found.checked["checkpoints"] = len(known)
 
 
 def _name(row: Mapping[str, Any]) -> str:

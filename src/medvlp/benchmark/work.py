@@ -35,8 +35,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from medvlp.benchmark.configs import with_settings
+from medvlp.benchmark.gridfile import Cost, record_of
 from medvlp.benchmark.jobs import ENCODER, Job
-from medvlp.benchmark.report.gridfile import FIGURES
 from medvlp.errors import CheckpointError, ConfigError, DataError, MedVLPError
 from medvlp.results import parse_json, read_json, read_rows, sha256_of
 
@@ -68,6 +68,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         state = read_json(path, "the job is run again")
         if wrong := _wrong_of(state):
             raise DataError(f"{path}: {wrong}; the job is run again")
+        record_of(Cost | None, state.get("cost"), f"{path}: cost")
     except DataError as error:
         warnings.warn(str(error), stacklevel=2)
         return None
@@ -80,16 +81,10 @@ def _wrong_of(state: dict[str, Any]) -> str:
         return "state is neither done nor failed"
     if not isinstance(state.get("seconds"), int | float) or not 0 <= state["seconds"] < 1e12:
         return "seconds is no number"
-    texts = ("error",) if state["state"] == "failed" else ("checkpoint", "checkpoint_sha256", "results_sha256")
-    if any(not isinstance(state.get(key, ""), str) for key in texts) or not any(state.get(key) for key in texts):
+    all_texts = ("error", "checkpoint", "checkpoint_sha256", "results_sha256")
+    texts = all_texts[:1] if state["state"] == "failed" else all_texts[1:]
+    if any(not isinstance(state.get(key, ""), str) for key in all_texts) or not any(state.get(key) for key in texts):
         return f"none of {', '.join(texts)} is a text" if len(texts) > 1 else "error is no text"
-    cost = state.get("cost", {})
-    if not isinstance(cost, dict):
-        return "cost is no object"
-    for name in FIGURES:
-        value = cost.get(name, 0.0)
-        if value is not None and type(value) is not float and not (type(value) is int and abs(value) < 1e300):
-            return f"cost: {name} is no number"
     return ""
 
 

@@ -215,7 +215,7 @@ def test_a_broken_grid_file_names_the_job(benchmark):
     grid = json.loads(benchmark.with_name("grid.json").read_text())
     del grid["jobs"][1]["state"]
     benchmark.with_name("grid.json").write_text(json.dumps(grid))
-    with pytest.raises(DataError, match=r"grid.json, job 2: has no state"):
+    with pytest.raises(DataError, match=r"grid.json: jobs\[1\] has no state"):
         write_report(benchmark, resamples=0)
 
 

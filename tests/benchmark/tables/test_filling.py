@@ -143,7 +143,7 @@ def test_intervals_of_several_runs_come_from_the_predictions(tmp_path):
 
 def grid(folder, **content):
     folder.mkdir(exist_ok=True)
-    (folder / "grid.json").write_text(json.dumps({"methods": {}, "tasks": {}, "cannot": {}, **content}))
+    (folder / "grid.json").write_text(json.dumps({"methods": {}, "tasks": {}, "cannot": {}, "jobs": [], **content}))
 
 
 def test_own_tables_follow_the_grid(tmp_path):

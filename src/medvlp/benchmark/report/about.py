@@ -1,11 +1,12 @@
 """What a page says first: where the numbers come from, and what they must not be taken for."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
-from medvlp.benchmark.report.gridfile import Grid, Job
+from medvlp.benchmark.gridfile import GridFile, JobRecord
 
 PHANTOM = (
     "These numbers come from the phantom, drawn radiographs with made-up reports. "
@@ -42,10 +43,10 @@ class About:
     hardware: tuple[str, ...]
     splits: tuple[tuple[str, str, str], ...]
     states: Mapping[str, int]
-    unfinished: tuple[Job, ...]
+    unfinished: tuple[JobRecord, ...]
 
 
-def about(frame: pd.DataFrame, grid: Grid, fallback: str) -> About:
+def about(frame: pd.DataFrame, grid: GridFile, fallback: str) -> About:
     """Gathers the facts.
 
     Args:
@@ -55,14 +56,14 @@ def about(frame: pd.DataFrame, grid: Grid, fallback: str) -> About:
     """
     names = [str(name) for name in frame["bm_grid"].dropna().unique()]
     return About(
-        name=grid.title or ", ".join(names) or fallback,
+        name=grid.title or grid.name or ", ".join(names) or fallback,
         warning=_warning(frame),
         when=_when(frame),
         rows=len(frame),
         versions=_versions(frame),
         hardware=_distinct(frame, "hardware"),
         splits=_splits(frame),
-        states=grid.states,
+        states=Counter(job.state for job in grid.jobs),
         unfinished=tuple(job for job in grid.jobs if job.state != "done"),
     )
 

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import fmean
+from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
+from medvlp.benchmark.gridfile import Cost, GridFile
 from medvlp.benchmark.report import svg
-from medvlp.benchmark.report.gridfile import FIGURES, Cost, Grid
 from medvlp.benchmark.report.summary import Condition, Mean, Method, unit_of
 
 _SIZE = (340, 220)
@@ -55,7 +56,7 @@ class CostChart:
     means: dict[str, Mean]
 
 
-def spent(frame: pd.DataFrame, grid: Grid, methods: Sequence[Method]) -> list[Spent]:
+def spent(frame: pd.DataFrame, grid: GridFile, methods: Sequence[Method]) -> list[Spent]:
     """The cost of each method's pre-training jobs.
 
     A method's jobs are those that its result rows name, and those in its own name: two methods of the grid may share
@@ -79,8 +80,10 @@ def spent(frame: pd.DataFrame, grid: Grid, methods: Sequence[Method]) -> list[Sp
 
 
 def _mean(method: Method, costs: Sequence[Cost]) -> Spent:
-    known = {name: [value for cost in costs if (value := getattr(cost, name)) is not None] for name in FIGURES}
-    figures = Cost.of({name: fmean(values) if values else None for name, values in known.items()}, None)
+    names = [f.name for f in fields(Cost) if f.name != "device"]
+    known = {name: [value for cost in costs if (value := getattr(cost, name)) is not None] for name in names}
+    means: dict[str, Any] = {name: fmean(values) for name, values in known.items() if values}
+    figures = Cost(**means)
     devices = tuple(sorted({cost.device for cost in costs if cost.device}))
     watts = tuple(sorted({cost.watts for cost in costs if cost.watts is not None}))
     return Spent(method, len(costs), figures, devices, watts)

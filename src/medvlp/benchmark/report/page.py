@@ -13,11 +13,11 @@ from markupsafe import Markup
 
 from medvlp._version import __version__
 from medvlp.benchmark.differences import RESAMPLES
+from medvlp.benchmark.gridfile import GridFile
 from medvlp.benchmark.report.about import about
 from medvlp.benchmark.report.bars import bars
 from medvlp.benchmark.report.cost import assumptions, cost_charts, count, duration, number, spent
 from medvlp.benchmark.report.curves import curves
-from medvlp.benchmark.report.gridfile import Grid, read_grid
 from medvlp.benchmark.report.panels import MIN_SCORE, panels
 from medvlp.benchmark.report.rowgroups import Group, groups_of
 from medvlp.benchmark.report.summary import (
@@ -33,7 +33,6 @@ from medvlp.benchmark.report.wide import wide
 from medvlp.benchmark.resampled import Resampled
 from medvlp.benchmark.rows import COLUMN, collected
 from medvlp.benchmark.tables import Statistics, Table, own_tables, paper_tables
-from medvlp.benchmark.tables.plan import plan_of
 from medvlp.errors import DataError
 
 _HERE = Path(__file__).parent
@@ -85,12 +84,12 @@ def write_report(
     results = Path(results)
     path = results.with_name("report.html") if output is None else Path(output)
     frame = collected(results)
-    grid = read_grid(results.parent)
-    methods = methods_of(plan_of(results.parent, frame), grid)
-    drawn, lost = panels(grid.panels, methods)
+    grid = GridFile.read(results.parent, frame)
+    methods = methods_of(grid)
+    drawn, lost = panels(grid.panels, results.parent, methods)
     statistics = Statistics(results.parent, resamples, store=Resampled(cache))
     papers = paper_tables(
-        frame, results.parent, statistics=statistics, source=results.name, beside_phantom=beside_phantom
+        frame, results.parent, statistics=statistics, source=results.name, grid=grid, beside_phantom=beside_phantom
     )
     values = {
         **_numbers(results, frame, grid, methods, statistics, papers),
@@ -106,13 +105,13 @@ def write_report(
 def _numbers(
     results: Path,
     frame: pd.DataFrame,
-    grid: Grid,
+    grid: GridFile,
     methods: list[Method],
     statistics: Statistics,
     papers: list[Table],
 ) -> dict[str, Any]:
     """Everything with numbers in it, for the template."""
-    own = own_tables(frame, results.parent, statistics=statistics, source=results.name)
+    own = own_tables(frame, results.parent, statistics=statistics, source=results.name, grid=grid)
     by_line = _conditions_by_line(frame)
     names = dict(zip(frame["line"].tolist(), frame["bm_method"].astype(str).tolist(), strict=True))
     means = means_of_tables(own, by_line)
@@ -128,7 +127,7 @@ def _numbers(
         "shelves": _shelves(groups_of(frame, methods)),
         "conditions": conditions_of(frame),
         "fractions": _fractions(conditions_of(frame)),
-        "titles": plan_of(results.parent, frame).tasks,
+        "titles": {name: task.title for name, task in grid.tasks.items()},
         "source": results.name,
     }
 

@@ -3,11 +3,12 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from medvlp.benchmark.gridfile import PanelRecord
 from medvlp.benchmark.report import overlays
-from medvlp.benchmark.report.gridfile import PanelFile
 from medvlp.benchmark.report.panelfile import PanelData, read_panel
 from medvlp.benchmark.report.summary import Method
 from medvlp.errors import DataError
@@ -75,11 +76,12 @@ class Panel:
     rows: tuple[PanelRow, ...]
 
 
-def panels(files: Sequence[PanelFile], methods: Sequence[Method]) -> tuple[list[Panel], list[str]]:
+def panels(files: Sequence[PanelRecord], folder: Path, methods: Sequence[Method]) -> tuple[list[Panel], list[str]]:
     """Draws the panels of a grid.
 
     Args:
         files: as ``grid.json`` lists them.
+        folder: of ``grid.json``.
         methods: all methods of the page, which fixes the order of columns.
 
     Returns:
@@ -89,16 +91,17 @@ def panels(files: Sequence[PanelFile], methods: Sequence[Method]) -> tuple[list[
     Raises:
         DataError: a file is broken, or a method has two for one task.
     """
-    lost = [file.path.name for file in files if not file.path.is_file()]
+    lost = [Path(file.file).name for file in files if not (folder / file.file).is_file()]
     if lost:
         warnings.warn(f"pictures that grid.json names are not there and are left out: {', '.join(lost)}", stacklevel=2)
     groups: dict[tuple[str, str], dict[str, PanelData]] = {}
     for file in files:
-        if file.path.is_file():
+        path = folder / file.file
+        if path.is_file():
             own = groups.setdefault((file.task, file.kind), {})
             if file.method in own:
-                raise DataError(f"{file.path}: grid.json has two panels of {file.method} for {file.task}; keep one")
-            own[file.method] = read_panel(file.path, file.kind)
+                raise DataError(f"{path}: grid.json has two panels of {file.method} for {file.task}; keep one")
+            own[file.method] = read_panel(path, file.kind)
     found = []
     for (task, kind), own in groups.items():
         columns = tuple(method for method in methods if method.name in own)

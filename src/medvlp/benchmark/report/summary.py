@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from medvlp.benchmark.report.gridfile import Grid
+from medvlp.benchmark.gridfile import GridFile
 from medvlp.benchmark.report.svg import Look, look
 from medvlp.benchmark.rows import COLUMN
 from medvlp.benchmark.tables import Table
 from medvlp.benchmark.tables.cells import print_scale
-from medvlp.benchmark.tables.plan import Plan
 
 NO_TRAINING = "none"
 """Value of the page's fraction filter for what is not trained on labels."""
@@ -145,11 +144,11 @@ def condition_of(values: Sequence[object]) -> Condition:
     return Condition(str(bm_task), str(task), str(protocol), str(dataset), str(part), share)
 
 
-def methods_of(plan: Plan, grid: Grid) -> list[Method]:
+def methods_of(grid: GridFile) -> list[Method]:
     """The methods in the order of the tables, then those that only pictures name."""
-    named = dict(plan.methods)
+    named = dict(grid.methods)
     for panel in grid.panels:
-        named.setdefault(panel.method, panel.title)
+        named.setdefault(panel.method, panel.title or panel.method)
     return [Method(name, title, look(n)) for n, (name, title) in enumerate(named.items())]
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from medvlp.benchmark.gridfile import GridFile
 from medvlp.benchmark.tables.cells import Statistics, cell_of, missing, with_best
 from medvlp.benchmark.tables.footnotes import BESIDE, LEFT_OUT, of_paper, of_rows
 from medvlp.benchmark.tables.layouts import Layout, LayoutBlock, LayoutRow, Spec, layout, layouts
 from medvlp.benchmark.tables.model import Block, Cell, Column, Row, Table
-from medvlp.benchmark.tables.plan import Plan, plan_of
 from medvlp.benchmark.tables.reported import as_reported
 from medvlp.errors import ConfigError
 
@@ -54,6 +54,7 @@ def paper_tables(
     statistics: Statistics | None = None,
     metrics: Sequence[str] = (),
     source: str = "",
+    grid: GridFile | None = None,
     beside_phantom: bool = False,
 ) -> list[Table]:
     """The papers' tables with our results and the papers' numbers beside them.
@@ -69,6 +70,7 @@ def paper_tables(
         statistics: intervals and significance; with the defaults if None.
         metrics: metrics to show where a column may have them, in the place of the preferred ones.
         source: how the results file is called in links.
+        grid: with the methods and tasks of the frame; read from the folder if None.
         beside_phantom: print the paper's numbers beside results on the phantom; the captions say so.
 
     Raises:
@@ -76,9 +78,9 @@ def paper_tables(
         DataError: predictions are missing or damaged.
     """
     statistics = statistics or Statistics(Path(folder))
-    plan = plan_of(folder, frame)
+    grid = grid or GridFile.read(folder, frame)
     chosen = [layout(name) for name in (layouts() if names is None else names)]
-    return [_filled_table(one, frame, plan, statistics, metrics, source, beside_phantom) for one in chosen]
+    return [_filled_table(one, frame, grid, statistics, metrics, source, beside_phantom) for one in chosen]
 
 
 def _reported_table(one: Layout) -> Table:
@@ -109,14 +111,14 @@ def _table(one: Layout, columns: tuple[Column, ...], blocks: tuple[Block, ...]) 
 def _filled_table(
     one: Layout,
     frame: pd.DataFrame,
-    plan: Plan,
+    grid: GridFile,
     statistics: Statistics,
     metrics: Sequence[str],
     source: str,
     beside_phantom: bool,
 ) -> Table:
     present = set(frame["bm_method"].unique())
-    mine = [name for name in plan.methods if name in present - _names_of_papers()]
+    mine = [name for name in grid.methods if name in present - _names_of_papers()]
     fillings = [
         [_filling(one, block, spec, frame, present, mine, metrics) for spec in block.columns] for block in one.blocks
     ]
@@ -129,7 +131,7 @@ def _filled_table(
         rest = pd.concat([f.rows[~f.rows["line"].isin(placed)] for f in columns])
         own = [name for name in mine if name in set(rest["bm_method"])]
         placed |= set(rest["line"])
-        blocks += _blocks(one, block, own, columns, present, plan, statistics, papers)
+        blocks += _blocks(one, block, own, columns, present, grid, statistics, papers)
     columns_ = tuple(_header(column) for column in zip(*fillings, strict=True))
     table = replace(_table(one, columns_, tuple(blocks)), source=source, phantom=phantom)
     notes = (*of_rows(table, used, statistics, _absent(one, used, frame)), *_protocols(fillings))
@@ -151,15 +153,15 @@ def _blocks(
     own: Sequence[str],
     columns: Sequence[Filling],
     present: Collection[str],
-    plan: Plan,
+    grid: GridFile,
     statistics: Statistics,
     papers: bool,
 ) -> list[Block]:
     """The rows of a block of the paper, and under another heading those of methods that no paper has."""
     blank = ("",) * len(one.fact_names)
-    rows = [*block.rows, *(LayoutRow("", plan.methods[name], None, (name,), blank) for name in own)]
+    rows = [*block.rows, *(LayoutRow("", grid.methods[name], None, (name,), blank) for name in own)]
     names = [*(_method(row, present) for row in block.rows), *own]
-    made = [_column(one, rows, names, filling, plan, statistics, papers) for filling in columns]
+    made = [_column(one, rows, names, filling, grid, statistics, papers) for filling in columns]
     found = tuple(
         Row(row.label, cells, name, row.facts)
         for row, name, cells in zip(rows, names, zip(*made, strict=True), strict=True)
@@ -265,7 +267,7 @@ def _column(
     rows: Sequence[LayoutRow],
     names: Sequence[str | None],
     filling: Filling,
-    plan: Plan,
+    grid: GridFile,
     statistics: Statistics,
     papers: bool,
 ) -> list[Cell]:
@@ -282,7 +284,7 @@ def _column(
             cell = cell_of(own, filling.metric, statistics, paper, spec.scale, spec.decimals)
             filled[name], parts[name] = cell, own
         else:
-            cell = missing(paper, bool(tasks & plan.cannot.get(name or "", frozenset())))
+            cell = missing(paper, bool(tasks.intersection(grid.cannot.get(name or "", ()))))
         cells.append(cell)
     marked = with_best(filled, parts, filling.metric, statistics)
     return [marked.get(name or "", cell) if cell.jobs else cell for name, cell in zip(names, cells, strict=True)]

@@ -1,0 +1,212 @@
+"""``grid.json`` beside a benchmark's results: methods, tasks, jobs with their costs, and files of predictions."""
+
+import json
+import math
+import os
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Self, get_args, get_origin
+
+import pandas as pd
+
+from medvlp.errors import DataError
+from medvlp.results import read_json
+
+NAME = "grid.json"
+
+_REMEDY = "run medvlp benchmark run again, which writes it, or move it away"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a training cost; None for what was not measured.
+
+    Attributes:
+        seconds: wall time.
+        samples: number of samples seen.
+        samples_per_second: throughput.
+        peak_memory_mb: peak memory of the device (of the process, on a CPU), in MiB.
+        parameters: number of the model's parameters.
+        trainable_parameters: number of those that were trained.
+        device: hardware.
+        watts: assumed power of the hardware.
+        energy_kwh: ``seconds`` times ``watts``.
+    """
+
+    seconds: float | None = None
+    samples: float | None = None
+    samples_per_second: float | None = None
+    peak_memory_mb: float | None = None
+    parameters: float | None = None
+    trainable_parameters: float | None = None
+    device: str | None = None
+    watts: float | None = None
+    energy_kwh: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """A job and how it ended.
+
+    Attributes:
+        hash: content hash of the job.
+        kind: "pretrain" or "task".
+        method: name of the method in the grid.
+        title: how tables print the method.
+        task: name of the task in the grid; empty for pre-training.
+        fraction: share of the training part.
+        run: name of the combination of seeds.
+        seeds: that combination.
+        needs: hash of the pre-training job that it starts from.
+        state: "done", "failed", "waiting" and the like.
+        seconds: wall time of the whole job.
+        log: path relative to the folder of ``grid.json``, as ``checkpoint``.
+        error: why it failed.
+        checkpoint: what it trained.
+        checkpoint_sha256: hash of that file.
+        cost: of the training.
+    """
+
+    hash: str
+    kind: str
+    method: str
+    title: str = ""
+    task: str | None = None
+    fraction: float | None = None
+    run: str | None = None
+    seeds: dict[str, Any] | None = None
+    needs: str | None = None
+    state: str
+    seconds: float | None = None
+    log: str | None = None
+    error: str | None = None
+    checkpoint: str | None = None
+    checkpoint_sha256: str | None = None
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelRecord:
+    """A method's predictions on the images that the page shows for all methods.
+
+    Attributes:
+        method: name of the method in the grid.
+        title: how tables print the method.
+        task: name of the task in the grid.
+        kind: "grounding", "segmentation" or "detection".
+        file: the ``.npz`` file, relative to the folder of ``grid.json``.
+    """
+
+    method: str
+    title: str = ""
+    task: str
+    kind: str
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecord:
+    """Title of a task, and the metric that the grid asks for; "" for the task's primary one."""
+
+    title: str
+    metric: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridFile:
+    """Content of ``grid.json``.
+
+    Attributes:
+        name: name of the grid.
+        title: heading of the page.
+        medvlp: version that wrote the file.
+        methods: names in the order of tables, to titles.
+        tasks: names in the order of tables.
+        runs: combinations of seeds.
+        cannot: method to the tasks for which tables print "/".
+        watts: assumed power of a device.
+        jobs: all jobs of the grid.
+        panels: files of predictions on images.
+    """
+
+    name: str | None = None
+    title: str | None = None
+    medvlp: str | None = None
+    methods: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, TaskRecord] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    cannot: dict[str, list[str]] = field(default_factory=dict)
+    watts: float | None = None
+    jobs: list[JobRecord]
+    panels: list[PanelRecord] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: str | Path, frame: pd.DataFrame | None = None) -> Self:
+        """Read and check the file of a folder.
+
+        Args:
+            folder: that of a results file. Without ``grid.json``, as beside results of single runs, all is empty.
+            frame: rows of :func:`medvlp.benchmark.rows.collected`; methods and tasks that only they name are appended.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path = Path(folder) / NAME
+        grid = record_of(cls, read_json(path, _REMEDY), f"{path}:") if path.exists() else cls(jobs=[])
+        if frame is None:
+            return grid
+        methods, tasks = dict(grid.methods), dict(grid.tasks)
+        for name, title in frame[["bm_method", "bm_title"]].itertuples(index=False):
+            methods.setdefault(str(name), str(title))
+        for name in frame["bm_task"].unique():
+            tasks.setdefault(name, TaskRecord(title=name))
+        return replace(grid, methods=methods, tasks=tasks)
+
+    def write(self, folder: Path) -> None:
+        """Write the file, replacing that of the folder."""
+        path = folder / NAME
+        part = path.with_name(f"{NAME}.{os.getpid()}.part")
+        part.write_text(json.dumps(asdict(self), indent=1))
+        part.replace(path)
+
+
+def record_of(kind: Any, value: Any, where: str) -> Any:
+    """Build one of the classes of this module from JSON.
+
+    Args:
+        kind: the class, or a type that its annotations name.
+        value: what :func:`json.loads` returned; keys that the class does not have are ignored.
+        where: file and entry, for errors.
+
+    Raises:
+        DataError: a required key is missing, or a value has another type.
+    """
+    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if kind is Any or (value is None and NoneType in options):
+        return value
+    plain: Any = get_origin(options[0]) or options[0]
+    expected: Any = {float: int | float}.get(plain, dict if is_dataclass(plain) else plain)
+    if not isinstance(value, expected) or isinstance(value, bool):
+        raise DataError(f"{where} is {value!r:.60}, not {plain.__name__}; {_REMEDY}")
+    if plain is float:
+        return _finite(value, where)
+    if plain is list:
+        return [record_of(get_args(kind)[0], entry, f"{where}[{n}]") for n, entry in enumerate(value)]
+    if plain is dict:
+        entry_type = get_args(options[0])[1]
+        return {name: record_of(entry_type, entry, f"{where}[{name!r}]") for name, entry in value.items()}
+    if not is_dataclass(plain):
+        return value
+    given = {f.name: (f.type, value[f.name]) for f in fields(plain) if value.get(f.name) is not None}
+    required = (f.name for f in fields(plain) if f.default is MISSING and f.default_factory is MISSING)
+    if missing := [name for name in required if name not in given]:
+        raise DataError(f"{where} has no {', '.join(missing)}; {_REMEDY}")
+    return options[0](**{name: record_of(*typed, f"{where} {name}") for name, typed in given.items()})
+
+
+def _finite(value: float, where: str) -> float | None:
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:
+        raise DataError(f"{where} is too large for a number; {_REMEDY}") from None
