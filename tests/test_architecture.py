@@ -91,3 +91,45 @@ def test_every_package_is_shipped():
         for path in (ROOT / "baselines").rglob("__init__.py")
     }
     assert listed == found
+
+
+def _renames(tree: ast.AST) -> list[str]:
+    """Calls that rename or replace a file: by ``os`` and ``shutil``, and a path's methods, which take one target."""
+    calls = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil"):
+            calls += [alias.name for alias in node.names if alias.name in _RENAMING]
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        name, module = node.func.attr, ast.unparse(node.func.value)
+        target = (len(node.args) == 1 and not node.keywords) or [k.arg for k in node.keywords] == ["target"]
+        single = target and name in ("replace", "rename")
+        if (module in ("os", "shutil") and name in _RENAMING) or (module not in ("os", "dataclasses") and single):
+            calls.append(ast.unparse(node))
+    return calls
+
+
+_RENAMING = {"replace", "rename", "renames", "move"}
+_MAY_RENAME = {ROOT / "src" / "medvlp" / name for name in ("store.py", "phantom/truth.py")}
+
+
+def test_only_the_store_renames_files():
+    """Everyone else writes files and folders through medvlp.store (the phantom's writer has its own manifest)."""
+    found = {path: _renames(ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES}
+    assert {path for path, calls in found.items() if calls} == _MAY_RENAME, found
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("os.replace(a, b)", 1),
+        ("from shutil import move", 1),
+        ("part.replace(path)", 1),
+        ("part.with_suffix('.a').rename(path)", 1),
+        ("'a'.replace('b', 'c')", 0),
+        ("frame.rename(columns={})", 0),
+        ("dataclasses.replace(row)", 0),
+    ],
+)
+def test_renames_would_be_noticed(code, count):
+    assert len(_renames(ast.parse(code))) == count

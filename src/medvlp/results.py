@@ -26,7 +26,6 @@ time               when the row was written, UTC
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -43,6 +42,7 @@ import pandas as pd
 from medvlp._version import __version__
 from medvlp.errors import DataError
 from medvlp.io.packed import READ_ERRORS, open_unpacked
+from medvlp.store import atomic_write, sha256_of
 
 _VERSIONS = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "numpy")
 
@@ -100,18 +100,6 @@ class ResultRow:
     versions: dict[str, str] = field(default_factory=versions)
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-def sha256_of(value: Any) -> str:
-    """Hash of a plain value, independent of the order of keys; of a :class:`~pathlib.Path`, of the file's bytes."""
-    digest = hashlib.sha256()
-    if isinstance(value, Path):
-        with value.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    else:
-        digest.update(json.dumps(value, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
 
 
 def append_rows(path: str | Path, rows: Iterable[ResultRow]) -> Path:
@@ -273,8 +261,6 @@ def write_predictions(path: str | Path, frame: pd.DataFrame) -> str:
         SHA-256 of the file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    frame.to_parquet(part, index=False)
-    part.replace(path)
+    with atomic_write(path) as file:
+        frame.to_parquet(file, index=False)
     return sha256_of(path)

@@ -9,8 +9,6 @@ kept as safe as the corpus that it was made from**. Its files are readable by th
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from medvlp.errors import ConfigError, DataError
-from medvlp.io.private import open_private
+from medvlp.store import atomic_write
 from medvlp.text import tokenizer_state
 
 if TYPE_CHECKING:  # importing transformers takes seconds
@@ -210,14 +208,5 @@ def _write(path: Path, digests: np.ndarray, ids: np.ndarray, words: np.ndarray, 
     table = pa.table(columns, schema=_SCHEMA.with_metadata({"format": str(_FORMAT)}))
     path.parent.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    # a name of its own, since several ranks may write at once
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        with open_private(temporary) as file:
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table, max_chunksize=max(len(table), 1))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path, private=True) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=max(len(table), 1))

@@ -24,9 +24,9 @@ from medvlp.datasets.base import RadiographDataset, Sample
 from medvlp.datasets.corpus import TASKS, Corpus, Task
 from medvlp.datasets.options import OPTION_HELP, corpus_from_words
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
-from medvlp.io.private import open_private
 from medvlp.seeding import derive_seed
 from medvlp.splits import SplitLeakWarning, make_split, split_names
+from medvlp.store import atomic_write
 
 PER_SHEET = 24
 """Samples on one sheet."""
@@ -167,7 +167,7 @@ def view(
     template = Environment(loader=PackageLoader("medvlp", ""), autoescape=True, undefined=StrictUndefined).get_template(
         "view.html"
     )
-    with open_private(page) as file:  # it shows reports
+    with atomic_write(page, private=True) as file:  # it shows reports
         file.write(template.render(title=title, total=len(table), cards=cards).encode())
     return Viewed(page, tuple(sheets), cards)
 

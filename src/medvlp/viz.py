@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from medvlp.io.private import open_private
+from medvlp.store import atomic_write
 
 
 def _gray(image: np.ndarray) -> np.ndarray:
@@ -131,7 +131,7 @@ def save(figure: Figure, path: str | Path, dpi: int = 110) -> Path:
         The path.
     """
     path = Path(path)
-    with open_private(path) as file:
+    with atomic_write(path, private=True) as file:
         figure.savefig(file, dpi=dpi, format=path.suffix[1:] or None)
     return path
 

@@ -18,7 +18,8 @@ from medvlp.benchmark.progress import Progress, duration
 from medvlp.benchmark.runner import Runner, guess
 from medvlp.benchmark.work import job_folder, leave_note
 from medvlp.errors import ConfigError
-from medvlp.results import ResultRow, append_rows, numbered_rows, sha256_of
+from medvlp.results import ResultRow, append_rows, numbered_rows
+from medvlp.store import sha256_of
 
 ROW = {
     **{"method": "m", "checkpoint": "c", "task": "classification", "protocol": "linear", "dataset": "rsna"},

@@ -10,7 +10,7 @@ from made_results import predictions, rows_of, write
 from medvlp.benchmark import verify as module
 from medvlp.benchmark.verify import verify
 from medvlp.errors import DataError
-from medvlp.results import sha256_of
+from medvlp.store import sha256_of
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ from medvlp.phantom import PhantomSpec, write_phantom
 from medvlp.phantom.model import Difficulty
 from medvlp.prepare import prepare
 from medvlp.prompts import load_prompts
-from medvlp.results import ResultRow, append_rows, numbered_rows, read_rows, sha256_of
+from medvlp.results import ResultRow, append_rows, numbered_rows, read_rows
+from medvlp.store import sha256_of
 from medvlp.tasks.features import StoredFeatures, _Writer
 from medvlp.tokens import TokenCache
 

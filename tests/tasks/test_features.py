@@ -26,8 +26,8 @@ def stored(tmp_path_factory):
     }
     writer.add([np.ones((3, 2), np.float32)], batch)
     writer.close()
-    _finish(folder / "part", folder / "whole", 1, 1)
-    return folder / "whole"
+    _finish(folder / "part", 1, 1)
+    return folder / "part"
 
 
 def _facts(**changes):

@@ -11,6 +11,7 @@ from medvlp.benchmark.gridfile import Cost, GridFile, JobRecord, PanelRecord, Ta
 from medvlp.benchmark.jobs import Job
 from medvlp.benchmark.work import LOG, RESULTS, is_done, job_folder, read_state
 from medvlp.results import append_lines, read_rows
+from medvlp.store import atomic_write
 
 COLLECTED, PANELS = "results.jsonl", "panels.npz"
 
@@ -51,15 +52,13 @@ def collect(work: Path, jobs: Sequence[Job], grid: Grid) -> tuple[int, int]:
         How many jobs are done, and how many rows that makes.
     """
     done, count = 0, 0
-    part = work / (COLLECTED + ".part")
-    with part.open("w", encoding="utf-8") as file:
+    with atomic_write(work / COLLECTED, "w") as file:
         for job in jobs:
             if job.kind == "task" and is_done(work, job):
                 done += 1
                 for row in rows_of(work, job, grid):
                     file.write(json.dumps(row) + "\n")
                     count += 1
-    part.replace(work / COLLECTED)
     return done, count
 
 

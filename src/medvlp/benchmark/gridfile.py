@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -12,6 +11,7 @@ import pandas as pd
 
 from medvlp.errors import DataError
 from medvlp.results import read_json
+from medvlp.store import atomic_write
 
 NAME = "grid.json"
 
@@ -166,9 +166,8 @@ class GridFile:
     def write(self, folder: Path) -> None:
         """Write the file, replacing that of the folder."""
         path = folder / NAME
-        part = path.with_name(f"{NAME}.{os.getpid()}.part")
-        part.write_text(json.dumps(asdict(self), indent=1))
-        part.replace(path)
+        with atomic_write(path, "w") as file:
+            json.dump(asdict(self), file, indent=1)
 
 
 def record_of(kind: Any, value: Any, where: str) -> Any:

@@ -9,7 +9,7 @@ from medvlp.benchmark.configs import assemble, meaning
 from medvlp.benchmark.grid import Grid, MethodSpec, Seeds
 from medvlp.errors import CheckpointError, ConfigError
 from medvlp.io.paths import local_file
-from medvlp.results import sha256_of
+from medvlp.store import sha256_of
 from medvlp.tasks.catalog import TASKS, TaskEntry
 
 ENCODER = "<encoder>"

@@ -1,6 +1,5 @@
 """Metrics of saved predictions in bootstrap resamples of their patients, kept for the next table."""
 
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from medvlp._version import __version__
 from medvlp.benchmark.recompute import Predictions, measures_of, predictions_path, samples_of
 from medvlp.errors import ConfigError, DataError
 from medvlp.metrics.bootstrap import distribution
-from medvlp.results import sha256_of
+from medvlp.store import atomic_write, sha256_of
 
 Row = Mapping[str, Any]
 """A row of a results file, as :func:`medvlp.benchmark.rows.records` gives it."""
@@ -87,10 +86,8 @@ class Resampled:
         drawn = distribution(measures_of(row), made.samples, made.codes, resamples, seed)
         found = {name: values.float().numpy() for name, values in drawn.items()}
         if self.cache is not None:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            part = self.cache / f"{key}.{os.getpid()}.npz"
-            np.savez(part, names=np.array(list(found)), values=np.stack(list(found.values())))
-            part.replace(self.cache / f"{key}.npz")
+            with atomic_write(self.cache / f"{key}.npz") as file:
+                np.savez(file, names=np.array(list(found)), values=np.stack(list(found.values())))
         return found
 
     def _read(self, key: str) -> dict[str, np.ndarray] | None:

@@ -17,7 +17,7 @@ from medvlp.benchmark.recompute import FactsMissingError, Predictions, measures_
 from medvlp.benchmark.rows import collected, line_numbers, records
 from medvlp.errors import DataError
 from medvlp.metrics.bootstrap import interval
-from medvlp.results import sha256_of
+from medvlp.store import sha256_of
 from medvlp.tasks.base import bootstrap_seed
 
 TOLERANCE = 1e-6

@@ -38,7 +38,8 @@ from medvlp.benchmark.configs import with_settings
 from medvlp.benchmark.gridfile import Cost, record_of
 from medvlp.benchmark.jobs import ENCODER, Job
 from medvlp.errors import CheckpointError, ConfigError, DataError, MedVLPError
-from medvlp.results import parse_json, read_json, read_rows, sha256_of
+from medvlp.results import parse_json, read_json, read_rows
+from medvlp.store import atomic_write, sha256_of
 
 STATE, LOG, RESULTS = "state.json", "log.txt", "results.jsonl"
 _FITTED = "fitted"
@@ -224,9 +225,8 @@ def _done(job: Job, folder: Path, seconds: float) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content))
-    part.replace(path)
+    with atomic_write(path, "w") as file:
+        json.dump(content, file)
 
 
 def _config(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> Path:

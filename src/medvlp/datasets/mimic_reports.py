@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from medvlp.errors import DataError
 from medvlp.io.packed import READ_ERRORS
-from medvlp.io.private import open_private
 from medvlp.io.reports import Sections, parse_report
+from medvlp.store import atomic_write
 
 REPORTS_ZIP = "mimic-cxr-reports.zip"
 """The archive of all reports, as released."""
@@ -161,10 +161,8 @@ def _save_cache(path: Path, result: dict[str, tuple[str, Sections | None]]) -> N
         for study, (problem, s) in result.items()
     ]
     columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), _SCHEMA.types, strict=True)]
-    part = path.with_suffix(f".{os.getpid()}.part")
-    with open_private(part) as file:
+    with atomic_write(path, private=True) as file:
         pq.write_table(pa.table(columns, schema=_SCHEMA), file)
-    part.replace(path)  # whole or not at all, also when several processes index at once
 
 
 def _load_cache(path: Path, studies: set[str]) -> dict[str, tuple[str, Sections | None]] | None:

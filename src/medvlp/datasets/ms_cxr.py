@@ -158,7 +158,7 @@ class MSCXR(Corpus):
         rows["row"] = rows.index
         same = rows.duplicated([*_TEXTS, *_BOX, *_SIZE, "split"])
         dropped.extend(rows["dicom_id"][same], rows["row"][same], "repeats an earlier row")
-        return rows[~same].assign(split=lambda r: r["split"].str.lower().replace(_POOLS))
+        return rows[~same].assign(split=lambda r: r["split"].str.lower().replace(to_replace=_POOLS))
 
     def _csv_rows(self, path: Path) -> pd.DataFrame:
         frame = self.read_table(next(s.name for s in self.tables if s.find(self.root) == path)).frame.copy()

@@ -27,13 +27,13 @@ from medvlp.io.cache_writer import (
     kept_shard,
     read_paths,
     remove_shards,
-    remove_temporary,
     versions,
     write_paths,
 )
 from medvlp.io.images import read_header
 from medvlp.io.shapes import draw
 from medvlp.resizing import ResizeRule, build_resize
+from medvlp.store import remove_leftovers
 
 Reader = Callable[[Path], np.ndarray]
 """Makes grey levels, uint8 (H, W), of a file."""
@@ -108,7 +108,7 @@ def make_plan(
         overwrite: remove what is there.
         per_shard: images of a shard; None takes as many as the limits allow.
     """
-    remove_temporary(folder)
+    remove_leftovers(folder)
     earlier = None
     if overwrite:
         (folder / CACHE_FILE).unlink(missing_ok=True)

@@ -36,7 +36,6 @@ from medvlp.io.cache_format import (
     PATHS_FILE,
     cache_folder,
     changed_sources,
-    file_sha256,
     mask_key,
     numbers,
     prepare_command,
@@ -44,6 +43,7 @@ from medvlp.io.cache_format import (
     read_table,
     relative_paths,
 )
+from medvlp.store import sha256_of
 
 __all__ = ["PixelCache", "verify"]
 
@@ -354,7 +354,7 @@ def verify(folder: str | Path) -> list[str]:
             problems.append(f"{name} is missing")
         elif path.stat().st_size != entry["bytes"]:
             problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
-        elif file_sha256(path) != entry["sha256"]:
+        elif sha256_of(path) != entry["sha256"]:
             problems.append(f"{name} does not have its SHA-256: its bytes were changed")
     listed = {*description["files"], CACHE_FILE}
     problems += [

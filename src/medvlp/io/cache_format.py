@@ -149,12 +149,6 @@ def numbers(table: pa.Table, name: str) -> np.ndarray:
     return (chunk.flatten() if pa.types.is_fixed_size_list(chunk.type) else chunk).to_numpy(zero_copy_only=True)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def changed_sources(root: Path, paths: pa.ChunkedArray | pa.Array, sizes: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Rows whose source file is another one than an index says; files that are missing now do not count.
 

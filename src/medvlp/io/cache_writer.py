@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -23,12 +22,11 @@ from medvlp.io.cache_format import (
     PATHS_FILE,
     SKIPPED_FILE,
     changed_sources,
-    file_sha256,
     mask_key,
     read_table,
 )
+from medvlp.store import atomic_write, sha256_of
 
-_TEMPORARY = ".tmp-"
 _META = b"medvlp"
 _PACKAGES = ("medvlp", "numpy", "pillow", "pydicom", "pylibjpeg-openjpeg", "simplejpeg", "torch", "torchvision")
 
@@ -78,41 +76,11 @@ class PreparedImage:
     item_id: str = ""
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its place, whole and on the disk, when the block ends well, and vanishes otherwise."""
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
 def write_table(path: Path, table: pa.Table) -> None:
     """Write an Arrow file of one record batch, which can be mapped without a copy."""
     whole = table.combine_chunks()
-    with replacing(path) as file, pa.ipc.new_file(file, whole.schema) as writer:
+    with atomic_write(path) as file, pa.ipc.new_file(file, whole.schema) as writer:
         writer.write_table(whole, max_chunksize=max(len(whole), 1))
-
-
-def remove_temporary(folder: Path) -> None:
-    """Remove what an ended process left half-written."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -214,7 +182,7 @@ class ShardWriter:
         # an older shard's index goes first, so that it never stands beside newer pixels
         for name in self._names:
             (folder / name).unlink(missing_ok=True)
-        self._pixels = _Bytes(self._stack.enter_context(replacing(folder / self._names[1])))
+        self._pixels = _Bytes(self._stack.enter_context(atomic_write(folder / self._names[1])))
         self._bits: _Bytes | None = None
 
     def add(self, image: PreparedImage) -> None:
@@ -226,7 +194,7 @@ class ShardWriter:
             if mask.key in self._masks:
                 continue
             if self._bits is None:
-                self._bits = _Bytes(self._stack.enter_context(replacing(self._folder / self._names[3])))
+                self._bits = _Bytes(self._stack.enter_context(atomic_write(self._folder / self._names[3])))
             self._masks[mask.key] = (self._bits.append(mask.packed), mask.height, mask.width)
         # without the pixels, which are written
         self._rows.append(replace(image, pixels=None, masks=()))
@@ -322,7 +290,7 @@ def kept_shard(
 
 def write_skipped(folder: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     """Write the listing of what was left out: (record or image, its id or path, the reason)."""
-    with replacing(folder / SKIPPED_FILE) as file:
+    with atomic_write(folder / SKIPPED_FILE) as file:
         lines: list[str] = []
         writer = csv.writer(_Lines(lines), lineterminator="\n")
         writer.writerow(("kind", "item", "reason"))
@@ -360,10 +328,10 @@ def finish(
         meta = _meta(table)
         files |= meta["files"]
         written = [index, mask_index] if meta["masks"] else [index]
-        files |= {n: {"bytes": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in written}
+        files |= {n: {"bytes": (folder / n).stat().st_size, "sha256": sha256_of(folder / n)} for n in written}
         listed.append({"images": len(table), "bytes": meta["files"][pixels]["bytes"], "masks": meta["masks"]})
     for name in (PATHS_FILE, SKIPPED_FILE):
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
     content = {
         "format": FORMAT,
         **description,
@@ -375,6 +343,6 @@ def finish(
         "shards": listed,
         "files": dict(sorted(files.items())),
     }
-    with replacing(folder / CACHE_FILE) as file:
+    with atomic_write(folder / CACHE_FILE) as file:
         file.write((json.dumps(content, indent=1, sort_keys=False) + "\n").encode())
     return content

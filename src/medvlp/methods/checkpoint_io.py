@@ -1,7 +1,5 @@
-"""Checkpoint files: written beside their target and renamed, checked when they are read."""
+"""Checkpoint files: written whole or not at all, checked when they are read."""
 
-import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,51 +8,30 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from medvlp.encoders.loading import read_plain
 from medvlp.errors import CheckpointError
-
-PART = ".part"
-"""What the name of a checkpoint ends with while it is being written."""
+from medvlp.store import atomic_write
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint so that a kill or a full disk leaves the older file of that name whole.
+    """Write a checkpoint so that a kill or a full disk leaves the older file of that name intact.
 
     Args:
         checkpoint: plain values and tensors.
-        path: the file; its folder is made.
+        path: the file; its folder is made if necessary.
 
     Raises:
-        OSError: it cannot be written; the error names the file.
+        OSError: the file cannot be written; the error names it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + PART)
     try:
-        with part.open("wb") as file:
+        with atomic_write(path) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
+    except RuntimeError as error:  # torch raises one of its own when a write fails
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__  # torch ends in an error of its own when a write fails
+            cause = cause.__context__
         if cause is None:
             raise
         cause.filename = cause.filename or str(path)
         raise cause from None
-    with contextlib.suppress(OSError):  # not every file system can do this to a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def remove_parts(folder: str | Path) -> None:
-    """Remove what runs that were killed while they saved left in a folder."""
-    for part in Path(folder).glob(f"*.ckpt{PART}"):
-        part.unlink(missing_ok=True)
 
 
 def _flaw(path: Path) -> str | None:

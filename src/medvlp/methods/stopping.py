@@ -19,7 +19,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medvlp import distributed
 from medvlp.errors import NonFiniteLossError
-from medvlp.methods.checkpoint_io import SafeCheckpointIO, remove_parts
+from medvlp.methods.checkpoint_io import SafeCheckpointIO
+from medvlp.store import remove_leftovers
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _REQUEUING = (signal.SIGUSR1, signal.SIGUSR2)
@@ -81,7 +82,7 @@ class StopGuard(Checkpoint):
             saver.save_last = True
             saver._save_last_checkpoint = self._note  # type: ignore[method-assign,assignment]
             if trainer.is_global_zero and saver.dirpath and "://" not in str(saver.dirpath):
-                remove_parts(saver.dirpath)
+                remove_leftovers(saver.dirpath, "*.ckpt")
 
     def _note(self, *_: Any) -> None:
         self._due = True

@@ -25,8 +25,9 @@ from medvlp.methods.plain import check_named, plain
 from medvlp.methods.stopping import stop_guard
 from medvlp.metrics.bootstrap import Measures, group_codes, interval
 from medvlp.metrics.samples import Samples, SampleStore
-from medvlp.results import ResultRow, append_rows, sha256_of, write_predictions
+from medvlp.results import ResultRow, append_rows, write_predictions
 from medvlp.seeding import derive_seed
+from medvlp.store import sha256_of
 from medvlp.tasks.encoder import EncoderSource, TaskEncoder, optim_from, source_from
 from medvlp.tasks.features import StoredFeatures, features_key, store_features
 from medvlp.tasks.printing import print_rows

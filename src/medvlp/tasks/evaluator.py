@@ -11,7 +11,7 @@ from torch import Tensor
 from medvlp.errors import ConfigError, DataError, NotSupportedError
 from medvlp.methods.base import PretrainModule
 from medvlp.metrics.samples import Samples
-from medvlp.results import sha256_of
+from medvlp.store import sha256_of
 from medvlp.tasks.base import Task
 from medvlp.tasks.encoder import EncoderSource, source_from
 from medvlp.text import Collate

@@ -10,9 +10,9 @@ Each process of the run that makes a set writes one shard: of W, shard r holds t
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medvlp.datasets.base import RadiographDataset
 from medvlp.errors import ConfigError, DataError
-from medvlp.results import sha256_of
+from medvlp.store import get_or_make, sha256_of
 from medvlp.text import Collate
 
 Extract = Callable[[Tensor], Sequence[Tensor]]
 """(B, 3, S, S) images to K tensors (B, …), of the same shapes for every batch."""
 
 _DONE = "features.json"
+_WAIT = "wait"
 _LEAST = (1, 0, 1, 1)  # views, side, levels and shards
 _TYPES: dict[str, type] = {"float32": np.float32, "float16": np.float16}
 _PLAIN = ("size", "geometry")
@@ -353,40 +354,50 @@ def store_features(
     place = folder / key
     ids = dataset.ids
     strategy, rank, world_size = trainer.strategy, trainer.global_rank, trainer.world_size
-    # Rank 0 decides for all: a set that another run finishes meanwhile must not be seen by some of the ranks alone.
-    if not strategy.broadcast((place / _DONE).is_file()):
-        part = folder / strategy.broadcast(f"{key}.part{os.getpid()}")
-        sampler = _Views(len(dataset), views, rank, world_size)
-        loader: DataLoader = DataLoader(
-            dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=Collate(None)
-        )
-        writer = _Writer(part / f"shard{rank}", (views, len(sampler.rows)), dtype)
-        for batch in loader:
-            images = trainer.precision_plugin.convert_input(batch["image"]).to(strategy.root_device)
-            with trainer.precision_plugin.forward_context():
-                made = [level.float().cpu().numpy() for level in extract(images)]
-            if writer.done == 0:
-                size = np.dtype(_TYPES[dtype]).itemsize
-                each = sum(level[0].size * size for level in made)
-                each += batch["mask"][0].numel() // 8 if "mask" in batch else 0
-                _check_space(title, folder, len(dataset), views, each, limit_gb)
-            writer.add(made, batch)
-        writer.close()
-        strategy.barrier()
-        if rank == 0:
-            _finish(part, place, world_size, views)
-        strategy.barrier()
+    with _shared(place, strategy, rank) as part:
+        if part is not None:
+            sampler = _Views(len(dataset), views, rank, world_size)
+            loader: DataLoader = DataLoader(
+                dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=Collate(None)
+            )
+            writer = _Writer(part / f"shard{rank}", (views, len(sampler.rows)), dtype)
+            for batch in loader:
+                images = trainer.precision_plugin.convert_input(batch["image"]).to(strategy.root_device)
+                with trainer.precision_plugin.forward_context():
+                    made = [level.float().cpu().numpy() for level in extract(images)]
+                if writer.done == 0:
+                    size = np.dtype(_TYPES[dtype]).itemsize
+                    each = sum(level[0].size * size for level in made)
+                    each += batch["mask"][0].numel() // 8 if "mask" in batch else 0
+                    _check_space(title, folder, len(dataset), views, each, limit_gb)
+                writer.add(made, batch)
+            writer.close()
+            strategy.barrier()
+            if rank == 0:
+                _finish(part, world_size, views)
+    strategy.barrier()
     return StoredFeatures(place, ids)
 
 
-def _finish(part: Path, place: Path, shards: int, views: int) -> None:
-    """Joins the notes of the shards and gives the folder its name; another run may have been faster."""
+@contextmanager
+def _shared(place: Path, strategy: Any, rank: int) -> Iterator[Path | None]:
+    """Yield to every rank the folder to fill, or None if the set is complete; rank 0 decides for all."""
+    if rank > 0:
+        while (told := strategy.broadcast(None)) == _WAIT:
+            pass
+        yield told
+        return
+
+    def waiting() -> None:
+        rank_zero_info(f"waiting for the process that makes {place}")
+        strategy.broadcast(_WAIT)
+
+    with get_or_make(place, _DONE, waiting) as part:
+        yield strategy.broadcast(part)
+
+
+def _finish(part: Path, shards: int, views: int) -> None:
+    """Join the notes of the shards."""
     notes = [json.loads((part / f"shard{r}" / "shard.json").read_text()) for r in range(shards)]
     facts = {**notes[0], "skipped": sorted({tuple(s) for n in notes for s in n["skipped"]})}
     (part / _DONE).write_text(json.dumps({**facts, "shards": shards, "views": views}))
-    try:
-        part.rename(place)
-    except OSError:
-        if not (place / _DONE).is_file():
-            raise
-        shutil.rmtree(part)

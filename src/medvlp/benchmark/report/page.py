@@ -1,7 +1,5 @@
 """Writes the report: one HTML page with its styles, script, charts and pictures in it."""
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +32,7 @@ from medvlp.benchmark.resampled import Resampled
 from medvlp.benchmark.rows import COLUMN, collected
 from medvlp.benchmark.tables import Statistics, Table, own_tables, paper_tables
 from medvlp.errors import DataError
+from medvlp.store import atomic_write
 
 _HERE = Path(__file__).parent
 
@@ -180,12 +179,8 @@ def _render(values: dict[str, Any]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        with atomic_write(path, "w") as file:
+            file.write(text)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise DataError(f"{path}: the report cannot be written ({error.strerror}); give another --output") from error

@@ -8,7 +8,7 @@ import pandas as pd
 
 from medvlp.benchmark.report.summary import Condition, Method, condition_of, conditions_of
 from medvlp.benchmark.rows import COLUMN
-from medvlp.results import sha256_of
+from medvlp.store import sha256_of
 
 _RUN = ("bm_run", "seed", "checkpoint", "config_sha256")
 """Columns that tell runs of one group apart."""
