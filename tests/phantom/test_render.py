@@ -9,9 +9,7 @@ import pytest
 
 from medvlp.errors import ConfigError
 from medvlp.phantom.cases import (
-    DEVICES,
     MOST_FINDINGS,
-    OBJECTS,
     READERS,
     sample_finding,
     sample_patient,
@@ -20,10 +18,11 @@ from medvlp.phantom.cases import (
     split_of,
 )
 from medvlp.phantom.fields import axes, parts, texture
-from medvlp.phantom.model import FINDINGS, Difficulty, Finding, PhantomSpec, RenderedView, Study
+from medvlp.phantom.model import CATALOGUE, FINDINGS, Difficulty, Finding, PhantomSpec, RenderedView, Study
 from medvlp.phantom.render import render_study, render_view
 
 PLAIN = Difficulty()
+DEVICES, OBJECTS = (CATALOGUE["findings"][name]["subtypes"] for name in ("Support Devices", "Foreign Object"))
 MIDLINE_OR_BILATERAL = {"Cardiomegaly", "Hernia", "Edema", "Emphysema", "COVID-19"}
 # These change the chest's shape as well (domes, heart, lung volume), so their image differs beyond the mask too.
 SHAPE = {"Cardiomegaly", "Emphysema", "Atelectasis"}
@@ -96,7 +95,7 @@ def test_finding_is_drawn_inside_its_mask(name):
     assert np.median(ratios) > (2 if name in SHAPE else 8)
 
 
-@pytest.mark.parametrize("subtype", DEVICES + OBJECTS + ("rib", "clavicle", "plate-like", "lobar"))
+@pytest.mark.parametrize("subtype", [*DEVICES, *OBJECTS, "rib", "clavicle", "plate-like", "lobar"])
 def test_every_subtype_is_drawn(subtype):
     names = {"rib": "Fracture", "clavicle": "Fracture", "plate-like": "Atelectasis", "lobar": "Atelectasis"}
     name = names.get(subtype, "Support Devices" if subtype in DEVICES else "Foreign Object")
@@ -295,7 +294,7 @@ def test_impossible_settings_are_refused(spec):
 def test_unknown_study_finding_and_size_are_refused():
     with pytest.raises(IndexError):
         sample_study(PhantomSpec(studies=3), 3)
-    with pytest.raises(ConfigError, match="no finding"):
+    with pytest.raises(ConfigError, match="unknown phantom finding"):
         sample_finding("Cough", np.random.default_rng(0))
     with pytest.raises(ConfigError, match="too small"):
         render_view(study_with(), "PA", 16, PLAIN)

@@ -4,8 +4,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from medvlp.phantom.cases import DEVICES, OBJECTS, sample_studies
-from medvlp.phantom.model import FINDINGS, Difficulty, Finding, Patient, PhantomSpec, Study
+from medvlp.phantom.cases import sample_studies
+from medvlp.phantom.model import CATALOGUE, FINDINGS, Difficulty, Finding, Patient, PhantomSpec, Study
 from medvlp.phantom.readers import READERS
 from medvlp.phantom.reports import BODY, LAYOUT_QUIRKS, STRUCTURES, format_report, write_report
 
@@ -140,8 +140,13 @@ def test_readers_differ():
 @pytest.mark.parametrize("side", ["left", "right", "bilateral", "midline", None])
 def test_every_place_severity_and_kind_is_worded(name, side):
     kinds = {
-        "Support Devices": (*DEVICES, "tracheostomy tube", "infusion pump tube", ""),
-        "Foreign Object": (*OBJECTS, "key", ""),
+        "Support Devices": (
+            *CATALOGUE["findings"]["Support Devices"]["subtypes"],
+            "tracheostomy tube",
+            "infusion pump tube",
+            "",
+        ),
+        "Foreign Object": (*CATALOGUE["findings"]["Foreign Object"]["subtypes"], "key", ""),
     }
     kinds["Fracture"] = ("rib", "clavicle", "scapula", "")
     kinds["Atelectasis"] = ("plate-like", "lobar", "round", "")

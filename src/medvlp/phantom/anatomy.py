@@ -2,36 +2,33 @@
 
 import numpy as np
 
-from medvlp.phantom.fields import axes, bump, contour, ramp, strokes, texture
+from medvlp.phantom.fields import Shape, Stroke, axes, bump, contour, ellipse, paths, ramp, strokes, texture, uniform
 from medvlp.phantom.scene import Anatomy, Scene
 
 
 def _mediastinum(rows: np.ndarray, a: Anatomy, own: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Inner lung borders right and left by row, the heart's rows (soft) and the heart's top row."""
-    base = min(a.dome_left, a.dome_right)
+    """Return the inner lung borders left and right by row, the heart's rows (soft) and the heart's top row."""
+    base = a.base
     top = a.apex + 0.45 * (base - a.apex)
-    # t runs over the heart: 0 at its top, 1 at the diaphragm.
-    rise = base - top
     aorta = 1 + 0.25 * own[0] + 0.35 * (a.age - 50) / 50
     knob = a.apex + 0.24 * (base - a.apex)
-    proportions = {"apex": a.apex, "knob": knob, "heart_top": top, "heart_height": rise}
+    proportions = {"apex": a.apex, "knob": knob, "heart_top": top, "heart_height": base - top}
     left = contour(rows, "mediastinum left", aorta=aorta, heart=a.heart, **proportions)
     right = contour(rows, "mediastinum right", vena_cava=own[1], heart=a.heart, **proportions)
     return left, right, ramp(rows - top, 0.03) * ramp(base + 0.055 - rows, 0.03), top
 
 
-def _dome(x: np.ndarray, side: int, a: Anatomy, width: float) -> np.ndarray:
-    """Row of the diaphragm by body coordinate: a dome that falls to the costophrenic and cardiophrenic angles."""
-    height = a.dome_left if side > 0 else a.dome_right
-    off = (side * x - 0.47 * width) / (0.53 * width)
+def _dome(x: np.ndarray, side: int, a: Anatomy) -> np.ndarray:
+    """Return the row of the diaphragm by body coordinate: a dome that falls to the angles on both sides."""
+    off = (side * x - 0.47 * a.width) / (0.53 * a.width)
     lateral = np.clip(off, 0, 1.2)
     medial = np.clip(-off, 0, 1.2)
     depth = 1 - 0.55 * a.flatness
-    return (height + depth * (0.085 * lateral**2.2 + 0.025 * lateral**6 + 0.03 * medial**2)).astype(np.float32)
+    return (a.dome(side) + depth * (0.085 * lateral**2.2 + 0.025 * lateral**6 + 0.03 * medial**2)).astype(np.float32)
 
 
 def _ribs(x: np.ndarray, y: np.ndarray, costal: np.ndarray, a: Anatomy, own: list[float]) -> np.ndarray:
-    """Posterior and anterior ribs as two families of warped stripes, float32 of the shape of ``x``."""
+    """Return posterior and anterior ribs as two families of warped stripes, float32 of the shape of ``x``."""
     pitch = 0.071 + 0.004 * own[0]
     s = np.abs(x)
     s /= costal
@@ -66,7 +63,7 @@ def _ribs(x: np.ndarray, y: np.ndarray, costal: np.ndarray, a: Anatomy, own: lis
 
 
 def _vessels(scene: Scene, hilum: float, rng: np.random.Generator) -> np.ndarray:
-    """Branching pulmonary vessels, brightest and widest at the hila, (size, size) float32 in [0, 1]."""
+    """Return branching pulmonary vessels, brightest and widest at the hila, (size, size) float32 in [0, 1]."""
     count = 14  # stems, half of them on each side
     side = np.repeat([-1.0, 1.0], count // 2)
     angle = np.tile(np.linspace(-1.35, 1.3, count // 2), 2) + rng.normal(0, 0.12, count)
@@ -75,7 +72,7 @@ def _vessels(scene: Scene, hilum: float, rng: np.random.Generator) -> np.ndarray
     wide = 0.0080 * rng.uniform(0.75, 1.25, count)
     length = 0.103 + 0.03 * np.abs(angle) + rng.uniform(-0.015, 0.015, count)
     along = np.linspace(0, 1, 5)[None, :]
-    lines: list[tuple[np.ndarray, float, int]] = []
+    lines: list[Stroke] = []
     for level in range(4):
         bend = rng.uniform(-0.55, 0.55, (len(x), 1)) * along
         way = angle[:, None] + bend
@@ -99,28 +96,21 @@ def _vessels(scene: Scene, hilum: float, rng: np.random.Generator) -> np.ndarray
 
 
 def _bones(scene: Scene, own: list[float], angle: float) -> np.ndarray:
-    """Clavicles, scapulae and humeral heads, (size, size) float32 in [0, 1]."""
+    """Return clavicles, scapulae and humeri, (size, size) float32 in [0, 1]."""
     a = scene.anatomy
-    t = np.linspace(0, 1, 25)
-    shapes: list[tuple[np.ndarray, int]] = []
-    turn = np.linspace(0, 2 * np.pi, 20)
+    t, turn = np.linspace(0, 1, 25), np.linspace(0, 2 * np.pi, 20)
+    shapes: list[Shape] = []
     for side in (-1, 1):
-        lean = side * 0.012 * angle
-        rise = 0.105 + 0.02 * own[0]
+        bones = paths("bones", "frontal", {"side": side, "apex": a.apex, "bend": own[2]})
+        scapula, humerus = ((scene.image_points(*corners.T), grey) for corners, _, grey in bones.values())
+        head = scene.image_points(side * (0.445 + 0.045 * np.cos(turn)), a.apex + 0.075 + 0.05 * np.sin(turn))
+        shapes += [scapula, (head, 110), humerus]
         x = 0.026 + (0.335 + 0.012 * own[1]) * t
-        y = a.apex + 0.098 + lean - rise * t + 0.022 * np.sin(2 * np.pi * t + 0.4)
+        y = a.apex + 0.098 + side * 0.012 * angle - (0.105 + 0.02 * own[0]) * t
+        y = y + 0.022 * np.sin(2 * np.pi * t + 0.4)
         # A broken clavicle: the outer part hangs from the shoulder, lowest at the break in the middle.
-        drop = a.drop_left if side > 0 else a.drop_right
-        y = y + drop * np.clip((t - 0.5) * 25, 0, 1) * np.clip((0.95 - t) * 2.2, 0, 1)
+        y = y + a.drop(side) * np.clip((t - 0.5) * 25, 0, 1) * np.clip((0.95 - t) * 2.2, 0, 1)
         half = 0.0115 - 0.003 * np.sin(np.pi * t)
-        blade_x = np.array([0.30, 0.335, 0.375, 0.40, 0.43, 0.385]) + 0.01 * own[2]
-        blade_y = np.array([0.03, 0.17, 0.33, 0.34, 0.08, 0.06]) + a.apex
-        shapes.append((scene.image_points(side * blade_x, blade_y), 55))
-        shapes.append(
-            (scene.image_points(side * (0.445 + 0.045 * np.cos(turn)), a.apex + 0.075 + 0.05 * np.sin(turn)), 110)
-        )
-        arm_x = np.array([0.42, 0.485, 0.52, 0.475])
-        shapes.append((scene.image_points(side * arm_x, np.array([0.10, 0.09, 0.62, 0.62]) + a.apex), 70))
         for grow, grey in ((1.0, 205), (0.5, 150)):
             outline_x = np.concatenate([x, x[::-1]])
             outline_y = np.concatenate([y - grow * half, (y + grow * half)[::-1]])
@@ -129,10 +119,10 @@ def _bones(scene: Scene, own: list[float], angle: float) -> np.ndarray:
 
 
 def _hila_and_breasts(scene: Scene, hilum: float, inner: np.ndarray, own: list[float]) -> None:
-    """Adds the roots of the lungs at row ``hilum``, and breast shadows in women, to the density."""
+    """Add the roots of the lungs at row ``hilum``, and breast shadows in women, to the density."""
     a, x, y = scene.anatomy, scene.x, scene.y
     for side in (-1, 1):
-        off = ((x - side * 0.070) * (1 / 0.05)) ** 2 + ((y - hilum) * (1 / 0.075)) ** 2
+        off = ellipse(x, y, (side * 0.070, hilum), (0.05, 0.075))
         scene.density += (0.15 + 0.03 * own[0]) * np.maximum(1 - off, 0) * ramp(inner + 0.005, 0.02)
     if a.female:
         for side in (-1, 1):
@@ -143,7 +133,7 @@ def _hila_and_breasts(scene: Scene, hilum: float, inner: np.ndarray, own: list[f
 
 
 def _spine_and_airways(scene: Scene, own: list[float], turn: float) -> None:
-    """Adds the spine to the density, and takes the trachea and the main bronchi from it."""
+    """Add the spine to the density, and take the trachea and the main bronchi from it."""
     x, y, density, rows = scene.x, scene.y, scene.density, scene.y[:, 0]
     spine = ramp(0.043 - np.abs(x), 0.022)
     disc = (0.042 + 0.014 * np.cos(2 * np.pi * (rows + 0.02 * own[0]) / 0.049)).astype(np.float32)
@@ -159,27 +149,48 @@ def _spine_and_airways(scene: Scene, own: list[float], turn: float) -> None:
 
 
 def _stomach(scene: Scene, noise: np.random.Generator, own: list[float], filling: float, abdomen: np.ndarray) -> None:
-    """Takes the gas of stomach and bowel from the density below the left dome."""
-    x, y, density = scene.x, scene.y, scene.density
-    bubble_y = scene.anatomy.dome_left + 0.055 + 0.012 * own[0]
-    off = ((x - 0.15 - 0.03 * own[1]) * (1 / 0.065)) ** 2 + ((y - bubble_y) * (1 / 0.028)) ** 2
+    """Take the gas of stomach and bowel from the density below the left dome."""
+    bubble = 0.03 * own[1], scene.anatomy.dome_left + 0.055 + 0.012 * own[0]
+    off = ellipse(scene.x - 0.15, scene.y, bubble, (0.065, 0.028))
     gas = texture(noise, scene.size, 9)
-    density -= (0.15 + 0.08 * filling) * np.clip(1.3 - off + 0.35 * gas, 0, 1) * abdomen
-    density -= 0.03 * np.clip(gas - 0.6, 0, 1) * abdomen
+    scene.density -= (0.15 + 0.08 * filling) * np.clip(1.3 - off + 0.35 * gas, 0, 1) * abdomen
+    scene.density -= 0.03 * np.clip(gas - 0.6, 0, 1) * abdomen
+
+
+def _air(lateral: np.ndarray, inner: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """Return the share of the lung's depth by the distances from its outer, inner and lower border."""
+    air = ramp(lateral, 0.008)
+    depth = np.clip(lateral * (1 / 0.11), 0, 1)
+    air *= 0.5 + depth * (1.0 - 0.5 * depth)
+    air *= ramp(inner, 0.010)
+    air *= 0.88 + 0.12 * np.clip(inner * (1 / 0.06), 0, 1)
+    air *= 0.94 * ramp(lower, 0.010) + 0.06 * ramp(lower + 0.05, 0.06)
+    return air
+
+
+def _soft_tissue(
+    a: Anatomy, x: np.ndarray, rows: np.ndarray, lower: np.ndarray, arm: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return neck, shoulders, trunk and arms, the abdomen's share of them, and their density."""
+    girth = a.width + 0.07 + 0.07 * a.habitus
+    outline = contour(rows, "frontal outline", apex=a.apex, habitus=a.habitus, girth=girth)
+    away = np.abs(x)
+    rim = np.clip((outline[:, None] - away) * (1 / 0.07), 0, 1)
+    body = rim * (2 - rim)
+    arms = 0.45 * ramp(away - (girth + 0.07 + 0.03 * arm), 0.02) * ramp(rows - 0.35, 0.2)[:, None]
+    np.maximum(body, arms, out=body)
+    middle = bump(np.minimum(away * (1 / 0.30), 1))
+    abdomen = ramp(-lower, 0.16)
+    abdomen *= ramp(girth - away, 0.06)
+    density = 0.46 + 0.05 * a.habitus + 0.14 * middle
+    density += 0.21 * abdomen
+    density *= body
+    return body, abdomen, density
 
 
 def draw_frontal(a: Anatomy, size: int) -> Scene:
-    """Draws the chest from the front.
-
-    Args:
-        a: the proportions.
-        size: side in pixels, at least 32.
-
-    Returns:
-        The scene, ready for findings.
-    """
-    own = np.random.default_rng([a.seed, 2]).uniform(-1, 1, 24).tolist()
-    day = np.random.default_rng([a.study_seed, 2]).uniform(-1, 1, 8).tolist()
+    """Draw the chest from the front, ready for findings, as an image of at least 32 pixels a side."""
+    own, day = uniform([a.seed, 2], 24), uniform([a.study_seed, 2], 8)
     noise = np.random.default_rng([a.seed, 3])
     bedside = 2.0 if a.view == "AP" else 1.0
     columns, y = axes(size)
@@ -196,62 +207,36 @@ def draw_frontal(a: Anatomy, size: int) -> Scene:
     turn = 0.007 * angle  # rotation shows as a shift of what lies in front of the spine
     medial = {1: left + turn, -1: right - turn}
     below = columns[0] - centre[min(size - 1, int(0.75 * size))]
-    dome = {side: _dome(below, side, a, a.width) for side in (-1, 1)}
-    floor = np.where(below > 0, dome[1], dome[-1])
-
+    domes = {side: _dome(below, side, a) for side in (-1, 1)}
     lateral = np.minimum(costal[1][:, None] - x, x + costal[-1][:, None])
     inner = np.maximum(x - medial[1][:, None], -x - medial[-1][:, None])
-    lower = floor[None, :] - y
-    air = ramp(lateral, 0.008)
-    depth = np.clip(lateral * (1 / 0.11), 0, 1)
-    air *= 0.5 + depth * (1.0 - 0.5 * depth)
-    air *= ramp(inner, 0.010)
-    air *= 0.88 + 0.12 * np.clip(inner * (1 / 0.06), 0, 1)
-    air *= 0.94 * ramp(lower, 0.010) + 0.06 * ramp(lower + 0.05, 0.06)
+    lower = np.where(below > 0, domes[1], domes[-1])[None, :] - y
+    air = _air(lateral, inner, lower)
     lungs = (lateral > 0) & (inner > 0) & (lower > 0)
     # The heart's mask ends at its borders and at the domes, where it rests.
     heart = (inner < 0) & (rows > top)[:, None] & (lower > -0.03) & (rows < 0.97)[:, None]
     heart &= (x < medial[1][:, None]) & (x > -medial[-1][:, None]) & (cardiac > 0.5)[:, None]
 
-    # Soft tissue: neck, shoulders, trunk, arms.
-    girth = a.width + 0.07 + 0.07 * a.habitus
-    outline = contour(rows, "frontal outline", apex=a.apex, habitus=a.habitus, girth=girth)
-    away = np.abs(x)
-    rim = np.clip((outline[:, None] - away) * (1 / 0.07), 0, 1)
-    body = rim * (2 - rim)
-    arm = 0.45 * ramp(away - (girth + 0.07 + 0.03 * own[5]), 0.02) * ramp(rows - 0.35, 0.2)[:, None]
-    np.maximum(body, arm, out=body)
-    middle = bump(np.minimum(away * (1 / 0.30), 1))
-    abdomen = ramp(-lower, 0.16)
-    abdomen *= ramp(girth - away, 0.06)
-    tissue = 0.46 + 0.05 * a.habitus + 0.14 * middle
-    tissue += 0.21 * abdomen
-    tissue *= body
-    density = tissue
+    body, abdomen, density = _soft_tissue(a, x, rows, lower, own[5])
     density -= (0.475 - 0.03 * a.habitus) * air
-
     # Heart: rounder and denser in the middle than the rest of the mediastinum.
     density += 0.05 * cardiac[:, None] * ramp(-inner, 0.10) * ramp(lower + 0.03, 0.06)
     density += 0.035 * cardiac[:, None] * ramp(x, 0.25) * ramp(-inner, 0.03)
 
-    scene = Scene(a, size, x, y, centre, density, np.zeros_like(x), air, lungs, heart, costal, medial, dome)
+    scene = Scene(a, size, x, y, centre, density, air, lungs, heart, costal, medial, domes, np.zeros_like(x))
     ribs = _ribs(x, y, np.maximum(costal[1], 0.05)[:, None], a, own[6:10])
     ribs *= 0.12 - 0.08 * abdomen
     ribs *= 0.45 + 0.55 * ramp(inner, 0.03)
     density += ribs
-    density += (
-        0.07 * bump(np.minimum(np.abs(lateral - 0.002) * (1 / 0.012), 1)) * ramp(rows - a.apex - 0.04, 0.06)[:, None]
-    )
+    pleura = bump(np.minimum(np.abs(lateral - 0.002) * (1 / 0.012), 1))
+    density += 0.07 * pleura * ramp(rows - a.apex - 0.04, 0.06)[:, None]
     density += 0.15 * _bones(scene, own[10:14], angle) * body
-
     _spine_and_airways(scene, own[14:17], turn)
-
     hilum = top - 0.005
     _hila_and_breasts(scene, hilum, inner, own[17:20])
     _stomach(scene, noise, own[20:22], day[3], abdomen)
 
-    grain = texture(noise, size, 44)
-    cloud = texture(noise, size, 15)
+    grain, cloud = texture(noise, size, 44), texture(noise, size, 15)
     detail = _vessels(scene, hilum, noise)
     detail *= 0.15
     detail += 0.011 * grain

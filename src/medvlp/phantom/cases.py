@@ -1,6 +1,6 @@
-"""Invents patients and studies: who comes, what they have, which views are taken.
+"""Samples patients and studies: who comes, what they have, which views are taken.
 
-Every number comes from a generator seeded by (spec seed, purpose, patient, study), so a study can be made alone, in
+Every number comes from a generator seeded by (spec seed, purpose, patient, study), so a study can be sampled alone, in
 any order and in any process.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from medvlp.errors import ConfigError
-from medvlp.phantom.model import FINDINGS, Finding, Patient, PhantomSpec, Severity, Side, Study, View, Zone
+from medvlp.phantom.model import CATALOGUE, FINDINGS, Finding, Patient, PhantomSpec, Severity, Side, Study, View, Zone
 
 READERS = 8
 """Number of radiologists who report in the phantom."""
@@ -26,90 +26,9 @@ _STUDY_COUNT_LIMITS = (0.76, 0.95)  # 76 % of the patients come once, 19 % twice
 _BLOCK = 4096
 _HEALTHY = 0.21
 _GOLDEN = (math.sqrt(5) - 1) / 2
-
-# Probability in a study that is not healthy, before the pull of the findings drawn earlier (in this order).
-_BASE: dict[str, float] = {
-    "Support Devices": 0.160,
-    "Emphysema": 0.116,
-    "COVID-19": 0.116,
-    "Cardiomegaly": 0.154,
-    "Edema": 0.083,
-    "Pleural Effusion": 0.105,
-    "Pneumonia": 0.143,
-    "Consolidation": 0.099,
-    "Infiltration": 0.105,
-    "Atelectasis": 0.116,
-    "Pneumothorax": 0.105,
-    "Fibrosis": 0.127,
-    "Pleural Thickening": 0.121,
-    "Mass": 0.116,
-    "Nodule": 0.127,
-    "Hernia": 0.116,
-    "Fracture": 0.110,
-    "Foreign Object": 0.116,
-}
-
-# Factors on the odds of a finding where an earlier one is present.
-_PULL: dict[str, dict[str, float]] = {
-    "Cardiomegaly": {"Support Devices": 1.8, "COVID-19": 0.6},
-    "Edema": {"Support Devices": 2.0, "Cardiomegaly": 3.5, "Emphysema": 0.4, "COVID-19": 0.3},
-    "Pleural Effusion": {"Support Devices": 1.8, "Cardiomegaly": 1.7, "Edema": 3.5, "COVID-19": 0.5},
-    "Pneumonia": {"COVID-19": 0.5, "Edema": 0.6, "Pleural Effusion": 1.4},
-    "Consolidation": {"Pneumonia": 2.0, "COVID-19": 0.7, "Pleural Effusion": 1.4},
-    "Infiltration": {"Pneumonia": 1.8, "COVID-19": 0.6, "Edema": 0.6},
-    "Atelectasis": {"Pleural Effusion": 2.0, "Support Devices": 1.6},
-    "Pneumothorax": {"Emphysema": 1.5, "Support Devices": 1.4},
-    "Pleural Thickening": {"Fibrosis": 1.7, "Pleural Effusion": 0.6},
-    "Nodule": {"Mass": 1.6},
-    "Fracture": {"Pneumothorax": 1.7},
-}
-
-# These are there again at the next visit, drawn the same.
-_CHRONIC = frozenset(
-    {"Cardiomegaly", "Emphysema", "Fibrosis", "Hernia", "Pleural Thickening", "Mass", "Nodule", "Fracture"}
-)
-_STAYS, _NEW = 0.8, 0.25
-
-_UNILATERAL_ZONES: dict[str, tuple[Zone, ...]] = {
-    "Atelectasis": ("lower", "basal", "basal"),
-    "Consolidation": ("upper", "mid", "lower"),
-    "Pleural Effusion": ("basal",),
-    "Infiltration": ("upper", "mid", "lower", "perihilar"),
-    "Mass": ("upper", "mid", "lower", "perihilar"),
-    "Nodule": ("apical", "upper", "mid", "lower", "peripheral"),
-    "Pleural Thickening": ("apical", "peripheral"),
-    "Pneumonia": ("upper", "mid", "lower", "lower"),
-    "Pneumothorax": ("apical",),
-}
-# Probability that a finding of both lungs or pleurae is bilateral.
-_BILATERAL: dict[str, float] = {
-    "Atelectasis": 0.2,
-    "Pleural Effusion": 0.3,
-    "Infiltration": 0.2,
-    "Pleural Thickening": 0.25,
-    "Pneumonia": 0.15,
-    "Edema": 1.0,
-    "Emphysema": 1.0,
-    "COVID-19": 1.0,
-    "Fibrosis": 0.8,
-}
-DEVICES = (
-    "endotracheal tube",
-    "central venous catheter",
-    "nasogastric tube",
-    "pacemaker",
-    "chest tube",
-    "sternal wires",
-)
-"""Subtypes of "Support Devices"."""
-OBJECTS = ("coin", "button", "safety pin", "necklace", "bullet fragment")
-"""Subtypes of "Foreign Object"."""
-_SIZES_MM: dict[str, tuple[tuple[float, float], ...]] = {  # for small, moderate, large
-    "Nodule": ((8, 13), (13, 20), (20, 30)),
-    "Mass": ((31, 40), (40, 55), (55, 80)),
-    "Pneumothorax": ((12, 20), (20, 38), (38, 65)),
-}
+_STAYS, _NEW = 0.8, 0.25  # a chronic finding stays until the next visit; factor on the probability of a new one
 _SEVERITIES: tuple[Severity, ...] = ("small", "moderate", "large")
+_ORDER: list[str] = CATALOGUE["sampling_order"]
 
 
 def _check(spec: PhantomSpec) -> None:
@@ -130,7 +49,7 @@ def _check(spec: PhantomSpec) -> None:
         raise ConfigError(f"Phantom studies ({spec.studies}) and seed ({spec.seed}) must not be negative.")
     unknown = [name for name in spec.findings if name not in FINDINGS]
     if unknown or not spec.findings:
-        raise ConfigError(f"Phantom findings {unknown or 'none'}: choose among {', '.join(FINDINGS)}.")
+        raise ConfigError(f"unknown phantom findings {unknown or 'none'}; expected some of: {', '.join(FINDINGS)}")
     if min(spec.split) < 0 or abs(sum(spec.split) - 1) > 1e-6:
         raise ConfigError(f"Phantom split {spec.split} must hold three shares that sum to 1.")
 
@@ -141,7 +60,7 @@ def _seed(rng: np.random.Generator) -> int:
 
 @lru_cache(maxsize=4)
 def _starts(seed: int, studies: int) -> tuple[int, ...]:
-    """Index of each patient's first study; patients beyond ``studies`` are left out."""
+    """Index of each patient's first study, for all patients with one among ``studies``."""
     starts: list[int] = []
     total, block = 0, 0
     while total < studies:
@@ -154,15 +73,7 @@ def _starts(seed: int, studies: int) -> tuple[int, ...]:
 
 
 def sample_patient(seed: int, index: int) -> Patient:
-    """A patient of the phantom.
-
-    Args:
-        seed: the spec's seed.
-        index: position of the patient, 0-based.
-
-    Returns:
-        The patient, the same for the same arguments.
-    """
+    """Sample the patient at a 0-based position of the phantom with this seed."""
     rng = np.random.default_rng([seed, _PATIENT, index])
     age = int(np.clip(rng.normal(58, 18), 18, 95))
     return Patient(
@@ -175,13 +86,9 @@ def sample_patient(seed: int, index: int) -> Patient:
 
 
 def split_of(spec: PhantomSpec, patient_index: int) -> Literal["train", "validate", "test"]:
-    """The split that a patient, with all studies, belongs to.
+    """Return the split that a patient, with all studies, belongs to.
 
     The patients follow a golden-ratio sequence, so the shares hold closely even for a few tens of patients.
-
-    Args:
-        spec: its ``seed`` and ``split`` decide.
-        patient_index: position of the patient, 0-based.
 
     Raises:
         ConfigError: the shares are negative or do not sum to 1.
@@ -202,113 +109,76 @@ def _odds(probability: float, factor: float) -> float:
 
 
 def _zone(name: str, subtype: str, rng: np.random.Generator) -> Zone:
-    if name in _UNILATERAL_ZONES:
-        zones = _UNILATERAL_ZONES[name]
-        return zones[int(rng.integers(len(zones)))]
-    if name == "Fibrosis":
-        return "apical" if rng.random() < 0.25 else "basal"
-    if name == "Emphysema":
-        return "upper" if rng.random() < 0.5 else "diffuse"
-    if name == "Fracture" and subtype == "rib":
-        return "mid" if rng.random() < 0.6 else "lower"
-    fixed: dict[str, Zone] = {"Edema": "perihilar", "COVID-19": "peripheral", "Hernia": "retrocardiac"}
-    return fixed.get(name, "none")
+    zones = CATALOGUE["findings"][name].get("zones", ["none"])
+    if subtype in {"lobar", "clavicle"}:
+        return "lower" if subtype == "lobar" else "none"
+    if isinstance(zones, dict):
+        draw = rng.random()
+        return next(zone for zone, most in zones.items() if draw < most)
+    return zones[int(rng.integers(len(zones)))]
 
 
-def _side(name: str, subtype: str, rng: np.random.Generator) -> Side | None:
+def _side(name: str, subtype: str, rng: np.random.Generator) -> Side:
     draw, both = rng.random(2).tolist()
-    if name in {"Cardiomegaly", "Hernia"} or subtype in {
-        "endotracheal tube",
-        "nasogastric tube",
-        "sternal wires",
-        "necklace",
-    }:
+    if name in CATALOGUE["midline"] or subtype in CATALOGUE["midline"]:
         return "midline"
-    if both < _BILATERAL.get(name, 0.0):
-        return "bilateral"
-    if subtype == "pacemaker":
-        return "left" if draw < 0.85 else "right"
-    if subtype == "central venous catheter":
-        return "right" if draw < 0.7 else "left"
-    return "left" if draw < 0.47 else "right"
-
-
-def _subtype(name: str, rng: np.random.Generator) -> str:
-    kinds: dict[str, tuple[str, ...]] = {
-        "Support Devices": DEVICES,
-        "Foreign Object": OBJECTS,
-        "Fracture": ("rib", "rib", "clavicle"),
-        "Atelectasis": ("plate-like", "plate-like", "lobar"),
-        "Fibrosis": ("reticular",),
-        "Hernia": ("hiatal",),
-    }
-    if name not in kinds:
-        return ""
-    return kinds[name][int(rng.integers(len(kinds[name])))]
+    if both < CATALOGUE["findings"][name].get("bilateral", 0.0):
+        return "left" if subtype == "lobar" else "bilateral"
+    usual, share = CATALOGUE["usual_side"].get(subtype, CATALOGUE["usual_side"]["other"])
+    return usual if draw < share else "right" if usual == "left" else "left"
 
 
 def sample_finding(name: str, rng: np.random.Generator) -> Finding:
-    """One finding with a clinically sensible side, zone, severity, size and subtype.
-
-    Args:
-        name: a member of :data:`medvlp.phantom.model.FINDINGS`.
-        rng: source of every choice.
+    """Sample a finding with a clinically sensible side, zone, severity, size and subtype.
 
     Raises:
-        ConfigError: the name is not one of the phantom's findings.
+        ConfigError: ``name`` is not one of :data:`medvlp.phantom.model.FINDINGS`.
     """
     if name not in FINDINGS:
-        raise ConfigError(f'The phantom has no finding "{name}"; it has {", ".join(FINDINGS)}.')
-    subtype = _subtype(name, rng)
+        raise ConfigError(f"unknown phantom finding '{name}'; expected one of: {', '.join(FINDINGS)}")
+    settings = CATALOGUE["findings"][name]
+    subtypes = settings.get("subtypes")
+    subtype = subtypes[int(rng.integers(len(subtypes)))] if subtypes else ""
     side = _side(name, subtype, rng)
-    grade = int(rng.choice(3, p=(0.3, 0.45, 0.25)))
-    if subtype == "lobar":
-        side = "left" if side == "bilateral" else side
-    size_mm = float(np.round(rng.uniform(*_SIZES_MM[name][grade]))) if name in _SIZES_MM else 0.0
-    return Finding(
-        name=name,
-        side=side,
-        zone="lower" if subtype == "lobar" else _zone(name, subtype, rng),
-        severity=_SEVERITIES[grade],
-        size_mm=size_mm,
-        subtype=subtype,
-        seed=_seed(rng),
-    )
+    severity = _SEVERITIES[int(rng.choice(3, p=(0.3, 0.45, 0.25)))]
+    size_mm = float(np.round(rng.uniform(*settings["sizes_mm"][severity]))) if "sizes_mm" in settings else 0.0
+    zone = _zone(name, subtype, rng)
+    return Finding(name, side, zone, severity, size_mm, subtype, _seed(rng))
 
 
 def _findings(spec: PhantomSpec, patient: int, number: int) -> tuple[Finding, ...]:
     before = {f.name: f for f in _findings(spec, patient, number - 1)} if number else {}
     rng = np.random.default_rng([spec.seed, _STUDY, patient, number])
     factor = spec.difficulty.prevalence
-    draws = rng.random((2, len(_BASE))).tolist()
-    seeds = rng.integers(0, 2**31 - 1, len(_BASE)).tolist()
-    order = rng.permutation(len(_BASE)).tolist()
+    draws = rng.random((2, len(_ORDER))).tolist()
+    seeds = rng.integers(0, 2**31 - 1, len(_ORDER)).tolist()
+    order = rng.permutation(len(_ORDER)).tolist()
     healthy = rng.random() < 1 - _odds(1 - _HEALTHY, factor)
     present: dict[str, Finding] = {}
-    for position, (name, base) in enumerate(_BASE.items()):
+    for position, name in enumerate(_ORDER):
+        settings = CATALOGUE["findings"][name]
+        chronic = settings.get("chronic", False)
         if name not in spec.findings:
             continue
-        if name in before and name in _CHRONIC:
+        if name in before and chronic:
             if draws[0][position] < _STAYS:
                 present[name] = before[name]
             continue
         if healthy:
             continue
-        chance = base * (_NEW if number and name in _CHRONIC else 1.0)
-        odds = factor * math.prod(pull for other, pull in _PULL.get(name, {}).items() if other in present)
-        if draws[1][position] < _odds(chance, odds):
+        probability = settings["prevalence"] * (_NEW if number and chronic else 1.0)
+        odds = factor * math.prod(pull for other, pull in settings.get("pull", {}).items() if other in present)
+        if draws[1][position] < _odds(probability, odds):
             present[name] = sample_finding(name, np.random.default_rng(seeds[position]))
-    names = list(_BASE)
-    kept = sorted((names.index(name) for name in present), key=lambda position: order[position])[:MOST_FINDINGS]
-    chosen = [present[names[position]] for position in kept]
-    return tuple(sorted(chosen, key=lambda f: FINDINGS.index(f.name)))
+    kept = sorted(present, key=lambda name: order[_ORDER.index(name)])[:MOST_FINDINGS]
+    return tuple(present[name] for name in sorted(kept, key=FINDINGS.index))
 
 
 def sample_study(spec: PhantomSpec, index: int) -> Study:
-    """One study of a phantom, made without the others.
+    """Sample one study, independently of the others.
 
     Args:
-        spec: what decides the phantom.
+        spec: settings of the phantom.
         index: position of the study, from 0 to ``spec.studies`` − 1.
 
     Returns:
@@ -316,41 +186,28 @@ def sample_study(spec: PhantomSpec, index: int) -> Study:
 
     Raises:
         ConfigError: a setting is out of its range.
-        IndexError: the phantom has no such study.
+        IndexError: ``index`` is out of range.
     """
     _check(spec)
     if not 0 <= index < spec.studies:
-        raise IndexError(f"Study {index} of a phantom of {spec.studies} studies.")
+        raise IndexError(f"index {index} is out of range for a phantom of {spec.studies} studies")
     starts = _starts(spec.seed, spec.studies)
-    who = bisect_right(starts, index) - 1
-    number = index - starts[who]
-    findings = _findings(spec, who, number)
-    rng = np.random.default_rng([spec.seed, _STUDY, who, number, 1])
+    patient = bisect_right(starts, index) - 1
+    number = index - starts[patient]
+    findings = _findings(spec, patient, number)
+    rng = np.random.default_rng([spec.seed, _STUDY, patient, number, 1])
     bedside, lateral = rng.random(2).tolist()
     names = {f.name for f in findings}
     portable = 0.2 + 0.45 * ("Support Devices" in names) + 0.2 * bool(names & {"Edema", "Pleural Effusion", "COVID-19"})
     views: tuple[View, ...] = ("AP" if bedside < portable else "PA",)
     if lateral < spec.laterals:
         views += ("LATERAL",)
-    return Study(
-        patient=sample_patient(spec.seed, who),
-        index=index,
-        number=number,
-        views=views,
-        findings=findings,
-        reader=int(rng.integers(READERS)),
-        seed=_seed(rng),
-    )
+    reader = int(rng.integers(READERS))
+    return Study(sample_patient(spec.seed, patient), index, number, views, findings, reader, _seed(rng))
 
 
 def sample_studies(spec: PhantomSpec) -> Iterator[Study]:
-    """All studies of a phantom, in order; a patient's studies follow each other.
-
-    Args:
-        spec: what decides the phantom.
-
-    Yields:
-        ``spec.studies`` studies.
+    """Yield all studies of a phantom in order; a patient's studies follow each other.
 
     Raises:
         ConfigError: a setting is out of its range.

@@ -5,17 +5,18 @@ Nothing here calls BLAS, whose sums depend on the number of threads: the same se
 """
 
 import csv
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from importlib import resources
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from medvlp.phantom.model import Box
+
 FIELD_MM = 400.0
 """Side of every image in millimetres, at the patient."""
 
-Box = tuple[int, int, int, int]
 Stroke = tuple[np.ndarray, float, int]
 Shape = tuple[np.ndarray, int]
 
@@ -25,14 +26,7 @@ _SPLINE_RMS = 0.479
 
 @lru_cache(maxsize=8)
 def axes(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of the pixel centres.
-
-    Args:
-        size: side of the image in pixels.
-
-    Returns:
-        Columns (1, size) and rows (size, 1), float32, in (0, 1); read-only.
-    """
+    """Return the pixel centres: columns (1, size) and rows (size, 1), float32 in (0, 1), read-only."""
     line = ((np.arange(size) + 0.5) / size).astype(np.float32)
     line.flags.writeable = False
     return line[None, :], line[:, None]
@@ -40,7 +34,7 @@ def axes(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=64)
 def _spline(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (4, size) and weights (4, size, 1) of the uniform cubic B-spline from cells + 3 knots."""
+    # Indices (4, size) and weights (4, size, 1) of the uniform cubic B-spline from cells + 3 knots.
     at = (np.arange(size) + 0.5) / size * cells
     first = np.minimum(at.astype(np.int64), cells - 1)
     t = at - first
@@ -56,35 +50,26 @@ def _upsample(rows: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def texture(rng: np.random.Generator, size: int, cells: int, cells_x: int = 0) -> np.ndarray:
-    """Smooth noise of zero mean and unit variance.
+def texture(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """Return smooth noise of zero mean and unit variance, (size, size) float32, with ``cells`` noise cells a side.
 
     The random numbers drawn do not depend on ``size``, so a field looks the same at every resolution.
-
-    Args:
-        rng: source of the noise.
-        size: side of the field in pixels.
-        cells: number of noise cells along the height, at least 1.
-        cells_x: number along the width; 0 takes ``cells``.
-
-    Returns:
-        (size, size) float32.
     """
-    grid = rng.standard_normal((cells + 3, (cells_x or cells) + 3), dtype=np.float32)
+    grid = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
     grid *= 1 / _SPLINE_RMS
     # The small step first: only the large result's layout in memory matters for what is computed with it.
     return _upsample(np.ascontiguousarray(_upsample(grid.T, size).T), size)
 
 
 def ramp(distance: np.ndarray, width: float) -> np.ndarray:
-    """A linear step from 0 to 1, centred on distance 0 and ``width`` wide, float32 of the same shape."""
+    """Return a linear step from 0 to 1, centred on distance 0 and ``width`` wide, float32 of the same shape."""
     out = distance * (1.0 / width)
     out += 0.5
     return np.clip(out, 0.0, 1.0, out=out)
 
 
 def bump(distance: np.ndarray) -> np.ndarray:
-    """A smooth hill, 1 where the normalised distance is 0 and 0 from 1 on: (1 − d²)²."""
+    """Return (1 − d²)², a smooth hill: 1 where the normalised distance is 0, and 0 from 1 on."""
     out = distance * distance
     np.subtract(1.0, out, out=out)
     np.maximum(out, 0.0, out=out)
@@ -92,38 +77,67 @@ def bump(distance: np.ndarray) -> np.ndarray:
     return out
 
 
-def curve(rows: np.ndarray, points: Sequence[tuple[float, float]]) -> np.ndarray:
-    """A smooth curve through or near control points.
+def ellipse(x: np.ndarray, y: np.ndarray, centre: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
+    """Return the squared distance from a centre over the radii, 1 on the outline."""
+    return ((x - centre[0]) * (1 / radii[0])) ** 2 + ((y - centre[1]) * (1 / radii[1])) ** 2
 
-    Args:
-        rows: (n,) ordinates at which it is wanted, equally spaced.
-        points: (ordinate, value) pairs with rising ordinates; constant beyond both ends.
 
-    Returns:
-        (n,) float32 values.
-    """
-    where, value = zip(*points, strict=True)
-    out = np.interp(rows, where, value)
-    half = max(1, round(len(rows) * 0.018))
-    kernel = np.hanning(2 * half + 3)[1:-1]
-    padded = np.concatenate([np.full(half, out[0]), out, np.full(half, out[-1])])
-    return np.convolve(padded, kernel / kernel.sum(), mode="valid").astype(np.float32)
+def uniform(seed: Sequence[int] | int, count: int) -> list[float]:
+    """Return the first numbers in [−1, 1) of a seed."""
+    return np.random.default_rng(seed).uniform(-1, 1, count).tolist()
 
 
 @lru_cache
-def _control_points() -> dict[str, list[dict[str, str]]]:
+def _shapes() -> dict[str, list[dict[str, str]]]:
+    # Name of the shape to its rows of the table: one for each control point or corner.
     points: dict[str, list[dict[str, str]]] = {}
-    with resources.files("medvlp.phantom").joinpath("anatomy.csv").open(encoding="utf-8") as file:
+    with resources.files("medvlp.phantom").joinpath("shapes.csv").open(encoding="utf-8") as file:
         for point in csv.DictReader(file):
-            points.setdefault(point["contour"], []).append(point)
+            points.setdefault(point["shape"], []).append(point)
     return points
 
 
-def contour(rows: np.ndarray, name: str, **parameters: float) -> np.ndarray:
-    """Draw a contour of the body from its control points in ``anatomy.csv``.
+@cache
+def _terms(expression: str) -> list[list[float | str]]:
+    terms = [[factor.strip() for factor in term.split("*")] for term in expression.split(" + ")]
+    return [[factor if factor[0].isalpha() else float(factor) for factor in factors] for factors in terms]
 
-    A point lies in row ``row + offset * unit`` at ``distance + factor * parameter`` from the midline; ``row``, ``unit``
-    and ``parameter`` are names of parameters, 0, 1 and 0 where they are empty.
+
+def _evaluate(expression: str, parameters: Mapping[str, float]) -> float:
+    """Return the value of a sum of products of numbers and named parameters, such as "apex + 0.02*habitus"."""
+    total = 0.0
+    for factors in _terms(expression):
+        product = 1.0
+        for factor in factors:
+            product *= parameters[factor] if isinstance(factor, str) else factor
+        total += product
+    return total
+
+
+def paths(shape: str, view: str, parameters: Mapping[str, float]) -> dict[str, tuple[np.ndarray, float, int]]:
+    """Return the parts of a shape of ``shapes.csv`` in one view.
+
+    Args:
+        shape: name of the shape.
+        view: "frontal" or "lateral".
+        parameters: values of the names in its coordinates.
+
+    Returns:
+        Each part's control points or corners (n, 2), in body coordinates x and y, its width in millimetres (0 for a
+        polygon) and its grey, 0 to 255.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    pens: dict[str, tuple[float, int]] = {}
+    for row in _shapes()[shape]:
+        if row["view"] == view:
+            point = _evaluate(row["x"], parameters), _evaluate(row["y"], parameters)
+            points.setdefault(row["part"], []).append(point)
+            pens[row["part"]] = float(row["width_mm"] or 0), int(row["grey"])
+    return {part: (np.array(points[part]), *pens[part]) for part in points}
+
+
+def contour(rows: np.ndarray, name: str, **parameters: float) -> np.ndarray:
+    """Return a contour of the body, smooth through or near its control points in ``shapes.csv``.
 
     Args:
         rows: (n,) equally spaced ordinates.
@@ -131,20 +145,20 @@ def contour(rows: np.ndarray, name: str, **parameters: float) -> np.ndarray:
         **parameters: the patient's proportions.
 
     Returns:
-        (n,) float32 distances from the midline, as from :func:`curve`.
+        (n,) float32 distances from the midline, constant beyond the first and the last point.
     """
-    points = [
-        (
-            parameters.get(point["row"], 0.0) + float(point["offset"]) * parameters.get(point["unit"], 1.0),
-            float(point["distance"]) + float(point["factor"] or 0) * parameters.get(point["parameter"], 0.0),
-        )
-        for point in _control_points()[name]
-    ]
-    return curve(rows, points)
+    points = _shapes()[name]
+    ordinates = [_evaluate(point["y"], parameters) for point in points]
+    distances = [_evaluate(point["x"], parameters) for point in points]
+    out = np.interp(rows, ordinates, distances)
+    half = max(1, round(len(rows) * 0.018))
+    kernel = np.hanning(2 * half + 3)[1:-1]
+    padded = np.concatenate([np.full(half, out[0]), out, np.full(half, out[-1])])
+    return np.convolve(padded, kernel / kernel.sum(), mode="valid").astype(np.float32)
 
 
 def strokes(size: int, lines: Sequence[Stroke] = (), shapes: Sequence[Shape] = ()) -> np.ndarray:
-    """Antialiased polygons and, over them, polylines.
+    """Draw antialiased polygons and, over them, polylines.
 
     Args:
         size: side of the field in pixels.
@@ -171,16 +185,14 @@ def strokes(size: int, lines: Sequence[Stroke] = (), shapes: Sequence[Shape] = (
 
 
 def parts(mask: np.ndarray, smallest: float = 0.03) -> tuple[np.ndarray, tuple[Box, ...]]:
-    """The 8-connected parts of a mask, crumbs removed.
+    """Find the 8-connected parts of a mask, and remove crumbs.
 
     Args:
         mask: (h, w) bool.
-        smallest: parts below this share of the largest part's area, or below 3 pixels beside a larger part,
-            are erased.
+        smallest: parts below this share of the largest part's area, or below 3 pixels beside a larger part, are erased.
 
     Returns:
-        The cleaned mask (a new array where something was erased), and one box (x0, y0, x1, y1) for each part, x1
-        and y1 exclusive, from the largest part to the smallest.
+        The cleaned mask (a new array if something was erased) and the box of each part, the largest part first.
     """
     rows, width = mask.shape
     padded = np.zeros((rows, width + 1), dtype=np.int8)

@@ -1,9 +1,8 @@
 """Draws findings into a scene, each with its exact mask.
 
-``ADAPT`` holds the findings that change the proportions before the chest is drawn, ``DRAW`` the function of every
-finding. A drawing function takes the scene, the finding and the difficulty, changes ``scene.density`` and
-``scene.detail`` in place, and returns a (size, size) bool mask from the same geometry, empty where the projection
-does not show the finding.
+``ADAPT`` holds the findings that change the proportions before the chest is drawn, ``DRAW`` the drawing functions: each
+changes the scene's density and detail in place, and returns a (size, size) bool mask from the same geometry, empty
+where the projection does not show the finding.
 """
 
 from collections.abc import Callable
@@ -12,34 +11,24 @@ from dataclasses import replace
 import numpy as np
 
 from medvlp.phantom import devices, lesions_lung, lesions_pleura
-from medvlp.phantom.lesions_lung import grade
-from medvlp.phantom.model import FINDINGS, Difficulty, Finding
-from medvlp.phantom.scene import Anatomy, Scene
-
-DrawFn = Callable[[Scene, Finding, Difficulty], np.ndarray]
-AdaptFn = Callable[[Anatomy, Finding, Difficulty], Anatomy]
+from medvlp.phantom.model import FINDINGS, Finding
+from medvlp.phantom.scene import Anatomy, Lesion, grade
 
 
-def _strength(difficulty: Difficulty) -> float:
-    # Findings that are a change of shape have no contrast of their own: both knobs scale the change.
-    return min(1.3, difficulty.contrast * difficulty.lesion_size)
-
-
-def _widen_heart(a: Anatomy, finding: Finding, difficulty: Difficulty) -> Anatomy:
-    usual = a.heart
+def _widen_heart(a: Anatomy, finding: Finding, strength: float) -> Anatomy:
     target = 1.36 + 0.26 * grade(finding)
-    return replace(a, heart=usual + max(0.15, target - usual) * _strength(difficulty))
+    return replace(a, heart=a.heart + max(0.15, target - a.heart) * strength)
 
 
-def _raise_dome(a: Anatomy, finding: Finding, difficulty: Difficulty) -> Anatomy:
-    lift = (0.02 + 0.025 * grade(finding)) * _strength(difficulty)
+def _raise_dome(a: Anatomy, finding: Finding, strength: float) -> Anatomy:
+    lift = (0.02 + 0.025 * grade(finding)) * strength
     right = a.dome_right - (lift if finding.side in {"right", "bilateral"} else 0.0)
     left = a.dome_left - (lift if finding.side in {"left", "bilateral"} else 0.0)
     return replace(a, dome_right=right, dome_left=left)
 
 
-def _inflate(a: Anatomy, finding: Finding, difficulty: Difficulty) -> Anatomy:
-    amount = (0.5 + 0.5 * grade(finding)) * _strength(difficulty)
+def _inflate(a: Anatomy, finding: Finding, strength: float) -> Anatomy:
+    amount = (0.5 + 0.5 * grade(finding)) * strength
     return replace(
         a,
         dome_right=a.dome_right + 0.045 * amount,
@@ -49,22 +38,22 @@ def _inflate(a: Anatomy, finding: Finding, difficulty: Difficulty) -> Anatomy:
     )
 
 
-def _break_clavicle(a: Anatomy, finding: Finding, difficulty: Difficulty) -> Anatomy:
+def _break_clavicle(a: Anatomy, finding: Finding, strength: float) -> Anatomy:
     if finding.subtype != "clavicle":
         return a
-    drop = (0.024 + 0.014 * grade(finding)) * _strength(difficulty)
+    drop = (0.024 + 0.014 * grade(finding)) * strength
     return replace(a, drop_left=drop) if finding.side == "left" else replace(a, drop_right=drop)
 
 
-ADAPT: dict[str, AdaptFn] = {
+ADAPT: dict[str, Callable[[Anatomy, Finding, float], Anatomy]] = {
     "Cardiomegaly": _widen_heart,
     "Atelectasis": _raise_dome,
     "Emphysema": _inflate,
     "Fracture": _break_clavicle,
 }
-"""Findings that change the proportions."""
+"""Findings that change the proportions, by a factor on the change."""
 
-DRAW: dict[str, DrawFn] = {
+DRAW: dict[str, Callable[[Lesion], np.ndarray]] = {
     "Atelectasis": lesions_lung.atelectasis,
     "Cardiomegaly": lesions_pleura.cardiomegaly,
     "Consolidation": lesions_lung.consolidation,

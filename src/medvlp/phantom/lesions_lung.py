@@ -2,324 +2,251 @@
 
 import numpy as np
 
-from medvlp.phantom.fields import bump, ramp, strokes, texture
-from medvlp.phantom.model import Difficulty, Finding
-from medvlp.phantom.scene import Scene, millimetres
-
-_GRADE = {"small": 0.0, "moderate": 0.5, "large": 1.0}
+from medvlp.phantom.fields import Stroke, bump, ramp, strokes, texture
+from medvlp.phantom.scene import Lesion, millimetres
 
 
-def sides(finding: Finding) -> tuple[int, ...]:
-    """The signs of a finding's sides: −1 right, 1 left, both if bilateral or unsaid."""
-    return {"left": (1,), "right": (-1,)}.get(finding.side or "", (-1, 1))
+def mass(lesion: Lesion) -> np.ndarray:
+    """Draw a dense lobulated ball of more than 30 mm."""
+    return _ball(lesion, 0.05)
 
 
-def grade(finding: Finding) -> float:
-    """Severity as 0 (small), 0.5 (moderate) or 1 (large)."""
-    return _GRADE[finding.severity]
+def nodule(lesion: Lesion) -> np.ndarray:
+    """Draw a dense round spot of 8 to 30 mm."""
+    return _ball(lesion, 0.02)
 
 
-def strength(finding: Finding, difficulty: Difficulty) -> float:
-    """Factor on the contrast of a finding: the knob, and a fainter drawing of small findings."""
-    return difficulty.contrast * (0.82 + 0.36 * grade(finding))
-
-
-def span(finding: Finding, difficulty: Difficulty) -> float:
-    """Factor on the linear size of a finding that is not measured in millimetres."""
-    return difficulty.lesion_size * (0.78 + 0.5 * grade(finding))
-
-
-def _blob(
-    scene: Scene, at: tuple[float, float], radius: tuple[float, float], noise: np.ndarray, rough: float
-) -> np.ndarray:
-    """Distance from a centre over the radius, 1 at an outline that noise makes irregular."""
-    off = ((scene.x - at[0]) * (1 / radius[0])) ** 2 + ((scene.y - at[1]) * (1 / radius[1])) ** 2
-    np.sqrt(off, out=off)
-    off += rough * noise
-    return off
-
-
-def _lung(scene: Scene, side: int) -> np.ndarray:
-    """The lung field of a side, bool; in a lateral view both lungs lie over each other."""
-    return scene.lungs & (scene.x * side > 0) if scene.frontal else scene.lungs
-
-
-def mass(scene: Scene, finding: Finding, difficulty: Difficulty) -> np.ndarray:
-    """A dense lobulated ball of more than 30 mm."""
-    return _ball(scene, finding, difficulty, 0.42, 0.05)
-
-
-def nodule(scene: Scene, finding: Finding, difficulty: Difficulty) -> np.ndarray:
-    """A dense round spot of 8 to 30 mm."""
-    return _ball(scene, finding, difficulty, 0.42, 0.02)
-
-
-def _ball(scene: Scene, finding: Finding, difficulty: Difficulty, amount: float, rough: float) -> np.ndarray:
-    rng = np.random.default_rng(finding.seed)
-    across, down, squeeze = rng.random(3).tolist()
-    radius = millimetres(finding.size_mm or 20.0) / 2 * difficulty.lesion_size
+def _ball(lesion: Lesion, rough: float) -> np.ndarray:
+    scene, side = lesion.scene, lesion.sides[-1]
+    across, down, squeeze = lesion.random(3)
+    radius = millimetres(lesion.finding.size_mm or 20.0) / 2 * lesion.size
     radius = max(radius, 0.9 / scene.size)  # at least one pixel's centre lies inside
-    side = sides(finding)[-1]
-    x, y = scene.place(side, finding.zone, across, down)
+    x, y = scene.place(side, lesion.finding.zone, across, down)
     if scene.frontal:
         # Wholly inside the lung, so that heart or diaphragm do not hide it.
         near, far = scene.edge(side, y)
         inset = 0.85 * radius
         x = side * min(max(abs(x), near + inset), max(far - inset, near + 0.5 * (far - near)))
         y = min(y, scene.floor(side, x) - inset)
-    off = _blob(scene, (x, y), (radius, radius * (0.85 + 0.15 * squeeze)), texture(rng, scene.size, 20), rough)
+    noise = texture(lesion.rng, scene.size, 20)
+    off = lesion.blob((x, y), (radius, radius * (0.85 + 0.15 * squeeze)), noise, rough)
     soft = ramp(1 - off, 0.3)
     soft *= 0.75 + 0.25 * np.maximum(1 - off, 0)
-    scene.density += soft * (amount * difficulty.contrast * (0.55 + 0.45 * scene.air))
+    scene.density += soft * (0.42 * lesion.contrast * (0.55 + 0.45 * scene.air))
     scene.detail *= 1 - 0.7 * soft
     return off < 1.0
 
 
-def pneumonia(scene: Scene, finding: Finding, difficulty: Difficulty) -> np.ndarray:
-    """Patchy, ill-defined segmental opacity, crossed by air bronchograms."""
-    rng = np.random.default_rng(finding.seed)
-    mask = np.zeros((scene.size, scene.size), dtype=bool)
-    for side in sides(finding):
-        x, y = scene.place(side, finding.zone, *rng.random(2).tolist())
-        reach = 0.088 * span(finding, difficulty)
-        clumps = texture(rng, scene.size, 16)
-        off = _blob(scene, (x, y), (reach, reach * 1.1), texture(rng, scene.size, 8), 0.16)
+def pneumonia(lesion: Lesion) -> np.ndarray:
+    """Draw a patchy, ill-defined segmental opacity, crossed by air bronchograms."""
+    scene = lesion.scene
+    for side in lesion.sides:
+        x, y = scene.place(side, lesion.finding.zone, *lesion.random(2))
+        reach = 0.088 * lesion.span
+        clumps = texture(lesion.rng, scene.size, 16)
+        off = lesion.blob((x, y), (reach, reach * 1.1), texture(lesion.rng, scene.size, 8), 0.16)
         dense = bump(np.minimum(np.maximum(off, 0) * 0.72, 1)) * np.clip(0.85 + 0.32 * clumps, 0.25, 1.3)
-        tubes = []
+        tubes: list[Stroke] = []
         root = 0.06 if scene.frontal else 0.0
+        t = np.linspace(-0.35, 1.0, 5)
         for angle in (-0.45, -0.1, 0.25, 0.6):
-            t = np.linspace(-0.35, 1.0, 5)
             lean = np.arctan2(y - 0.43, abs(x) - root) + angle
-            tubes.append(
-                (
-                    scene.image_points(
-                        x + side * reach * (t - 0.4) * np.cos(lean), y + reach * (t - 0.4) * np.sin(lean) + 0.01 * t * t
-                    ),
-                    millimetres(2.6),
-                    255,
-                )
-            )
+            tube_x = x + side * reach * (t - 0.4) * np.cos(lean)
+            tube_y = y + reach * (t - 0.4) * np.sin(lean) + 0.01 * t * t
+            tubes.append((scene.image_points(tube_x, tube_y), millimetres(2.6), 255))
         dense *= 1 - 0.5 * strokes(scene.size, tubes)
-        dense *= _fade(scene, side)
-        scene.opacify(dense, 0.34 * strength(finding, difficulty))
-        mask |= (off < 1.0) & _lung(scene, side)
-    return mask
+        dense *= lesion.fade(side)
+        scene.opacify(dense, 0.34 * lesion.strength)
+        lesion.mask |= (off < 1.0) & lesion.lung(side)
+    return lesion.mask
 
 
-def _fade(scene: Scene, side: int) -> np.ndarray | float:
-    """1 on a side of the midline and 0 beyond, so that a soft opacity does not cross it."""
-    return ramp(scene.x * side, 0.02) if scene.frontal else 1.0
-
-
-def consolidation(scene: Scene, finding: Finding, difficulty: Difficulty) -> np.ndarray:
-    """A dense, even opacity that fills part of a lobe up to a sharp fissure."""
-    rng = np.random.default_rng(finding.seed)
-    side = sides(finding)[-1]
-    jitter, slope = rng.uniform(-1, 1, 2).tolist()
-    cloud = texture(rng, scene.size, 7)
-    extent = span(finding, difficulty)
-    a = scene.anatomy
-    dome = a.dome_left if side > 0 else a.dome_right
-    height = dome - a.apex
+def consolidation(lesion: Lesion) -> np.ndarray:
+    """Draw a dense, even opacity that fills part of a lobe up to a sharp fissure."""
+    scene, a, zone, side = lesion.scene, lesion.anatomy, lesion.finding.zone, lesion.sides[-1]
+    jitter, slope = lesion.uniform(2)
+    cloud = texture(lesion.rng, scene.size, 7)
+    height = a.dome(side) - a.apex
     x = scene.x * side
-    if finding.zone == "upper":  # above the minor fissure
+    if zone == "upper":  # above the minor fissure
         fissure = a.apex + (0.47 + 0.03 * jitter) * height - 0.05 * (1 + 0.5 * slope) * (x - 0.15)
-        sharp, depth = fissure - scene.y, 0.34 * height * extent
+        sharp, depth = fissure - scene.y, 0.34 * height * lesion.span
     else:  # below it, or at the base with the major fissure as upper border
-        start = 0.46 if finding.zone == "mid" else 0.66
-        lean = 0.10 if finding.zone == "mid" else 0.35
+        start, lean, share = (0.46, 0.10, 0.27) if zone == "mid" else (0.66, 0.35, 0.5)
         fissure = a.apex + (start + 0.03 * jitter) * height + lean * (1 + 0.4 * slope) * (x - 0.16)
-        sharp, depth = scene.y - fissure, (0.27 if finding.zone == "mid" else 0.5) * height * extent
+        sharp, depth = scene.y - fissure, share * height * lesion.span
     soft = depth + 0.02 * cloud - sharp
-    filled = ramp(sharp, 0.007) * ramp(soft, 0.06) * _fade(scene, side)
+    filled = ramp(sharp, 0.007) * ramp(soft, 0.06) * lesion.fade(side)
     if not scene.frontal:
         filled *= ramp(0.15 - np.abs(scene.x - 0.05 * jitter), 0.05)
     filled *= 0.95 + 0.05 * cloud
-    scene.opacify(filled, 0.44 * strength(finding, difficulty))
-    mask = (sharp > 0) & (soft > 0) & _lung(scene, side)
+    scene.opacify(filled, 0.44 * lesion.strength)
+    mask = (sharp > 0) & (soft > 0) & lesion.lung(side)
     return mask if scene.frontal else mask & (np.abs(scene.x - 0.05 * jitter) < 0.15)
 
 
-def infiltration(scene: Scene, finding: Finding, difficulty: Difficulty) -> np.ndarray:
-    """A faint haze with streaks that run away from the hilum."""
-    rng = np.random.default_rng(finding.seed)
-    mask = np.zeros((scene.size, scene.size), dtype=bool)
-    for side in sides(finding):
-        x, y = scene.place(side, finding.zone, *rng.random(2).tolist())
-        reach = 0.125 * span(finding, difficulty)
-        off = _blob(scene, (x, y), (reach, reach * 0.95), texture(rng, scene.size, 7), 0.12)
+def infiltration(lesion: Lesion) -> np.ndarray:
+    """Draw a faint haze with streaks that run away from the hilum."""
+    scene = lesion.scene
+    t = np.linspace(-0.45, 0.45, 4)
+    for side in lesion.sides:
+        x, y = scene.place(side, lesion.finding.zone, *lesion.random(2))
+        reach = 0.125 * lesion.span
+        off = lesion.blob((x, y), (reach, reach * 0.95), texture(lesion.rng, scene.size, 7), 0.12)
         envelope = bump(np.minimum(np.maximum(off, 0) * 0.75, 1))
-        lines = []
+        lines: list[Stroke] = []
         for _ in range(16):
-            start, turn, length = rng.uniform(-1, 1, 3).tolist()
+            start, turn, length = lesion.uniform(3)
             way = np.arctan2(y - 0.42, abs(x) - 0.02) + 0.45 * turn
-            t = np.linspace(-0.45, 0.45, 4)
             along = reach * (0.8 + 0.5 * length) * t
             px = x + side * (along * np.cos(way) - 0.8 * reach * start * np.sin(way))
             py = y + along * np.sin(way) + 0.8 * reach * start * np.cos(way)
             lines.append((scene.image_points(px, py + 0.004 * np.sin(9 * t)), millimetres(2.4), 200))
         streaks = strokes(scene.size, lines)
-        amount = strength(finding, difficulty)
-        envelope *= _fade(scene, side)
-        scene.density += envelope * scene.air * (amount * (0.105 + 0.17 * streaks))
-        mask |= (off < 1.0) & _lung(scene, side)
-    return mask
+        envelope *= lesion.fade(side)
+        scene.density += envelope * scene.air * (lesion.strength * (0.105 + 0.17 * streaks))
+        lesion.mask |= (off < 1.0) & lesion.lung(side)
+    return lesion.mask
 
 
-def covid(scene: Scene, finding: Finding, difficulty: Difficulty) -> np.ndarray:
-    """Several rounded ground-glass patches along the outer borders of both lungs, mostly below."""
-    rng = np.random.default_rng(finding.seed)
-    mask = np.zeros((scene.size, scene.size), dtype=bool)
-    count = 2 + round(2 * grade(finding))
-    haze = texture(rng, scene.size, 30)
-    outline = texture(rng, scene.size, 9)
+def covid(lesion: Lesion) -> np.ndarray:
+    """Draw several rounded ground-glass patches along the outer borders of both lungs, mostly below."""
+    scene = lesion.scene
+    count = 2 + round(2 * lesion.grade)
+    haze, outline = texture(lesion.rng, scene.size, 30), texture(lesion.rng, scene.size, 9)
     total = np.zeros_like(scene.x)
-    for side in sides(finding):
+    for side in lesion.sides:
         for number in range(count):
-            across, down, big = rng.random(3).tolist()
-            x, y = scene.place(side, "peripheral", across, (number + 0.2 + 0.6 * down) / count * 1.15)
-            reach = 0.058 * (0.8 + 0.4 * big) * span(finding, difficulty)
-            off = _blob(scene, (x, y), (reach * 0.8, reach * 1.15), outline, 0.12)
+            across, down, big = lesion.random(3)
+            at = scene.place(side, "peripheral", across, (number + 0.2 + 0.6 * down) / count * 1.15)
+            reach = 0.058 * (0.8 + 0.4 * big) * lesion.span
+            off = lesion.blob(at, (reach * 0.8, reach * 1.15), outline, 0.12)
             np.maximum(total, ramp(1.05 - off, 0.55), out=total)
-            mask |= (off < 1.0) & _lung(scene, side)
+            lesion.mask |= (off < 1.0) & lesion.lung(side)
     total *= 0.9 + 0.12 * haze
     # Near the chest wall the lung is thin: without this the patches would fade where they matter.
-    scene.density += total * np.sqrt(scene.air) * (0.20 * strength(finding, difficulty))
-    return mask
+    scene.density += total * np.sqrt(scene.air) * (0.20 * lesion.strength)
+    return lesion.mask
 
 
-def edema(scene: Scene, finding: Finding, difficulty: Difficulty) -> np.ndarray:
-    """Haze spreading from both hila like wings, with short septal lines at the lateral bases."""
-    rng = np.random.default_rng(finding.seed)
-    cloud = texture(rng, scene.size, 9)
-    fluff = texture(rng, scene.size, 26)
-    extent = span(finding, difficulty)
-    a = scene.anatomy
-    base = min(a.dome_left, a.dome_right)
-    y = a.apex + 0.52 * (base - a.apex)
-    mask = np.zeros((scene.size, scene.size), dtype=bool)
-    lines = []
-    amount = strength(finding, difficulty)
-    for side in sides(finding):
+def edema(lesion: Lesion) -> np.ndarray:
+    """Draw haze spreading from both hila like wings, with short septal lines at the lateral bases."""
+    scene, a = lesion.scene, lesion.anatomy
+    cloud, fluff = texture(lesion.rng, scene.size, 9), texture(lesion.rng, scene.size, 26)
+    y = a.apex + 0.52 * (a.base - a.apex)
+    lines: list[Stroke] = []
+    for side in lesion.sides:
         x = side * 0.115 if scene.frontal else 0.0
-        off = _blob(scene, (x, y), (0.125 * extent, 0.20 * extent), cloud, 0.10)
+        off = lesion.blob((x, y), (0.125 * lesion.span, 0.20 * lesion.span), cloud, 0.10)
         dense = bump(np.minimum(np.maximum(off, 0) * 0.7, 1)) * np.clip(0.9 + 0.2 * fluff, 0.3, 1.4)
-        dense *= _fade(scene, side)
-        scene.density += dense * scene.air * (0.24 * amount)
-        mask |= (off < 1.0) & _lung(scene, side)
+        dense *= lesion.fade(side)
+        scene.density += dense * scene.air * (0.24 * lesion.strength)
+        lesion.mask |= (off < 1.0) & lesion.lung(side)
         if not scene.frontal:
             break
         for _ in range(7):
-            rise, long = rng.random(2).tolist()
-            row = base - 0.02 - 0.11 * rise
+            rise, long = lesion.random(2)
+            row = a.base - 0.02 - 0.11 * rise
             far = scene.edge(side, row)[1]
-            points = scene.image_points(
-                side * np.array([far - 0.004, far - 0.025 - 0.02 * long]), np.array([row, row + 0.004])
-            )
-            lines.append((points, millimetres(1.8), 255))
+            ends = side * np.array([far - 0.004, far - 0.025 - 0.02 * long])
+            lines.append((scene.image_points(ends, np.array([row, row + 0.004])), millimetres(1.8), 255))
     if lines:
-        scene.density += strokes(scene.size, lines) * (0.13 * amount)
-    return mask
+        scene.density += strokes(scene.size, lines) * (0.13 * lesion.strength)
+    return lesion.mask
 
 
-def fibrosis(scene: Scene, finding: Finding, difficulty: Difficulty) -> np.ndarray:
-    """A net of fine lines, at the outer bases or at the apices."""
-    rng = np.random.default_rng(finding.seed)
-    first, second = texture(rng, scene.size, 30), texture(rng, scene.size, 26)
-    outline = texture(rng, scene.size, 8)
+def fibrosis(lesion: Lesion) -> np.ndarray:
+    """Draw a net of fine lines, at the outer bases or at the apices."""
+    scene, span = lesion.scene, lesion.span
+    first, second, outline = (texture(lesion.rng, scene.size, cells) for cells in (30, 26, 8))
     net = np.maximum(1 - 2.6 * np.abs(first), 0)
     np.maximum(net, np.maximum(1 - 2.6 * np.abs(second), 0), out=net)
-    extent = span(finding, difficulty)
-    mask = np.zeros((scene.size, scene.size), dtype=bool)
     total = np.zeros_like(scene.x)
-    for side in sides(finding):
-        dome = scene.anatomy.dome_left if side > 0 else scene.anatomy.dome_right
-        if finding.zone == "apical":
-            y = scene.anatomy.apex + 0.08
-            x = side * 0.15 if scene.frontal else 0.0
-            radius = (0.14 * extent, 0.13 * extent)
+    for side in lesion.sides:
+        if lesion.finding.zone == "apical":
+            at = (side * 0.15 if scene.frontal else 0.0, lesion.anatomy.apex + 0.08)
+            radius = (0.14 * span, 0.13 * span)
         else:
-            y = dome - 0.02
-            x = side * 0.235 if scene.frontal else 0.16
-            radius = (0.15 * extent, 0.17 * extent)
-        off = _blob(scene, (x, y), radius, outline, 0.10)
-        np.maximum(total, ramp(1.1 - off, 0.5) * _fade(scene, side), out=total)
-        mask |= (off < 1.0) & _lung(scene, side)
+            at = (side * 0.235 if scene.frontal else 0.16, lesion.anatomy.dome(side) - 0.02)
+            radius = (0.15 * span, 0.17 * span)
+        off = lesion.blob(at, radius, outline, 0.10)
+        np.maximum(total, ramp(1.1 - off, 0.5) * lesion.fade(side), out=total)
+        lesion.mask |= (off < 1.0) & lesion.lung(side)
     net *= 0.26
     net += 0.03
-    scene.density += total * np.sqrt(scene.air) * net * strength(finding, difficulty)
-    return mask
+    scene.density += total * np.sqrt(scene.air) * net * lesion.strength
+    return lesion.mask
 
 
-def emphysema(scene: Scene, finding: Finding, difficulty: Difficulty) -> np.ndarray:
-    """Darker, emptier lungs with few vessels and thin-walled bullae; the domes are low and flat (see ADAPT)."""
-    rng = np.random.default_rng(finding.seed)
-    amount = strength(finding, difficulty)
-    a = scene.anatomy
-    height = min(a.dome_left, a.dome_right) - a.apex
-    reach = 1.0 if finding.zone == "diffuse" else 0.6
-    low = a.apex + reach * height - scene.y
+def emphysema(lesion: Lesion) -> np.ndarray:
+    """Draw darker, emptier lungs with few vessels and thin-walled bullae; the domes are low and flat (see ADAPT)."""
+    scene, a, strength = lesion.scene, lesion.anatomy, lesion.strength
+    reach = 1.0 if lesion.finding.zone == "diffuse" else 0.6
+    low = a.apex + reach * (a.base - a.apex) - scene.y
     weight = scene.air * ramp(low, 0.10)
-    scene.detail *= 1 - min(0.8, 0.55 * amount) * weight
-    weight *= 0.115 * amount
+    scene.detail *= 1 - min(0.8, 0.55 * strength) * weight
+    weight *= 0.115 * strength
     scene.density -= weight
-    for side in (-1, 1):
-        for _ in range(2):
-            across, down, big = rng.random(3).tolist()
-            x, y = scene.place(side, "upper", across, down * 0.9)
-            radius = (0.024 + 0.022 * big) * difficulty.lesion_size
-            off = (scene.x - x) ** 2 + (scene.y - y) ** 2
-            np.sqrt(off, out=off)
-            wall = np.maximum(1 - np.abs(off - radius) * (1 / 0.0045), 0)
-            wall *= 0.10 * amount
-            wall -= ramp(radius - off, 0.006) * (0.05 * amount)
-            scene.density += wall * scene.air
-            scene.detail *= 1 - 0.7 * ramp(radius - off, 0.006)
+    for side in (-1, -1, 1, 1):
+        across, down, big = lesion.random(3)
+        x, y = scene.place(side, "upper", across, down * 0.9)
+        radius = (0.024 + 0.022 * big) * lesion.size
+        off = (scene.x - x) ** 2 + (scene.y - y) ** 2
+        np.sqrt(off, out=off)
+        wall = np.maximum(1 - np.abs(off - radius) * (1 / 0.0045), 0)
+        wall *= 0.10 * strength
+        wall -= ramp(radius - off, 0.006) * (0.05 * strength)
+        scene.density += wall * scene.air
+        scene.detail *= 1 - 0.7 * ramp(radius - off, 0.006)
     return scene.lungs & (low > 0)
 
 
-def atelectasis(scene: Scene, finding: Finding, difficulty: Difficulty) -> np.ndarray:
-    """Plate-like bands over the diaphragm, or a collapsed lower lobe as a wedge; the dome is raised (see ADAPT)."""
-    rng = np.random.default_rng(finding.seed)
-    amount, extent = strength(finding, difficulty), span(finding, difficulty)
-    mask = np.zeros((scene.size, scene.size), dtype=bool)
-    for side in sides(finding):
-        lift, lean, wide = rng.uniform(-1, 1, 3).tolist()
-        a = scene.anatomy
-        dome = a.dome_left if side > 0 else a.dome_right
-        if finding.subtype == "lobar":
-            # The lobe folds towards the spine: a triangle with a straight outer border, apex at the hilum.
-            top = dome - 0.20 - 0.03 * lift
-            if scene.frontal:
-                border = side * scene.x - (0.05 + (0.55 + 0.1 * lean) * extent * (scene.y - top) + 0.03)
-            else:
-                border = (0.21 - 0.7 * extent * (scene.y - top)) - scene.x
-            wedge = ramp(-border, 0.008) * ramp(scene.y - top, 0.03) * _fade(scene, side)
-            wedge *= ramp(dome + 0.06 - scene.y, 0.05)
-            if scene.frontal:
-                wedge *= ramp(side * scene.x - 0.03, 0.02)
-            scene.opacify(wedge, 0.36 * amount)
-            shade = wedge * (1 - np.minimum(scene.air * 1.5, 1))
-            scene.density += shade * (0.10 * amount)  # also seen through the heart
-            mask |= (wedge > 0.5) & (scene.lungs | scene.heart)
-            continue
-        lines = []
-        count = 2 + round(grade(finding) * 1.4)
-        for number in range(count):
-            shift, tip = rng.uniform(-1, 1, 2).tolist()
-            row = dome - 0.035 - 0.042 * number - 0.012 * (1 + lift)
-            if scene.frontal:
-                near, far = scene.edge(side, row)
-                middle = near + (0.5 + 0.14 * shift) * (far - near)
-            else:
-                middle, near, far = 0.02 + 0.08 * shift, -0.25, 0.25
-            half = (0.058 + 0.012 * wide) * (0.75 + 0.35 * extent)
-            t = np.linspace(-1, 1, 7)
-            px = np.clip(middle + half * t, near, far) if scene.frontal else middle + half * t
-            slope = (0.16 * lean + 0.12 * tip) * half
-            points = scene.image_points(side * px if scene.frontal else px, row + slope * t + 0.006 * t * t)
-            lines.append((points, millimetres(5.5) * (0.7 + 0.3 * extent), 255))
-        bands = strokes(scene.size, lines)
-        scene.density += bands * (0.22 * amount * (0.35 + 0.65 * np.minimum(scene.air * 1.3, 1)))
-        mask |= (bands > 0.4) & (scene.lungs if not scene.frontal else _lung(scene, side))
-    return mask
+def atelectasis(lesion: Lesion) -> np.ndarray:
+    """Draw plate-like bands over the diaphragm, or a collapsed lower lobe; the dome is raised (see ADAPT)."""
+    for side in lesion.sides:
+        lift, lean, wide = lesion.uniform(3)
+        if lesion.finding.subtype == "lobar":
+            _collapsed_lobe(lesion, side, lift, lean)
+        else:
+            _plates(lesion, side, lift, lean, wide)
+    return lesion.mask
+
+
+def _collapsed_lobe(lesion: Lesion, side: int, lift: float, lean: float) -> None:
+    # The lobe folds towards the spine: a triangle with a straight outer border, apex at the hilum.
+    scene, span = lesion.scene, lesion.span
+    dome = lesion.anatomy.dome(side)
+    top = dome - 0.20 - 0.03 * lift
+    if scene.frontal:
+        border = side * scene.x - (0.05 + (0.55 + 0.1 * lean) * span * (scene.y - top) + 0.03)
+    else:
+        border = (0.21 - 0.7 * span * (scene.y - top)) - scene.x
+    wedge = ramp(-border, 0.008) * ramp(scene.y - top, 0.03) * lesion.fade(side)
+    wedge *= ramp(dome + 0.06 - scene.y, 0.05)
+    if scene.frontal:
+        wedge *= ramp(side * scene.x - 0.03, 0.02)
+    scene.opacify(wedge, 0.36 * lesion.strength)
+    shade = wedge * (1 - np.minimum(scene.air * 1.5, 1))
+    scene.density += shade * (0.10 * lesion.strength)  # also seen through the heart
+    lesion.mask |= (wedge > 0.5) & (scene.lungs | scene.heart)
+
+
+def _plates(lesion: Lesion, side: int, lift: float, lean: float, wide: float) -> None:
+    scene, span = lesion.scene, lesion.span
+    t = np.linspace(-1, 1, 7)
+    lines: list[Stroke] = []
+    for number in range(2 + round(lesion.grade * 1.4)):
+        shift, tip = lesion.uniform(2)
+        row = lesion.anatomy.dome(side) - 0.035 - 0.042 * number - 0.012 * (1 + lift)
+        half = (0.058 + 0.012 * wide) * (0.75 + 0.35 * span)
+        if scene.frontal:
+            near, far = scene.edge(side, row)
+            px = side * np.clip(near + (0.5 + 0.14 * shift) * (far - near) + half * t, near, far)
+        else:
+            px = 0.02 + 0.08 * shift + half * t
+        slope = (0.16 * lean + 0.12 * tip) * half
+        points = scene.image_points(px, row + slope * t + 0.006 * t * t)
+        lines.append((points, millimetres(5.5) * (0.7 + 0.3 * span), 255))
+    bands = strokes(scene.size, lines)
+    scene.density += bands * (0.22 * lesion.strength * (0.35 + 0.65 * np.minimum(scene.air * 1.3, 1)))
+    lesion.mask |= (bands > 0.4) & lesion.lung(side)

@@ -1,46 +1,43 @@
-"""What a phantom study is, apart from how it is drawn, described or stored.
-
-The renderer (``render.py``) turns a :class:`Study` into pixels and masks, the reporter (``reports.py``) into
-text, and a writer in ``layouts/`` into files. None of the three knows the others.
-"""
+"""What a phantom study is, apart from how it is drawn (``render``), worded (``reports``) or stored (``layouts``)."""
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from importlib import resources
+from typing import Any, Literal
 
 import numpy as np
 
-FINDINGS: tuple[str, ...] = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Pleural Effusion",
-    "Emphysema",
-    "Fibrosis",
-    "Hernia",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pleural Thickening",
-    "Pneumonia",
-    "Pneumothorax",
-    "Fracture",
-    "Support Devices",
-    "Foreign Object",
-    "COVID-19",
-)
+
+def read_table(name: str) -> Any:
+    """Read a JSON file of this package."""
+    return json.loads(resources.files("medvlp.phantom").joinpath(name).read_text("utf-8"))
+
+
+CATALOGUE: dict[str, Any] = read_table("findings.json")
+"""What the phantom knows about its findings:
+
+- ``findings``: for each one its ``prevalence`` in a study that is not healthy, the factors ("pull") on its odds where
+  another finding is present, whether it is there again at the next visit ("chronic"), its zones (a list to choose from,
+  or cumulated shares), the share of bilateral ones, subtypes, sizes, and what ChestX-ray14 and Open-I call it;
+- ``sampling_order``, ``midline`` and ``usual_side``: how findings are drawn at random, the shares of their sides;
+- ``zones``: where they lie, as shares of the lung's height (from, to) and width (medial 0, lateral 1).
+"""
+
+FINDINGS: tuple[str, ...] = tuple(CATALOGUE["findings"])
 """Every finding that the phantom can draw, in the order of all its label tables."""
 
 Side = Literal["left", "right", "bilateral", "midline"]
 Zone = Literal["apical", "upper", "mid", "lower", "basal", "perihilar", "peripheral", "diffuse", "retrocardiac", "none"]
 Severity = Literal["small", "moderate", "large"]
 View = Literal["PA", "AP", "LATERAL"]
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Knobs that keep a task off its ceiling. All are factors of a well visible default of 1.
+    """Settings that keep a task off its ceiling; a finding is well visible with the defaults.
 
     Args:
         contrast: factor on the contrast of every finding against its surroundings, in (0, 2].
@@ -64,11 +61,11 @@ class PhantomSpec:
     """Everything that decides the bytes of a phantom tree.
 
     Args:
-        studies: number of studies written.
+        studies: number of studies.
         seed: the same seed gives the same bytes, whatever the number of processes.
         size: side of the square images, in pixels.
-        difficulty: the knobs of :class:`Difficulty`.
-        laterals: share of the studies that also hold a lateral view.
+        difficulty: contrast, noise, prevalence and so on, see :class:`Difficulty`.
+        laterals: share of the studies with an additional lateral view.
         split: shares of the patients in train, validate and test; they sum to 1.
         findings: the members of :data:`FINDINGS` that may occur; fewer make an easier phantom.
     """
@@ -81,8 +78,8 @@ class PhantomSpec:
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     findings: tuple[str, ...] = FINDINGS
 
-    def as_dict(self) -> dict:
-        """The spec as plain nested dictionaries and numbers, for JSON."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return the spec as nested dictionaries for JSON."""
         return dataclasses.asdict(self)
 
 
@@ -111,21 +108,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Patient:
-    """A patient: everything that stays the same from study to study.
+    """What stays the same from study to study."""
 
-    Args:
-        index: position in the phantom, 0-based.
-        seed: drawing seed of the anatomy.
-        sex: "M" or "F".
-        age: in years at the first study.
-        habitus: 0 (thin) to 1 (obese).
-    """
-
-    index: int
-    seed: int
+    index: int  # 0-based position in the phantom
+    seed: int  # drawing seed of the anatomy
     sex: Literal["M", "F"]
-    age: int
-    habitus: float
+    age: int  # in years at the first study
+    habitus: float  # 0 (thin) to 1 (obese)
 
 
 @dataclass(frozen=True)
@@ -133,13 +122,13 @@ class Study:
     """One examination of a patient.
 
     Args:
-        patient: who.
-        index: position among the phantom's studies, 0-based.
-        number: position among the patient's studies, 0-based.
+        patient: who is examined.
+        index: 0-based position among the phantom's studies.
+        number: 0-based position among the patient's studies.
         views: the projections taken, in order; the first is frontal.
         findings: what there is to see, possibly nothing.
         reader: which of the phantom's radiologists reports, 0-based.
-        seed: seed of everything drawn or worded anew in this study.
+        seed: seed of what differs between the studies of a patient.
     """
 
     patient: Patient
@@ -164,9 +153,9 @@ class RenderedView:
     Args:
         view: the projection.
         image: (size, size) uint8 grey levels, bright = dense, as in MIMIC-CXR-JPG.
-        masks: one (size, size) bool array for each finding of the study, in its order; all False where the
-            projection does not show the finding.
-        boxes: for each finding a list of (x0, y0, x1, y1) in pixels, x1 and y1 exclusive, one per connected part.
+        masks: one (size, size) bool array per finding of the study, in its order; all False where the projection does
+            not show the finding.
+        boxes: for each finding the boxes of its connected parts, the largest first.
         lungs: (size, size) bool, both lung fields.
         heart: (size, size) bool.
     """
@@ -174,7 +163,7 @@ class RenderedView:
     view: View
     image: np.ndarray
     masks: tuple[np.ndarray, ...]
-    boxes: tuple[tuple[tuple[int, int, int, int], ...], ...]
+    boxes: tuple[tuple[Box, ...], ...]
     lungs: np.ndarray
     heart: np.ndarray
 
@@ -184,9 +173,9 @@ class PhantomReport:
     """A report and what it says.
 
     Args:
-        sections: section name in capitals ("EXAMINATION", "INDICATION", "COMPARISON", "FINDINGS", "IMPRESSION")
-            to plain text, in the order of printing; omitted sections are absent.
-        mentions: finding name to 1.0 (stated present), 0.0 (negated) or −1.0 (hedged); unmentioned are absent.
+        sections: section name in capitals ("EXAMINATION", "FINDINGS", "IMPRESSION", …) to plain text, in the order of
+            printing; omitted sections are absent.
+        mentions: finding name to 1.0 (stated present), 0.0 (negated) or −1.0 (hedged); unmentioned ones are absent.
     """
 
     sections: dict[str, str]

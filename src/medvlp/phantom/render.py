@@ -1,4 +1,4 @@
-"""Turns a study into radiographs with exact masks and boxes."""
+"""Draws the radiographs of a study with exact masks and boxes."""
 
 import math
 from functools import cache
@@ -11,7 +11,7 @@ from medvlp.phantom.anatomy_lateral import draw_lateral
 from medvlp.phantom.fields import axes, parts, strokes
 from medvlp.phantom.lesions import ADAPT, DRAW, ORDER
 from medvlp.phantom.model import Difficulty, PhantomSpec, RenderedView, Study, View
-from medvlp.phantom.scene import Scene, build_anatomy
+from medvlp.phantom.scene import Lesion, Scene, build_anatomy
 
 SMALLEST = 32
 """Side of the smallest image that can be drawn, in pixels."""
@@ -21,7 +21,7 @@ _BENDING = 1.15  # steepness of the tone curve: more squeezes the bright end
 
 @cache
 def _keep_freed_memory() -> None:
-    """Lets the C allocator reuse the memory of freed arrays, once in each process.
+    """Let the C allocator reuse the memory of freed arrays, once in each process.
 
     glibc gives the top of its heap back to the system whenever an array of a few hundred kilobytes is freed, and
     each page then costs a fault when the next array touches it: a third of the drawing time. Freeing one block of
@@ -32,7 +32,7 @@ def _keep_freed_memory() -> None:
 
 
 def _marker(size: int, view: View, u: list[float]) -> np.ndarray:
-    """The side marker: an L in the upper right corner, or an R in the upper left one."""
+    """Return the side marker: an L in the upper right corner, or an R in the upper left one."""
     left = u[0] > -0.6 or view == "LATERAL"
     x, y = (0.90 if left else 0.06) + 0.03 * u[1], 0.04 + 0.02 * u[2]
     tall, wide, pen = 0.042, 0.026, 0.007
@@ -47,13 +47,8 @@ def _marker(size: int, view: View, u: list[float]) -> np.ndarray:
     return strokes(size, [(glyph, pen, 255) for glyph in glyphs])
 
 
-def _borders(image: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Views of the image that start at its upper, lower, left and right edge."""
-    return image, image[::-1], image.T, image.T[::-1]
-
-
 def _develop(scene: Scene, study: Study, view: View, difficulty: Difficulty) -> np.ndarray:
-    """Density to grey levels: exposure, quantum noise, tone curve, collimation and side marker."""
+    """Turn density into grey levels: exposure, quantum noise, tone curve, collimation and side marker."""
     size = scene.size
     rng = np.random.default_rng([study.seed, 7, 1 if view == "LATERAL" else 0])
     u = rng.uniform(-1, 1, 12).tolist()
@@ -76,7 +71,8 @@ def _develop(scene: Scene, study: Study, view: View, difficulty: Difficulty) -> 
     np.tanh(density, out=density)
     density *= 1 / math.tanh(_BENDING)
     density += 0.9 * _marker(size, view, u[4:7])
-    for width, border in zip(u[8:12], _borders(density), strict=True):
+    borders = (density, density[::-1], density.T, density.T[::-1])
+    for width, border in zip(u[8:12], borders, strict=True):
         if width > 0.5:  # about a quarter of the edges are collimated
             edge = max(1, round(0.05 * (width - 0.4) * size))
             border[:edge] = 0.03
@@ -86,34 +82,33 @@ def _develop(scene: Scene, study: Study, view: View, difficulty: Difficulty) -> 
 
 
 def render_view(study: Study, view: View, size: int, difficulty: Difficulty) -> RenderedView:
-    """Draws one projection of a study.
+    """Draw one projection of a study; the same arguments give the same bytes.
 
     Args:
-        study: who and what is drawn; its seeds, its patient's and its findings' decide every pixel.
+        study: the study; its seeds, its patient's and its findings' decide every pixel.
         view: "PA", "AP" or "LATERAL".
         size: side of the image in pixels, at least 32.
         difficulty: contrast, noise and lesion size.
 
     Returns:
-        The image with the masks and boxes of each finding, and the lungs and heart. The same arguments give the
-        same bytes. A patient's left is on the right of a frontal image; a lateral view looks to the left.
+        The image with the masks and boxes of each finding, and the lungs and heart. A patient's left is on the right of
+        a frontal image; a lateral view looks to the left.
 
     Raises:
         ConfigError: the size is too small.
     """
     if size < SMALLEST:
-        raise ConfigError(f"Phantom images of {size} pixels are too small to draw; ask for {SMALLEST} or more.")
+        raise ConfigError(f"phantom images of {size} pixels are too small to draw; use a size of {SMALLEST} or more")
     _keep_freed_memory()
     anatomy = build_anatomy(study, view)
     for finding in study.findings:
         if finding.name in ADAPT:
-            anatomy = ADAPT[finding.name](anatomy, finding, difficulty)
+            # A change of shape has no contrast of its own: both settings scale it.
+            anatomy = ADAPT[finding.name](anatomy, finding, min(1.3, difficulty.contrast * difficulty.lesion_size))
     scene = draw_lateral(anatomy, size) if view == "LATERAL" else draw_frontal(anatomy, size)
-    masks: list[np.ndarray] = [np.empty(0)] * len(study.findings)
-    order = sorted(range(len(masks)), key=lambda i: ORDER.index(study.findings[i].name))
-    for i in order:
-        masks[i] = DRAW[study.findings[i].name](scene, study.findings[i], difficulty)
-    cleaned = [parts(mask) for mask in masks]
+    order = sorted(range(len(study.findings)), key=lambda i: ORDER.index(study.findings[i].name))
+    masks = {i: DRAW[study.findings[i].name](Lesion(scene, study.findings[i], difficulty)) for i in order}
+    cleaned = [parts(masks[i]) for i in range(len(masks))]
     return RenderedView(
         view=view,
         image=_develop(scene, study, view, difficulty),
@@ -125,16 +120,5 @@ def render_view(study: Study, view: View, size: int, difficulty: Difficulty) -> 
 
 
 def render_study(study: Study, spec: PhantomSpec) -> tuple[RenderedView, ...]:
-    """Draws every view of a study.
-
-    Args:
-        study: what is drawn.
-        spec: gives the size in pixels and the difficulty.
-
-    Returns:
-        One rendered view for each of ``study.views``, in order.
-
-    Raises:
-        ConfigError: the size is too small.
-    """
+    """Draw every view of a study, in the order of ``study.views``, with the size and difficulty of ``spec``."""
     return tuple(render_view(study, view, spec.size, spec.difficulty) for view in study.views)

@@ -9,94 +9,62 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medvlp.phantom.fields import FIELD_MM, axes
-from medvlp.phantom.model import Study, View, Zone
+from medvlp.phantom.fields import FIELD_MM, axes, ellipse, ramp, uniform
+from medvlp.phantom.model import CATALOGUE, Difficulty, Finding, Study, View, Zone
 
-# Where a zone lies: from and to as share of the lung's height, then of its width (0 medial, 1 lateral).
-ZONES: dict[Zone, tuple[float, float, float, float]] = {
-    "apical": (0.14, 0.24, 0.35, 0.65),
-    "upper": (0.20, 0.38, 0.30, 0.75),
-    "mid": (0.44, 0.60, 0.35, 0.75),
-    "lower": (0.64, 0.80, 0.35, 0.75),
-    "basal": (0.78, 0.90, 0.35, 0.75),
-    "perihilar": (0.44, 0.58, 0.18, 0.35),
-    "peripheral": (0.35, 0.75, 0.76, 0.86),
-    "diffuse": (0.25, 0.80, 0.30, 0.75),
-    "retrocardiac": (0.70, 0.85, 0.10, 0.30),
-    "none": (0.25, 0.80, 0.30, 0.75),
-}
+_GRADE = {"small": 0.0, "moderate": 0.5, "large": 1.0}
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The patient's proportions in one study; findings may change them before anything is drawn.
+    """The patient's proportions in one study; findings may change them before anything is drawn."""
 
-    Args:
-        seed: drawing seed of what stays the same between studies.
-        study_seed: drawing seed of what does not.
-        view: the projection.
-        female: breast shadows.
-        habitus: 0 (thin) to 1 (obese).
-        apex: row of the lung apex.
-        width: half width of the rib cage at its widest.
-        dome_right: row of the right dome.
-        dome_left: row of the left dome.
-        flatness: 0 (round domes) to 1 (flat).
-        heart: factor on the width of the heart.
-        age: in years.
-        drop_right: how far the outer part of a broken right clavicle hangs down; 0 if whole.
-        drop_left: the same on the left.
-    """
-
-    seed: int
-    study_seed: int
+    seed: int  # of what stays the same between studies
+    study_seed: int  # of what does not
     view: View
     female: bool
-    habitus: float
-    apex: float
-    width: float
-    dome_right: float
+    habitus: float  # 0 (thin) to 1 (obese)
+    apex: float  # row of the lung apex
+    width: float  # half width of the rib cage at its widest
+    dome_right: float  # rows of the diaphragm's domes
     dome_left: float
-    flatness: float
-    heart: float
-    age: int
-    drop_right: float = 0.0
+    flatness: float  # 0 (round domes) to 1 (flat)
+    heart: float  # factor on the width of the heart
+    age: int  # in years
+    drop_right: float = 0.0  # how far the outer part of a broken clavicle hangs down; 0 if whole
     drop_left: float = 0.0
+
+    @property
+    def base(self) -> float:
+        """Row of the higher dome."""
+        return min(self.dome_left, self.dome_right)
+
+    def dome(self, side: int) -> float:
+        """Return the row of the dome of a side, −1 (right) or 1 (left)."""
+        return self.dome_left if side > 0 else self.dome_right
+
+    def drop(self, side: int) -> float:
+        """Return how far the outer part of the clavicle of a side hangs down."""
+        return self.drop_left if side > 0 else self.drop_right
 
 
 @dataclass
 class Scene:
-    """A radiograph in the making. Arrays are float32 of (size, size) unless said otherwise.
-
-    Args:
-        anatomy: the proportions that were drawn.
-        size: side in pixels.
-        x: body coordinate across: the patient's left is positive in a frontal view, the back in a lateral one.
-        y: (size, 1) row coordinate.
-        centre: (size,) image column of the midline in each row, in image sides.
-        density: the image so far, without vessels.
-        detail: vessels and lung texture, drawn on top at the end.
-        air: share of the lung's depth, 0 outside the lungs to 1.
-        lungs: bool, the lung fields.
-        heart: bool, the heart.
-        costal: outer lung border by row, (size,) each: distance from the midline on side −1 (right) and 1 (left).
-        medial: inner lung border by row, the same way.
-        dome: (size,) diaphragm row by image column, of side −1 and 1.
-    """
+    """A radiograph in the making. Arrays are float32 of (size, size) unless said otherwise."""
 
     anatomy: Anatomy
-    size: int
-    x: np.ndarray
-    y: np.ndarray
-    centre: np.ndarray
-    density: np.ndarray
-    detail: np.ndarray
-    air: np.ndarray
-    lungs: np.ndarray
-    heart: np.ndarray
-    costal: dict[int, np.ndarray]
-    medial: dict[int, np.ndarray]
-    dome: dict[int, np.ndarray]
+    size: int  # side in pixels
+    x: np.ndarray  # body coordinate across
+    y: np.ndarray  # (size, 1) row coordinate
+    centre: np.ndarray  # (size,) image column of the midline in each row, in image sides
+    density: np.ndarray  # the image so far, without vessels
+    air: np.ndarray  # share of the lung's depth, 0 outside the lungs to 1
+    lungs: np.ndarray  # bool, the lung fields
+    heart: np.ndarray  # bool
+    costal: dict[int, np.ndarray]  # (size,) distance of the outer lung border from the midline, of side −1 and 1
+    medial: dict[int, np.ndarray]  # of the inner lung border
+    domes: dict[int, np.ndarray]  # (size,) row of the diaphragm by image column, of side −1 and 1
+    detail: np.ndarray  # vessels and lung texture, drawn on top at the end
 
     @property
     def frontal(self) -> bool:
@@ -106,66 +74,98 @@ class Scene:
     def _at(self, line: np.ndarray, where: float) -> float:
         return float(line[min(self.size - 1, max(0, int(where * self.size)))])
 
-    def midline(self, y: float) -> float:
-        """Image column of x = 0 in row ``y``."""
-        return self._at(self.centre, y)
-
     def image_points(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Points in image coordinates, (n, 2), from body coordinates (n,) and rows (n,)."""
+        """Return points in image coordinates, (n, 2), from body coordinates (n,) and rows (n,)."""
         rows = axes(self.size)[1][:, 0]
         return np.stack([x + np.interp(y, rows, self.centre), y], axis=1)
 
     def edge(self, side: int, y: float) -> tuple[float, float]:
-        """Inner and outer lung border of a side (−1 right, 1 left) in row ``y``: two distances from the midline."""
+        """Return the distances of the inner and the outer lung border of a side from the midline in row ``y``."""
         return self._at(self.medial[side], y), self._at(self.costal[side], y)
 
     def floor(self, side: int, x: float) -> float:
-        """Row of the diaphragm of a side under body coordinate ``x`` (signed)."""
-        return self._at(self.dome[side], x + self.midline(0.75))
+        """Return the row of the diaphragm of a side under body coordinate ``x`` (signed)."""
+        return self._at(self.domes[side], x + self._at(self.centre, 0.75))
 
     def place(self, side: int, zone: Zone, across: float, down: float) -> tuple[float, float]:
-        """A point in a zone of a lung.
+        """Return a point (x, y) in a zone of a lung.
 
         Args:
             side: −1 right, 1 left.
-            zone: see :data:`ZONES`.
-            across: position within the zone's width, 0 to 1.
+            zone: a zone of :data:`medvlp.phantom.model.CATALOGUE`.
+            across: position within the zone's width, 0 to 1; in a lateral view the depth from front to back.
             down: position within the zone's height, 0 to 1.
-
-        Returns:
-            Body coordinates x, y. In a lateral view ``across`` is the depth from front to back instead.
         """
-        top, bottom, inner, outer = ZONES[zone]
-        share = top + down * (bottom - top)
-        dome = self.anatomy.dome_left if side > 0 else self.anatomy.dome_right
-        y = self.anatomy.apex + share * (dome - self.anatomy.apex)
+        limits = CATALOGUE["zones"][zone]
+        share = limits["from"] + down * (limits["to"] - limits["from"])
+        y = self.anatomy.apex + share * (self.anatomy.dome(side) - self.anatomy.apex)
         if not self.frontal:
             front, back = -self._at(self.costal[-1], y), self._at(self.costal[1], y)
             return front + (0.3 + 0.5 * across) * (back - front), y
         near, far = self.edge(side, y)
+        inner, outer = limits["medial"], limits["lateral"]
         return side * (near + (inner + across * (outer - inner)) * (far - near)), y
 
     def opacify(self, cover: np.ndarray, amount: float) -> None:
-        """Replaces air by tissue: adds ``amount`` × cover where the lung holds air, and hides vessels there."""
+        """Replace air by tissue: add ``amount`` × cover where the lung holds air, and hide vessels there."""
         solid = cover * self.air
         self.detail *= 1 - min(0.8, amount * 1.5) * np.minimum(solid, 1.0)
         solid *= amount
         self.density += solid
 
 
+class Lesion:
+    """A finding that is being drawn into a scene, with what its drawing function needs."""
+
+    def __init__(self, scene: Scene, finding: Finding, difficulty: Difficulty) -> None:
+        self.scene, self.finding = scene, finding
+        self.anatomy = scene.anatomy
+        self.contrast = difficulty.contrast
+        self.size = difficulty.lesion_size
+        self.rng = np.random.default_rng(finding.seed)
+        self.grade = grade(finding)
+        self.sides = {"left": (1,), "right": (-1,)}.get(finding.side or "", (-1, 1))
+        self.strength = difficulty.contrast * (0.82 + 0.36 * self.grade)  # small findings are fainter
+        self.span = difficulty.lesion_size * (0.78 + 0.5 * self.grade)  # for findings that are not measured
+        self.mask = np.zeros((scene.size, scene.size), dtype=bool)
+
+    def uniform(self, count: int) -> list[float]:
+        """Draw numbers in [−1, 1)."""
+        return self.rng.uniform(-1, 1, count).tolist()
+
+    def random(self, count: int) -> list[float]:
+        """Draw numbers in [0, 1)."""
+        return self.rng.random(count).tolist()
+
+    def blob(self, at: tuple[float, float], radius: tuple[float, float], noise: np.ndarray, rough: float) -> np.ndarray:
+        """Return the distance from a centre over the radius, 1 at an outline that noise makes irregular."""
+        off = ellipse(self.scene.x, self.scene.y, at, radius)
+        np.sqrt(off, out=off)
+        off += rough * noise
+        return off
+
+    def lung(self, side: int) -> np.ndarray:
+        """Return the lung field of a side, bool; in a lateral view both lungs lie over each other."""
+        scene = self.scene
+        return scene.lungs & (scene.x * side > 0) if scene.frontal else scene.lungs
+
+    def fade(self, side: int) -> np.ndarray | float:
+        """Return 1 on a side of the midline and 0 beyond, so that a soft opacity does not cross it."""
+        return ramp(self.scene.x * side, 0.02) if self.scene.frontal else 1.0
+
+
+def grade(finding: Finding) -> float:
+    """Return the severity as 0 (small), 0.5 (moderate) or 1 (large)."""
+    return _GRADE[finding.severity]
+
+
 def build_anatomy(study: Study, view: View) -> Anatomy:
-    """The proportions of a patient in one view, before any finding changes them.
+    """Return the proportions of a patient in one view, before any finding changes them.
 
-    Args:
-        study: who is examined, and the seed of this examination.
-        view: the projection.
-
-    Returns:
-        Proportions that stay close between a patient's studies and differ between patients.
+    They stay close between a patient's studies and differ between patients.
     """
     patient = study.patient
-    own = np.random.default_rng([patient.seed, 1]).uniform(-1, 1, 8).tolist()
-    day = np.random.default_rng([study.seed, 1]).uniform(-1, 1, 4).tolist()
+    own, day = uniform([patient.seed, 1], 8), uniform([study.seed, 1], 4)
     bedside = view == "AP"
     breath = 0.012 * day[0] - (0.045 if bedside else 0.0) - 0.02 * patient.habitus
     right = 0.72 + 0.035 * own[0] + breath
@@ -186,5 +186,5 @@ def build_anatomy(study: Study, view: View) -> Anatomy:
 
 
 def millimetres(length: float) -> float:
-    """A length of so many millimetres at the patient, in image sides."""
+    """Convert millimetres at the patient to image sides."""
     return length / FIELD_MM
