@@ -6,7 +6,7 @@ from PIL import Image
 from medvlp.datamodules.covidx import COVIDxDataModule
 from medvlp.datasets.covidx import COVIDx
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
-from medvlp.phantom.layouts import layout_module
+from medvlp.phantom import write_phantom
 from medvlp.phantom.model import PhantomSpec
 from medvlp.splits import make_split
 
@@ -159,7 +159,7 @@ def test_what_is_not_there(tmp_path):
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
     root = tmp_path_factory.mktemp("covidx") / "tree"
-    return layout_module("covidx").write(PhantomSpec(studies=120, size=48, seed=3), root)
+    return write_phantom("covidx", root, PhantomSpec(studies=120, size=48, seed=3))
 
 
 @pytest.mark.parametrize("version", ["COVIDx9A", "COVIDx8A", "COVIDx9B", "kaggle"])

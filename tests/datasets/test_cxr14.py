@@ -11,7 +11,7 @@ from medvlp.datamodules.cxr14 import ChestXray14DataModule
 from medvlp.datasets.base import RadiographDataset
 from medvlp.datasets.cxr14 import BOX_CLASSES, NIH_14, ChestXray14
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
-from medvlp.phantom.layouts import layout_module
+from medvlp.phantom import write_phantom
 from medvlp.phantom.model import PhantomSpec
 from medvlp.splits import make_split
 
@@ -226,7 +226,7 @@ def test_an_image_whose_size_cannot_be_read(tmp_path):
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
     root = tmp_path_factory.mktemp("cxr14") / "tree"
-    return layout_module("cxr14").write(PhantomSpec(studies=120, size=48, seed=3), root)
+    return write_phantom("cxr14", root, PhantomSpec(studies=120, size=48, seed=3))
 
 
 def test_phantom_agrees_with_its_truth(phantom):

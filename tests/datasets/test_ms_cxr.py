@@ -9,7 +9,7 @@ from medvlp.datamodules.ms_cxr import MSCXRDataModule
 from medvlp.datasets.base import RadiographDataset
 from medvlp.datasets.ms_cxr import CATEGORIES, MSCXR
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
-from medvlp.phantom.layouts import layout_module
+from medvlp.phantom import write_phantom
 from medvlp.phantom.model import PhantomSpec
 from medvlp.splits import make_split
 
@@ -228,7 +228,7 @@ def test_json_sizes_must_agree(tmp_path):
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
     root = tmp_path_factory.mktemp("ms") / "tree"
-    return layout_module("ms_cxr").write(PhantomSpec(studies=100, size=64, seed=3), root)
+    return write_phantom("ms_cxr", root, PhantomSpec(studies=100, size=64, seed=3))
 
 
 def test_phantom_agrees_with_its_truth(phantom):
@@ -259,7 +259,7 @@ def test_phantom_agrees_with_its_truth(phantom):
 
 def test_a_mimic_phantom_holds_the_images(phantom, tmp_path):
     spec = PhantomSpec(studies=100, size=64, seed=3)
-    mimic = layout_module("mimic_cxr").write(spec, tmp_path / "mimic")
+    mimic = write_phantom("mimic_cxr", tmp_path / "mimic", spec)
     records = MSCXR(phantom, mimic_root=mimic).records()
     assert len(records) == len(MSCXR(phantom).records())
     assert records.column("image")[0].startswith(str(mimic))

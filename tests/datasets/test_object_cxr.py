@@ -8,7 +8,7 @@ from medvlp.datamodules.object_cxr import ObjectCXRDataModule
 from medvlp.datasets.base import RadiographDataset
 from medvlp.datasets.object_cxr import ObjectCXR
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
-from medvlp.phantom.layouts import layout_module
+from medvlp.phantom import write_phantom
 from medvlp.phantom.model import Difficulty, PhantomSpec
 from medvlp.phantom.truth import read_truth_masks
 from medvlp.splits import make_split
@@ -132,7 +132,7 @@ def test_what_is_not_there(tmp_path):
 def phantom(tmp_path_factory):
     root = tmp_path_factory.mktemp("object") / "tree"
     spec = PhantomSpec(studies=120, size=64, seed=3, difficulty=Difficulty(prevalence=4.0))
-    return layout_module("object_cxr").write(spec, root)
+    return write_phantom("object_cxr", root, spec)
 
 
 def test_phantom_agrees_with_its_truth(phantom):

@@ -14,7 +14,7 @@ from medvlp.datamodules.open_i import OpenIDataModule
 from medvlp.datasets.open_i import OpenI
 from medvlp.datasets.open_i_reports import MESH_LABELS, parse, report_files
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
-from medvlp.phantom.layouts import layout_module
+from medvlp.phantom import write_phantom
 from medvlp.phantom.model import PhantomSpec
 from medvlp.splits import make_split
 
@@ -209,7 +209,7 @@ def test_what_is_not_there(tmp_path):
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
     root = tmp_path_factory.mktemp("open_i") / "tree"
-    return layout_module("open_i").write(PhantomSpec(studies=120, size=48, seed=3), root)
+    return write_phantom("open_i", root, PhantomSpec(studies=120, size=48, seed=3))
 
 
 def test_phantom_agrees_with_its_truth(phantom):

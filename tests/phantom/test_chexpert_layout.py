@@ -13,7 +13,7 @@ from medvlp.phantom.layouts import chexpert
 from medvlp.phantom.layouts.chexpert_plus import choose_structure
 from medvlp.phantom.layouts.labels import exact_labels, report_labels
 from medvlp.phantom.reports import write_report
-from medvlp.phantom.truth import MANIFEST, read_truth_masks
+from medvlp.phantom.truth import MANIFEST, is_complete_tree, read_truth_masks
 
 SPEC = PhantomSpec(studies=120, seed=11, size=96, laterals=0.3)
 SMALL = PhantomSpec(studies=20, seed=2, size=64)
@@ -139,7 +139,7 @@ def test_every_path_exists_and_nothing_else_lies_there(tree, train, valid):
         assert listed == sorted(p.relative_to(tree).as_posix() for p in (tree / name).rglob("*.jpg"))
     found = {p.parent.relative_to(tree).as_posix() for p in (tree / "test").rglob("*.jpg")}
     assert found == {below(path) for path in pd.read_csv(tree / "groundtruth.csv")["Study"]}
-    assert {p.name for p in tree.iterdir()} == {*chexpert.ENTRIES, MANIFEST}
+    assert {p.name for p in tree.iterdir()} == {*chexpert.LAYOUT.entries, MANIFEST}
     for path in tree.rglob("*.jpg"):
         with Image.open(path) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "L", (SPEC.size, SPEC.size))
@@ -276,4 +276,4 @@ def test_same_bytes_again_and_with_two_processes(tmp_path):
     one = digests(write_phantom("chexpert", tmp_path / "one", SMALL))
     two = digests(write_phantom("chexpert", tmp_path / "two", SMALL, workers=2))
     assert one == two
-    assert chexpert.is_complete(tmp_path / "one", SMALL)
+    assert is_complete_tree(tmp_path / "one", "chexpert", SMALL)

@@ -12,7 +12,7 @@ from medvlp.phantom import PhantomSpec, write_phantom
 from medvlp.phantom.cases import sample_studies, split_of
 from medvlp.phantom.layouts import covidx
 from medvlp.phantom.render import render_view
-from medvlp.phantom.truth import MANIFEST, read_truth_masks
+from medvlp.phantom.truth import MANIFEST, is_complete_tree, read_truth_masks
 
 SPEC = PhantomSpec(studies=150, seed=11, size=64)
 SMALL = PhantomSpec(studies=30, seed=2, size=48)
@@ -61,7 +61,7 @@ def test_the_tree_holds_what_the_lists_name(tree):
         for name in LISTS:
             if name.startswith(split):
                 assert sorted(row[1] for row in read_list(tree / name)) == files
-    assert set(covidx.ENTRIES) == {"train", "test", "truth", *LISTS}
+    assert set(covidx.LAYOUT.entries) == {"train", "test", "truth", *LISTS}
 
 
 def test_the_three_class_list_has_four_fields(tree):
@@ -184,5 +184,5 @@ def test_same_bytes_again_and_with_two_processes(tmp_path):
     one = digests(write_phantom("covidx", tmp_path / "one", SMALL))
     two = digests(write_phantom("covidx", tmp_path / "two", SMALL, workers=2))
     assert one == two
-    assert covidx.is_complete(tmp_path / "one", SMALL)
-    assert not covidx.is_complete(tmp_path / "one", SPEC)
+    assert is_complete_tree(tmp_path / "one", "covidx", SMALL)
+    assert not is_complete_tree(tmp_path / "one", "covidx", SPEC)

@@ -11,9 +11,8 @@ from PIL import Image
 
 from medvlp.phantom import PhantomSpec, write_phantom
 from medvlp.phantom.cases import sample_studies, split_of
-from medvlp.phantom.layouts import cxr14
 from medvlp.phantom.reports import write_report
-from medvlp.phantom.truth import MANIFEST, read_truth_masks
+from medvlp.phantom.truth import MANIFEST, is_complete_tree, read_truth_masks
 
 SPEC = PhantomSpec(studies=200, seed=11, size=96)
 SMALL = PhantomSpec(studies=30, seed=2, size=48)
@@ -232,5 +231,5 @@ def test_same_bytes_again_and_with_two_processes(tmp_path):
     one = digests(write_phantom("cxr14", tmp_path / "one", SMALL))
     two = digests(write_phantom("cxr14", tmp_path / "two", SMALL, workers=2))
     assert one == two
-    assert cxr14.is_complete(tmp_path / "one", SMALL)
+    assert is_complete_tree(tmp_path / "one", "cxr14", SMALL)
     assert json.loads((tmp_path / "one" / MANIFEST).read_text())["images"] == SMALL.studies

@@ -16,7 +16,7 @@ from medvlp.phantom.cases import sample_studies
 from medvlp.phantom.layouts import mimic_cxr
 from medvlp.phantom.layouts.labels import report_labels
 from medvlp.phantom.model import PhantomReport
-from medvlp.phantom.truth import MANIFEST, read_truth_masks
+from medvlp.phantom.truth import MANIFEST, is_complete_tree, read_truth_masks
 
 SPEC = PhantomSpec(studies=120, seed=11, size=128, laterals=0.3)
 SMALL = PhantomSpec(studies=20, seed=2, size=96)
@@ -133,7 +133,7 @@ def test_every_path_exists_and_nothing_else_lies_there(tree, metadata):
     assert sorted(studies["path"]) == sorted(str(p.relative_to(tree)) for p in (tree / "files").rglob("*.txt"))
     records = pd.read_csv(tree / "cxr-record-list.csv.gz")
     assert [p.replace(".dcm", ".jpg") for p in records["path"]] == images
-    assert {p.name for p in tree.iterdir()} == {*mimic_cxr.ENTRIES, MANIFEST}
+    assert {p.name for p in tree.iterdir()} == {*mimic_cxr.LAYOUT.entries, MANIFEST}
 
 
 def test_checksums(tree):
@@ -301,12 +301,12 @@ def test_same_bytes_again_and_with_two_processes(tmp_path):
 def test_complete_half_written_and_foreign_trees(tmp_path):
     spec = dataclasses.replace(SMALL, studies=4)
     root = tmp_path / "tree"
-    assert not mimic_cxr.is_complete(root, spec)
+    assert not is_complete_tree(root, "mimic_cxr", spec)
     write_phantom("mimic_cxr", root, spec)
     before = digests(root)
-    assert mimic_cxr.is_complete(root, spec)
+    assert is_complete_tree(root, "mimic_cxr", spec)
     changed = dataclasses.replace(spec, difficulty=Difficulty(contrast=0.5))
-    assert not mimic_cxr.is_complete(root, changed)
+    assert not is_complete_tree(root, "mimic_cxr", changed)
 
     touched = (root / "README").stat().st_mtime_ns
     write_phantom("mimic_cxr", root, spec)
@@ -317,7 +317,7 @@ def test_complete_half_written_and_foreign_trees(tmp_path):
     assert digests(root) == before
     (root / "mine.txt").write_text("keep")
     write_phantom("mimic_cxr", root, changed, overwrite=True)
-    assert mimic_cxr.is_complete(root, changed)
+    assert is_complete_tree(root, "mimic_cxr", changed)
     assert (root / "mine.txt").read_text() == "keep"
     assert len(list((root / "files").rglob("*.txt"))) == 4
 
@@ -331,11 +331,11 @@ def test_an_interrupted_tree_is_recognised(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_phantom("mimic_cxr", tmp_path, spec, progress=stop)
     assert list(tmp_path.rglob("*.jpg"))
-    assert not mimic_cxr.is_complete(tmp_path, spec)
+    assert not is_complete_tree(tmp_path, "mimic_cxr", spec)
     with pytest.raises(DataError, match="half-written"):
         write_phantom("mimic_cxr", tmp_path, spec)
     write_phantom("mimic_cxr", tmp_path, spec, overwrite=True)
-    assert mimic_cxr.is_complete(tmp_path, spec)
+    assert is_complete_tree(tmp_path, "mimic_cxr", spec)
 
 
 def test_a_folder_that_is_no_phantom_is_never_emptied(tmp_path):

@@ -10,8 +10,7 @@ from PIL import Image
 
 from medvlp.phantom import PhantomSpec, write_phantom
 from medvlp.phantom.cases import sample_studies
-from medvlp.phantom.layouts import ms_cxr
-from medvlp.phantom.truth import MANIFEST, read_truth_masks
+from medvlp.phantom.truth import MANIFEST, is_complete_tree, read_truth_masks
 
 SPEC = PhantomSpec(studies=100, seed=11, size=96, laterals=0.4)
 SMALL = PhantomSpec(studies=30, seed=2, size=48)
@@ -155,4 +154,4 @@ def test_same_bytes_again_and_with_two_processes(tmp_path):
     one = digests(write_phantom("ms_cxr", tmp_path / "one", SMALL))
     two = digests(write_phantom("ms_cxr", tmp_path / "two", SMALL, workers=2))
     assert one == two
-    assert ms_cxr.is_complete(tmp_path / "one", SMALL)
+    assert is_complete_tree(tmp_path / "one", "ms_cxr", SMALL)

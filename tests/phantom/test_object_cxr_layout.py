@@ -9,7 +9,7 @@ from PIL import Image
 from medvlp.phantom import Difficulty, PhantomSpec, write_phantom
 from medvlp.phantom.cases import sample_studies, split_of
 from medvlp.phantom.layouts import object_cxr
-from medvlp.phantom.truth import MANIFEST, read_truth_masks
+from medvlp.phantom.truth import MANIFEST, is_complete_tree, read_truth_masks
 
 SPEC = PhantomSpec(studies=140, seed=11, size=128, difficulty=Difficulty(prevalence=2))
 SMALL = PhantomSpec(studies=30, seed=2, size=48)
@@ -190,4 +190,4 @@ def test_same_bytes_again_and_with_two_processes(tmp_path):
     one = digests(write_phantom("object_cxr", tmp_path / "one", SMALL))
     two = digests(write_phantom("object_cxr", tmp_path / "two", SMALL, workers=2))
     assert one == two
-    assert object_cxr.is_complete(tmp_path / "one", SMALL)
+    assert is_complete_tree(tmp_path / "one", "object_cxr", SMALL)

@@ -13,11 +13,10 @@ from PIL import Image
 
 from medvlp.phantom import Difficulty, PhantomSpec, write_phantom
 from medvlp.phantom.cases import sample_studies
-from medvlp.phantom.layouts import open_i
-from medvlp.phantom.layouts.mesh import automatic_term, major_term
+from medvlp.phantom.layouts.open_i import automatic_term, major_term
 from medvlp.phantom.model import FINDINGS, Finding
 from medvlp.phantom.render import render_study
-from medvlp.phantom.truth import MANIFEST
+from medvlp.phantom.truth import MANIFEST, is_complete_tree
 
 SHARED = Path(os.environ.get("MEDVLP_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
 SPEC = PhantomSpec(studies=140, seed=11, size=48, laterals=0.6)
@@ -204,4 +203,4 @@ def test_same_bytes_again_and_with_two_processes(tmp_path):
     one = digests(write_phantom("open_i", tmp_path / "one", SMALL))
     two = digests(write_phantom("open_i", tmp_path / "two", SMALL, workers=2))
     assert one == two
-    assert open_i.is_complete(tmp_path / "one", SMALL)
+    assert is_complete_tree(tmp_path / "one", "open_i", SMALL)

@@ -13,7 +13,7 @@ from medvlp.phantom import FINDINGS, PhantomSpec, write_phantom
 from medvlp.phantom.cases import sample_finding, sample_studies, split_of
 from medvlp.phantom.layouts import rsna
 from medvlp.phantom.render import render_view
-from medvlp.phantom.truth import MANIFEST, read_truth_masks
+from medvlp.phantom.truth import MANIFEST, is_complete_tree, read_truth_masks
 
 SPEC = PhantomSpec(studies=120, seed=11, size=96, laterals=0.3)
 SMALL = PhantomSpec(studies=20, seed=2, size=64)
@@ -81,7 +81,7 @@ def test_every_image_is_in_its_folder_and_table(tree, labels, truth):
     assert len(train) + len(test) == SPEC.studies
     assert test == {f"{name}.dcm" for name in truth.index[truth["split"] == "test"]}
     assert test
-    assert {path.name for path in tree.iterdir()} == {*rsna.ENTRIES, MANIFEST}
+    assert {path.name for path in tree.iterdir()} == {*rsna.LAYOUT.entries, MANIFEST}
 
 
 def test_odd_cases_occur(labels, files):
@@ -201,4 +201,4 @@ def test_same_bytes_again_and_with_two_processes(tmp_path):
     one = digests(write_phantom("rsna", tmp_path / "one", SMALL))
     two = digests(write_phantom("rsna", tmp_path / "two", SMALL, workers=2))
     assert one == two
-    assert rsna.is_complete(tmp_path / "one", SMALL)
+    assert is_complete_tree(tmp_path / "one", "rsna", SMALL)

@@ -11,7 +11,7 @@ import pytest
 from medvlp.phantom import FINDINGS, PhantomSpec, write_phantom
 from medvlp.phantom.cases import sample_studies, split_of
 from medvlp.phantom.layouts import siim
-from medvlp.phantom.truth import MANIFEST, read_truth_masks
+from medvlp.phantom.truth import MANIFEST, is_complete_tree, read_truth_masks
 
 SPEC = PhantomSpec(studies=140, seed=11, size=96, laterals=0.3)
 SHARED = Path(os.environ.get("MEDVLP_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
@@ -104,7 +104,7 @@ def test_nested_folders_and_headers(tree, truth):
         assert data.PatientID == str(data.PatientName)
         patients.add(data.PatientID)
     assert len(patients) == SPEC.studies  # no patient can be told
-    assert {path.name for path in tree.iterdir()} == {*siim.ENTRIES, MANIFEST}
+    assert {path.name for path in tree.iterdir()} == {*siim.LAYOUT.entries, MANIFEST}
 
 
 def test_a_header_has_the_attributes_of_a_released_one(tree):
@@ -179,4 +179,4 @@ def test_same_bytes_again_and_with_two_processes(tmp_path):
     one = digests(write_phantom("siim", tmp_path / "one", SMALL))
     two = digests(write_phantom("siim", tmp_path / "two", SMALL, workers=2))
     assert one == two
-    assert siim.is_complete(tmp_path / "one", SMALL)
+    assert is_complete_tree(tmp_path / "one", "siim", SMALL)

@@ -10,7 +10,7 @@ It draws radiographs (``render``), words reports (``reports``) and writes both i
 from collections.abc import Callable
 from pathlib import Path
 
-from medvlp.phantom.layouts import LAYOUTS, layout_module
+from medvlp.phantom.layouts import LAYOUTS, layout_writer
 from medvlp.phantom.model import FINDINGS, Difficulty, PhantomSpec
 
 __all__ = ["FINDINGS", "LAYOUTS", "Difficulty", "PhantomSpec", "write_phantom"]
@@ -43,4 +43,4 @@ def write_phantom(
         ConfigError: there is no such layout, or a setting is out of its range.
         DataError: ``root`` holds something else.
     """
-    return layout_module(layout).write(spec, Path(root), workers=workers, progress=progress, overwrite=overwrite)
+    return layout_writer(layout).write(spec, Path(root), workers=workers, progress=progress, overwrite=overwrite)

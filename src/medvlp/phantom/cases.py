@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from medvlp.errors import ConfigError
+from medvlp.errors import ConfigError, check_choice, check_range
 from medvlp.phantom.model import CATALOGUE, FINDINGS, Finding, Patient, PhantomSpec, Severity, Side, Study, View, Zone
 
 READERS = 8
@@ -33,25 +33,21 @@ _ORDER: list[str] = CATALOGUE["sampling_order"]
 
 def _check(spec: PhantomSpec) -> None:
     knobs = spec.difficulty
-    limits = {
-        "contrast": (knobs.contrast, 2.0, False),
-        "lesion_size": (knobs.lesion_size, 2.0, False),
-        "prevalence": (knobs.prevalence, 10.0, False),
-        "noise": (knobs.noise, 5.0, True),
-        "omission": (knobs.omission, 1.0, True),
-        "uncertainty": (knobs.uncertainty, 1.0, True),
-        "laterals": (spec.laterals, 1.0, True),
-    }
-    for name, (value, most, zero) in limits.items():
-        if not (0 <= value <= most and (zero or value > 0)):
-            raise ConfigError(f"Phantom setting {name} is {value}; give a value from 0 to {most:g}.")
-    if spec.studies < 0 or spec.seed < 0:
-        raise ConfigError(f"Phantom studies ({spec.studies}) and seed ({spec.seed}) must not be negative.")
-    unknown = [name for name in spec.findings if name not in FINDINGS]
-    if unknown or not spec.findings:
-        raise ConfigError(f"unknown phantom findings {unknown or 'none'}; expected some of: {', '.join(FINDINGS)}")
+    check_range("(0, 2]", contrast=knobs.contrast, lesion_size=knobs.lesion_size)
+    check_range("(0, 10]", prevalence=knobs.prevalence)
+    check_range("[0, 5]", noise=knobs.noise)
+    check_range("[0, 1]", omission=knobs.omission, uncertainty=knobs.uncertainty, laterals=spec.laterals)
+    check_range("[0, inf)", studies=spec.studies, seed=spec.seed)
+    if not spec.findings:
+        raise ConfigError(f"findings of a phantom must not be empty; expected some of: {', '.join(FINDINGS)}")
+    for name in spec.findings:
+        check_choice("phantom finding", name, FINDINGS)
+    _check_split(spec)
+
+
+def _check_split(spec: PhantomSpec) -> None:
     if min(spec.split) < 0 or abs(sum(spec.split) - 1) > 1e-6:
-        raise ConfigError(f"Phantom split {spec.split} must hold three shares that sum to 1.")
+        raise ConfigError(f"split must hold three shares that sum to 1, not {spec.split}")
 
 
 def _seed(rng: np.random.Generator) -> int:
@@ -93,7 +89,7 @@ def split_of(spec: PhantomSpec, patient_index: int) -> Literal["train", "validat
     Raises:
         ConfigError: the shares are negative or do not sum to 1.
     """
-    _check(spec)
+    _check_split(spec)
     offset = float(np.random.default_rng([spec.seed, _SPLIT]).random())
     at = (offset + (patient_index + 1) * _GOLDEN) % 1.0
     train, validate, test = spec.split
@@ -134,8 +130,7 @@ def sample_finding(name: str, rng: np.random.Generator) -> Finding:
     Raises:
         ConfigError: ``name`` is not one of :data:`medvlp.phantom.model.FINDINGS`.
     """
-    if name not in FINDINGS:
-        raise ConfigError(f"unknown phantom finding '{name}'; expected one of: {', '.join(FINDINGS)}")
+    check_choice("phantom finding", name, FINDINGS)
     settings = CATALOGUE["findings"][name]
     subtypes = settings.get("subtypes")
     subtype = subtypes[int(rng.integers(len(subtypes)))] if subtypes else ""
@@ -191,6 +186,10 @@ def sample_study(spec: PhantomSpec, index: int) -> Study:
     _check(spec)
     if not 0 <= index < spec.studies:
         raise IndexError(f"index {index} is out of range for a phantom of {spec.studies} studies")
+    return _study(spec, index)
+
+
+def _study(spec: PhantomSpec, index: int) -> Study:
     starts = _starts(spec.seed, spec.studies)
     patient = bisect_right(starts, index) - 1
     number = index - starts[patient]
@@ -214,4 +213,4 @@ def sample_studies(spec: PhantomSpec) -> Iterator[Study]:
     """
     _check(spec)
     for index in range(spec.studies):
-        yield sample_study(spec, index)
+        yield _study(spec, index)

@@ -129,7 +129,7 @@ def _is_of(manifest: Path, layout: str, spec: PhantomSpec) -> bool:
     return isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items())
 
 
-def begin_tree(root: Path, layout: str, spec: PhantomSpec, entries: Sequence[str], *, overwrite: bool) -> None:
+def begin_tree(root: Path, layout: str, spec: PhantomSpec, entries: Iterable[str], *, overwrite: bool) -> None:
     """Claims a folder for a new tree and frees it of an old one.
 
     Args:

@@ -1,42 +1,18 @@
 """The rows of CheXpert Plus: phantom reports in that corpus's sections, and made-up demographics."""
 
-import csv
-import io
 import re
 
 import numpy as np
 
+from medvlp.phantom.layouts.common import random
 from medvlp.phantom.model import PhantomReport, Study
 from medvlp.phantom.reports import BODY
 
-PLUS_COLUMNS: tuple[str, ...] = (
-    "path_to_image",
-    "path_to_dcm",
-    "frontal_lateral",
-    "ap_pa",
-    "deid_patient_id",
-    "patient_report_date_order",
-    "report",
-    "section_narrative",
-    "section_clinical_history",
-    "section_history",
-    "section_comparison",
-    "section_technique",
-    "section_procedure_comments",
-    "section_findings",
-    "section_impression",
-    "section_end_of_impression",
-    "section_summary",
-    "section_accession_number",
-    "age",
-    "sex",
-    "race",
-    "ethnicity",
-    "interpreter_needed",
-    "insurance_type",
-    "recent_bmi",
-    "deceased",
-    "split",
+PLUS_HEADER = (
+    "path_to_image,path_to_dcm,frontal_lateral,ap_pa,deid_patient_id,patient_report_date_order,report,"
+    "section_narrative,section_clinical_history,section_history,section_comparison,section_technique,"
+    "section_procedure_comments,section_findings,section_impression,section_end_of_impression,section_summary,"
+    "section_accession_number,age,sex,race,ethnicity,interpreter_needed,insurance_type,recent_bmi,deceased,split"
 )
 """The columns of ``df_chexpert_plus_240401.csv``."""
 
@@ -61,43 +37,27 @@ _SECTIONS = {
     "ADDENDUM": "end_of_impression",
 }
 """Section of a phantom report to that of CheXpert Plus; what is not here (title, body, wet read) is narrative."""
-_PRINTED = (
-    "narrative",
-    "clinical_history",
-    "history",
-    "comparison",
-    "technique",
-    "procedure_comments",
-    "findings",
-    "impression",
-    "end_of_impression",
-    "summary",
-    "accession_number",
-)
+_PRINTED = [name.removeprefix("section_") for name in PLUS_HEADER.split(",") if name.startswith("section_")]
 _SURROGATES = ("Lindqvist", "Okafor", "Marchetti", "Tanaka", "Novak", "Alvarez", "Haddad", "Brandt")
 _SUMMARIES = ("1-NO SIGNIFICANT ABNORMALITY", "2-ABNORMAL, PREVIOUSLY REPORTED", "4-POSSIBLE SIGNIFICANT FINDINGS")
-_RACES = ("White", "Other", "Unknown", "Asian", "Black", "Pacific Islander", "Native American", "Patient Refused")
-_RACE_SHARES = (0.56, 0.14, 0.12, 0.11, 0.05, 0.01, 0.005, 0.005)
+_RACES = {"White": 0.56, "Other": 0.14, "Unknown": 0.12, "Asian": 0.11, "Black": 0.05, "Pacific Islander": 0.01}
+_RACES |= {"Native American": 0.005, "Patient Refused": 0.005}
 
 
 def choose_structure(study: Study) -> str | None:
-    """Which sections a report has: most have an impression without findings, as in CheXpert Plus.
+    """Return which sections a report has, for :func:`medvlp.phantom.reports.write_report`.
 
-    Args:
-        study: whose report is to be worded.
-
-    Returns:
-        A structure for :func:`medvlp.phantom.reports.write_report`: "impression_only" (70 %), "usual" (27 %), or None
-        for one of the phantom's own choice.
+    Most have an impression without findings, as in CheXpert Plus: "impression_only" (70 %), "usual" (27 %), or None for
+    one of the phantom's own choice.
     """
-    share = np.random.default_rng([study.seed, _REPORT]).random()
+    (share,) = random(1, study.seed, _REPORT)
     return "impression_only" if share < 0.70 else "usual" if share < 0.97 else None
 
 
-def plus_row(
+def plus_cells(
     study: Study, report: PhantomReport, path: str, side: str, projection: str, sex: str, age: int | None
-) -> str:
-    """One image's row, without line end; report texts in it have line ends of their own.
+) -> list[str]:
+    """Return the cells of one image's row.
 
     Args:
         study: the study.
@@ -109,10 +69,10 @@ def plus_row(
         sex: "Male", "Female" or "Unknown".
         age: in years at the study, or None.
     """
-    sections = plus_sections(study, report, study.patient.age if age is None else age)
+    sections = _sections(study, report, study.patient.age if age is None else age)
     rng = np.random.default_rng([study.patient.seed, _PATIENT])
     body_mass = f"{18 + 24 * study.patient.habitus:.1f}"
-    race = _RACES[int(rng.choice(len(_RACES), p=_RACE_SHARES))]
+    race = list(_RACES)[int(rng.choice(len(_RACES), p=list(_RACES.values())))]
     ethnicity, interpreter, insured, weighed, dead = rng.random(5).tolist()
     known = 0 if age is None else age
     values = {
@@ -134,36 +94,25 @@ def plus_row(
         "deceased": "Yes" if dead < known / 200 else "No",
         "split": path.partition("/")[0],
     }
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow([values.get(name, "") for name in PLUS_COLUMNS])
-    return buffer.getvalue().removesuffix("\n")
+    return [values.get(name, "") for name in PLUS_HEADER.split(",")]
 
 
 def _choice(draw: float, limits: dict[str, float]) -> str:
     return next(name for name, limit in limits.items() if draw < limit)
 
 
-def plus_sections(study: Study, report: PhantomReport, age: int) -> dict[str, str]:
-    """A phantom report in the sections of CheXpert Plus.
-
-    Args:
-        study: the study.
-        report: its report.
-        age: in years, for the gaps that hold one.
-
-    Returns:
-        Name of the section, without ``section_``, to its text. Nothing of the report is lost: what has no section of
-        its own is in "narrative".
-    """
+def _sections(study: Study, report: PhantomReport, age: int) -> dict[str, str]:
+    # Name of the section of CheXpert Plus, without "section_", to its text. Nothing of the report is lost: what has no
+    # section of its own is in "narrative".
     rng = np.random.default_rng([study.seed, _REPORT, 1])
-    found: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for name, text in report.sections.items():
         # A title stands in the section's name; a body has no name.
         whole = text if name in _SECTIONS or name in {BODY, "EXAMINATION"} else f"{name} {text}".strip()
         target = _SECTIONS.get(name, "narrative")
         if whole:
-            found.setdefault(target, []).append(_surrogate(whole, age, rng))
-    sections = {name: "\n".join(found[name]) for name in _PRINTED if name in found}
+            texts.setdefault(target, []).append(_surrogate(whole, age, rng))
+    sections = {name: "\n".join(texts[name]) for name in _PRINTED if name in texts}
     if "technique" in sections and study.reader % 2:
         sections["procedure_comments"] = sections.pop("technique")
     if study.reader % 2 and "impression" in sections:
@@ -178,7 +127,7 @@ def plus_sections(study: Study, report: PhantomReport, age: int) -> dict[str, st
 
 
 def _print_report(sections: dict[str, str]) -> str:
-    """The sections one after the other under their names."""
+    """Return the sections one after the other under their names."""
     lines = []
     for name in _PRINTED:
         if name in sections:
@@ -189,7 +138,7 @@ def _print_report(sections: dict[str, str]) -> str:
 
 
 def _surrogate(text: str, age: int, rng: np.random.Generator) -> str:
-    """Fills the gaps of de-identification with invented ages, names and dates."""
+    """Fill the gaps of de-identification with invented ages, names and dates."""
 
     def date() -> str:
         return "{}/{}/{}".format(*rng.integers((1, 1, 2001), (13, 29, 2018)).tolist())

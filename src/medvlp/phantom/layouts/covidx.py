@@ -21,29 +21,29 @@ images of mode L, RGB and RGBA.
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from medvlp.phantom import cases, render
-from medvlp.phantom.layouts import common
-from medvlp.phantom.layouts.common import Rows, lines_of, save_file, save_truth, write_lines
+from medvlp.phantom.layouts.common import (
+    ALL_CASES,
+    Job,
+    Layout,
+    Output,
+    encode_jpeg,
+    encode_png,
+    frontal,
+    lines_of,
+    random,
+)
 from medvlp.phantom.model import PhantomSpec, Study
 
-LAYOUT = "covidx"
 CLASSES: tuple[str, ...] = ("normal", "pneumonia", "COVID-19")
 """The three classes, as the lists write them."""
-_LISTS = ("COVIDx9A", "COVIDx9B", "COVIDx8A", "kaggle")
-_NAMES = {
-    (split, kind): f"{split}.txt" if kind == "kaggle" else f"{split}_{kind}.txt"
-    for split in ("train", "test")
-    for kind in _LISTS
-}
-ENTRIES: tuple[str, ...] = ("train", "test", "truth", *_NAMES.values())
-"""Everything in the root of a tree, but for the manifest."""
 
+_LISTS = ("{}_COVIDx9A.txt", "{}_COVIDx9B.txt", "{}_COVIDx8A.txt", "{}.txt")
 _IMAGE, _ORDER, _SOURCE, _NUMBERS = 7_301, 7_302, 7_303, 7_304  # purposes of the random streams
 _PNEUMONIA = frozenset({"Pneumonia", "Consolidation", "Infiltration"})
 # Each source occurs before the draws by weight begin; Stony Brook's share is far below its 86 % of the release, so that
@@ -55,38 +55,102 @@ _COHEN_PATIENTS = 3  # so many pneumonia patients of the training part come from
 
 
 @dataclass(frozen=True)
-class _Job:
-    study: Study
-    split: str
+class _Job(Job):
     folder: str
     label: str
     source: str
     listed_source: str
     patient: str
-    name: str
+    file: str
     mode: str
     short: bool  # the 8A line has no source
 
 
+class _COVIDxLayout(Layout[_Job]):
+    name = "covidx"
+    folders = ("train", "test")
+    tables: ClassVar = {name.format(folder): None for folder in ("train", "test") for name in _LISTS}
+
+    def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
+        classified = [(study, split, label) for study, split in studies if (label := class_of(study)) is not None]
+        sources = _sources(classified)
+        rng = np.random.default_rng([spec.seed, _NUMBERS])
+        # Stony Brook's, RICORD's and the like: one number for each patient; sirm's: one for each image.
+        numbers = rng.permutation(max(900_000, spec.studies))[: spec.studies].tolist()
+        seen: dict[tuple[str, str], int] = {}
+        jobs = []
+        for count, (study, split, label) in enumerate(classified, start=1):
+            folder = "test" if split == "test" else "train"
+            source = sources[study.index]
+            nth = seen[folder, source] = seen.get((folder, source), -1) + 1
+            draws = random(4, study.seed, _IMAGE)
+            # The odd cases that every tree of a certain size has: the first RSNA images of a folder.
+            forced = nth if source == "rsna" and len(studies) >= ALL_CASES else -1
+            kind = _file_type(source, nth, draws[0])
+            patient, file = _identity(study, source, numbers[study.patient.index], count, kind)
+            typo = folder == "train" and source == "rsna" and (draws[1] < 0.015 or forced == 1)
+            mode = _mode(source, kind, draws[2])
+            if folder == "train" and forced in (2, 3):
+                mode = "RGBA" if forced == 2 else "RGB"
+            short = source != "sirm" and (draws[3] < 0.2 or forced == 0)
+            listed = "rnsa" if typo else source
+            jobs.append(_Job(study, split, folder, label, source, listed, patient, file, mode, short))
+        return jobs
+
+    def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:
+        study = job.study
+        # The order of the lists carries no information.
+        out.key, out.patient = (*random(1, study.seed, _ORDER), study.index), job.patient
+        view = frontal(spec, study)
+        png = job.file.endswith("png")
+        data = encode_png(view.image, job.mode) if png else encode_jpeg(view.image, rgb=job.mode == "RGB")
+        out.save(f"{job.folder}/{job.file}", data)
+        out.save_truth(job.file.rpartition(".")[0], job, view)
+
+        binary = "positive" if job.label == "COVID-19" else "negative"
+        old = job.patient.replace("_", " ") if job.source == "sirm" else job.patient
+        listed = job.listed_source
+        lines = (
+            f"{job.patient} {job.file} {job.label} {listed}",
+            f"{job.patient} {job.file} {binary} {listed}",
+            f"{old} {job.file} {job.label}" + ("" if job.short else f" {listed}"),
+            f"{job.patient} {job.file} {binary} {listed}",
+        )
+        for name, line in zip(_LISTS, lines, strict=True):
+            out.add(name.format(job.folder), line)
+        out.add("class", job.label)
+
+    def lines(self, table: str, outputs: Sequence[Output]) -> list[str]:
+        # A small phantom may have no test study: a blank line distinguishes its list from a file that was emptied.
+        return super().lines(table, outputs) or [""]
+
+    def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
+        labels = lines_of(outputs, "class")
+        classes = {name: labels.count(name) for name in CLASSES}
+        return super().facts(spec, outputs) | {"left_out": spec.studies - len(outputs), "classes": classes}
+
+
+LAYOUT = _COVIDxLayout()
+
+
 def class_of(study: Study) -> str | None:
-    """The class of a study: a member of :data:`CLASSES`, or None where it belongs to none."""
-    found = {finding.name for finding in study.findings}
-    if "COVID-19" in found:
+    """Return the class of a study, a member of :data:`CLASSES`, or None if it has none."""
+    names = {finding.name for finding in study.findings}
+    if "COVID-19" in names:
         return "COVID-19"
-    if found & _PNEUMONIA:
+    if names & _PNEUMONIA:
         return "pneumonia"
-    return None if found else "normal"
+    return None if names else "normal"
 
 
-def _sources(spec: PhantomSpec, studies: list[tuple[Study, str]]) -> dict[int, str]:
-    """The source of each study by its index; a patient's studies of one class have one source."""
+def _sources(studies: list[tuple[Study, str, str]]) -> dict[int, str]:
+    """Return the source of each study by its index; a patient's studies of one class have one source."""
     sources: dict[int, str] = {}
     covid: dict[int, str] = {}
     pneumonia: dict[int, str] = {}
-    for study, label in studies:
-        patient = study.patient.index
-        train = cases.split_of(spec, patient) != "test"
-        draw = float(np.random.default_rng([study.patient.seed, _SOURCE]).random())
+    for study, split, label in studies:
+        patient, train = study.patient.index, split != "test"
+        (draw,) = random(1, study.patient.seed, _SOURCE)
         if label == "COVID-19" and train:
             if patient not in covid:
                 at = np.searchsorted(np.cumsum(_COVID_WEIGHTS), draw, side="right")
@@ -102,48 +166,6 @@ def _sources(spec: PhantomSpec, studies: list[tuple[Study, str]]) -> dict[int, s
         else:
             sources[study.index] = "rsna"
     return sources
-
-
-def _jobs(spec: PhantomSpec) -> list[_Job]:
-    """The studies that have a class, with their names; which ones are odd is decided here, where all are known."""
-    sampled = list(cases.sample_studies(spec))
-    studies = [(study, label) for study in sampled if (label := class_of(study)) is not None]
-    sources = _sources(spec, studies)
-    every = len(sampled) >= common.SMALLEST_WITH_ALL_CASES
-    rng = np.random.default_rng([spec.seed, _NUMBERS])
-    # Stony Brook's, RICORD's and the like: one number for each patient; sirm's: one for each image.
-    numbers = rng.permutation(max(900_000, spec.studies))[: spec.studies].tolist()
-    seen: dict[tuple[str, str], int] = {}
-    jobs = []
-    for position, (study, label) in enumerate(studies):
-        split = cases.split_of(spec, study.patient.index)
-        folder = "test" if split == "test" else "train"
-        source = sources[study.index]
-        nth = seen[folder, source] = seen.get((folder, source), -1) + 1
-        dice = np.random.default_rng([study.seed, _IMAGE]).random(4).tolist()
-        forced = every and source == "rsna"
-        kind = _file_type(source, nth, dice[0])
-        patient, name = _identity(study, source, numbers[study.patient.index], position + 1, kind)
-        typo = folder == "train" and source == "rsna" and (dice[1] < 0.015 or (forced and nth == 1))
-        mode = _mode(source, kind, dice[2])
-        if forced and folder == "train" and nth in (2, 3):
-            mode = "RGBA" if nth == 2 else "RGB"
-        short = source != "sirm" and (dice[3] < 0.2 or (forced and nth == 0))
-        jobs.append(
-            _Job(
-                study=study,
-                split=split,
-                folder=folder,
-                label=label,
-                source=source,
-                listed_source="rnsa" if typo else source,
-                patient=patient,
-                name=name,
-                mode=mode,
-                short=short,
-            )
-        )
-    return jobs
 
 
 def _file_type(source: str, nth: int, draw: float) -> str:
@@ -163,15 +185,8 @@ def _mode(source: str, kind: str, draw: float) -> str:
 
 
 def _identity(study: Study, source: str, number: int, count: int, kind: str) -> tuple[str, str]:
-    """The patient's name and the file name, in the manner of a source.
-
-    Args:
-        study: whose image it is.
-        source: where it comes from.
-        number: the patient's, from 0 to 899,999.
-        count: the image's; no other image of the tree has it.
-        kind: file type.
-    """
+    # The patient's name and the file name, in the form of a source. The patient's number is below 900,000; no other
+    # image of the tree has the same count.
     words = np.random.default_rng([study.seed, _NUMBERS]).integers(0, 2**32, 4, dtype=np.uint32)
     a, b, c = (int(word) % 90_000 + 10_000 for word in words[:3])
     image = str(uuid.UUID(bytes=words.astype(">u4").tobytes(), version=4))
@@ -187,48 +202,3 @@ def _identity(study: Study, source: str, number: int, count: int, kind: str) -> 
         "cohen": (str(number), f"10.{a % 9000 + 1000}-j.phantom.{b}-fig{count}-day{study.number}"),
     }[source]
     return patient, f"{stem.format(patient)}.{kind}"
-
-
-def _write_study(root: Path, spec: PhantomSpec, job: _Job) -> Rows:
-    """Writes one image and its lines of every list."""
-    study = job.study
-    # The lists are in no order that tells anything.
-    order = float(np.random.default_rng([study.seed, _ORDER]).random())
-    rows = Rows(key=(order, study.index))
-    view = render.render_view(study, study.views[0], spec.size, spec.difficulty)
-    if job.name.endswith("png"):
-        data = common.encode_png(view.image, job.mode)
-    else:
-        data = common.encode_jpeg(view.image, rgb=job.mode == "RGB")
-    save_file(root, f"{job.folder}/{job.name}", data, rows)
-    save_truth(root, rows, job.name.rpartition(".")[0], study, view, split=job.split)
-
-    binary = "positive" if job.label == "COVID-19" else "negative"
-    rows.add(_NAMES[job.folder, "COVIDx9A"], f"{job.patient} {job.name} {job.label} {job.listed_source}")
-    for kind in ("COVIDx9B", "kaggle"):
-        rows.add(_NAMES[job.folder, kind], f"{job.patient} {job.name} {binary} {job.listed_source}")
-    old = job.patient.replace("_", " ") if job.source == "sirm" else job.patient
-    tail = "" if job.short else f" {job.listed_source}"
-    rows.add(_NAMES[job.folder, "COVIDx8A"], f"{old} {job.name} {job.label}{tail}")
-    rows.add("class", job.label)
-    rows.add("patient", job.patient)
-    return rows
-
-
-def _write_tables(root: Path, spec: PhantomSpec, rows: list[Rows]) -> dict[str, Any]:
-    for name in _NAMES.values():
-        # a small phantom may have no test study: a blank line tells such a list from a file that was emptied
-        write_lines(root, name, None, lines_of(rows, name) or [""])
-    common.write_truth_tables(root, rows)
-    labels = lines_of(rows, "class")
-    return {
-        "studies": len(rows),
-        "images": len(rows),
-        "patients": len(set(lines_of(rows, "patient"))),
-        "left_out": spec.studies - len(rows),
-        "classes": {name: labels.count(name) for name in CLASSES},
-    }
-
-
-TREE = common.Layout(LAYOUT, ENTRIES, ("train", "test"), _jobs, _write_study, _write_tables)
-is_complete, write = TREE.is_complete, TREE.write

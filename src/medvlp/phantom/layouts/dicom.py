@@ -26,14 +26,9 @@ _FIRST_SECOND = 4_102_444_800  # 2100-01-01
 
 
 def released_uids(index: int, rng: np.random.Generator) -> tuple[str, str, str]:
-    """Identifiers of the shape that the releases have.
+    """Return StudyInstanceUID, SeriesInstanceUID and SOPInstanceUID in the form that the releases have.
 
-    Args:
-        index: position of the image in the phantom; different ones never give the same identifiers.
-        rng: source of the other digits.
-
-    Returns:
-        StudyInstanceUID, SeriesInstanceUID and SOPInstanceUID.
+    They are unique to ``index``, the position of the image in the phantom.
     """
     process, micro = (int(number) for number in rng.integers((100, 100_000), (32_768, 900_000)))
     second = _FIRST_SECOND + index
@@ -45,21 +40,20 @@ def released_uids(index: int, rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def random_uuid(rng: np.random.Generator) -> str:
-    """A random UUID (version 4) in its usual form of 36 characters."""
+    """Return a random UUID (version 4) in its usual form of 36 characters."""
     return str(uuid.UUID(bytes=rng.bytes(16), version=4))
 
 
 def released_header(study: Study, patient_id: str, size: int, age: int | None = None) -> dict[str, Any]:
-    """What the released headers hold beside the pixels; every file of both corpora has these attributes.
+    """Return the attributes, by DICOM keyword, that every file of both corpora has besides the pixels.
+
+    As released, PatientAge has no unit ("62" and not "062Y"), which is not valid DICOM. PixelSpacing is the phantom's.
 
     Args:
         study: gives view, sex and age.
         patient_id: written as PatientID and as PatientName.
-        size: side of the image in pixels; PixelSpacing is the phantom's own.
+        size: side of the image in pixels.
         age: in years, instead of the patient's.
-
-    Returns:
-        DICOM keyword to value. As released, PatientAge has no unit ("62" and not "062Y"), which is not valid DICOM.
     """
     spacing = f"{FIELD_MM / size:.6g}"
     return {
@@ -96,7 +90,7 @@ def dicom_bytes(
     monochrome1: bool = False,
     jpeg: bool = True,
 ) -> bytes:
-    """Grey levels as a DICOM Secondary Capture file, the same bytes for the same arguments.
+    """Encode grey levels as a DICOM Secondary Capture file.
 
     Args:
         pixels: (H, W) uint8, bright = dense.

@@ -12,23 +12,19 @@ not MIMIC-CXR's.
 Phrases with several boxes and images with several phrases occur as the findings have it.
 """
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from medvlp.phantom import render
-from medvlp.phantom.layouts import common, mimic_cxr
-from medvlp.phantom.layouts.common import Rows, lines_of, save_file, save_truth, write_lines
+from medvlp.phantom.layouts import mimic_cxr
+from medvlp.phantom.layouts.common import Job, Layout, Output, encode_jpeg, frontal, lines_of, random
 from medvlp.phantom.model import PhantomSpec, Study
 from medvlp.phantom.wording import describe
 
-LAYOUT = "ms_cxr"
 CATEGORIES: tuple[str, ...] = (
     "Atelectasis",
     "Cardiomegaly",
@@ -41,116 +37,85 @@ CATEGORIES: tuple[str, ...] = (
 )
 """The eight findings of MS-CXR; a category's id in the json is its position here, from 1."""
 
-COLUMNS: tuple[str, ...] = (
-    "dicom_id",
-    "category_name",
-    "label_text",
-    "path",
-    "x",
-    "y",
-    "w",
-    "h",
-    "image_width",
-    "image_height",
-    "split",
-)
-"""Columns of the table; x, y, w and h in pixels of the image."""
-
 _CSV, _JSON = "MS_CXR_Local_Alignment_v1.1.0.csv", "MS_CXR_Local_Alignment_v1.1.0.json"
-ENTRIES: tuple[str, ...] = ("files", "truth", _CSV, _JSON)
-"""Everything in the root of a tree, but for the manifest."""
-
 _CATEGORY = {name: name for name in CATEGORIES} | {"Infiltration": "Lung Opacity", "COVID-19": "Lung Opacity"}
 _WORDS, _SPLIT = 7_601, 7_602  # purposes of the random streams
 _SHARES = (("train", 0.6), ("val", 0.8), ("test", 1.0))  # cumulated
 
 
 @dataclass(frozen=True)
-class _Job:
-    study: Study
+class _Job(Job):
     path: str
-    split: str
 
 
-def _jobs(spec: PhantomSpec) -> list[_Job]:
-    """The studies with one of the findings, under the identifiers of the layout ``mimic_cxr``."""
-    jobs = []
-    for study, path in mimic_cxr.frontal_paths(spec):
-        if any(finding.name in _CATEGORY for finding in study.findings):
-            draw = float(np.random.default_rng([study.patient.seed, _SPLIT]).random())
-            jobs.append(_Job(study, path, next(name for name, most in _SHARES if draw < most)))
-    return jobs
-
-
-def _write_study(root: Path, spec: PhantomSpec, job: _Job) -> Rows:
-    """Writes the frontal image of a study and the rows of its phrases; nothing where no finding shows."""
-    study, path = job.study, job.path
-    rows = Rows(key=(path,))
-    view = render.render_view(study, study.views[0], spec.size, spec.difficulty)
-    rng = np.random.default_rng([study.seed, _WORDS])
-    height, width = view.image.shape
-    dicom_id = Path(path).stem
-    for finding, boxes in zip(study.findings, view.boxes, strict=True):
-        if finding.name not in _CATEGORY:
-            continue
-        category = _CATEGORY[finding.name]
-        text = describe(finding, lambda items: items[int(rng.random() * len(items))]).text
-        for left, top, right, bottom in boxes:
-            x, y, w, h = int(left), int(top), int(right - left), int(bottom - top)
-            rows.add("rows", _line((dicom_id, category, text, path, x, y, w, h, width, height, job.split)))
-            record = {"category": category, "label_text": text, "bbox": [x, y, w, h], "width": width, "height": height}
-            rows.add("annotations", json.dumps(record | {"path": path}))
-    if "rows" in rows.lines:
-        save_file(root, path, common.encode_jpeg(view.image), rows)
-        save_truth(root, rows, dicom_id, study, view, split=job.split)
-        rows.add("images", json.dumps({"path": path, "width": width, "height": height}))
-        rows.add("phrases", *dict.fromkeys(line.rpartition(path)[0] for line in rows.lines["rows"]))
-        rows.add("patients", path.split("/")[2])
-    return rows
-
-
-def _line(cells: Sequence[object]) -> str:
-    """Cells as a line of comma-separated values, quoted where need be."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue().removesuffix("\n")
-
-
-def _write_tables(root: Path, spec: PhantomSpec, rows: list[Rows]) -> dict[str, Any]:
-    write_lines(root, _CSV, ",".join(COLUMNS), lines_of(rows, "rows"))
-    images = [json.loads(line) for line in lines_of(rows, "images")]
-    numbers = {image["path"]: number for number, image in enumerate(images, 1)}
-    annotations = [json.loads(line) for line in lines_of(rows, "annotations")]
-    content = {
-        "info": {"description": "Synthetic data in the layout of MS-CXR, drawn and worded by medvlp."},
-        "licenses": [],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(CATEGORIES, 1)],
-        "images": [{"id": numbers[i["path"]], "file_name": i["path"].rpartition("/")[2]} | i for i in images],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": numbers[a["path"]],
-                "category_id": CATEGORIES.index(a["category"]) + 1,
-                "label_text": a["label_text"],
-                "bbox": a["bbox"],
-                "area": a["bbox"][2] * a["bbox"][3],
-                "iscrowd": 0,
-                "width": a["width"],
-                "height": a["height"],
-            }
-            for number, a in enumerate(annotations, 1)
-        ],
-    }
-    write_lines(root, _JSON, None, [json.dumps(content)])
-    common.write_truth_tables(root, rows)
-    return {
-        "studies": len(images),
-        "images": len(images),
-        "patients": len(set(lines_of(rows, "patients"))),
-        "phrases": len(lines_of(rows, "phrases")),
-        "boxes": len(annotations),
+class _MSCXRLayout(Layout[_Job]):
+    name = "ms_cxr"
+    folders = ("files",)
+    tables: ClassVar = {
+        _CSV: "dicom_id,category_name,label_text,path,x,y,w,h,image_width,image_height,split",
+        _JSON: None,
     }
 
+    def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
+        jobs = []
+        for source in mimic_cxr.LAYOUT.jobs(spec, studies):
+            study = source.study
+            if any(finding.name in _CATEGORY for finding in study.findings):
+                (draw,) = random(1, study.patient.seed, _SPLIT)
+                split = next(name for name, most in _SHARES if draw < most)
+                jobs.append(_Job(study, split, f"{source.folder}/{source.dicom_id(0)}.jpg"))
+        return jobs
 
-TREE = common.Layout(LAYOUT, ENTRIES, ("files",), _jobs, _write_study, _write_tables)
-is_complete, write = TREE.is_complete, TREE.write
+    def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:
+        """Write the frontal image of a study and the rows of its phrases; nothing if no finding shows."""
+        study, path = job.study, job.path
+        out.key = (path,)
+        view = frontal(spec, study)
+        rng = np.random.default_rng([study.seed, _WORDS])
+        height, width = view.image.shape
+        dicom_id = Path(path).stem
+        for finding, boxes in zip(study.findings, view.boxes, strict=True):
+            if finding.name not in _CATEGORY:
+                continue
+            category = _CATEGORY[finding.name]
+            text = describe(finding, lambda items: items[int(rng.random() * len(items))]).text
+            for left, top, right, bottom in boxes:
+                box = [left, top, right - left, bottom - top]
+                out.add_row(_CSV, dicom_id, category, text, path, *box, width, height, job.split)
+                record = {"category_id": CATEGORIES.index(category) + 1, "label_text": text, "bbox": box}
+                record |= {"area": box[2] * box[3], "iscrowd": 0, "width": width, "height": height, "path": path}
+                out.add("annotations", json.dumps(record))
+        if _CSV in out.lines:
+            out.patient = path.split("/")[2]
+            out.save(path, encode_jpeg(view.image))
+            out.save_truth(dicom_id, job, view)
+            out.add(
+                "images", json.dumps({"file_name": Path(path).name, "path": path, "width": width, "height": height})
+            )
+            out.add("phrases", *dict.fromkeys(line.rpartition(path)[0] for line in out.lines[_CSV]))
+
+    def lines(self, table: str, outputs: Sequence[Output]) -> list[str]:
+        if table != _JSON:
+            return super().lines(table, outputs)
+        images = [json.loads(line) for line in lines_of(outputs, "images")]
+        numbers = {image["path"]: number for number, image in enumerate(images, 1)}
+        annotations = [json.loads(line) for line in lines_of(outputs, "annotations")]
+        content = {
+            "info": {"description": "Synthetic data in the layout of MS-CXR, drawn and worded by medvlp."},
+            "licenses": [],
+            "categories": [{"id": number, "name": name} for number, name in enumerate(CATEGORIES, 1)],
+            "images": [{"id": number} | image for number, image in enumerate(images, 1)],
+            "annotations": [
+                {"id": number, "image_id": numbers[annotation.pop("path")]} | annotation
+                for number, annotation in enumerate(annotations, 1)
+            ],
+        }
+        return [json.dumps(content)]
+
+    def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
+        facts = super().facts(spec, outputs)
+        phrases, boxes = (len(lines_of(outputs, name)) for name in ("phrases", "annotations"))
+        return facts | {"studies": facts["images"], "phrases": phrases, "boxes": boxes}
+
+
+LAYOUT = _MSCXRLayout()

@@ -17,25 +17,19 @@ never cuts a foreign object.
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from medvlp.phantom import cases, render
 from medvlp.phantom.fields import parts
-from medvlp.phantom.layouts import common
-from medvlp.phantom.layouts.common import Rows, lines_of, save_file, save_truth, write_lines
-from medvlp.phantom.model import Finding, PhantomSpec, RenderedView, Study
+from medvlp.phantom.layouts.common import Job, Layout, Output, encode_jpeg, frontal, lines_of
+from medvlp.phantom.model import Box, Finding, PhantomSpec, RenderedView, Study
 
-LAYOUT = "object_cxr"
 _FOLDERS = {"train": "train", "validate": "dev", "test": "test"}
 _FIRST = {"train": 1, "dev": 8001, "test": 9001}  # first image number of the released folders
-ENTRIES: tuple[str, ...] = ("train", "dev", "test", "truth", "train.csv", "dev.csv", "test.csv")
-"""Everything in the root of a tree, but for the manifest."""
 
-Box = tuple[int, int, int, int]
 Kind = Literal[0, 1, 2]
 RECTANGLE: Kind = 0
 ELLIPSE: Kind = 1
@@ -56,23 +50,71 @@ _CHANGE = 0.06  # each side gains or loses up to this share of the image
 
 
 @dataclass(frozen=True)
-class _Job:
-    study: Study
-    folder: str
+class _Job(Job):
     number: int
-    kind: Kind = RECTANGLE
-    halves: bool = False  # the object is annotated in two pieces
-    rgb: bool = False
-    margins: Box = (0, 0, 0, 0)  # pixels put on (or, where negative, cut off) at the left, top, right, bottom
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:05d}.jpg"
+    kind: Kind
+    halves: bool  # the object is annotated in two pieces
+    rgb: bool
+    margins: Box  # pixels put on (or, if negative, cut off) at the left, top, right, bottom
 
 
-def _numbers(spec: PhantomSpec, folders: list[str]) -> list[int]:
-    """The image number of each study: the studies of a folder shuffled; folders follow each other."""
-    rng = np.random.default_rng([spec.seed, _ORDER])
+class _ObjectCXRLayout(Layout[_Job]):
+    name = "object_cxr"
+    folders = tuple(_FIRST)
+    tables: ClassVar = {
+        "train.csv": "image_name,annotation",
+        "dev.csv": "image_name,annotation",
+        "test.csv": "image_path,annotation",
+    }
+
+    def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
+        numbers = _numbers(spec.seed, [_FOLDERS[split] for _, split in studies])
+        objects = [(study.index, f.subtype) for study, _ in studies for f in study.findings if f.name == _OBJECT]
+        kinds = _kinds(objects)
+        # One long object is annotated in two pieces, for fragments may merge in a small image.
+        longest = min(objects, key=lambda pair: _LENGTH.index(pair[1]), default=(None, ""))[0]
+        jobs = []
+        for (study, split), number in zip(studies, numbers, strict=True):
+            draws = np.random.default_rng([study.seed, _IMAGE]).random(6)
+            change = np.rint((2 * draws[2:] - 1) * _CHANGE * spec.size).astype(int) * (draws[0] < 0.6)
+            left, top, right, bottom = change.tolist()
+            kind, halves, rgb = kinds.get(study.index, RECTANGLE), study.index == longest, bool(draws[1] < 0.5)
+            jobs.append(_Job(study, split, number, kind, halves, rgb, (left, top, right, bottom)))
+        return jobs
+
+    def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:
+        study, folder = job.study, _FOLDERS[job.split]
+        out.key = (job.number,)
+        view = frontal(spec, study)
+        objects = [mask for f, mask in zip(study.findings, view.masks, strict=True) if f.name == _OBJECT]
+        view = _reframe(view, _spared(job.margins, view, objects))
+        shapes = [
+            shape
+            for finding, mask, boxes in zip(study.findings, view.masks, view.boxes, strict=True)
+            if finding.name == _OBJECT
+            for shape in _shapes(finding, mask, boxes, job)
+        ]
+        image_id = f"{job.number:05d}"
+        out.save(f"{folder}/{image_id}.jpg", encode_jpeg(view.image, rgb=job.rgb))
+        out.save_truth(image_id, job, view)
+        start = "test/" if folder == "test" else ""
+        out.add(f"{folder}.csv", f"{start}{image_id}.jpg,{';'.join(shapes)}")
+        out.add("shapes", *shapes)
+        out.add("annotated", *([image_id] if shapes else []))
+
+    def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
+        kinds = Counter(shape[0] for shape in lines_of(outputs, "shapes"))
+        shapes = {name: kinds[kind] for kind, name in (("0", "rectangles"), ("1", "ellipses"), ("2", "polygons"))}
+        annotated = len(lines_of(outputs, "annotated"))
+        return {"studies": len(outputs), "images": len(outputs), "annotated": annotated, "shapes": shapes}
+
+
+LAYOUT = _ObjectCXRLayout()
+
+
+def _numbers(seed: int, folders: list[str]) -> list[int]:
+    """Return the image number of each study: the studies of a folder shuffled; folders follow each other."""
+    rng = np.random.default_rng([seed, _ORDER])
     numbers = np.zeros(len(folders), dtype=np.int64)
     end = 0
     for folder in _FOLDERS.values():
@@ -83,36 +125,8 @@ def _numbers(spec: PhantomSpec, folders: list[str]) -> list[int]:
     return numbers.tolist()
 
 
-def _jobs(spec: PhantomSpec) -> list[_Job]:
-    """All studies with their image numbers and the shape type of their object."""
-    studies = list(cases.sample_studies(spec))
-    folders = [_FOLDERS[cases.split_of(spec, study.patient.index)] for study in studies]
-    objects = [(study.index, f.subtype) for study in studies for f in study.findings if f.name == _OBJECT]
-    kinds = _kinds(objects)
-    # One long object is annotated in two pieces, for fragments may merge in a small image.
-    long = sorted(objects, key=lambda pair: _LENGTH.index(pair[1]))
-    split = long[0][0] if long else None
-    jobs = []
-    for study, folder, number in zip(studies, folders, _numbers(spec, folders), strict=True):
-        dice = np.random.default_rng([study.seed, _IMAGE]).random(6)
-        change = np.rint((2 * dice[2:] - 1) * _CHANGE * spec.size).astype(int) if dice[0] < 0.6 else np.zeros(4, int)
-        left, top, right, bottom = change.tolist()
-        jobs.append(
-            _Job(
-                study=study,
-                folder=folder,
-                number=number,
-                kind=kinds.get(study.index, RECTANGLE),
-                halves=study.index == split,
-                rgb=bool(dice[1] < 0.5),
-                margins=(left, top, right, bottom),
-            )
-        )
-    return jobs
-
-
 def _kinds(objects: list[tuple[int, str]]) -> dict[int, Kind]:
-    """Shape type by study: what suits the object, and each type at least once where there are three objects."""
+    """Return the shape type by study: what suits the object, and each type if there are three objects."""
     kinds = {index: _NATURAL[subtype] for index, subtype in objects}
     for kind in (RECTANGLE, POLYGON, ELLIPSE):
         counts = Counter(kinds.values())
@@ -122,32 +136,8 @@ def _kinds(objects: list[tuple[int, str]]) -> dict[int, Kind]:
     return kinds
 
 
-def _write_study(root: Path, spec: PhantomSpec, job: _Job) -> Rows:
-    """Writes one image and its row."""
-    study = job.study
-    rows = Rows(key=(job.number,))
-    view = render.render_view(study, study.views[0], spec.size, spec.difficulty)
-    objects = [(f, mask) for f, mask in zip(study.findings, view.masks, strict=True) if f.name == _OBJECT]
-    view = _reframe(view, _spared(job.margins, view, [mask for _, mask in objects]))
-    annotation = ";".join(
-        shape
-        for finding, mask, boxes in zip(study.findings, view.masks, view.boxes, strict=True)
-        if finding.name == _OBJECT
-        for shape in _shapes(finding, mask, boxes, job)
-    )
-    save_file(root, f"{job.folder}/{job.name}", common.encode_jpeg(view.image, rgb=job.rgb), rows)
-    split = next(split for split, folder in _FOLDERS.items() if folder == job.folder)
-    save_truth(root, rows, job.name[:-4], study, view, split=split)
-    path = f"test/{job.name}" if job.folder == "test" else job.name
-    rows.add(job.folder, f"{path},{annotation}")
-    if annotation:
-        rows.add("shapes", *annotation.split(";"))
-        rows.add("annotated", job.name)
-    return rows
-
-
 def _spared(margins: Box, view: RenderedView, masks: list[np.ndarray]) -> Box:
-    """Margins that leave all pixels of some masks in the image."""
+    """Return margins that leave all pixels of some masks in the image."""
     cover = np.zeros(view.image.shape, dtype=bool)
     for mask in masks:
         cover |= mask
@@ -161,7 +151,7 @@ def _spared(margins: Box, view: RenderedView, masks: list[np.ndarray]) -> Box:
 
 
 def _reframe(view: RenderedView, margins: Box) -> RenderedView:
-    """A view with black margins put on, or its edges cut off."""
+    """Return a view with black margins put on, or its edges cut off."""
     if not any(margins):
         return view
     left, top, right, bottom = margins
@@ -184,11 +174,14 @@ def _reframe(view: RenderedView, margins: Box) -> RenderedView:
 
 
 def _shapes(finding: Finding, mask: np.ndarray, boxes: tuple[Box, ...], job: _Job) -> list[str]:
-    """The shapes that a reader would draw around one object; together they cover its mask."""
+    """Return the shapes that a reader would draw around one object; together they cover its mask."""
     if not boxes:
         return []
     if finding.subtype == _SCATTERED:
-        pieces = [_within(mask, box) for box in boxes]
+        pieces = []
+        for left, top, right, bottom in boxes:
+            pieces.append(np.zeros_like(mask))
+            pieces[-1][top:bottom, left:right] = mask[top:bottom, left:right]
     elif job.halves:
         pieces = _halves(mask)
     else:
@@ -196,15 +189,8 @@ def _shapes(finding: Finding, mask: np.ndarray, boxes: tuple[Box, ...], job: _Jo
     return [shape_of(piece, job.kind) for piece in pieces]
 
 
-def _within(mask: np.ndarray, box: Box) -> np.ndarray:
-    left, top, right, bottom = box
-    out = np.zeros_like(mask)
-    out[top:bottom, left:right] = mask[top:bottom, left:right]
-    return out
-
-
 def _halves(mask: np.ndarray) -> list[np.ndarray]:
-    """A mask parted at the middle of its pixels' columns; whole where it is a single column wide."""
+    """Return a mask parted at the middle of its pixels' columns; whole where it is a single column wide."""
     columns = np.flatnonzero(mask.any(axis=0))
     if len(columns) < 2:
         return [mask]
@@ -216,15 +202,13 @@ def _halves(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def shape_of(mask: np.ndarray, kind: Kind) -> str:
-    """One shape, in the grammar of the release, that covers all pixel centres of a mask.
+    """Return one shape, in the grammar of the release, that covers all pixel centres of a mask.
 
     Args:
         mask: (H, W) bool, not empty.
-        kind: 0 for the bounding rectangle, 1 for an ellipse, 2 for the convex hull as a polygon.
-
-    Returns:
-        The type and its integers. The ellipse starts from the one within the bounding box and grows, pixel by pixel,
-        until it covers the mask; where it would leave the image, the rectangle is given instead.
+        kind: 0 for the bounding rectangle, 2 for the convex hull as a polygon, 1 for an ellipse: it starts from the one
+            within the bounding box and grows, pixel by pixel, until it covers the mask; if it would leave the image,
+            the rectangle is returned instead.
     """
     y, x = np.nonzero(mask)
     left, top, right, bottom = int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1
@@ -242,7 +226,7 @@ def shape_of(mask: np.ndarray, kind: Kind) -> str:
 
 
 def _hull(x: np.ndarray, y: np.ndarray) -> list[tuple[int, int]]:
-    """Convex hull of pixels with their corners, clockwise on the screen, without points on its edges."""
+    """Return the convex hull of pixels with their corners, clockwise on the screen, without points on its edges."""
     # In each row of corners only the outermost can lie on the hull.
     rows, first = np.unique(y, return_index=True)  # np.nonzero goes row by row
     last = np.append(first[1:], len(y)) - 1
@@ -262,22 +246,3 @@ def _hull(x: np.ndarray, y: np.ndarray) -> list[tuple[int, int]]:
 
 def _turn(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
-
-
-def _write_tables(root: Path, spec: PhantomSpec, rows: list[Rows]) -> dict[str, Any]:
-    for folder in _FOLDERS.values():
-        column = "image_path" if folder == "test" else "image_name"
-        write_lines(root, f"{folder}.csv", f"{column},annotation", lines_of(rows, folder))
-    common.write_truth_tables(root, rows)
-    shapes = lines_of(rows, "shapes")
-    names = {"0": "rectangles", "1": "ellipses", "2": "polygons"}
-    return {
-        "studies": len(rows),
-        "images": len(rows),
-        "annotated": len(lines_of(rows, "annotated")),
-        "shapes": {name: sum(shape[0] == kind for shape in shapes) for kind, name in names.items()},
-    }
-
-
-TREE = common.Layout(LAYOUT, ENTRIES, tuple(_FOLDERS.values()), _jobs, _write_study, _write_tables)
-is_complete, write = TREE.is_complete, TREE.write
