@@ -208,6 +208,7 @@ def _serve() -> None:
     import medvlp.cli
     from medvlp.phantom import layouts  # noqa: F401
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
     sys.argv = ["medvlp", "fit", "--print_config"]
     answers = os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDWR)

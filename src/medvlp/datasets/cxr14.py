@@ -190,6 +190,7 @@ class ChestXray14(Corpus):
         unknown = found.columns.difference([*NIH_14, NO_FINDING])
         labels = found.reindex(columns=[*NIH_14, NO_FINDING], fill_value=0)
         number = pd.to_numeric(frame["Patient ID"], errors="coerce")
+        number = number.where(number.between(0, 99_999_999))  # eight digits in file names
         patient = number.fillna(-1).astype("int64").astype(str).str.zfill(8)
         both = "No Finding beside a finding"
         reasons = {
