@@ -5,15 +5,12 @@ papers' numbers alone; :func:`markdown`, :func:`latex`, :func:`csv_text` and :fu
 """
 
 from medvlp.benchmark.tables.cells import Statistics
-from medvlp.benchmark.tables.html import html_fragment
-from medvlp.benchmark.tables.latex import latex
 from medvlp.benchmark.tables.layouts import layouts
-from medvlp.benchmark.tables.markdown import markdown
 from medvlp.benchmark.tables.model import Block, Cell, Column, Reported, Row, Table
 from medvlp.benchmark.tables.own import own_tables, rows_left_out, summary_table
 from medvlp.benchmark.tables.paper import paper_tables, reported_tables
 from medvlp.benchmark.tables.reported import reported
-from medvlp.benchmark.tables.tabular import csv_text
+from medvlp.benchmark.tables.writing import csv_text, html_fragment, latex, markdown
 
 __all__ = [
     "Block",

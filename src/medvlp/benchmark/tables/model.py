@@ -97,6 +97,13 @@ class Cell:
         return f"[{self.low * self.scale:.{self.decimals}f}, {self.high * self.scale:.{self.decimals}f}]"
 
     @property
+    def sort_text(self) -> str:
+        """The number that a column is sorted by: ours, or else the paper's; empty where there is none."""
+        if self.value is not None:
+            return f"{self.value * self.scale:.6g}"
+        return self.reported.printed if self.reported and self.reported.status == NUMBER else ""
+
+    @property
     def text(self) -> str:
         """Our value with what is known of its spread: ``65.6 ± 1.7 [63.1, 67.9]``."""
         spread = f" ± {self.std_text}" if self.std_text else ""

@@ -1,29 +1,179 @@
-"""What the writers share: spans of the header, and the parts of a cell's text."""
+"""Print tables as Markdown, LaTeX, HTML (templates of this folder) and comma-separated values."""
 
+import html
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
+from typing import Any
 
-from medvlp.benchmark.tables.model import Cell, Table
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from medvlp.benchmark.tables.model import Cell, Table, letter_of
 
 _BREAKS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]+")
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~])")
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{sign: "\\" + sign for sign in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        "−": r"$-$",
+        "≤": r"$\leq$",
+        "≥": r"$\geq$",
+    }
+)
+_ESCAPES: dict[str, Callable[[str], str]] = {
+    "html": html.escape,
+    "md": lambda text: _MARKDOWN.sub(r"\\\1", text),
+    "tex": lambda text: text.translate(_LATEX),
+}
 
 
 def one_line(text: str) -> str:
-    """A text without anything that ends a line or cannot be written, such as a title of two lines."""
+    """Replace by a space whatever ends a line or cannot be written, such as in a title of two lines."""
     return _BREAKS.sub(" ", text)
+
+
+def environment(package: str, form: str = "html") -> Environment:
+    """Return the jinja2 environment for the templates of a package.
+
+    Args:
+        package: where the templates are.
+        form: "html", "md" or "tex": every expression that is not marked safe is put on one line and escaped for it.
+    """
+
+    def escaped(value: object) -> Markup:
+        return value if isinstance(value, Markup) else Markup(_ESCAPES[form](one_line(str(value))))
+
+    latex_delimiters = {
+        **{"block_start_string": "<%", "block_end_string": "%>"},
+        **{"variable_start_string": "<<", "variable_end_string": ">>"},
+        **{"comment_start_string": "<#", "comment_end_string": "#>"},
+    }
+    options: dict[str, Any] = latex_delimiters if form == "tex" else {}
+    made = Environment(
+        loader=PackageLoader(package, ""),
+        autoescape=True,
+        finalize=escaped,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
+    )
+    made.globals["text_of"] = text_of
+    made.filters["one_line"] = one_line
+    return made
+
+
+_environment = cache(environment)
+
+
+def _printed(table: Table, form: str, **values: Any) -> str:
+    stubs = (table.row_header, *table.fact_names)
+    return (
+        _environment(__package__, form)
+        .get_template(f"table.{form}")
+        .render(
+            table=table,
+            stubs=stubs,
+            width=len(stubs) + len(table.columns),
+            levels=header(table),
+            notes=notes_of(table),
+            sources=list(_sources(table)),
+            **values,
+        )
+    )
+
+
+def markdown(table: Table) -> str:
+    """Print a table as GitHub and most site generators read it.
+
+    Our value is linked to the list of its result rows; the paper's follows in parentheses.
+    """
+    return _printed(table, "md")
+
+
+def latex(table: Table) -> str:
+    """Print a floating table; the result rows of each cell are comments.
+
+    The document needs the packages booktabs, multirow and, for tables of more than six columns, graphicx.
+    """
+    return _printed(table, "tex")
+
+
+def html_fragment(table: Table, rows: bool = True) -> str:
+    """Print a ``<section>`` for a page that brings its own style.
+
+    Classes: ``benchmark-table`` (the section, with ``data-name`` and ``data-family``), ``spread``, ``paper``, ``best``,
+    ``footnotes``, ``rows``. Cells have ``data-sort`` (a number, ours or else the paper's; absent where there is none).
+    Our value links to ``#<anchor>``, an item of the list of result rows.
+
+    Args:
+        table: what to write.
+        rows: append that list; without it the page must hold the anchors
+            (:meth:`~medvlp.benchmark.tables.model.Table.anchor`).
+    """
+    return _printed(table, "html", rows=rows)
+
+
+def csv_text(tables: Iterable[Table]) -> str:
+    """Print the cells of tables, one line each under one header.
+
+    Numbers are as printed (per cent where the table is); instead of a value "-", "/" or "?". In a table of reported
+    numbers ``value`` is empty and ``paper`` holds them.
+    """
+    lines = [_csv_line(table, *position) for table in tables for position in table.cells()]
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
+
+
+def _csv_line(table: Table, b: int, r: int, c: int, cell: Cell) -> dict[str, object]:
+    block, column = table.blocks[b], table.columns[c]
+    row, paper = block.rows[r], cell.reported
+    low, _, high = cell.interval_text.strip("[]").partition(", ")
+    return {
+        "table": _no_formula(table.name),
+        "block": _no_formula(block.title),
+        "row": _no_formula(row.label),
+        "method": _no_formula(row.method or ""),
+        "column": _no_formula(" / ".join(column.labels)),
+        "metric": _no_formula(column.metric),
+        "fraction": "" if column.fraction is None else f"{column.fraction:g}",
+        "value": "" if table.reported_only else text_of(table, cell).main,
+        "std": cell.std_text,
+        "low": low,
+        "high": high,
+        "runs": cell.runs or "",
+        "best": int(cell.best),
+        "paper": paper.printed if paper else "",
+        "paper_std": (paper.std or "") if paper else "",
+        "flags": _no_formula(" | ".join(paper.flags) if paper else ""),
+        "phantom": int(table.phantom),
+        "source": _no_formula(table.source if cell.jobs else ""),
+        "lines": " ".join(map(str, cell.lines)),
+        "jobs": _no_formula(" ".join(cell.jobs)),
+        "caption": _no_formula(f"{table.title}. {table.caption}."),
+    }
+
+
+def _no_formula(text: str) -> str:
+    """Quote what a spreadsheet would compute."""
+    text = one_line(text)
+    return f"'{text}" if text.lstrip().startswith(tuple("=+-@＝＋－＠")) else text
 
 
 @dataclass(frozen=True)
 class Span:
-    """A label of the header over neighbouring columns.
-
-    Attributes:
-        label: what it says.
-        start: its first column, from 0.
-        width: how many columns.
-    """
+    """A label of the header over ``width`` neighbouring columns from ``start`` (from 0) on."""
 
     label: str
     start: int
@@ -31,17 +181,16 @@ class Span:
 
 
 def header(table: Table) -> list[list[Span]]:
-    """The lines of a table's header, outermost first; equal neighbours under one label are one span."""
+    """Return the lines of a table's header, outermost first; equal neighbours under one label are one span."""
     lines = []
-    for level in range(len(table.columns[0].labels) if table.columns else 0):
-        spans, start = [], 0
+    depth = len(table.columns[0].labels) if table.columns else 0
+    for level in range(depth):
         # equal labels join only under the same labels above; the innermost line names each column
-        innermost = level == len(table.columns[0].labels) - 1
-        keys = [(*c.labels[: level + 1], i if innermost else None) for i, c in enumerate(table.columns)]
-        for _, same in groupby(range(len(keys)), key=lambda i: keys[i]):
-            width = len(list(same))
-            spans.append(Span(table.columns[start].labels[level], start, width))
-            start += width
+        keys = [(*c.labels[: level + 1], i if level == depth - 1 else None) for i, c in enumerate(table.columns)]
+        spans = []
+        for _, group in groupby(range(len(keys)), key=lambda i: keys[i]):
+            columns = list(group)
+            spans.append(Span(table.columns[columns[0]].labels[level], columns[0], len(columns)))
         lines.append(spans)
     return lines
 
@@ -64,34 +213,34 @@ class CellText:
 
 
 def text_of(table: Table, cell: Cell) -> CellText:
-    """The parts of a cell's text.
+    """Return the parts of a cell's text.
 
     In a table of reported numbers the paper's value is the main one. A mark that stands for ours and for the paper's is
     printed once.
     """
-    marks = table.marks(cell)
-    paper = cell.reported
+    marks, paper = table.marks(cell), cell.reported
     if table.reported_only:
         if paper is None:
             return CellText(cell.status, "", "", marks)
         return CellText(paper.printed, f"± {paper.std}" if paper.std else "", "", marks)
     beside = "" if paper is None or (cell.value is None and cell.status == paper.printed) else paper.text
-    spread = " ".join(part for part in (f"± {cell.std_text}" if cell.std_text else "", cell.interval_text) if part)
-    return CellText(cell.mean_text, spread if cell.value is not None else "", beside, marks)
+    parts = (f"± {cell.std_text}" if cell.std_text else "", cell.interval_text)
+    spread = "" if cell.value is None else " ".join(filter(None, parts))
+    return CellText(cell.mean_text, spread, beside, marks)
 
 
-def sources(table: Table) -> Iterator[tuple[str, str, Cell]]:
-    """The cells with result rows: their anchor, what they are, and themselves."""
+def notes_of(table: Table) -> list[tuple[str, str]]:
+    """Return the sentences below a table, and before those on the papers' inconsistencies their letter."""
+    return [*(("", note) for note in table.footnotes), *((letter_of(i), flag) for i, flag in enumerate(table.flags))]
+
+
+def _sources(table: Table) -> Iterator[tuple[str, str]]:
+    """The anchors of cells with result rows, and where those are: file, lines and jobs."""
     for b, r, c, cell in table.cells():
         if cell.jobs:
             block = table.blocks[b]
-            name = ", ".join(
-                part for part in (block.title, block.rows[r].label, " ".join(table.columns[c].labels)) if part
-            )
-            yield table.anchor(b, r, c), name, cell
-
-
-def source_of(table: Table, cell: Cell) -> str:
-    """Where a cell's result rows are: file, lines and jobs."""
-    lines = f", line{'s' if len(cell.lines) > 1 else ''} {', '.join(map(str, cell.lines))}" if cell.lines else ""
-    return f"{table.source or 'results'}{lines}; {'jobs' if len(cell.jobs) > 1 else 'job'} {', '.join(cell.jobs)}"
+            name = ", ".join(filter(None, (block.title, block.rows[r].label, " ".join(table.columns[c].labels))))
+            numbers = ", ".join(map(str, cell.lines))
+            lines = f", line{'s' if len(cell.lines) > 1 else ''} {numbers}" if numbers else ""
+            jobs = f"{'jobs' if len(cell.jobs) > 1 else 'job'} {', '.join(cell.jobs)}"
+            yield table.anchor(b, r, c), f"{name}: {table.source or 'results'}{lines}; {jobs}"
