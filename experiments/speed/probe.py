@@ -33,9 +33,9 @@ import torch
 
 from medvlp.datamodules.rsna import RSNADataModule
 from medvlp.encoders.image import ImageEncoderConfig
-from medvlp.metrics.zero_shot import prompt_embeddings, zero_shot_probability
 from medvlp.phantom import PhantomSpec, write_phantom
 from medvlp.results import hardware
+from medvlp.scoring.prompts import prompt_embeddings, zero_shot_probability
 from medvlp.tasks.classification import Classification
 from medvlp.tasks.encoder import EncoderSource, TaskEncoder
 

@@ -23,7 +23,7 @@ from medvlp.losses.segmentation import dice_bce_official, soft_dice_loss
 from medvlp.methods.g2d.pseudo_mask import OFFICIAL, PseudoMaskSettings, aggregate_heads, pseudo_mask
 from medvlp.methods.schedules import warm_restarts, warmup_cosine
 from medvlp.metrics.retrieval import in_batch_accuracy
-from medvlp.metrics.zero_shot import prompt_embeddings, zero_shot_probability
+from medvlp.scoring.prompts import prompt_embeddings, zero_shot_probability
 
 
 def convirt_loss(x: Arrays) -> Arrays:

@@ -8,8 +8,8 @@ from helpers import SIZE, chest, sizes, text_config, tokenizer
 import medvlp
 from medvlp.datasets.inputs import prepare_images
 from medvlp.errors import CheckpointError, ConfigError, DataError, NotSupportedError
-from medvlp.metrics.zero_shot import prompt_embeddings, zero_shot_probability
 from medvlp.registry import get_method
+from medvlp.scoring.prompts import prompt_embeddings, zero_shot_probability
 
 RULE = {"transform": "mgca", "size": SIZE, "intensity": "standard"}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from medvlp.metrics.classification import ClassificationMetric
-from medvlp.metrics.detection import DetectionMetric
+from medvlp.metrics.classification import classification_measures
+from medvlp.metrics.detection import COLUMNS, detection_measures
 from medvlp.metrics.samples import SampleStore
 
 WORLD = 2
@@ -43,20 +43,25 @@ def make() -> SampleStore:
 
 
 def measured(rows: list[int], batch: int) -> dict[str, float]:
-    """One metric of plain columns and one of ragged ones, through torchmetrics' own ``compute``."""
-    flat, boxed = ClassificationMetric(), DetectionMetric()
+    """Metrics of plain columns and of ragged ones."""
+    flat, boxed = SampleStore(["score", "label"]), SampleStore([], COLUMNS)
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         items = [sample(row) for row in part]
         labels = torch.tensor([[row % 2, row % 3 == 0, row > 2] for row in part]).float()
-        flat.update(torch.stack([item["score"] for item in items]), labels, torch.tensor(part))
-        truth = [{"boxes": 9 * corners(item["boxes"]), "labels": item["tags"] * 0} for item in items]
-        found = [
-            {**one, "boxes": one["boxes"] + 0.4, "scores": item["boxes"][:, 0]}
-            for one, item in zip(truth, items, strict=True)
-        ]
-        boxed.update(found, truth, torch.tensor(part))
-    return {name: float(value) for metric in (flat, boxed) for name, value in metric.compute().items()}
+        flat.update(torch.tensor(part), score=torch.stack([item["score"] for item in items]), label=labels)
+        truth = [9 * corners(item["boxes"]) for item in items]
+        kinds = [item["tags"] * 0 for item in items]
+        boxed.update(
+            torch.tensor(part),
+            boxes=[boxes + 0.4 for boxes in truth],
+            scores=[item["boxes"][:, 0] for item in items],
+            labels=kinds,
+            truth=truth,
+            truth_labels=kinds,
+        )
+    found = classification_measures(flat.compute()) | detection_measures(boxed.compute())
+    return {name: float(value) for name, value in found.items()}
 
 
 def corners(boxes: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from medvlp.errors import ConfigError
-from medvlp.metrics.bootstrap import distribution, group_codes, interval, paired_interval, resample_weights
+from medvlp.metrics.bootstrap import distribution, group_codes, interval, resample_weights
 from medvlp.metrics.samples import Samples
 
 
@@ -76,18 +76,6 @@ def test_resamples_without_a_value_are_counted():
     found = interval(rare_measure, made(torch.zeros(10)), torch.arange(10), resamples=500)["rare"]
     assert found == (1.0, 1.0)
     assert found.undefined / 500 == pytest.approx(0.9**10, abs=0.08)
-
-
-def test_paired_differences_cancel_what_both_share():
-    g = torch.Generator().manual_seed(0)
-    shared, small = 10 * torch.randn(100, generator=g), torch.randn(100, generator=g) / 10
-    a, b = made(shared + small + 0.1), made(shared)
-    low, high = paired_interval(mean_measure, a, b, torch.arange(100))["mean"]
-    assert 0.05 < low < high < 0.16
-    same = paired_interval(mean_measure, a, a, torch.arange(100))["mean"]
-    assert same == (0.0, 0.0)
-    with pytest.raises(ConfigError, match="same samples"):
-        paired_interval(mean_measure, a, b.select(torch.arange(99)), torch.arange(100))
 
 
 def test_distribution_is_repeatable_and_weights_are_repetitions():

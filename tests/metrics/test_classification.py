@@ -8,7 +8,6 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 
 from medvlp.errors import ConfigError, DataError
 from medvlp.metrics.classification import (
-    ClassificationMetric,
     best_f1_thresholds,
     best_mcc_thresholds,
     classification_measures,
@@ -198,18 +197,3 @@ def test_no_samples(multiclass):
     assert best_f1_thresholds(torch.zeros(0, 2), torch.zeros(0, 2)).isnan().all()
     empty = Samples(torch.zeros(0, dtype=torch.long), {"score": torch.zeros(0), "label": torch.zeros(0)})
     assert math.isnan(classification_measures(empty, names=["a", "b"])["auroc"])
-
-
-def test_metric_counts_each_row_once():
-    samples = made(9)
-    metric = ClassificationMetric(thresholds=torch.full((4,), 0.5))
-    for rows in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 0, 1]):
-        at = torch.tensor(rows)
-        metric.update(samples["score"][at], samples["label"][at], at)
-    want = classification_measures(samples, thresholds=torch.full((4,), 0.5))
-    got = metric.compute()
-    for name, value in want.items():
-        assert float(got[name]) == pytest.approx(float(value), nan_ok=True)
-    metric.reset()
-    metric.update(samples["score"][:2], samples["label"][:2], torch.arange(2))
-    assert len(metric.store.compute()) == 2

@@ -7,13 +7,12 @@ from sklearn.metrics import average_precision_score
 
 from medvlp.errors import ConfigError
 from medvlp.metrics.grounding import (
-    MEDKLIP_THRESHOLDS,
+    COLUMNS,
     THRESHOLDS,
-    GroundingMetric,
     grounding_measures,
     grounding_statistics,
 )
-from medvlp.metrics.samples import Samples
+from medvlp.metrics.samples import Samples, SampleStore
 
 
 def drawn(n=9, size=12, seed=0, ties=True):
@@ -136,7 +135,7 @@ def test_contrast_without_variance_is_zero():
 
 def test_medklip_threshold_is_strict():
     heat = torch.tensor([[[0.008, 0.0081]]])
-    found = grounding_statistics(heat, torch.ones(1, 1, 2), MEDKLIP_THRESHOLDS)
+    found = grounding_statistics(heat, torch.ones(1, 1, 2), (0.008,))
     assert found["predicted"].tolist() == [[1]]
 
 
@@ -145,7 +144,7 @@ def test_no_mask_no_sample_and_wrong_shapes():
     found = grounding_measures(table(heat, mask * 0))
     assert all(math.isnan(value) for value in found.values())
     with pytest.warns(UserWarning, match="before the"):
-        nothing = GroundingMetric(category=True).store.compute()
+        nothing = SampleStore([*COLUMNS, "category"]).compute()
     assert all(math.isnan(value) for value in grounding_measures(nothing).values())
     assert all(v.isnan().all() for v in grounding_measures(nothing, torch.zeros(2, 0)).values())
     with pytest.raises(ConfigError, match="equal size"):
@@ -154,14 +153,3 @@ def test_no_mask_no_sample_and_wrong_shapes():
         grounding_statistics(heat, mask, [])
     with pytest.raises(ConfigError, match="taken at 5"):
         grounding_measures(table(heat, mask), thresholds=[0.1])
-
-
-def test_metric_counts_each_row_once():
-    heat, mask = drawn()
-    category = torch.arange(9) % 3
-    metric = GroundingMetric([0.2, 0.4], category=True)
-    for rows in ([0, 1, 2, 3, 4], [5, 6, 7, 8, 0]):
-        metric.update(heat[rows], mask[rows], torch.tensor(rows), category[rows])
-    want = grounding_measures(table(heat, mask, [0.2, 0.4], category), thresholds=[0.2, 0.4])
-    got = {name: float(value) for name, value in metric.compute().items()}
-    assert got == pytest.approx({name: float(value) for name, value in want.items()})

@@ -11,7 +11,7 @@ import torch
 from medvlp.metrics.classification import classification_measures
 from medvlp.metrics.detection import RATES, detection_measures
 from medvlp.metrics.grounding import THRESHOLDS, grounding_measures, grounding_statistics
-from medvlp.metrics.retrieval import pair_statistics, retrieval_measures
+from medvlp.metrics.retrieval import precision_statistics, recall_columns, retrieval_measures
 from medvlp.metrics.samples import Ragged, Samples
 from medvlp.metrics.segmentation import mask_statistics, segmentation_measures
 
@@ -242,7 +242,12 @@ WAYS = ("i2t", "t2i", "i2i")
 
 
 def pairs(image, text):
-    return retrieval_measures(rows(**pair_statistics(image, text, classes=CLASS, **CUTS)), **CUTS)
+    columns = recall_columns(image, text, k=CUTS["recalls"])
+    for way, queries, keys in (("i2t", image, text), ("t2i", text, image), ("i2i", image, image)):
+        itself = torch.arange(40) if way == "i2i" else None
+        values = precision_statistics(queries, keys, CLASS, CLASS, CUTS["precisions"], itself)
+        columns[f"precision_{way}"], columns[f"chance_precision_{way}"] = values
+    return retrieval_measures(rows(**columns), **CUTS)
 
 
 BY_CHANCE = {

@@ -9,10 +9,8 @@ from medvlp.errors import ConfigError
 from medvlp.metrics.retrieval import (
     PRECISIONS,
     RECALLS,
-    RetrievalMetric,
-    pair_statistics,
     precision_statistics,
-    recall_at_k,
+    recall_columns,
     recall_statistics,
     retrieval_measures,
 )
@@ -25,19 +23,46 @@ def embeddings(n=60, dim=8, noise=0.7, seed=0):
     return image, image + noise * torch.randn(n, dim, generator=g)
 
 
-def table(**options):
+def table(groups=None, classes=None):
     image, text = embeddings()
-    columns = pair_statistics(image, text, **options)
-    return Samples(torch.arange(len(image)), columns)
+    columns = recall_columns(image, text, groups)
+    if classes is not None:
+        for way, queries, keys in (("i2t", image, text), ("t2i", text, image), ("i2i", image, image)):
+            itself = torch.arange(60) if way == "i2i" else None
+            values = precision_statistics(queries, keys, classes, classes, own_key=itself)
+            columns[f"precision_{way}"], columns[f"chance_precision_{way}"] = values
+    return Samples(torch.arange(60), columns)
 
 
-def test_without_ties_recall_is_that_of_pretraining():
-    image, text = embeddings()
-    for groups in (None, torch.arange(60) // 3):
-        found = retrieval_measures(table(groups=groups))
-        for way, queries, keys in (("i2t", image, text), ("t2i", text, image)):
-            for k, value in recall_at_k(queries, keys, RECALLS, groups).items():
-                assert float(found[f"recall@{k}/{way}"]) == pytest.approx(value, abs=1e-6)
+def loop_recall(queries, keys, k, groups):
+    """One query at a time, in float64."""
+    cosines = torch.nn.functional.cosine_similarity(queries.double()[:, None], keys.double()[None], dim=-1)
+    ranks = []
+    for i, row in enumerate(cosines):
+        best = row[groups == groups[i]].max()
+        ranks.append(1 + int((row[groups != groups[i]] > best).sum()))
+    return {cut: float(np.mean(np.array(ranks) <= cut)) for cut in k}
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+@pytest.mark.parametrize("groups", [torch.arange(60), torch.arange(60) // 3, torch.arange(60) % 5])
+def test_recall_is_the_loop(noise, groups):
+    image, text = embeddings(noise=noise)
+    found = retrieval_measures(Samples(torch.arange(60), recall_columns(image, text, groups)))
+    for way, queries, keys in (("i2t", image, text), ("t2i", text, image)):
+        for k, value in loop_recall(queries, keys, RECALLS, groups).items():
+            assert float(found[f"recall@{k}/{way}"]) == pytest.approx(value)
+    chunked, _ = recall_statistics(image, text, RECALLS, groups, groups, chunk=7)
+    assert torch.equal(chunked, recall_statistics(image, text, RECALLS, groups, groups)[0])
+
+
+def test_ties_of_recall_are_shared_without_a_draw():
+    keys = torch.eye(4)[[0, 0, 0, 1, 2, 2]]
+    values, _ = recall_statistics(keys, keys, (1, 2, 3))
+    want = [[1 / 3, 2 / 3, 1]] * 3 + [[1, 1, 1]] + [[1 / 2, 1, 1]] * 2
+    torch.testing.assert_close(values, torch.tensor(want))
+    same = torch.tensor([0, 0, 0, 1, 2, 2])
+    assert recall_statistics(keys, keys, (1,), same, same)[0].tolist() == [[1.0]] * 6
 
 
 def test_precision_is_torchmetrics():
@@ -69,19 +94,6 @@ def test_a_query_does_not_find_itself():
     assert torch.allclose(chance, torch.tensor(4 / 19))
 
 
-def test_candidates_of_several_classes():
-    image, text = embeddings(12)
-    labels = (torch.rand(12, 3, generator=torch.Generator().manual_seed(0)) > 0.5).float()
-    labels[3] = torch.nan
-    classes = torch.tensor([0, 2, 1, 1])
-    found, chance = precision_statistics(image[:4], text, classes, labels, (1, 3))
-    order = torch.nn.functional.cosine_similarity(image[:4, None], text[None], dim=-1).argsort(1, descending=True)
-    for q in range(4):
-        relevant = labels[order[q], classes[q]] == 1
-        assert float(found[q, 1]) == pytest.approx(float(relevant[:3].float().mean()))
-        assert float(chance[q]) == pytest.approx(float((labels[:, classes[q]] == 1).float().mean()))
-
-
 def test_ties_count_as_in_random_order():
     """Against the mean over many random orders."""
     keys = torch.eye(3)[[0, 0, 0, 0, 1, 1, 2]]
@@ -102,8 +114,10 @@ def test_ties_count_as_in_random_order():
 
 
 def test_collapsed_models_score_chance():
-    one = torch.ones(40, 4)
-    columns = pair_statistics(one, one, torch.arange(40) // 2, torch.arange(40) % 5, precisions=(5, 10))
+    one, classes = torch.ones(40, 4), torch.arange(40) % 5
+    columns = recall_columns(one, one, torch.arange(40) // 2)
+    values = precision_statistics(one, one, classes, classes, (5, 10))
+    columns["precision_i2t"], columns["chance_precision_i2t"] = values
     found = retrieval_measures(Samples(torch.arange(40), columns), precisions=(5, 10))
     for name in [name for name in found if not name.startswith("chance")]:
         assert float(found[name]) == pytest.approx(float(found[f"chance/{name}"]), abs=1e-6), name
@@ -123,35 +137,14 @@ def test_weights_are_repetitions():
             assert float(found[name][r]) == pytest.approx(float(value), abs=1e-9, nan_ok=True), name
 
 
-def test_pairs_of_no_class_are_candidates_but_no_queries():
-    classes = torch.arange(60) % 5
-    classes[::4] = -1
-    samples = table(classes=classes)
-    assert samples["precision_i2t"][::4].isnan().all()
-    assert not samples["precision_i2t"][1, 0].isnan()
-    found = retrieval_measures(samples)
-    share = float(np.mean([(classes == c).float().mean() for c in classes[classes >= 0]]))
-    assert float(found["chance/precision@5/i2t"]) == pytest.approx(share, abs=1e-6)
-
-
 def test_no_samples_and_other_cuts():
     nothing = torch.zeros(0, 4)
-    columns = pair_statistics(nothing, nothing, classes=torch.zeros(0, dtype=torch.long))
+    columns = recall_columns(nothing, nothing)
+    classes = torch.zeros(0, dtype=torch.long)
+    values = precision_statistics(nothing, nothing, classes, classes)
+    columns["precision_i2t"], columns["chance_precision_i2t"] = values
     found = retrieval_measures(Samples(torch.zeros(0, dtype=torch.long), columns))
-    assert len(found) == 2 * (2 * len(RECALLS) + 3 * len(PRECISIONS))
+    assert len(found) == 2 * (2 * len(RECALLS) + len(PRECISIONS))
     assert all(math.isnan(value) for value in found.values())
     with pytest.raises(ConfigError, match="taken at 3"):
         retrieval_measures(table(), recalls=(1, 5))
-    with pytest.warns(UserWarning, match="before the"):
-        assert all(math.isnan(value) for value in RetrievalMetric(classes=True).compute().values())
-
-
-def test_metric_counts_each_row_once():
-    image, text = embeddings()
-    classes = torch.arange(60) % 5
-    metric = RetrievalMetric(classes=True)
-    for rows in (list(range(31)), [*range(31, 60), 0, 1]):
-        metric.update(image[rows], text[rows], torch.tensor(rows), torch.tensor(rows), classes[rows])
-    want = retrieval_measures(table(classes=classes))
-    got = {name: float(value) for name, value in metric.compute().items()}
-    assert got == pytest.approx({name: float(value) for name, value in want.items()}, nan_ok=True)

@@ -143,7 +143,7 @@ def test_frames_without_a_layout_and_with_wrong_ids_are_refused():
         samples.to_frame(["a"], ["b"])
     frame = samples.to_frame(list("abcdef"), list("abcdef"))
     frame.attrs.clear()
-    with pytest.raises(DataError, match="laid out"):
+    with pytest.raises(DataError, match="layout of its columns"):
         Samples.from_frame(frame)
 
 

@@ -8,7 +8,6 @@ from torchmetrics.functional.segmentation import dice_score
 from medvlp.errors import ConfigError
 from medvlp.metrics.samples import Samples
 from medvlp.metrics.segmentation import (
-    SegmentationMetric,
     mask_statistics,
     mean_of_batch_means,
     segmentation_measures,
@@ -141,14 +140,3 @@ def test_shapes_are_checked():
 def test_batch_means_take_fractions_of_samples():
     found = mean_of_batch_means(torch.tensor([1.0, 0.0]), torch.tensor([[1.5, 1.5]]), 2)
     assert float(found) == pytest.approx((1.5 / 2 + 0) / 2)
-
-
-def test_metric_counts_each_row_once():
-    probability, mask = pictures()
-    metric = SegmentationMetric(batch_size=4)
-    for rows in ([0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 0]):
-        metric.update(probability[rows], mask[rows], torch.tensor(rows))
-    want = segmentation_measures(table(probability, mask), batch_size=4)
-    assert {name: float(value) for name, value in metric.compute().items()} == pytest.approx(
-        {name: float(value) for name, value in want.items()}
-    )

@@ -7,9 +7,17 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.errors import ConfigError
-from medvlp.metrics.zero_shot import zero_shot_auroc
+from medvlp.metrics.samples import Samples
 from medvlp.prompts import load_prompts
-from medvlp.scoring.prompts import RULES, PromptTable, class_scores, prompt_scores, standardised_over_classes
+from medvlp.scoring.prompts import (
+    RULES,
+    PromptTable,
+    class_scores,
+    prompt_scores,
+    standardised_over_classes,
+    zero_shot_auroc,
+)
+from medvlp.tasks.zero_shot import zero_shot_measures
 
 PROMPTS = {
     "Edema": (("edema", "wet lungs", "edema"), ("no edema", "clear")),
@@ -142,6 +150,33 @@ def test_validation_of_methods_scores_sets_without_negation():
     assert found == {"Edema": 1.0, "Mass": 1.0, "mean": 1.0}
 
 
+@pytest.mark.parametrize("names", [list(PROMPTS), ["Mass"]])
+def test_validation_of_methods_gives_the_number_of_the_task(data, names):
+    """Bit for bit, with ties, unknown labels and a class without a positive."""
+    images, texts, table = data
+    images = torch.cat([images, images[:2]])
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(-1, 2, (len(images), 3), generator=generator).float()
+    labels[:, 2] = labels[:, 2].clamp_max(0)
+    embeddings = dict(zip(table.texts, texts, strict=True))
+    found = zero_shot_auroc(
+        images,
+        labels,
+        list(PROMPTS),
+        {name: PROMPTS[name] for name in names},
+        lambda given: torch.stack([embeddings[text] for text in given]),
+    )
+    chosen = PromptTable.of({name: PROMPTS[name] for name in names})
+    scores = class_scores(images, torch.stack([embeddings[text] for text in chosen.texts]), chosen)
+    columns = [list(PROMPTS).index(name) for name in names]
+    samples = Samples(torch.arange(len(images)), {"score": scores, "label": labels[:, columns]})
+    expected = zero_shot_measures(samples, names=names)
+    assert found["mean"] == float(expected["auroc"])
+    for name in names:
+        key = f"auroc/{name}" if len(names) > 1 else "auroc"
+        assert found.get(name, math.nan) == pytest.approx(float(expected[key]), abs=0, nan_ok=True)
+
+
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
@@ -158,8 +193,8 @@ def test_bad_prompts(prompts, message):
 
 def test_bad_rules(data):
     images, texts, table = data
-    with pytest.raises(ConfigError, match="no scoring rule 'softmix'"):
+    with pytest.raises(ConfigError, match="unknown scoring rule 'softmix'"):
         class_scores(images, texts, table, "softmix")
     one = PromptTable.of({"Edema": (("edema",), ("no",))})
-    with pytest.raises(ConfigError, match="but one"):
+    with pytest.raises(ConfigError, match="at least two"):
         one.check("class_sigmoid")

@@ -31,7 +31,7 @@ from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.methods.payload import checked_hyperparameters
 from medvlp.methods.plain import check_named, config_from
 from medvlp.methods.stopping import stop_guard
-from medvlp.metrics.embeddings import EmbeddingStore
+from medvlp.metrics.samples import SampleStore
 from medvlp.prompts import load_prompts
 from medvlp.seeding import derive_seed
 from medvlp.text import load_tokenizer, tokenizer_from_state, tokenizer_state, train_wordpiece
@@ -119,7 +119,7 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
         self.preprocess: dict[str, Any] = {}
         self.label_names: list[str] = []
         self.evaluation: dict[str, Any] = {}
-        self._store = EmbeddingStore()
+        self._store = SampleStore(["image", "text", "label", "same_text"])
 
     # ---------------------------------------------------------------- the contract
 

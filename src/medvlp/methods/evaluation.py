@@ -1,20 +1,18 @@
 """How a method is validated, tested and used for prediction."""
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import lightning as L
-import torch
 from torch import Tensor
 
 from medvlp.losses.precision import total
 from medvlp.methods.guards import unit_length
-from medvlp.metrics.embeddings import EmbeddingStore
-from medvlp.metrics.retrieval import recall_at_k
-from medvlp.metrics.zero_shot import zero_shot_auroc
+from medvlp.metrics.retrieval import recall_columns, retrieval_measures, text_groups
+from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.prompts import PromptSet
+from medvlp.scoring.prompts import zero_shot_auroc
 
 
 class Evaluation(L.LightningModule):
@@ -25,7 +23,7 @@ class Evaluation(L.LightningModule):
     tokenizer: Any
     label_names: list[str]
     evaluation: dict[str, Any]
-    _store: EmbeddingStore
+    _store: SampleStore
 
     @abstractmethod
     def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -44,27 +42,26 @@ class Evaluation(L.LightningModule):
                 self.log(f"{stage}/{key}", value, sync_dist=True, batch_size=size, prog_bar=key == "loss")
         if not self.has_text:
             return
-        groups = [int.from_bytes(hashlib.blake2b(t.encode(), digest_size=7).digest(), "big") for t in batch["text"]]
         self._store.update(
-            outputs["image"],
-            outputs["text"],
-            batch["label"],
-            torch.tensor(groups, device=self.device),
             batch["index"],
+            image=outputs["image"].float(),
+            text=outputs["text"].float(),
+            label=batch["label"].float(),
+            same_text=text_groups(batch["text"]).to(self.device),
         )
 
     def _evaluation_end(self, stage: str) -> None:
         if not self.has_text:  # nothing to choose by text
             self.evaluation = {}
             return
-        everything = self._store.compute()
+        samples = self._store.compute()
         self._store.reset()
-        image, text = everything["image"], everything["text"]
-        results: dict[str, float] = {}
-        for direction, queries, keys in (("i2t", image, text), ("t2i", text, image)):
-            for k, value in recall_at_k(queries, keys, groups=everything["group"]).items():
-                results[f"recall@{k}/{direction}"] = value
-        zero_shot = self.zero_shot_auroc(image, everything["label"])
+        image = samples["image"]
+        recalls = retrieval_measures(
+            Samples(samples.index, recall_columns(image, samples["text"], samples["same_text"]))
+        )
+        results = {name: float(value) for name, value in recalls.items() if not name.startswith("chance/")}
+        zero_shot = self.zero_shot_auroc(image, samples["label"])
         results.update({f"auroc/{finding}": value for finding, value in zero_shot.items()})
         self.evaluation = {"studies": len(image), "zero_shot": zero_shot, **results}
         if not self.trainer.sanity_checking:

@@ -71,8 +71,7 @@ class Inference(L.LightningModule):
             DataError: what was given is no image.
         """
         table = PromptTable.of(self._classes(prompts))
-        if rule is None:
-            rule = "softmax" if all(table.negative) else "cosine"
+        rule = rule or table.default_rule
         table.check(rule)
         prepared = prepare_images(images, self.preprocess)
         with _evaluating(self):

@@ -14,45 +14,45 @@ Measures = Callable[[Samples, Tensor | None], dict[str, Tensor]]
 """Samples and weights, None or (R, N), to named scalars, or named (R,)."""
 
 _CHUNK = 4_000_000
-"""Weights held at once."""
+"""Weights held in memory at once."""
 
 
 class Interval(tuple[float, float]):
-    """``(low, high)``, which also knows how many resamples had no value.
+    """``(low, high)``; both NaN if no resample has a value.
 
     Attributes:
-        undefined: resamples in which the metric is not defined (no positive drawn, for example). They are left out.
+        undefined: number of skipped resamples in which the metric is undefined (no positive was drawn, for example).
     """
 
     undefined: int
 
     def __new__(cls, low: float, high: float, undefined: int = 0) -> "Interval":
-        """NaN, NaN where no resample has a value."""
-        made = super().__new__(cls, (low, high))
-        made.undefined = undefined
-        return made
+        """Make the pair."""
+        pair = super().__new__(cls, (low, high))
+        pair.undefined = undefined
+        return pair
 
 
 def group_codes(names: Sequence[Any]) -> Tensor:
-    """(N,) long, equal for equal names: groups for :func:`resample_weights` from patients' identifiers."""
+    """Number the patients: (N,) long, equal for equal identifiers."""
     return torch.from_numpy(np.unique(np.asarray(names, dtype=str), return_inverse=True)[1].astype(np.int64))
 
 
 def resample_weights(
     groups: Tensor, resamples: int, seed: int, strata: Tensor | None = None, chunk: int | None = None
 ) -> Iterator[Tensor]:
-    """How often each sample counts in each bootstrap resample; all samples of a group are drawn together.
+    """Draw patients with replacement and yield the multiplicity of each sample in each resample.
 
-    As many groups as there are are drawn with replacement, so the number of samples varies where groups differ in
-    size. The draws depend on the seed and the groups alone, not on the chunk.
+    Each resample draws as many groups as exist, with all samples of a group, so the number of samples varies. The draws
+    depend on the seed and the groups, not on the chunk.
 
     Args:
         groups: (N,) long, the patient of each sample.
         resamples: R.
         seed: of the draws.
-        strata: (N,) long; as many groups are drawn from each stratum as it has. A group belongs to the largest
-            stratum of its samples (with strata = labels: a patient with one positive image is positive).
-        chunk: resamples held at once; None: about 16 MB.
+        strata: (N,) long; each stratum keeps its number of groups. A group belongs to the largest stratum of its
+            samples (with labels as strata, a patient with one positive image is positive).
+        chunk: resamples per yielded tensor; None for about 16 MB.
 
     Yields:
         (r, N) float32 on the device of ``groups``; the r add up to R.
@@ -74,31 +74,19 @@ def resample_weights(
     for start in range(0, resamples, chunk):
         r = min(chunk, resamples - start)
         counts = torch.zeros(r, len(stratum))
-        for own, stream in zip(members, streams, strict=True):
-            drawn = torch.from_numpy(own[stream.integers(0, len(own), (r, len(own)))])
+        for candidates, stream in zip(members, streams, strict=True):
+            drawn = torch.from_numpy(candidates[stream.integers(0, len(candidates), (r, len(candidates)))])
             counts.scatter_add_(1, drawn, torch.ones(drawn.shape))
         yield counts.to(groups.device)[:, sample_group]
 
 
-def _interval(values: Tensor, level: float) -> Interval:
-    values = values.double()
-    undefined = int(values.isnan().sum())
-    low, high = values.nanquantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(values)).tolist()
-    return Interval(low, high, undefined)
-
-
 def distribution(
-    fn: Measures,
-    samples: Samples,
-    groups: Tensor,
-    resamples: int = 2000,
-    seed: int = 0,
-    strata: Tensor | None = None,
+    fn: Measures, samples: Samples, groups: Tensor, resamples: int = 2000, seed: int = 0, strata: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Each measure in each resample.
+    """Compute each metric in each bootstrap resample of the patients.
 
     Args:
-        fn: one of the ``<task>_measures``, its options bound.
+        fn: one of the ``<task>_measures``, with its options bound.
         samples: N samples.
         groups: (N,) long, the patient of each sample.
         resamples: R.
@@ -106,8 +94,8 @@ def distribution(
         strata: see :func:`resample_weights`.
 
     Returns:
-        Name to (R,) float64; NaN where the measure is not defined in a resample. Measures without one value per
-        resample (thresholds, counts of classes) are expanded.
+        Name to (R,) float64, NaN where the metric is undefined in a resample. Metrics with a single value for all
+        resamples (thresholds, class counts) are expanded.
     """
     parts: dict[str, list[Tensor]] = {}
     for weights in resample_weights(groups.to(samples.index.device), resamples, seed, strata):
@@ -125,58 +113,13 @@ def interval(
     seed: int = 0,
     strata: Tensor | None = None,
 ) -> dict[str, Interval]:
-    """Percentile intervals of all measures, from the same resamples of the patients.
+    """Return percentile intervals of all metrics at coverage ``level``, all from the same resamples of the patients.
 
-    Args:
-        fn: one of the ``<task>_measures``, its options bound.
-        samples: N samples.
-        groups: (N,) long, the patient of each sample; one patient alone gives an interval of no width.
-        resamples: how many.
-        level: coverage.
-        seed: of the draws.
-        strata: see :func:`resample_weights`.
-
-    Returns:
-        Name to (low, high); resamples without a value are left out and counted in ``.undefined``. NaN where the
-        measure is undefined in all.
+    See :func:`distribution` for the arguments. With a single patient, intervals have no width.
     """
-    found = distribution(fn, samples, groups, resamples, seed, strata)
-    return {name: _interval(values, level) for name, values in found.items()}
-
-
-def paired_interval(
-    fn: Measures,
-    a: Samples,
-    b: Samples,
-    groups: Tensor,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-    strata: Tensor | None = None,
-) -> dict[str, Interval]:
-    """Percentile intervals of the difference of two methods, a minus b, on identical resamples.
-
-    Args:
-        fn: one of the ``<task>_measures``, its options bound.
-        a: predictions of one method.
-        b: predictions of the other, of the same samples.
-        groups: (N,) long, the patient of each sample.
-        resamples: how many.
-        level: coverage.
-        seed: of the draws.
-        strata: see :func:`resample_weights`.
-
-    Returns:
-        Name to (low, high) of the difference, of the measures that both have. An interval without 0 excludes
-        equality. A resample in which either is undefined is left out.
-
-    Raises:
-        ConfigError: the two hold different samples.
-    """
-    if not torch.equal(a.index.cpu(), b.index.cpu()):
-        raise ConfigError(
-            f"a paired comparison needs the same samples: {len(a)} and {len(b)} were given, with different indices; "
-            "evaluate both on one split"
-        )
-    first, second = (distribution(fn, side, groups, resamples, seed, strata) for side in (a, b))
-    return {name: _interval(first[name] - second[name], level) for name in first if name in second}
+    edges = torch.tensor([(1 - level) / 2, (1 + level) / 2])
+    intervals = {}
+    for name, values in distribution(fn, samples, groups, resamples, seed, strata).items():
+        low, high = values.nanquantile(edges.to(values)).tolist()
+        intervals[name] = Interval(low, high, int(values.isnan().sum()))
+    return intervals

@@ -1,24 +1,23 @@
-"""Metrics of classification from one table of scores and labels, for the samples as they are or as weighted.
+"""Classification metrics from scores and labels, with optional sample weights.
 
 =========================== ============================================================================================
 ``auroc``                   mean over the classes that have a positive and a negative; ``auroc/<class>`` each of them
-``classes_absent``          how many classes have not, and are left out of every mean
+``classes_absent``          number of the other classes, which enter no mean
 ``average_precision``       area under the precision-recall curve, step-wise, mean over the classes; ``/<class>``
-``f1``, ``accuracy``        at thresholds chosen elsewhere (validation), mean over the classes; ``/<class>``
-``f1_medklip``,             largest F1 over the thresholds **of the scored set itself**, and the accuracy there: what
-``accuracy_medklip``        MedKLIP's released code prints. For comparison with published tables alone
+``f1``, ``accuracy``        at given thresholds (chosen on validation data), mean over the classes; ``/<class>``
+``f1_medklip``,             largest F1 over the thresholds **of the scored set itself**, and the accuracy there, as
+``accuracy_medklip``        MedKLIP's released code prints them. Only for comparison with published tables
 ``f1_kad``,                 the same at the threshold of the scored set with the largest Matthews correlation (KAD)
 ``accuracy_kad``
-``accuracy`` (multiclass)   top 1, micro average (what COVIDx tables hold)
+``accuracy`` (multiclass)   top 1, micro average (as in COVIDx tables)
 ``f1`` (multiclass)         of the top 1, one class against the others, mean over the classes that have a positive
 =========================== ============================================================================================
 
-A label that is neither 0 nor 1 is unknown and left out. A class without a positive or without a negative has NaN. In
-weighted samples (a bootstrap resample) a class can be absent by chance; means are over the classes present there.
+A label that is neither 0 nor 1 is unknown and skipped. A class without a positive or without a negative has NaN. A
+bootstrap resample can lack a class by chance; means are over the classes present in it.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,15 +30,9 @@ from torchmetrics.functional.classification import (
 
 from medvlp.errors import ConfigError, DataError
 from medvlp.metrics.curves import Curve, best_f1_thresholds, best_mcc_thresholds, known, youden_thresholds
-from medvlp.metrics.samples import SampleMetric, Samples, weighted_mean
+from medvlp.metrics.samples import Samples, named_values, sample_weights, weighted_mean
 
-__all__ = [
-    "ClassificationMetric",
-    "best_f1_thresholds",
-    "best_mcc_thresholds",
-    "classification_measures",
-    "youden_thresholds",
-]
+__all__ = ["best_f1_thresholds", "best_mcc_thresholds", "classification_measures", "youden_thresholds"]
 
 
 def classification_measures(
@@ -50,16 +43,16 @@ def classification_measures(
     thresholds: Tensor | None = None,
     multiclass: bool = False,
 ) -> dict[str, Tensor]:
-    """All metrics of the table above.
+    """Compute all metrics of the module's table.
 
     Args:
         samples: columns ``score`` (N, C), larger = more likely (any monotone scale, unless thresholds or
             ``multiclass`` compare them), and ``label`` (N, C): 1, 0, or unknown. One class is binary.
-        weights: (R, N) how often each sample counts; None: once.
-        names: C names of the classes; None: 0, 1, ….
-        thresholds: (C,), prediction: score >= threshold; NaN leaves a class out. None: no ``f1`` and ``accuracy``,
-            except in multiclass, which needs none.
-        multiclass: exactly one class is right; a sample with an unknown label is left out.
+        weights: (R, N) multiplicity of each sample; None: 1.
+        names: C class names; None: 0, 1, ….
+        thresholds: (C,), prediction: score >= threshold; NaN skips a class. None: no ``f1`` and ``accuracy`` (except
+            in multiclass, which needs no thresholds).
+        multiclass: exactly one class is right; samples with an unknown label are skipped.
 
     Returns:
         Name to scalar, or to (R,) with weights; float64. Without samples NaN, and ``classes_absent`` is C.
@@ -81,57 +74,65 @@ def classification_measures(
         raise DataError(
             f"the scores of {int(broken.sum())} of {len(scores)} samples are NaN: has the training diverged?"
         )
-    usable = known(labels)
     top = None
     if multiclass:
-        usable = usable.all(1, keepdim=True).expand_as(labels)
-        labels = labels.masked_fill(~usable, torch.nan)
-        if bool((labels[usable[:, 0]].sum(1) != 1).any()):
-            raise ConfigError("in multiclass each sample has one right class; for several use multilabel")
-        top = torch.zeros_like(usable)
-        if labels.numel():
-            top.scatter_(1, scores.argmax(1, keepdim=True), torch.ones_like(usable[:, :1]))
-    rows: dict[str, list[Tensor]] = {}
+        labels, top = _top_class(scores, labels)
+    per_class: dict[str, list[Tensor]] = {}
     for c in range(len(names)):
-        score, label = scores[:, c], labels[:, c]
-        curve = Curve.of(score, label, weights)
-        found = {"auroc": curve.auroc()}
-        found["average_precision"] = torch.where(curve.defined, curve.average_precision(), torch.nan)
-        if weights is None and bool(curve.defined):
-            rank, target = _ranks(score[usable[:, c]]), label[usable[:, c]].long()
-            found["auroc"] = binary_auroc(rank, target)[None]
-            found["average_precision"] = binary_average_precision(rank, target)[None]
-        if top is not None:
-            found["f1"] = _decided(top[:, c], label, weights)[0]
-        else:
-            found["f1_medklip"], found["accuracy_medklip"] = curve.best_f1()
-            found["f1_kad"], found["accuracy_kad"] = curve.best_mcc()
-            if thresholds is not None:
-                threshold = thresholds[c].to(score)
-                f1, accuracy = _decided(score >= threshold, label, weights)
-                chosen = curve.defined & ~threshold.isnan()
-                found["f1"], found["accuracy"] = (torch.where(chosen, v, torch.nan) for v in (f1, accuracy))
-        for name, value in found.items():
-            rows.setdefault(name, []).append(value.double())
+        threshold = None if thresholds is None else thresholds[c].to(scores)
+        values = _of_class(scores[:, c], labels[:, c], weights, None if top is None else top[:, c], threshold)
+        for name, value in values.items():
+            per_class.setdefault(name, []).append(value.double())
     result: dict[str, Tensor] = {}
-    for name, values in rows.items():
-        stacked = torch.stack(values)
+    for name, columns in per_class.items():
+        stacked = torch.stack(columns)
         result[name] = stacked.nanmean(0)
         if len(names) > 1:
-            result.update({f"{name}/{own}": value for own, value in zip(names, stacked, strict=True)})
-    if rows:
-        result["classes_absent"] = torch.stack(rows["auroc"]).isnan().sum(0).double()
+            result.update({f"{name}/{label}": value for label, value in zip(names, stacked, strict=True)})
+    if per_class:
+        result["classes_absent"] = torch.stack(per_class["auroc"]).isnan().sum(0).double()
     if top is not None:
-        right = torch.where(usable[:, 0], (top & (labels == 1)).any(1), torch.nan)
-        ones = torch.ones(1, len(right), device=right.device)
-        result["accuracy"] = weighted_mean(right, ones if weights is None else weights)
-    return result if weights is not None else {name: value.reshape(()) for name, value in result.items()}
+        right = torch.where(known(labels)[:, 0], (top & (labels == 1)).any(1), torch.nan)
+        result["accuracy"] = weighted_mean(right, sample_weights(samples, weights))
+    return named_values(result, weights)
 
 
-def _ranks(scores: Tensor) -> Tensor:
-    """Ranks in [0, 1]: torchmetrics takes values outside for logits, and their sigmoid makes ties of large ones."""
-    rank = torch.unique(scores, return_inverse=True)[1].double()
-    return rank / rank.max().clamp_min(1)
+def _top_class(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C) labels, NaN in samples with an unknown one, and (N, C) bool decisions for the class of highest score."""
+    usable = known(labels).all(1, keepdim=True).expand_as(labels)
+    labels = labels.masked_fill(~usable, torch.nan)
+    if bool((labels[usable[:, 0]].sum(1) != 1).any()):
+        raise ConfigError("multiclass needs exactly one right class per sample; for several use multilabel")
+    top = torch.zeros_like(usable)
+    if labels.numel():
+        top.scatter_(1, scores.argmax(1, keepdim=True), torch.ones_like(usable[:, :1]))
+    return labels, top
+
+
+def _of_class(
+    score: Tensor, label: Tensor, weights: Tensor | None, top: Tensor | None, threshold: Tensor | None
+) -> dict[str, Tensor]:
+    """(R,) metrics of one class; ``top`` (N,) bool are its multiclass decisions."""
+    curve = Curve.of(score, label, weights)
+    values = {"auroc": curve.auroc()}
+    values["average_precision"] = torch.where(curve.defined, curve.average_precision(), torch.nan)
+    if weights is None and bool(curve.defined):
+        usable = known(label)
+        # torchmetrics takes scores outside [0, 1] for logits, and a sigmoid would make ties of large ones.
+        rank = torch.unique(score[usable], return_inverse=True)[1].double()
+        rank, target = rank / rank.max().clamp_min(1), label[usable].long()
+        values["auroc"] = binary_auroc(rank, target)[None]
+        values["average_precision"] = binary_average_precision(rank, target)[None]
+    if top is not None:
+        values["f1"] = _decided(top, label, weights)[0]
+        return values
+    values["f1_medklip"], values["accuracy_medklip"] = curve.best_f1()
+    values["f1_kad"], values["accuracy_kad"] = curve.best_mcc()
+    if threshold is not None:
+        f1, accuracy = _decided(score >= threshold, label, weights)
+        chosen = curve.defined & ~threshold.isnan()
+        values["f1"], values["accuracy"] = (torch.where(chosen, v, torch.nan) for v in (f1, accuracy))
+    return values
 
 
 def _decided(decision: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -145,18 +146,3 @@ def _decided(decision: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[
     hits, chosen, present, right, total = (weights.double() @ torch.stack(counted, 1).double()).unbind(1)
     f1 = torch.where(present > 0, 2 * hits / (chosen + present), torch.nan)
     return f1, right / total
-
-
-class ClassificationMetric(SampleMetric):
-    """:func:`classification_measures` as a metric that syncs over ranks and counts each dataset row once.
-
-    Args:
-        options: of :func:`classification_measures`.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(classification_measures, ["score", "label"], **options)
-
-    def update(self, preds: Tensor, target: Tensor, index: Tensor) -> None:
-        """Adds a batch: scores (B, C), labels (B, C), dataset rows (B,)."""
-        self.store.update(index, score=preds, label=target)

@@ -2,29 +2,29 @@
 
 ====================== =================================================================================================
 ``map_coco``           AP over **all** images and all detections given, 101-point interpolation, at most 100 detections
-                       of an image and class, mean over IoU 0.40, 0.45, … 0.75 and over the classes. The honest number
+                       of an image and class, mean over IoU 0.40, 0.45, … 0.75 and over the classes. The number to
+                       look at
 ``map_mgca``           the same of detections scored at least ½, **without** the images that then have no detection or
-                       no box: neither their misses nor their false alarms count (MGCA's code, G2D). No value if no
-                       image is left
+                       no box: neither their misses nor their false alarms count (MGCA's code, G2D). NaN if no image
+                       is left
 ``images_mgca``        share of the images that ``map_mgca`` looks at
 ``ap@0.50``            as ``map_coco`` at IoU 0.50 alone
 ``sensitivity@<f>``    share of the boxes found at no more than f false positives per image (all images), IoU 0.50
 ``froc``               mean of these for f = ⅛, ¼, ½, 1, 2, 4, 8
 ====================== =================================================================================================
 
-Matching is COCO's: in order of score, each detection takes the free box of its class that it overlaps most, if by the
-IoU asked for. Classes without a box are left out; without any box everything is NaN. Without a detection precision
-and sensitivity are 0.
+Matching is COCO's: in order of score, each detection takes the free box of its class that it overlaps most, if the IoU
+reaches the threshold. Classes without a box are skipped; without any box every metric is NaN. Without a detection
+precision and sensitivity are 0.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from medvlp.metrics.samples import Ragged, SampleMetric, Samples
+from medvlp.metrics.samples import Ragged, Samples, named_values, sample_weights
 
 IOUS = (0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70, 0.75)
 """Overlaps of the papers' mAP; MGCA's text prints 0.65 twice and means 0.55."""
@@ -54,22 +54,22 @@ class Ranked:
     truths: Tensor
 
     def above(self, score: float) -> "Ranked":
-        """Without the detections below a score: those above find what they found."""
+        """Drop the detections below a score; it does not change the matches of the others."""
         keep = self.scores >= score
         return Ranked(self.owner[keep], self.scores[keep], self.hit[:, keep], self.truths)
 
 
-def _place(rows: Ragged) -> Tensor:
-    """(M,) place of each row among those of its image."""
+def _position(rows: Ragged) -> Tensor:
+    """(M,) position of each row within its image."""
     return torch.arange(len(rows.values), device=rows.offsets.device) - rows.offsets[:-1].repeat_interleave(rows.counts)
 
 
 def _padded(rows: Ragged, values: Tensor, fill: float) -> Tensor:
     """(N, most rows of an image, ...)."""
     most = int(rows.counts.max()) if len(rows) else 0
-    made = values.new_full((len(rows), most, *values.shape[1:]), fill)
-    made[rows.owner, _place(rows)] = values
-    return made
+    padded = values.new_full((len(rows), most, *values.shape[1:]), fill)
+    padded[rows.owner, _position(rows)] = values
+    return padded
 
 
 def _overlaps(a: Tensor, b: Tensor) -> Tensor:
@@ -81,11 +81,14 @@ def _overlaps(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _greedy(overlap: Tensor, ious: Tensor) -> Tensor:
-    """(n, D, K) bool: which detections find a box, all images at once, one rank after the other.
+    """Match the detections of all images at once, one rank after the other.
 
     Args:
         overlap: (n, D, G), detections best first; −1 where a pair cannot match.
         ious: (K,).
+
+    Returns:
+        (n, D, K) bool, which detections find a box.
     """
     images, ranks, boxes = overlap.shape
     hit = overlap.new_zeros(images, ranks, len(ious), dtype=torch.bool)
@@ -93,25 +96,43 @@ def _greedy(overlap: Tensor, ious: Tensor) -> Tensor:
         return hit
     free = overlap.new_ones(images, len(ious), boxes, dtype=torch.bool)
     for rank in range(ranks):
-        own = torch.where(free, overlap[:, rank, None], -1.0)
-        # Of equal overlaps the last box, as COCO has it.
-        place = boxes - 1 - own.flip(-1).argmax(-1, keepdim=True)
-        found = own.gather(-1, place) >= ious[:, None]
-        hit[:, rank] = found[..., 0]
-        free.scatter_(-1, place, free.gather(-1, place) & ~found)
+        candidates = torch.where(free, overlap[:, rank, None], -1.0)
+        # Of equal overlaps the last box, as in COCO.
+        best = boxes - 1 - candidates.flip(-1).argmax(-1, keepdim=True)
+        matched = candidates.gather(-1, best) >= ious[:, None]
+        hit[:, rank] = matched[..., 0]
+        free.scatter_(-1, best, free.gather(-1, best) & ~matched)
     return hit
+
+
+def _ordered(samples: Samples, min_score: float, max_detections: int) -> Tensor:
+    """Rows of the detections that count: image by image, best first, at most so many of an image and class."""
+    truth_labels = samples.ragged["truth_labels"].values.long()
+    scores, labels = samples.ragged["scores"].values.double(), samples.ragged["labels"].values.long()
+    owner = samples.ragged["boxes"].owner
+    order = torch.argsort(scores, descending=True, stable=True)
+    order = order[torch.argsort(owner[order], stable=True)]
+    order = order[scores[order] >= min_score]
+    classes, kind = torch.unique(torch.cat([truth_labels, labels[order]]), return_inverse=True)
+    key = owner[order] * max(len(classes), 1) + kind[len(truth_labels) :]
+    by_key = torch.argsort(key, stable=True)
+    _, sizes = torch.unique_consecutive(key[by_key], return_counts=True)
+    starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    rank = torch.empty_like(by_key)
+    rank[by_key] = torch.arange(len(by_key), device=key.device) - starts
+    return order[rank < max_detections]
 
 
 def rank_detections(
     samples: Samples, ious: Sequence[float] = IOUS, min_score: float = 0.0, max_detections: int = 100
 ) -> dict[int, Ranked]:
-    """Matches the detections of each class with its boxes.
+    """Match the detections of each class with its boxes.
 
     Args:
         samples: ragged columns ``boxes`` (n, 4) and ``truth`` (m, 4) as corners x1 y1 x2 y2 in pixels of one image,
             ``scores`` (n,), ``labels`` (n,), ``truth_labels`` (m,).
         ious: K overlaps, each above 0.
-        min_score: detections below are left out.
+        min_score: detections below are dropped.
         max_detections: of an image and class; the best.
 
     Returns:
@@ -122,20 +143,7 @@ def rank_detections(
     truth_labels = samples.ragged["truth_labels"].values.long()
     scores, labels = samples.ragged["scores"].values.double(), samples.ragged["labels"].values.long()
     owner = detections.owner
-    order = torch.argsort(scores, descending=True, stable=True)
-    order = order[torch.argsort(owner[order], stable=True)]
-    order = order[scores[order] >= min_score]
-    # Rank within image and class.
-    classes, kind = torch.unique(torch.cat([truth_labels, labels[order]]), return_inverse=True)
-    kind = kind[len(truth_labels) :]
-    key = owner[order] * max(len(classes), 1) + kind
-    by_key = torch.argsort(key, stable=True)
-    _, sizes = torch.unique_consecutive(key[by_key], return_counts=True)
-    starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    rank = torch.empty_like(by_key)
-    rank[by_key] = torch.arange(len(by_key), device=device) - starts
-    order = order[rank < max_detections]
-
+    order = _ordered(samples, min_score, max_detections)
     sizes = torch.bincount(owner[order], minlength=count)
     rows = Ragged(order, torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]))
     thresholds = torch.tensor([min(iou, 1 - 1e-10) for iou in ious], dtype=torch.float64, device=device)
@@ -146,20 +154,20 @@ def rank_detections(
         at = torch.arange(start, min(start + step, count), device=device)
         some, boxes = rows.select(at), truth.select(at)
         kinds = truth_labels[truth.offsets[at[0]] : truth.offsets[at[-1] + 1]]
-        found = _padded(some, detections.values[some.values].reshape(-1, 4).double(), 0.0)
-        there = _padded(boxes, boxes.values.reshape(-1, 4).double(), 0.0)
-        fits = _padded(some, labels[some.values], -1)[:, :, None] == _padded(boxes, kinds, -2)[:, None]
-        overlap = torch.where(fits, _overlaps(found, there), -1.0)
+        predicted = _padded(some, detections.values[some.values].reshape(-1, 4).double(), 0.0)
+        expected = _padded(boxes, boxes.values.reshape(-1, 4).double(), 0.0)
+        same = _padded(some, labels[some.values], -1)[:, :, None] == _padded(boxes, kinds, -2)[:, None]
+        overlap = torch.where(same, _overlaps(predicted, expected), -1.0)
         begin, end = int(rows.offsets[at[0]]), int(rows.offsets[at[-1] + 1])
-        hit[begin:end] = _greedy(overlap, thresholds)[some.owner, _place(some)]
+        hit[begin:end] = _greedy(overlap, thresholds)[some.owner, _position(some)]
 
     best = torch.argsort(scores[order], descending=True, stable=True)
     order, hit = order[best], hit[best]
     result = {}
     for label in torch.unique(truth_labels).tolist():
-        own = labels[order] == label
+        member = labels[order] == label
         boxes_of = torch.bincount(truth.owner[truth_labels == label], minlength=count)
-        result[label] = Ranked(owner[order][own], scores[order][own], hit[own].T, boxes_of)
+        result[label] = Ranked(owner[order][member], scores[order][member], hit[member].T, boxes_of)
     return result
 
 
@@ -175,7 +183,7 @@ class _Points:
         """(R,) 101-point interpolated; NaN without a box."""
         if not self.hits.shape[1]:
             return torch.where(self.truths > 0, 0.0, torch.nan)
-        # Precision peaks and recall rises at hits alone.
+        # Precision peaks and recall rises only at hits.
         precision = torch.where(self.everything > 0, self.hits / self.everything, 0)
         envelope = precision.flip(1).cummax(1).values.flip(1)
         recall = self.hits / self.truths[:, None].clamp_min(1e-300)
@@ -189,29 +197,29 @@ class _Points:
     def sensitivity(self, false_positives: Tensor) -> Tensor:
         """(R,) share of the boxes found before there are more than (R,) false positives; NaN without a box."""
         wrong = self.everything - self.hits
-        found = torch.where(wrong <= false_positives[:, None] + 1e-9, self.hits, 0)
-        most = found.amax(1) if found.shape[1] else torch.zeros_like(self.truths)
+        hits = torch.where(wrong <= false_positives[:, None] + 1e-9, self.hits, 0)
+        most = hits.amax(1) if hits.shape[1] else torch.zeros_like(self.truths)
         return torch.where(self.truths > 0, most / self.truths, torch.nan)
 
 
 def _points(ranked: Ranked, weights: Tensor) -> list[_Points]:
-    """One per overlap. The running weight of all detections is summed once for all overlaps."""
+    """One per overlap; the running weight of all detections is summed once for all overlaps."""
     rows = max(1, _CHUNK // max(len(ranked.owner), 1))
-    places = [own.nonzero()[:, 0] for own in ranked.hit]
-    parts: list[list[Tensor]] = [[] for _ in places]
+    positions = [hit.nonzero()[:, 0] for hit in ranked.hit]
+    parts: list[list[Tensor]] = [[] for _ in positions]
     for some in weights.split(rows):
         running = some[:, ranked.owner].cumsum(1)
-        for part, at in zip(parts, places, strict=True):
+        for part, at in zip(parts, positions, strict=True):
             part.append(running[:, at])
     truths = weights @ ranked.truths.double()
     return [
         _Points(weights[:, ranked.owner[at]].cumsum(1), torch.cat(part), truths)
-        for part, at in zip(parts, places, strict=True)
+        for part, at in zip(parts, positions, strict=True)
     ]
 
 
 def _mean(values: list[Tensor], weights: Tensor) -> Tensor:
-    """(R,) over what is defined."""
+    """(R,) mean of the defined values."""
     if not values:
         return torch.full((len(weights),), torch.nan, dtype=torch.float64, device=weights.device)
     return torch.stack(values).nanmean(0)
@@ -228,25 +236,23 @@ def detection_measures(
     froc_iou: float = 0.5,
     rates: Sequence[float] = RATES,
 ) -> dict[str, Tensor]:
-    """All metrics of the table above.
+    """Compute all metrics of the module's table.
 
     Args:
         samples: as for :func:`rank_detections`.
-        weights: (R, N) how often each image counts; None: once.
+        weights: (R, N) multiplicity of each image; None: 1.
         ious: overlaps that mAP is the mean over.
         min_score: of ``map_coco``, ``ap@0.50`` and the FROC; keep it low (0.001 to 0.05).
         mgca_score: of ``map_mgca``.
         max_detections: of an image and class.
-        froc_iou: overlap of a find in the FROC.
+        froc_iou: overlap of a match in the FROC.
         rates: false positives per image.
 
     Returns:
         Name to scalar, or to (R,) with weights; float64.
     """
-    w = torch.ones(1, len(samples), device=samples.index.device) if weights is None else weights
-    w = w.double()
-    all_ious = [*ious, 0.5, froc_iou]
-    ranked = rank_detections(samples, all_ious, min_score, max_detections)
+    w = sample_weights(samples, weights)
+    ranked = rank_detections(samples, [*ious, 0.5, froc_iou], min_score, max_detections)
     seen = torch.zeros(len(samples), dtype=torch.bool, device=w.device)
     seen[samples.ragged["boxes"].owner[samples.ragged["scores"].values >= mgca_score]] = True
     kept = seen & (samples.ragged["truth"].counts > 0)
@@ -254,45 +260,22 @@ def detection_measures(
     coco: list[Tensor] = []
     half: list[Tensor] = []
     mgca: list[Tensor] = []
-    found: dict[float, list[Tensor]] = {rate: [] for rate in rates}
-    for own in ranked.values():
-        points = _points(own, w)
-        # Stacked over the overlaps, then over classes; where a class has no box there is none at any overlap.
+    sensitivity: dict[float, list[Tensor]] = {rate: [] for rate in rates}
+    for of_class in ranked.values():
+        points = _points(of_class, w)
+        # Mean over the overlaps before the classes: a class without a box is undefined at every overlap.
         coco.append(torch.stack([at.average_precision() for at in points[:-2]]).mean(0))
         half.append(points[-2].average_precision())
         for rate in rates:
-            found[rate].append(points[-1].sensitivity(rate * w.sum(1)))
-        papers = _points(own.above(mgca_score), w * kept)
+            sensitivity[rate].append(points[-1].sensitivity(rate * w.sum(1)))
+        papers = _points(of_class.above(mgca_score), w * kept)
         mgca.append(torch.stack([at.average_precision() for at in papers[:-2]]).mean(0))
     result = {
         "map_coco": _mean(coco, w),
         "map_mgca": _mean(mgca, w),
         "images_mgca": w @ kept.double() / w.sum(1),
         "ap@0.50": _mean(half, w),
-        "froc": _mean([_mean(values, w) for values in found.values()], w),
-        **{f"sensitivity@{rate:g}": _mean(values, w) for rate, values in found.items()},
+        "froc": _mean([_mean(values, w) for values in sensitivity.values()], w),
+        **{f"sensitivity@{rate:g}": _mean(values, w) for rate, values in sensitivity.items()},
     }
-    return result if weights is not None else {name: value.reshape(()) for name, value in result.items()}
-
-
-class DetectionMetric(SampleMetric):
-    """:func:`detection_measures` as a metric that syncs over ranks and counts each dataset row once.
-
-    Args:
-        options: of :func:`detection_measures`.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(detection_measures, [], COLUMNS, **options)
-
-    def update(self, preds: Sequence[dict[str, Tensor]], target: Sequence[dict[str, Tensor]], index: Tensor) -> None:
-        """Adds a batch, as torchmetrics' ``MeanAveragePrecision`` takes it, empty tensors for empty images.
-
-        Args:
-            preds: B dictionaries of ``boxes`` (n, 4), ``scores`` (n,) and ``labels`` (n,).
-            target: B dictionaries of ``boxes`` (m, 4) and ``labels`` (m,).
-            index: (B,) dataset rows.
-        """
-        columns = {key: [one[key] for one in preds] for key in ("boxes", "scores", "labels")}
-        truth = {f"truth{end}": [one[key] for one in target] for key, end in (("boxes", ""), ("labels", "_labels"))}
-        self.store.update(index, **columns, **truth)
+    return named_values(result, weights)

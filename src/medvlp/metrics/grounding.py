@@ -1,4 +1,4 @@
-"""How well a heatmap finds a mask: thresholded overlap, contrast, pointing, and precision over all thresholds.
+"""Agreement of heatmaps with masks: thresholded overlap, contrast, pointing, and precision over all thresholds.
 
 =========================== ============================================================================================
 ``iou@<t>``, ``dice@<t>``   of the pixels above t, per image, mean over the images. An empty prediction has 0
@@ -15,52 +15,46 @@
                             averages); ``<name>/<category>`` each of them
 =========================== ============================================================================================
 
-Images without a mask do not count (positives only, as in all papers); without any, everything is NaN. A threshold
-speaks of a scale: MedKLIP's 0.008 of attention that sums to 1, BioViL's of cosines, MaCo's of maps stretched to
-[−1, 1]. CNR, pointing and pixel AP do not depend on scale or offset. NaN pixels were not seen by the encoder: they are
-never predicted, count as misses in recall, IoU, Dice and pixel AP, and are no part of contrast and pointing.
+Only images with a mask count (as in all papers); without any, every metric is NaN. A threshold belongs to a scale:
+MedKLIP's 0.008 to attention that sums to 1 over 196 cells, BioViL's to cosines, MaCo's to maps stretched to [−1, 1].
+CNR, pointing and pixel AP do not depend on scale or offset. NaN pixels were not seen by the encoder: they are never
+predicted, are misses in recall, IoU, Dice and pixel AP, and are ignored in contrast and pointing.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from medvlp.errors import ConfigError
-from medvlp.metrics.samples import SampleMetric, Samples, weighted_mean
+from medvlp.metrics.samples import Samples, named_values, sample_weights, weighted_mean
+from medvlp.metrics.segmentation import check_maps
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
-"""BioViL's and MaCo's."""
-MEDKLIP_THRESHOLDS = (0.008,)
-"""MedKLIP's, for attention that sums to 1 over 196 cells."""
+"""BioViL's and MaCo's thresholds."""
 COLUMNS = ("intersection", "predicted", "truth", "cnr", "pointing_game", "pointing_medklip", "pixel_ap")
-"""What :func:`grounding_statistics` gives."""
+"""Columns of :func:`grounding_statistics`."""
 
 
 def grounding_statistics(
     heatmaps: Tensor, masks: Tensor, thresholds: Sequence[float] = THRESHOLDS
 ) -> dict[str, Tensor]:
-    """What the metrics need to know of each image.
+    """Compute the per-image statistics that the metrics need.
 
     Args:
         heatmaps: (B, H, W) or (B, 1, H, W), larger = more likely; NaN = not seen.
         masks: same shape, inside above ½.
-        thresholds: K; predicted is what is strictly above.
+        thresholds: K; predicted where strictly above.
 
     Returns:
         ``intersection``, ``predicted`` (B, K) and ``truth`` (B,) in pixels, long; ``cnr``, ``pointing_game``,
-        ``pointing_medklip``, ``pixel_ap`` (B,) float32, NaN where not defined (no mask; a mask all over the image for
-        the contrast; nothing seen).
+        ``pointing_medklip``, ``pixel_ap`` (B,) float32, NaN where undefined (no mask; for the contrast, a mask over the
+        whole image; nothing seen).
 
     Raises:
         ConfigError: the shapes differ, or there is no threshold.
     """
-    if heatmaps.shape != masks.shape or heatmaps.ndim not in (3, 4) or (heatmaps.ndim == 4 and heatmaps.shape[1] != 1):
-        raise ConfigError(
-            f"one heatmap and one mask of equal size per image are compared, got {tuple(heatmaps.shape)} and "
-            f"{tuple(masks.shape)}"
-        )
+    check_maps(heatmaps, masks)
     if not thresholds:
         raise ConfigError("grounding needs at least one threshold")
     heat, inside = heatmaps.flatten(1), masks.flatten(1) > 0.5
@@ -70,32 +64,30 @@ def grounding_statistics(
     low = heat.nan_to_num(nan=-torch.inf, neginf=-torch.inf, posinf=torch.inf)
     maximal = (low == low.amax(1, keepdim=True)) & seen
     pointing = (maximal & inside).sum(1).to(heat.dtype) / maximal.sum(1)
-    defined = inside.any(1)
+    pointing = torch.where(inside.any(1), pointing, torch.nan)
     return {
         "intersection": torch.stack([(one & inside).sum(1) for one in above], 1),
         "predicted": torch.stack([one.sum(1) for one in above], 1),
         "truth": inside.sum(1),
         "cnr": contrast_to_noise(heat, inside),
-        "pointing_game": torch.where(defined, pointing, torch.nan),
-        "pointing_medklip": torch.where(
-            defined, torch.where(pointing.isnan(), pointing, (pointing > 0).to(heat.dtype)), torch.nan
-        ),
+        "pointing_game": pointing,
+        "pointing_medklip": torch.where(pointing.isnan(), pointing, (pointing > 0).to(heat.dtype)),
         "pixel_ap": pixel_average_precision(low, inside),
     }
 
 
 def contrast_to_noise(heat: Tensor, inside: Tensor) -> Tensor:
-    """Signed contrast-to-noise ratio with population variances.
+    """Compute the signed contrast-to-noise ratio with population variances.
 
     Args:
-        heat: (B, P) values of pixels; NaN ones are left out.
+        heat: (B, P) pixel values; NaN ones are skipped.
         inside: (B, P) bool.
 
     Returns:
         (B,); 0 where both variances vanish, NaN without pixels inside or outside.
     """
     seen = ~heat.isnan()
-    # From the least value on, so that float32 keeps the variances of maps far from 0.
+    # Relative to the minimum, so that float32 keeps the variances of maps far from 0.
     value = torch.where(seen, heat - torch.where(seen, heat, torch.inf).amin(1, keepdim=True), 0)
     means, variances = [], []
     for part in (inside & seen, ~inside & seen):
@@ -104,17 +96,17 @@ def contrast_to_noise(heat: Tensor, inside: Tensor) -> Tensor:
         variance = ((value - mean) * part).square().sum(1, keepdim=True) / count
         highest, lowest = torch.where(part, value, -1).amax(1), torch.where(part, value, torch.inf).amin(1)
         means.append(mean[:, 0])
-        # Rounding of the mean must not make a variance of equal values.
+        # Rounding of the mean must not give equal values a variance.
         variances.append(torch.where(highest == lowest, 0, variance[:, 0]))
     noise, difference = variances[0] + variances[1], means[0] - means[1]
     return torch.where((noise == 0) & ~difference.isnan(), 0, difference / noise.sqrt())
 
 
 def pixel_average_precision(heat: Tensor, inside: Tensor) -> Tensor:
-    """Step-wise average precision over the pixels of each image; equal values are one threshold.
+    """Compute step-wise average precision over the pixels of each image; equal values are one threshold.
 
     Args:
-        heat: (B, P) without NaN (−inf: never predicted before all others).
+        heat: (B, P) without NaN (−inf: predicted last).
         inside: (B, P) bool.
 
     Returns:
@@ -139,28 +131,27 @@ def grounding_measures(
     thresholds: Sequence[float] = THRESHOLDS,
     categories: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """All metrics of the table above.
+    """Compute all metrics of the module's table.
 
     Args:
         samples: the columns of :func:`grounding_statistics`, and for category means ``category`` (N,), whole numbers.
-        weights: (R, N) how often each image (or phrase) counts; None: once.
-        thresholds: those that the statistics were taken at.
+        weights: (R, N) multiplicity of each image (or phrase); None: 1.
+        thresholds: those of the statistics.
         categories: names of the categories 0, 1, …; None: the numbers.
 
     Returns:
-        Name to scalar, or to (R,) with weights; float64. A category without a sample is left out of its mean.
+        Name to scalar, or to (R,) with weights; float64. Empty categories enter no mean.
 
     Raises:
-        ConfigError: another number of thresholds than the statistics have.
+        ConfigError: the statistics have another number of thresholds.
     """
-    w = torch.ones(1, len(samples), device=samples.index.device) if weights is None else weights
     truth = samples["truth"].double()
     shape = (len(samples), len(thresholds))
     intersection, predicted = (samples[name].double() for name in ("intersection", "predicted"))
     if len(samples) and intersection.shape != shape:
         raise ConfigError(f"the statistics were taken at {intersection.shape[1:].numel()} thresholds, not {shape[1]}")
     intersection, predicted = intersection.reshape(shape), predicted.reshape(shape)
-    w = w.double() * (truth > 0)
+    w = sample_weights(samples, weights) * (truth > 0)
     area = truth[:, None]
     iou = intersection / (predicted + area - intersection).clamp_min(1)
     cnr = samples["cnr"].double()
@@ -171,40 +162,16 @@ def grounding_measures(
     }
     values = {f"{name}@{t:g}": column[:, i] for name, column in columns.items() for i, t in enumerate(thresholds)}
     values |= {name: samples[name].double() for name in ("pointing_game", "pointing_medklip", "pixel_ap")}
-    by_category = {
-        **{f"iou@{t:g}": iou[:, i] for i, t in enumerate(thresholds)},
-        **{"miou": iou.mean(1), "cnr": cnr, "cnr_absolute": cnr.abs()},
-    }
+    by_category = {f"iou@{t:g}": iou[:, i] for i, t in enumerate(thresholds)}
+    by_category |= {"miou": iou.mean(1), "cnr": cnr, "cnr_absolute": cnr.abs()}
     result = {name: weighted_mean(value, w) for name, value in {**by_category, **values}.items()}
     if "category" in samples.columns:
         category = samples["category"].long()
         kinds = sorted(set(category.tolist()))
         members = [(category == kind).double() for kind in kinds]
         for name, value in by_category.items():
-            means = [weighted_mean(value, w * own) for own in members]
+            means = [weighted_mean(value, w * member) for member in members]
             result[f"{name}_category"] = torch.stack(means).nanmean(0) if means else result[name]
             for kind, mean in zip(kinds, means, strict=True):
                 result[f"{name}/{categories[kind] if categories else kind}"] = mean
-    return result if weights is not None else {name: value.reshape(()) for name, value in result.items()}
-
-
-class GroundingMetric(SampleMetric):
-    """:func:`grounding_measures` as a metric that syncs over ranks and counts each dataset row once.
-
-    Args:
-        thresholds: of the heatmaps.
-        category: whether :meth:`update` is given the category of each sample.
-        options: of :func:`grounding_measures`.
-    """
-
-    def __init__(self, thresholds: Sequence[float] = THRESHOLDS, category: bool = False, **options: Any) -> None:
-        columns = (*COLUMNS, "category") if category else COLUMNS
-        super().__init__(grounding_measures, columns, thresholds=tuple(thresholds), **options)
-        self.thresholds = tuple(thresholds)
-
-    def update(self, preds: Tensor, target: Tensor, index: Tensor, category: Tensor | None = None) -> None:
-        """Adds a batch: heatmaps and masks (B, H, W), dataset rows (B,), categories (B,)."""
-        columns = grounding_statistics(preds, target, self.thresholds)
-        if category is not None:
-            columns["category"] = category
-        self.store.update(index, **columns)
+    return named_values(result, weights)

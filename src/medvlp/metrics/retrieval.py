@@ -3,14 +3,15 @@
 ===================== ==================================================================================================
 ``recall@<k>``        share of the queries with a partner among the k most similar items
 ``precision@<k>``     share of the k most similar items that are relevant to the query, mean over the queries (GLoRIA's
-                      5×200, ConVIRT's 8×200: relevant is what is of the query's class)
-``chance/<name>``     what items in random order score
+                      5×200, ConVIRT's 8×200: items of the query's class are relevant)
+``chance/<name>``     score of items in random order
 ===================== ==================================================================================================
 
-Each has a direction, ``/i2t`` and so on. Items of equal similarity (to 1e-6) count as if in random order, so that a
-collapsed model scores chance. :func:`recall_at_k`, which follows pre-training, is stricter: there it finds nothing.
+Each has a direction, ``/i2t`` and so on. Items of equal similarity (to 1e-6) count as their mean over all orders, so
+that a collapsed model scores chance and no draw is needed.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.errors import ConfigError
-from medvlp.metrics.samples import SampleMetric, Samples, weighted_mean
+from medvlp.metrics.samples import Samples, named_values, sample_weights, weighted_mean
 
 RECALLS = (1, 5, 10)
 """Cut-offs of recall."""
@@ -29,40 +30,10 @@ _TIE = 1e-6
 """Cosines closer than this are equal: a matrix product rounds equal rows differently."""
 
 
-def recall_at_k(
-    queries: Tensor, keys: Tensor, k: Sequence[int] = (1, 5, 10), groups: Tensor | None = None, chunk: int = 1024
-) -> dict[int, float]:
-    """Share of queries with a match among the k most similar keys, by cosine.
-
-    A query's rank is one plus the number of keys strictly more similar than its best match, plus half of the other
-    keys as similar (to 1e-6, float32's rounding): ties neither help nor hurt. In a collapsed model every rank is
-    the middle one, (N + 1) / 2.
-
-    Args:
-        queries: (N, d).
-        keys: (N, d); key i matches query i.
-        k: cut-offs.
-        groups: (N,) whole numbers; keys of the query's group match too (reports of equal text). None: key i alone.
-        chunk: queries compared at once.
-
-    Returns:
-        k to recall in [0, 1]; NaN without queries.
-    """
-    queries, keys = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)
-    if groups is None:
-        groups = torch.arange(len(queries), device=queries.device)
-    ranks = []
-    for start in range(0, len(queries), chunk):
-        similarity = queries[start : start + chunk] @ keys.T
-        match = groups[start : start + chunk, None] == groups[None]
-        best = similarity.masked_fill(~match, -2.0).amax(1, keepdim=True)
-        above = ((similarity > best + _TIE) & ~match).sum(1)
-        tied = (((similarity - best).abs() <= _TIE) & ~match).sum(1)
-        ranks.append(1 + above + 0.5 * tied)
-    if not ranks:
-        return {cut: float("nan") for cut in k}
-    rank = torch.cat(ranks)
-    return {cut: float((rank <= cut).float().mean()) for cut in k}
+def text_groups(texts: Sequence[str]) -> Tensor:
+    """(N,) long, equal for equal texts."""
+    digests = (hashlib.blake2b(text.encode(), digest_size=7).digest() for text in texts)
+    return torch.tensor([int.from_bytes(digest, "big") for digest in digests])
 
 
 def in_batch_accuracy(image: Tensor, text: Tensor, top_k: Sequence[int] = (1, 5)) -> dict[int, Tensor]:
@@ -89,12 +60,12 @@ def _log_choose(n: Tensor, k: Tensor) -> Tensor:
     return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
-def _any_of(draws: Tensor, others: Tensor, wanted: Tensor) -> Tensor:
-    """Probability that some of the wanted are among so many draws without replacement from wanted and others."""
-    draws, others, wanted = (x.double() for x in (draws, others, wanted))
-    taken = draws.clamp_min(0).minimum(others + wanted)
-    none = (_log_choose(others, taken.minimum(others)) - _log_choose(others + wanted, taken)).exp()
-    return torch.where((taken > others) & (wanted > 0), 1, torch.where(taken > 0, 1 - none, 0))
+def _any_of(draws: Tensor, others: Tensor, matches: Tensor) -> Tensor:
+    """Probability that draws without replacement from matches and others contain a match."""
+    draws, others, matches = (x.double() for x in (draws, others, matches))
+    taken = draws.clamp_min(0).minimum(others + matches)
+    none = (_log_choose(others, taken.minimum(others)) - _log_choose(others + matches, taken)).exp()
+    return torch.where((taken > others) & (matches > 0), 1, torch.where(taken > 0, 1 - none, 0))
 
 
 def recall_statistics(
@@ -105,7 +76,7 @@ def recall_statistics(
     key_groups: Tensor | None = None,
     chunk: int = 1024,
 ) -> tuple[Tensor, Tensor]:
-    """For each query the probability that a match is among the k most similar keys, ties in random order.
+    """Return for each query the probability that a match is among the k most similar keys, ties in random order.
 
     Args:
         queries: (Q, d).
@@ -113,7 +84,7 @@ def recall_statistics(
         k: K cut-offs.
         query_groups: (Q,) whole numbers; keys of the query's group match. None: key i alone matches query i.
         key_groups: (N,).
-        chunk: queries compared at once; no Q × N matrix is held.
+        chunk: queries compared at once, instead of a Q × N matrix.
 
     Returns:
         (Q, K) float32, 0 or 1 without ties, and (Q, K) chance, keys in random order. Queries without a match have 0.
@@ -122,19 +93,46 @@ def recall_statistics(
     query_groups = torch.arange(len(queries), device=keys.device) if query_groups is None else query_groups
     key_groups = torch.arange(len(keys), device=keys.device) if key_groups is None else key_groups
     cuts = torch.tensor(list(k), device=keys.device)
-    found = queries.new_zeros(len(queries), len(cuts))
-    chance = torch.zeros_like(found)
+    recall = queries.new_zeros(len(queries), len(cuts))
+    chance = torch.zeros_like(recall)
     for start in range(0, len(queries) if len(keys) else 0, chunk):
         similarity = queries[start : start + chunk] @ keys.T
         match = query_groups[start : start + chunk, None] == key_groups[None]
         best = similarity.masked_fill(~match, -2.0).amax(1, keepdim=True)
         above = (similarity > best + _TIE).sum(1, keepdim=True)
         tied = (similarity - best).abs() <= _TIE
-        others, wanted = (tied & ~match).sum(1, keepdim=True), (tied & match).sum(1, keepdim=True)
-        found[start : start + chunk] = _any_of(cuts - above, others, wanted)
+        others, matches = (tied & ~match).sum(1, keepdim=True), (tied & match).sum(1, keepdim=True)
+        recall[start : start + chunk] = _any_of(cuts - above, others, matches)
         every = match.sum(1, keepdim=True)
         chance[start : start + chunk] = _any_of(cuts.expand(len(every), -1), len(keys) - every, every)
-    return found, chance
+    return recall, chance
+
+
+def recall_columns(
+    image: Tensor,
+    text: Tensor,
+    groups: Tensor | None = None,
+    k: Sequence[int] = RECALLS,
+    directions: Sequence[str] = ("i2t", "t2i"),
+) -> dict[str, Tensor]:
+    """Score image-report pairs for :func:`retrieval_measures`: the recall of pre-training and of the retrieval task.
+
+    Args:
+        image: (N, d) embeddings of the whole set.
+        text: (N, d); text i belongs to image i.
+        groups: (N,) whole numbers, equal for reports of equal text, all of which match; see :func:`text_groups`.
+        k: K cut-offs.
+        directions: "i2t", "t2i" or both.
+
+    Returns:
+        Columns ``recall_<direction>`` and ``chance_recall_<direction>``, (N, K) each.
+    """
+    columns: dict[str, Tensor] = {}
+    for way in directions:
+        queries, keys = (image, text) if way == "i2t" else (text, image)
+        recall, chance = recall_statistics(queries, keys, k, groups, groups)
+        columns |= {f"recall_{way}": recall, f"chance_recall_{way}": chance}
+    return columns
 
 
 def precision_statistics(
@@ -146,54 +144,52 @@ def precision_statistics(
     own_key: Tensor | None = None,
     chunk: int = 1024,
 ) -> tuple[Tensor, Tensor]:
-    """For each query the share of relevant items among the k most similar keys, ties in random order.
+    """Return for each query the share of relevant items among the k most similar keys, ties in random order.
 
     Args:
         queries: (Q, d).
         keys: (N, d).
         query_classes: (Q,) long.
-        key_classes: (N,) long, relevant if equal to the query's; or (N, C) labels, relevant if 1 for the query's class
-            (ConVIRT's candidates may have several).
+        key_classes: (N,) long; keys of the query's class are relevant.
         k: K cut-offs.
-        own_key: (Q,) the key that is the query itself and is no candidate (image to image); −1 for none.
-        chunk: queries compared at once; no Q × N matrix is held.
+        own_key: (Q,) the key that is the query itself and no candidate (image to image); −1 for none.
+        chunk: queries compared at once, instead of a Q × N matrix.
 
     Returns:
         (Q, K) float32, NaN where there are fewer than k candidates, and (Q,) chance: the share of relevant candidates.
     """
     queries, keys = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)
-    found = queries.new_full((len(queries), len(k)), torch.nan)
+    precision = queries.new_full((len(queries), len(k)), torch.nan)
     chance = queries.new_full((len(queries),), torch.nan)
     for start in range(0, len(queries) if len(keys) else 0, chunk):
         similarity = queries[start : start + chunk] @ keys.T
-        wanted = query_classes[start : start + chunk]
-        relevant = wanted[:, None] == key_classes[None] if key_classes.ndim == 1 else key_classes.T[wanted] == 1
+        relevant = query_classes[start : start + chunk, None] == key_classes[None]
         candidates = similarity.new_full((len(similarity), 1), float(len(keys)))
         if own_key is not None:
-            own = own_key[start : start + chunk, None] == torch.arange(len(keys), device=keys.device)
-            similarity, relevant = similarity.masked_fill(own, -torch.inf), relevant & ~own
-            candidates = candidates - own.sum(1, keepdim=True)
+            itself = own_key[start : start + chunk, None] == torch.arange(len(keys), device=keys.device)
+            similarity, relevant = similarity.masked_fill(itself, -torch.inf), relevant & ~itself
+            candidates = candidates - itself.sum(1, keepdim=True)
         chance[start : start + chunk] = (relevant.sum(1, keepdim=True) / candidates)[:, 0]
-        found[start : start + chunk] = precision_of(similarity, relevant, k, candidates[:, 0])
-    return found, chance
+        precision[start : start + chunk] = precision_of(similarity, relevant, k, candidates[:, 0])
+    return precision, chance
 
 
 def precision_of(similarity: Tensor, relevant: Tensor, k: Sequence[int], candidates: Tensor | None = None) -> Tensor:
-    """For each query the share of relevant items among the k most similar, ties in random order.
+    """Return for each query the share of relevant items among the k most similar, ties in random order.
 
     Args:
         similarity: (Q, N) cosines; −inf for an item that is no candidate.
         relevant: (Q, N) bool.
         k: K cut-offs.
-        candidates: (Q,) how many items are; None: all.
+        candidates: (Q,) number of candidates; None: all.
 
     Returns:
-        (Q, K) of the type of ``similarity``, NaN where there are fewer than k candidates.
+        (Q, K) of the dtype of ``similarity``, NaN where there are fewer than k candidates.
     """
     count = similarity.shape[1]
-    found = similarity.new_full((len(similarity), len(k)), torch.nan)
+    precision = similarity.new_full((len(similarity), len(k)), torch.nan)
     ordered = similarity.topk(min(max(k, default=1), count), dim=1).values
-    for place, cut in enumerate(k):
+    for i, cut in enumerate(k):
         if cut > count:
             continue
         last = ordered[:, cut - 1, None]
@@ -201,48 +197,8 @@ def precision_of(similarity: Tensor, relevant: Tensor, k: Sequence[int], candida
         left = (cut - above.sum(1)) / tied.sum(1)
         hits = (above & relevant).sum(1) + left * (tied & relevant).sum(1)
         enough = torch.ones_like(left, dtype=torch.bool) if candidates is None else candidates >= cut
-        found[:, place] = torch.where(enough, hits / cut, torch.nan)
-    return found
-
-
-def pair_statistics(
-    image: Tensor,
-    text: Tensor,
-    groups: Tensor | None = None,
-    classes: Tensor | None = None,
-    recalls: Sequence[int] = RECALLS,
-    precisions: Sequence[int] = PRECISIONS,
-) -> dict[str, Tensor]:
-    """All that :func:`retrieval_measures` needs to know of a set of pairs, query by query.
-
-    Args:
-        image: (N, d) embeddings of the whole set.
-        text: (N, d); text i belongs to image i.
-        groups: (N,) whole numbers, equal for reports of equal text: any of them is a match.
-        classes: (N,) long, the one class of each pair; None: no precision. −1: of no class, and then no query.
-        recalls: cut-offs of recall.
-        precisions: cut-offs of precision.
-
-    Returns:
-        Columns ``recall_i2t``, ``recall_t2i`` (N, K) and their ``chance_…``; with classes ``precision_i2t``,
-        ``precision_t2i``, ``precision_i2i`` (N, K') and their ``chance_…`` (N,).
-    """
-    found: dict[str, Tensor] = {}
-    for way, queries, keys in (("i2t", image, text), ("t2i", text, image)):
-        found[f"recall_{way}"], found[f"chance_recall_{way}"] = recall_statistics(
-            queries, keys, recalls, groups, groups
-        )
-    if classes is None:
-        return found
-    itself = torch.arange(len(image), device=image.device)
-    for way, queries, keys in (("i2t", image, text), ("t2i", text, image), ("i2i", image, image)):
-        precision, chance = precision_statistics(
-            queries, keys, classes, classes, precisions, itself if way == "i2i" else None
-        )
-        known = classes >= 0
-        found[f"precision_{way}"] = torch.where(known[:, None], precision, torch.nan)
-        found[f"chance_precision_{way}"] = torch.where(known, chance, torch.nan)
-    return found
+        precision[:, i] = torch.where(enough, hits / cut, torch.nan)
+    return precision
 
 
 def retrieval_measures(
@@ -252,25 +208,24 @@ def retrieval_measures(
     recalls: Sequence[int] = RECALLS,
     precisions: Sequence[int] = PRECISIONS,
 ) -> dict[str, Tensor]:
-    """All metrics of the table above, for the directions whose columns there are.
+    """Compute all metrics of the module's table, for the directions that have columns.
 
-    Queries are what is weighted (and resampled); the items to choose from stay those of the whole set.
+    Queries are weighted (and resampled); the candidates stay those of the whole set.
 
     Args:
-        samples: one row per query: ``recall_<way>`` and ``chance_recall_<way>`` (N, K), ``precision_<way>`` (N, K') and
-            ``chance_precision_<way>`` (N,), as :func:`pair_statistics` gives them.
-        weights: (R, N) how often each query counts; None: once.
-        recalls: the K cut-offs that the columns were taken at.
-        precisions: the K'.
+        samples: one row per query: ``recall_<way>`` and ``chance_recall_<way>`` (N, K), see :func:`recall_columns`;
+            ``precision_<way>`` (N, K') and ``chance_precision_<way>`` (N,), see :func:`precision_statistics`.
+        weights: (R, N) multiplicity of each query; None: 1.
+        recalls: the K cut-offs of the columns.
+        precisions: the K' cut-offs of the columns.
 
     Returns:
         Name to scalar, or to (R,) with weights; float64. A precision of more items than there are is NaN.
 
     Raises:
-        ConfigError: another number of cut-offs than the columns have.
+        ConfigError: the columns have another number of cut-offs.
     """
-    w = torch.ones(1, len(samples), device=samples.index.device) if weights is None else weights
-    w = w.double()
+    w = sample_weights(samples, weights)
     result: dict[str, Tensor] = {}
     for column in samples.columns:
         kind, _, way = column.partition("_")
@@ -282,40 +237,9 @@ def retrieval_measures(
             raise ConfigError(f"{column} was taken at {values.shape[1:].numel()} cut-offs, not {len(cuts)}")
         values = values.reshape(len(samples), len(cuts))
         chance = chance.reshape(len(samples), -1).expand(-1, len(cuts)) if len(samples) else values
-        for place, cut in enumerate(cuts):
-            result[f"{kind}@{cut}/{way}"] = weighted_mean(values[:, place], w)
+        for i, cut in enumerate(cuts):
+            result[f"{kind}@{cut}/{way}"] = weighted_mean(values[:, i], w)
             result[f"chance/{kind}@{cut}/{way}"] = weighted_mean(
-                torch.where(values[:, place].isnan(), torch.nan, chance[:, place]), w
+                torch.where(values[:, i].isnan(), torch.nan, chance[:, i]), w
             )
-    return result if weights is not None else {name: value.reshape(()) for name, value in result.items()}
-
-
-class RetrievalMetric(SampleMetric):
-    """:func:`pair_statistics` and :func:`retrieval_measures` as a metric that syncs over ranks, each row once.
-
-    Args:
-        classes: whether :meth:`update` is given the class of each pair.
-        recalls: cut-offs of recall.
-        precisions: cut-offs of precision.
-    """
-
-    def __init__(
-        self, classes: bool = False, recalls: Sequence[int] = RECALLS, precisions: Sequence[int] = PRECISIONS
-    ) -> None:
-        super().__init__(self._measure, ["image", "text", "match", *(["classes"] if classes else [])])
-        self.recalls, self.precisions = tuple(recalls), tuple(precisions)
-
-    def update(
-        self, preds: Tensor, target: Tensor, index: Tensor, group: Tensor | None = None, classes: Tensor | None = None
-    ) -> None:
-        """Adds a batch: images, texts (B, d), dataset rows (B,), groups of equal texts (None: all differ), classes."""
-        columns = {"image": preds, "text": target, "match": index if group is None else group}
-        self.store.update(index, **columns, **({} if classes is None else {"classes": classes}))
-
-    def _measure(self, samples: Samples) -> dict[str, Tensor]:
-        classes = samples.columns.get("classes")
-        image, text = samples["image"], samples["text"]
-        if not len(samples):  # of unknown width
-            image = text = image[:, None]
-        columns = pair_statistics(image, text, samples["match"], classes, self.recalls, self.precisions)
-        return retrieval_measures(Samples(samples.index, columns), recalls=self.recalls, precisions=self.precisions)
+    return named_values(result, weights)

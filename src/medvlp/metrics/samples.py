@@ -1,6 +1,6 @@
-"""What an evaluation knows about each sample: gathered over batches and ranks, saved, and read back for metrics."""
+"""Per-sample results of an evaluation: gathered over batches and ranks, saved, and read back to compute metrics."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,7 @@ _RESERVED = ("id", "group", "index")
 
 
 def first_of_each(index: Tensor) -> Tensor:
-    """Positions that sort rows by index and keep the first of equal ones.
-
-    Args:
-        index: (N,) whole numbers.
-
-    Returns:
-        (n,) long, n at most N.
-    """
+    """Return the positions that sort (N,) whole numbers and keep the first of equal ones."""
     order = torch.argsort(index, stable=True)
     ordered = index[order]
     first = torch.ones_like(ordered, dtype=torch.bool)
@@ -33,14 +26,14 @@ def first_of_each(index: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Means of the defined values of samples, for many weightings.
+    """Average the defined values of samples under many weightings.
 
     Args:
-        values: (N,), NaN where not defined.
-        weights: (R, N) how often each sample counts.
+        values: (N,), NaN where undefined.
+        weights: (R, N) multiplicity of each sample.
 
     Returns:
-        (R,) float64; NaN where no sample with a weight has a value.
+        (R,) float64; NaN where no sample of positive weight has a value.
     """
     weights, values = weights.double(), values.double()
     return (weights @ values.nan_to_num(nan=0.0)) / (weights @ (~values.isnan()).double())
@@ -48,10 +41,10 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of which each sample has its own number: boxes, detections.
+    """A column with a different number of rows per sample, such as boxes.
 
     Attributes:
-        values: (M, ...) rows of all samples, in the samples' order.
+        values: (M, ...) rows of all samples, in the order of the samples.
         offsets: (N + 1,) long; sample i has rows ``offsets[i]`` to ``offsets[i + 1]``.
     """
 
@@ -60,9 +53,9 @@ class Ragged:
 
     @classmethod
     def of(cls, parts: Sequence[Tensor]) -> "Ragged":
-        """From N tensors (n_i, ...); at least one, for the shape of a row."""
+        """Concatenate N tensors (n_i, ...), N at least 1."""
         counts = torch.tensor([len(part) for part in parts], device=parts[0].device)
-        return cls(torch.cat(list(parts)), offsets_of(counts))
+        return cls(torch.cat(list(parts)), _offsets(counts))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -77,35 +70,34 @@ class Ragged:
 
     @property
     def owner(self) -> Tensor:
-        """(M,) the sample of each row."""
+        """(M,) sample of each row."""
         return torch.repeat_interleave(self.counts)
 
     def select(self, positions: Tensor) -> "Ragged":
-        """The samples at (n,) long positions, in that order."""
+        """Return the samples at (n,) long positions, in that order."""
         counts = self.counts[positions]
-        offsets = offsets_of(counts)
+        offsets = _offsets(counts)
         within = torch.arange(int(offsets[-1]), device=counts.device) - offsets[:-1].repeat_interleave(counts)
         return Ragged(self.values[self.offsets[positions].repeat_interleave(counts) + within], offsets)
 
 
-def offsets_of(counts: Tensor) -> Tensor:
-    """(N + 1,) cumulative sums of (N,) counts, starting with 0."""
+def _offsets(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 class Samples:
     """A table with one row per sample of a dataset.
 
-    Not a dataclass: torchmetrics looks into those that a metric computes, and makes scalars of a lone sample's values.
+    Not a dataclass: torchmetrics walks dataclasses that a metric computes and makes scalars of single-sample columns.
 
     Attributes:
-        index: (N,) rows of the dataset, ascending, each once.
+        index: (N,) rows of the dataset, ascending, without repetition.
         columns: name to (N, ...).
         ragged: name to :class:`Ragged` over the same N samples.
     """
 
-    def __init__(self, index: Tensor, columns: dict[str, Tensor], ragged: dict[str, Ragged] | None = None) -> None:
-        self.index, self.columns, self.ragged = index, columns, ragged or {}
+    def __init__(self, index: Tensor, columns: Mapping[str, Tensor], ragged: dict[str, Ragged] | None = None) -> None:
+        self.index, self.columns, self.ragged = index, dict(columns), ragged or {}
 
     def __repr__(self) -> str:
         shapes = [f"{name} {tuple(column.shape)}" for name, column in self.columns.items()]
@@ -115,33 +107,21 @@ class Samples:
         return len(self.index)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A plain column, or "index".
-
-        Raises:
-            DataError: there is no such column.
-        """
         if name == "index":
             return self.index
         if name not in self.columns:
             raise DataError(
                 f"these predictions have no column {name!r}, only {', '.join(sorted(self.columns)) or 'none'}; "
-                "run the evaluation that saves it again"
+                "run the evaluation again to save it"
             )
         return self.columns[name]
 
     def with_columns(self, **columns: Tensor) -> "Samples":
-        """The same samples with more (or other) plain columns, each (N, ...)."""
+        """Add or replace plain columns, each (N, ...)."""
         return Samples(self.index, {**self.columns, **columns}, self.ragged)
 
     def select(self, keep: Tensor) -> "Samples":
-        """A part of the samples.
-
-        Args:
-            keep: (N,) bool, or (n,) long positions.
-
-        Returns:
-            The chosen samples in the order of ``keep``.
-        """
+        """Return the samples that ``keep``, (N,) bool or (n,) long positions, chooses, in its order."""
         positions = keep.nonzero()[:, 0] if keep.dtype == torch.bool else keep
         return Samples(
             self.index[positions],
@@ -150,7 +130,7 @@ class Samples:
         )
 
     def to(self, device: torch.device | str) -> "Samples":
-        """The same on another device."""
+        """Move all columns to a device."""
         return Samples(
             self.index.to(device),
             {name: column.to(device) for name, column in self.columns.items()},
@@ -158,61 +138,60 @@ class Samples:
         )
 
     def to_frame(self, ids: Sequence[str], groups: Sequence[str]) -> pd.DataFrame:
-        """A table that Parquet can hold: ``id``, ``group``, ``index``, then the columns and the ragged ones.
+        """Convert to a table that Parquet can hold: ``id``, ``group``, ``index``, then plain and ragged columns.
 
-        Vectors, maps and ragged rows become nested lists. Shapes and types are kept in ``DataFrame.attrs``, which
-        pandas writes into Parquet files and reads from them, so that :meth:`from_frame` gives back equal tensors.
+        Multi-dimensional and ragged columns become nested lists. Shapes and dtypes go to ``DataFrame.attrs``, which
+        pandas stores in Parquet files, so that :meth:`from_frame` restores equal tensors.
 
         Args:
             ids: N identifiers of the samples.
-            groups: N identifiers of the patients (or of what else is resampled together).
+            groups: N identifiers of the patients (the unit of resampling).
 
         Raises:
-            ConfigError: the numbers of ids or groups are not N, or a column has a reserved name.
+            ConfigError: not N ids or groups, or a column has a reserved name.
         """
         if not len(ids) == len(groups) == len(self):
             raise ConfigError(f"{len(self)} samples need as many ids and groups, got {len(ids)} and {len(groups)}")
+        if clash := {*self.columns, *self.ragged} & set(_RESERVED):
+            raise ConfigError(f"reserved column names: {', '.join(sorted(clash))}; rename them")
         data: dict[str, Any] = {"id": list(ids), "group": list(groups), "index": self.index.cpu().numpy()}
         layout: dict[str, dict[str, Any]] = {}
-        for name, column in self.columns.items():
-            array = column.detach().cpu().numpy()
-            layout[name] = {"ragged": False, "dtype": str(array.dtype), "shape": list(array.shape[1:])}
-            data[name] = array if array.ndim == 1 else pd.Series([_nested(row) for row in array], dtype=object)
-        for name, rows in self.ragged.items():
-            array = rows.values.detach().cpu().numpy()
-            layout[name] = {"ragged": True, "dtype": str(array.dtype), "shape": list(array.shape[1:])}
-            cuts = rows.offsets.cpu().numpy()[1:-1]
-            parts = np.split(array, cuts) if len(self) else []
-            data[name] = pd.Series([_nested(part) for part in parts], dtype=object)
-        if clash := set(layout) & set(_RESERVED):
-            raise ConfigError(f"a column must not be called {', '.join(sorted(clash))}: rename it")
+        for name, values in [*self.columns.items(), *((name, rows.values) for name, rows in self.ragged.items())]:
+            array = values.detach().cpu().numpy()
+            ragged = name in self.ragged
+            layout[name] = {"ragged": ragged, "dtype": str(array.dtype), "shape": list(array.shape[1:])}
+            if ragged:
+                cuts = self.ragged[name].offsets.cpu().numpy()[1:-1]
+                data[name] = pd.Series([_nested(p) for p in np.split(array, cuts)] if len(self) else [], dtype=object)
+            else:
+                data[name] = array if array.ndim == 1 else pd.Series([_nested(row) for row in array], dtype=object)
         frame = pd.DataFrame(data)
         frame.attrs[_LAYOUT] = layout
         return frame
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> "Samples":
-        """From a table made by :meth:`to_frame`, directly or through Parquet.
+        """Restore samples from a table of :meth:`to_frame`, directly or through Parquet.
 
         Raises:
-            DataError: the table does not know its layout.
+            DataError: the table lacks its layout.
         """
         layout = frame.attrs.get(_LAYOUT)
         if layout is None:
             raise DataError(
-                "this table does not say how its columns are laid out: read predictions with pandas.read_parquet "
-                "and keep DataFrame.attrs"
+                "the table does not describe the layout of its columns; read predictions with pandas.read_parquet and "
+                "keep DataFrame.attrs"
             )
         columns: dict[str, Tensor] = {}
         ragged: dict[str, Ragged] = {}
-        for name, how in layout.items():
-            dtype, shape = np.dtype(how["dtype"]), tuple(how["shape"])
+        for name, spec in layout.items():
+            dtype, shape = np.dtype(spec["dtype"]), tuple(spec["shape"])
             cells = frame[name].to_numpy()
-            if how["ragged"]:
+            if spec["ragged"]:
                 parts = [_row(cell, dtype, (-1, *shape)) for cell in cells]
                 counts = torch.tensor([len(part) for part in parts], dtype=torch.long)
                 values = np.concatenate([np.empty((0, *shape), dtype), *parts])
-                ragged[name] = Ragged(torch.from_numpy(values), offsets_of(counts))
+                ragged[name] = Ragged(torch.from_numpy(values), _offsets(counts))
             elif shape:
                 rows = [_row(cell, dtype, shape) for cell in cells]
                 columns[name] = torch.from_numpy(np.stack(rows) if rows else np.empty((0, *shape), dtype))
@@ -222,13 +201,13 @@ class Samples:
 
 
 def _nested(row: np.ndarray) -> Any:
-    """Lists of arrays: what pyarrow takes for nested lists, with the type of the values kept."""
+    # Lists of arrays: pyarrow converts them to nested lists and keeps the dtype of the values.
     return row if row.ndim == 1 else [_nested(part) for part in row]
 
 
 def _row(cell: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of :func:`_nested`, also for what Parquet makes of it; NaN comes back as None from integers' kin."""
-    flat: list[Any] = []
+    """Invert :func:`_nested`, also after Parquet, which returns None for NaN in object arrays."""
+    flat: list[np.ndarray] = []
 
     def visit(part: Any) -> None:
         if isinstance(part, np.ndarray) and part.dtype != object:
@@ -239,17 +218,17 @@ def _row(cell: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
 
     visit(cell)
     values = np.concatenate(flat) if flat else np.empty(0, dtype)
-    if -1 in shape and 0 in shape:  # rows without values: their number cannot be told from the values
+    if -1 in shape and 0 in shape:  # the number of rows without values cannot be inferred from the values
         return np.empty((len(cell), *shape[1:]), dtype)
     return values.reshape(shape if values.size else tuple(max(side, 0) for side in shape))
 
 
 class SampleStore(Metric):
-    """Per-sample columns of an evaluation, each dataset row once, the same on every rank.
+    """Gather per-sample columns over batches and ranks, each row of the dataset once.
 
-    A distributed sampler repeats rows to fill the last batch; the row index tells them apart, so they never count.
-    Half precision becomes float32; other types stay. Every rank must have seen at least one sample (a distributed
-    sampler sees to that), or the shapes of its columns are unknown.
+    A distributed sampler repeats rows to fill the last batch; duplicates are recognised by their row index and dropped.
+    Half precision becomes float32; other dtypes are kept. Every rank must have seen at least one sample (a distributed
+    sampler ensures it), because otherwise the shapes of its columns are unknown.
 
     Args:
         columns: names of the plain columns.
@@ -257,7 +236,7 @@ class SampleStore(Metric):
         kwargs: as for ``torchmetrics.Metric``; ``compute_on_cpu=True`` keeps the columns in main memory.
 
     Raises:
-        ConfigError: a name is reserved or comes twice.
+        ConfigError: a name is reserved or repeated.
     """
 
     full_state_update = False
@@ -273,7 +252,7 @@ class SampleStore(Metric):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
     def update(self, index: Tensor, **values: Tensor | Sequence[Tensor]) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
             index: (B,) long, rows of the dataset.
@@ -282,86 +261,52 @@ class SampleStore(Metric):
         Raises:
             ConfigError: a column is missing, unknown, or of another length.
         """
-        if set(values) != {*self.column_names, *self.ragged_names}:
-            raise ConfigError(
-                f"columns {sorted(values)} were given, but {sorted((*self.column_names, *self.ragged_names))} belong"
-            )
+        expected = {*self.column_names, *self.ragged_names}
+        if set(values) != expected:
+            raise ConfigError(f"expected the columns {sorted(expected)}, got {sorted(values)}")
         for name, value in values.items():
             if len(value) != len(index):
                 raise ConfigError(f"column {name!r} has {len(value)} entries for {len(index)} samples")
         if not len(index):
             return
-        self._add("index_", index)
+        self._append("index_", index)
         for name in self.column_names:
             column = values[name]
-            self._add(f"column_{name}", column if isinstance(column, Tensor) else torch.stack(list(column)))
+            self._append(f"column_{name}", column if isinstance(column, Tensor) else torch.stack(list(column)))
         for name in self.ragged_names:
             rows = values[name]
-            self._add(f"rows_{name}", torch.cat(list(rows)))
-            self._add(f"count_{name}", torch.tensor([len(part) for part in rows], device=index.device))
+            self._append(f"rows_{name}", torch.cat(list(rows)))
+            self._append(f"count_{name}", torch.tensor([len(part) for part in rows], device=index.device))
 
-    def _add(self, state: str, value: Tensor) -> None:
-        value = value.detach()
-        if value.dtype in (torch.float16, torch.bfloat16):
-            value = value.float()
-        getattr(self, state).append(value)
+    def _append(self, state: str, value: Tensor) -> None:
+        half = value.dtype in (torch.float16, torch.bfloat16)
+        getattr(self, state).append(value.detach().float() if half else value.detach())
 
     def compute(self) -> Samples:
-        """All samples, sorted by index, duplicates dropped; empty (0,) columns if there were none."""
-        if not len(self._gathered("index_")):
-            nothing = torch.zeros(0)
-            ragged = {name: Ragged(nothing, torch.zeros(1, dtype=torch.long)) for name in self.ragged_names}
-            return Samples(torch.zeros(0, dtype=torch.long), dict.fromkeys(self.column_names, nothing), ragged)
+        """Return all samples in the order of the dataset; (0,) columns if there are none."""
         index = self._gathered("index_")
-        everything = Samples(
-            index,
-            {name: self._gathered(f"column_{name}") for name in self.column_names},
-            {
-                name: Ragged(self._gathered(f"rows_{name}"), offsets_of(self._gathered(f"count_{name}")))
-                for name in self.ragged_names
-            },
-        )
-        return everything.select(first_of_each(index))
+        if not len(index):
+            empty = torch.zeros(0)
+            ragged = {name: Ragged(empty, torch.zeros(1, dtype=torch.long)) for name in self.ragged_names}
+            return Samples(torch.zeros(0, dtype=torch.long), dict.fromkeys(self.column_names, empty), ragged)
+        ragged = {
+            name: Ragged(self._gathered(f"rows_{name}"), _offsets(self._gathered(f"count_{name}")))
+            for name in self.ragged_names
+        }
+        columns = {name: self._gathered(f"column_{name}") for name in self.column_names}
+        return Samples(index, columns, ragged).select(first_of_each(index))
 
     def _gathered(self, state: str) -> Tensor:
-        parts: Tensor | list[Tensor] = getattr(self, state)  # a tensor after the ranks' lists were put together
+        parts: Tensor | list[Tensor] = getattr(self, state)  # a tensor after synchronisation over ranks
         return parts if isinstance(parts, Tensor) else torch.cat(parts) if parts else torch.zeros(0)
 
 
-class SampleMetric(Metric):
-    """A task's measures as a metric: gathers samples of all ranks, each dataset row once, and scores them together.
+def sample_weights(samples: Samples, weights: Tensor | None) -> Tensor:
+    """Return (R, N) float64 weights; None counts each sample once, R = 1."""
+    weights = torch.ones(1, len(samples), device=samples.index.device) if weights is None else weights
+    return weights.double()
 
-    Subclasses name the columns and fill :meth:`update`.
 
-    Args:
-        measures: from samples to named values.
-        columns: names of the plain columns.
-        ragged: names of the ragged ones.
-        options: keywords for ``measures``.
-    """
-
-    full_state_update = False
-
-    def __init__(
-        self,
-        measures: Callable[..., dict[str, Tensor]],
-        columns: Sequence[str],
-        ragged: Sequence[str] = (),
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        self.measures, self.options = measures, options
-        self.store = SampleStore(columns, ragged)
-
-    def update(self, preds: Any, target: Any, index: Tensor) -> None:
-        """Adds a batch."""
-        raise NotImplementedError
-
-    def compute(self) -> dict[str, Tensor]:
-        """All measures of the set."""
-        return self.measures(self.store.compute(), **self.options)
-
-    def reset(self) -> None:
-        """Forgets all samples."""
-        super().reset()
-        self.store.reset()
+def named_values(values: Mapping[str, Tensor], weights: Tensor | None) -> dict[str, Tensor]:
+    """Return (R,) values as they are if samples were weighted, as scalars otherwise."""
+    return {name: value if weights is not None else value.reshape(()) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Tests of differences: DeLong's for two AUROCs on the same samples, Holm's correction for several tests."""
+"""Significance tests: DeLong's for two AUROCs on the same samples, and Holm's correction for several tests."""
 
 import math
 from collections.abc import Sequence
@@ -13,16 +13,15 @@ from medvlp.metrics.curves import known
 
 @dataclass(frozen=True)
 class DeLong:
-    """Outcome of DeLong's test.
+    """Result of DeLong's test.
 
     Attributes:
         a: AUROC of the first scores.
-        b: AUROC of the second.
+        b: AUROC of the second scores.
         standard_error: of a − b.
         z: (a − b) / standard_error.
-        p: two-sided, from the normal distribution. 1 for a difference of 0 without variance; NaN where the variance
-            is 0 and the difference is not (one of the two ranks perfectly), or where a class has fewer than two
-            samples: the test has nothing to say there.
+        p: two-sided, from the normal distribution. 1 for a difference of 0 without variance; NaN where the test is not
+            defined: zero variance with a difference (a perfect ranking), or a class with fewer than two samples.
     """
 
     a: float
@@ -34,28 +33,28 @@ class DeLong:
 
 def _mid_ranks(values: Tensor) -> Tensor:
     """Ranks from 1, ties at their middle."""
-    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[place]
+    return (last - (counts.double() - 1) / 2)[inverse]
 
 
 def _placements(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     """For each positive the share of negatives below it, for each negative that of positives above it, ties half."""
-    together, above, below = _mid_ranks(scores), _mid_ranks(scores[positive]), _mid_ranks(scores[~positive])
-    m, n = len(above), len(below)
-    return (together[positive] - above) / n, 1 - (together[~positive] - below) / m
+    overall, positives, negatives = _mid_ranks(scores), _mid_ranks(scores[positive]), _mid_ranks(scores[~positive])
+    m, n = len(positives), len(negatives)
+    return (overall[positive] - positives) / n, 1 - (overall[~positive] - negatives) / m
 
 
 def delong_test(a: Tensor, b: Tensor, labels: Tensor) -> DeLong:
-    """DeLong, DeLong & Clarke-Pearson's paired test (1988) in the mid-rank form of Sun & Xu (2014), O(N log N).
+    """Run the paired test of DeLong, DeLong & Clarke-Pearson (1988) in the O(N log N) form of Sun & Xu (2014).
 
-    It takes the samples to be independent: with several images of a patient use the paired bootstrap
-    (:func:`medvlp.metrics.bootstrap.paired_interval`).
+    It assumes independent samples; with several images per patient, use the paired bootstrap (``medvlp benchmark
+    compare``).
 
     Args:
         a: (N,) scores of one method.
-        b: (N,) of the other, on the same samples.
-        labels: (N,) 1 positive, 0 negative; others are left out.
+        b: (N,) scores of the other, on the same samples.
+        labels: (N,) 1 positive, 0 negative; others are skipped.
 
     Returns:
         See :class:`DeLong`; all NaN without a positive or a negative.
@@ -77,8 +76,7 @@ def delong_test(a: Tensor, b: Tensor, labels: Tensor) -> DeLong:
     difference = auroc_a - auroc_b
     if m < 2 or n < 2:
         return DeLong(auroc_a, auroc_b, math.nan, math.nan, math.nan)
-    variance = sum(float((x - y).var()) / len(x) for x, y in zip(first, second, strict=True))
-    error = math.sqrt(variance)
+    error = math.sqrt(sum(float((x - y).var()) / len(x) for x, y in zip(first, second, strict=True)))
     if error < 1e-12:
         same = abs(difference) < 1e-12
         return DeLong(auroc_a, auroc_b, 0.0, 0.0 if same else math.nan, 1.0 if same else math.nan)
@@ -87,23 +85,15 @@ def delong_test(a: Tensor, b: Tensor, labels: Tensor) -> DeLong:
 
 
 def holm(p: Sequence[float] | Tensor) -> Tensor:
-    """Holm's step-down correction: p-values that may be compared with the family's level one by one.
-
-    Args:
-        p: (n,) p-values; NaN ones count for nothing and stay.
+    """Adjust (n,) p-values by Holm's step-down correction; NaN ones stay and do not count.
 
     Returns:
-        (n,) float64 adjusted p-values in [0, 1]; at least as large as the given ones.
+        (n,) float64 in [0, 1], each at least the given value, to compare with the level of the family.
     """
     values = torch.as_tensor(p, dtype=torch.float64)
-    result = values.clone()
-    there = ~values.isnan()
-    ordered, order = values[there].sort()
-    steps = torch.arange(len(ordered), 0, -1, dtype=torch.float64)
-    adjusted = (ordered * steps).clamp_max(1)
-    if len(adjusted):
-        adjusted = adjusted.cummax(0).values
-    back = torch.empty_like(adjusted)
-    back[order] = adjusted
-    result[there] = back
-    return result
+    count = int((~values.isnan()).sum())
+    ordered, order = values.sort()  # NaN last
+    steps = torch.arange(count, 0, -1, dtype=torch.float64)
+    adjusted = torch.full_like(values, math.nan)
+    adjusted[order[:count]] = (ordered[:count] * steps).clamp_max(1).cummax(0).values
+    return adjusted

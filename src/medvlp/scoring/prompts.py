@@ -1,6 +1,6 @@
-"""Scores of images against the prompts of classes: pure functions of embeddings that were made once.
+"""Scores of images against the prompts of classes: pure functions of embeddings that are computed once.
 
-A rule has a name, by which configs choose it (:data:`RULES`):
+Configs choose a rule by name (:data:`RULES`):
 
 =============== ====================================================================================================
 softmax         e^{cos⁺} / (e^{cos⁺} + e^{cos⁻}) without a temperature, one vector per side: mean of the normalised
@@ -11,18 +11,18 @@ dot             e^{s⁺} / (e^{s⁺} + e^{s⁻}) of **unnormalised** dot product
 biovil          cos⁺ − cos⁻, one vector per side: mean of the unnormalised prompts, normalised (hi-ml)
 cosine          cos⁺ alone, the vectors of ``softmax`` (MedKLIP's and KAD's class names)
 best            the most similar positive prompt, alone (GLoRIA)
-mean            mean over the cosines with the positive prompts, less that with the negative ones where there are any
+mean            mean of the cosines with the positive prompts, minus that with the negative ones if there are any
 probabilities   mean over all pairs of a positive and a negative prompt of the softmax of their cosines: an ensemble of
                 probabilities where ``softmax`` is one of embeddings
-class_sigmoid   σ of cos⁺ standardised over the **classes** of an image (CheXzero's single template): a class is scored
-                by being nearer than the others, so that several classes are needed
+class_sigmoid   σ of cos⁺ standardised over the **classes** of an image (CheXzero's single template): the score compares
+                a class with the others, so several classes are needed
 =============== ====================================================================================================
 
-``temperature`` divides the cosines of softmax and probabilities. With one prompt per side AUROC does not depend on it,
-nor on whether softmax or difference is taken.
+``temperature`` divides the cosines of softmax and probabilities. With one prompt per side AUROC depends neither on it
+nor on the choice between softmax and difference.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +32,8 @@ from torch import Tensor
 
 from medvlp.errors import ConfigError
 from medvlp.losses.precision import exact
-from medvlp.metrics.zero_shot import prompt_embeddings
+from medvlp.metrics.classification import classification_measures
+from medvlp.metrics.samples import Samples
 
 RULES: dict[str, tuple[Literal["raw", "unit"], bool]] = {
     "softmax": ("unit", True),
@@ -45,9 +46,16 @@ RULES: dict[str, tuple[Literal["raw", "unit"], bool]] = {
     "probabilities": ("unit", True),
     "class_sigmoid": ("unit", False),
 }
-"""Name of a rule to the text embeddings that it needs ("raw", or of "unit" length) and whether it needs negatives."""
+"""Rule to the text embeddings that it needs ("raw", or of "unit" length) and whether it needs negative prompts."""
 
-_PER_PROMPT = ("best", "mean", "probabilities")
+PER_PROMPT = ("best", "mean", "probabilities")
+"""Rules that combine a score per prompt, and so work with a method's own scores (:func:`prompt_scores`)."""
+
+
+def check_rule(rule: str) -> None:
+    """Raise ConfigError for an unknown scoring rule."""
+    if rule not in RULES:
+        raise ConfigError(f"unknown scoring rule {rule!r}; expected one of: {', '.join(RULES)}")
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,7 @@ class PromptTable:
     Args:
         classes: names of C classes.
         texts: T different texts.
-        positive: for each class the positions of its positive prompts in ``texts``; a text that comes twice counts
-            twice.
+        positive: for each class the indices of its positive prompts in ``texts``; a repeated text counts repeatedly.
         negative: the same for the negative ones; empty in sets without negation.
     """
 
@@ -69,7 +76,7 @@ class PromptTable:
 
     @classmethod
     def of(cls, prompts: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> "PromptTable":
-        """From class to (positive, negative) prompts.
+        """Build the table from class to (positive, negative) prompts.
 
         Raises:
             ConfigError: no class; a class without positive prompts; an empty prompt.
@@ -87,34 +94,45 @@ class PromptTable:
                 side.append(tuple(texts.setdefault(text, len(texts)) for text in given))
         return cls(tuple(prompts), tuple(texts), tuple(sides[0]), tuple(sides[1]))
 
-    def check(self, rule: str) -> None:
-        """Whether a rule can score these classes.
+    @property
+    def default_rule(self) -> str:
+        """CheXzero's "softmax" where all classes have negative prompts, "cosine" otherwise."""
+        return "softmax" if all(self.negative) else "cosine"
 
-        Raises:
-            ConfigError: no such rule; it needs negative prompts that a class lacks, or several classes.
-        """
-        if rule not in RULES:
-            raise ConfigError(f"there is no scoring rule {rule!r}; there are {', '.join(RULES)}")
+    def check(self, rule: str) -> None:
+        """Raise ConfigError for an unknown rule, or one that lacks negative prompts or several classes."""
+        check_rule(rule)
         if RULES[rule][1] and (bare := [c for c, side in zip(self.classes, self.negative, strict=True) if not side]):
             raise ConfigError(
-                f"the rule {rule} compares with negative prompts, and {bare[0]} has none; "
-                f"take one of {', '.join(name for name, (_, pair) in RULES.items() if not pair)}"
+                f"the rule {rule} needs negative prompts, and {bare[0]} has none; "
+                f"use one of: {', '.join(name for name, (_, pair) in RULES.items() if not pair)}"
             )
         if rule == "class_sigmoid" and len(self.classes) < 2:
-            raise ConfigError("the rule class_sigmoid compares the classes of an image, and there is but one")
+            raise ConfigError("the rule class_sigmoid compares the classes of an image and needs at least two")
 
 
-def positive_negative(positive: Tensor, negative: Tensor, temperature: float = 1.0) -> Tensor:
-    """Softmax over two similarities: e^{p/τ} / (e^{p/τ} + e^{n/τ}).
+def prompt_embeddings(prompts: Tensor) -> Tensor:
+    """Pool (n, d) prompts: mean of the normalised embeddings, normalised again (CheXzero); (d,)."""
+    return F.normalize(F.normalize(prompts, dim=-1).mean(0), dim=-1)
+
+
+def zero_shot_probability(images: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """CheXzero's softmax over the two prompts of each class, of plain cosines without a temperature.
 
     Args:
-        positive: (...) similarities.
-        negative: (...) similarities.
-        temperature: τ; 1 is CheXzero's "none".
+        images: (N, d).
+        positive: (C, d).
+        negative: (C, d).
 
     Returns:
-        (...) in (0, 1).
+        (N, C) in (0, 1); above ½ where the positive prompt is nearer.
     """
+    images = F.normalize(images, dim=-1)
+    return _positive_negative(images @ F.normalize(positive, dim=-1).T, images @ F.normalize(negative, dim=-1).T)
+
+
+def _positive_negative(positive: Tensor, negative: Tensor, temperature: float = 1.0) -> Tensor:
+    """Softmax over two similarities, e^{p/τ} / (e^{p/τ} + e^{n/τ})."""
     positive, negative = exact(positive, negative)
     return ((positive - negative) / temperature).sigmoid()
 
@@ -135,11 +153,11 @@ def standardised_over_classes(similarity: Tensor) -> Tensor:
 
 
 def class_vectors(texts: Tensor, members: Sequence[Sequence[int]], pooling: str = "unit") -> Tensor:
-    """One vector per class from the embeddings of its prompts.
+    """Pool the embeddings of the prompts of each class.
 
     Args:
         texts: (T, d) embeddings.
-        members: positions of the prompts of C classes.
+        members: indices of the prompts of C classes.
         pooling: "unit": mean of the normalised embeddings, normalised (CheXzero); "direction": mean of the embeddings
             as they are, normalised (hi-ml); "mean": their plain mean (MaCo).
 
@@ -147,17 +165,17 @@ def class_vectors(texts: Tensor, members: Sequence[Sequence[int]], pooling: str 
         (C, d); zeros for a class without prompts.
     """
     (texts,) = exact(texts)
-    how = {
+    pool = {
         "unit": prompt_embeddings,
         "direction": lambda side: F.normalize(side.mean(0), dim=-1),
         "mean": lambda side: side.mean(0),
     }[pooling]
-    rows = [how(texts[list(side)]) if side else texts.new_zeros(texts.shape[1]) for side in members]
+    rows = [pool(texts[list(side)]) if side else texts.new_zeros(texts.shape[1]) for side in members]
     return torch.stack(rows)
 
 
 def prompt_scores(similarity: Tensor, table: PromptTable, rule: str, temperature: float = 1.0) -> Tensor:
-    """Class scores from the similarity of each image with each prompt.
+    """Combine the similarities of each image with each prompt to class scores.
 
     Args:
         similarity: (N, T), columns ``table.texts``: cosines, or a method's own scores.
@@ -172,25 +190,25 @@ def prompt_scores(similarity: Tensor, table: PromptTable, rule: str, temperature
         ConfigError: a rule that needs embeddings, or does not fit the classes.
     """
     table.check(rule)
-    if rule not in _PER_PROMPT:
-        raise ConfigError(f"the rule {rule} needs embeddings; scores of prompts go with {', '.join(_PER_PROMPT)}")
+    if rule not in PER_PROMPT:
+        raise ConfigError(f"the rule {rule} needs embeddings; scores per prompt support {', '.join(PER_PROMPT)}")
     columns = []
     for positive, negative in zip(table.positive, table.negative, strict=True):
         own = similarity[:, list(positive)]
+        others = similarity[:, list(negative)]
         if rule == "best":
             columns.append(own.amax(1))
         elif rule == "mean":
-            columns.append(own.mean(1) - similarity[:, list(negative)].mean(1) if negative else own.mean(1))
+            columns.append(own.mean(1) - others.mean(1) if negative else own.mean(1))
         else:
-            others = similarity[:, list(negative)]
-            columns.append(positive_negative(own[:, :, None], others[:, None], temperature).mean((1, 2)))
+            columns.append(_positive_negative(own[:, :, None], others[:, None], temperature).mean((1, 2)))
     return torch.stack(columns, 1)
 
 
 def class_scores(
     images: Tensor, texts: Tensor, table: PromptTable, rule: str = "softmax", temperature: float = 1.0
 ) -> Tensor:
-    """Scores of images for classes.
+    """Score images for classes.
 
     Args:
         images: (N, d) image embeddings, unnormalised for the rule "dot"; otherwise of any length.
@@ -203,23 +221,51 @@ def class_scores(
         (N, C), larger where a class is more likely.
 
     Raises:
-        ConfigError: no such rule, or one that does not fit the classes.
+        ConfigError: an unknown rule, or one that does not fit the classes.
     """
     table.check(rule)
     images, texts = exact(images, texts)
-    if rule == "dot":
-        sides = (class_vectors(texts, side, "mean") for side in (table.positive, table.negative))
-        positive, negative = (images @ side.T for side in sides)
-        return positive_negative(positive, negative)
-    images = F.normalize(images, dim=-1)
-    if rule in _PER_PROMPT:
+    if rule != "dot":
+        images = F.normalize(images, dim=-1)
+    if rule in PER_PROMPT:
         return prompt_scores(images @ F.normalize(texts, dim=-1).T, table, rule, temperature)
-    pooling = "direction" if rule == "biovil" else "unit"
+    pooling = {"dot": "mean", "biovil": "direction"}.get(rule, "unit")
     positive, negative = (images @ class_vectors(texts, side, pooling).T for side in (table.positive, table.negative))
-    if rule == "softmax":
-        return positive_negative(positive, negative, temperature)
+    if rule in ("dot", "softmax"):
+        return _positive_negative(positive, negative, temperature if rule == "softmax" else 1.0)
     if rule == "cosine":
         return positive
-    if rule == "class_sigmoid":
-        return standardised_over_classes(positive)
-    return positive - negative
+    return standardised_over_classes(positive) if rule == "class_sigmoid" else positive - negative
+
+
+def zero_shot_auroc(
+    images: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    prompts: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+    embed: Callable[[Sequence[str]], Tensor],
+) -> dict[str, float]:
+    """AUROC of each class under the default rule, by the same functions as the zero-shot task.
+
+    Args:
+        images: (N, d) embeddings.
+        labels: (N, K), columns ``names``: 1 present, 0 absent, anything else unknown and skipped.
+        names: K class names.
+        prompts: class to its positive and its negative prompts.
+        embed: n texts to (n, d); called once, with all prompts.
+
+    Returns:
+        Class to AUROC for each class that has prompts and both a positive and a negative sample, and "mean" over them;
+        empty if there is none, or if embeddings are not finite.
+    """
+    columns = [i for i, name in enumerate(names) if name in prompts]
+    if not columns:
+        return {}
+    table = PromptTable.of({names[i]: prompts[names[i]] for i in columns})
+    scores = class_scores(images, embed(table.texts), table, table.default_rule).cpu()
+    if bool(scores.isnan().any()):
+        return {}
+    samples = Samples(torch.arange(len(scores)), {"score": scores, "label": labels[:, columns].cpu()})
+    measures = classification_measures(samples, names=table.classes)
+    keys = {name: f"auroc/{name}" if len(columns) > 1 else "auroc" for name in table.classes} | {"mean": "auroc"}
+    return {name: float(measures[key]) for name, key in keys.items() if not measures[key].isnan()}
