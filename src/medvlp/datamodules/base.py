@@ -56,7 +56,7 @@ def _one_thread(worker_id: int) -> None:
     torch.set_num_threads(1)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
@@ -123,7 +123,9 @@ class RadiographDataModule(L.LightningDataModule):
         check_range("(0, 1]", fraction=fraction)
         check_range("[0, 1]", max_skipped=max_skipped)
         if transform not in TRANSFORMS and transform != CHECKPOINT:
-            raise ConfigError(f'there is no transform "{transform}"; there are {", ".join(TRANSFORMS)}')
+            raise ConfigError(
+                f"unknown transform {transform!r}; expected one of: {', '.join([*TRANSFORMS, CHECKPOINT])}"
+            )
         check_reading(intensity, damaged)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -193,14 +195,16 @@ class RadiographDataModule(L.LightningDataModule):
 
     def _indexed(self, split: Split) -> RadiographDataset:
         dataset = self.read(split)
-        broken = int(dataset.dropped["broken"].sum())
-        listed = len(dataset) + broken
-        if broken > self.max_skipped * listed:
-            raise TooManySkippedError(
-                f"{broken} of the {listed} items of the {split} split cannot be used"
-                f" ({dropped_by_reason(dataset.dropped)}), more than max_skipped: {self.max_skipped} allows"
-            )
+        self._check_broken(dataset.dropped, len(dataset), f"the {split} split")
         return dataset
+
+    def _check_broken(self, dropped: pd.DataFrame, kept: int, source: str, remedy: str = "") -> None:
+        broken = int(dropped["broken"].sum())
+        if broken > self.max_skipped * (kept + broken):
+            raise TooManySkippedError(
+                f"{broken} of the {kept + broken} items of {source} cannot be used ({dropped_by_reason(dropped)}),"
+                f" more than max_skipped: {self.max_skipped} allows{remedy}"
+            )
 
     def _prepared(self, dataset: RadiographDataset, train: bool) -> RadiographDataset:
         prepared = dataset.prepared(
@@ -219,22 +223,20 @@ class RadiographDataModule(L.LightningDataModule):
         if self.cache_dir is None or not self.cache_name or self.image_root is None or dataset.transform is None:
             return None
         rule = dataset.transform.resize.name
-        if rule not in self._caches:
-            # a cache that is there but unfinished or of another version is an error; none at all is a slower way
-            there = PixelCache.exists(self.cache_dir, self.cache_name, dataset.reading, rule)
-            if not there:
-                rank_zero_warn(
-                    f"{self.cache_dir} holds no prepared images of {self.cache_name} for {dataset.reading} {rule}, so"
-                    f" each file is decoded in each epoch; prepare them once with: medvlp prepare"
-                    f" --data {self.cache_name} --root {self.image_root} --out {self.cache_dir}"
-                    f" --transform {self.transform} --size {self.image_size} --intensity {self.intensity}"
-                    f" --damaged {self.damaged}",
-                    category=UserWarning,
-                )
-            self._caches[rule] = (
-                PixelCache.open(self.cache_dir, self.cache_name, dataset.reading, rule, root=self.image_root)
-                if there
-                else None
+        key = (self.cache_dir, self.cache_name, dataset.reading, rule)
+        if rule in self._caches:
+            return self._caches[rule]
+        # a cache that is unfinished or of another version is an error; without one, files are decoded
+        if PixelCache.exists(*key):
+            self._caches[rule] = PixelCache.open(*key, root=self.image_root)
+        else:
+            self._caches[rule] = None
+            rank_zero_warn(
+                f"{self.cache_dir} holds no prepared images of {self.cache_name} for {dataset.reading} {rule}, so each"
+                f" file is decoded in each epoch; prepare them once with: medvlp prepare --data {self.cache_name}"
+                f" --root {self.image_root} --out {self.cache_dir} --transform {self.transform}"
+                f" --size {self.image_size} --intensity {self.intensity} --damaged {self.damaged}",
+                category=UserWarning,
             )
         return self._caches[rule]
 
@@ -256,11 +258,8 @@ class RadiographDataModule(L.LightningDataModule):
     @property
     def skipped_at_index(self) -> pd.DataFrame:
         """Everything left out while indexing, with columns split, id, row, reason and broken."""
-        frames = [
-            dataset.dropped.assign(split=name)
-            for name, dataset in (("train", self.train_set), ("validate", self.val_set), ("test", self.test_set))
-            if dataset is not None
-        ]
+        parts = {"train": self.train_set, "validate": self.val_set, "test": self.test_set}
+        frames = [part.dropped.assign(split=name) for name, part in parts.items() if part is not None]
         columns = ["split", "id", "row", "reason", "broken"]
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
@@ -405,15 +404,11 @@ class RadiographDataModule(L.LightningDataModule):
         return PlainErrorLoader(source, batch_size=self.eval_batch_size, sampler=sampler, **options)
 
     def _source(self, split: Split, dataset: RadiographDataset) -> tuple[Dataset, dict[str, Any]]:
-        """What the loader of a part reads, and how."""
-        make = self._stand_ins.get(split)
-        if make is None:
-            return dataset, self._loader_options(dataset)
-        # whole batches are cut out of stored arrays: nothing for workers to do
-        return make(), {"num_workers": 0, "collate_fn": _as_it_is, "pin_memory": self.pin_memory}
-
-    def _loader_options(self, dataset: RadiographDataset) -> dict[str, Any]:
-        return {
+        """What the loader of a part reads, and its other options."""
+        if (make := self._stand_ins.get(split)) is not None:
+            # whole batches are cut out of stored arrays: nothing for workers to do
+            return make(), {"num_workers": 0, "collate_fn": _unchanged, "pin_memory": self.pin_memory}
+        return dataset, {
             "num_workers": self.num_workers,
             "collate_fn": self._collate(dataset),
             "pin_memory": self.pin_memory,

@@ -1,21 +1,22 @@
-"""The data module over any corpus: split × task × fraction, and the phantom in the corpus's layout."""
+"""The data module of any corpus: task × split × fraction, and the phantom in the corpus's layout."""
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
 
 from medvlp.datamodules.base import RadiographDataModule, Split
-from medvlp.datasets.base import Dropped, RadiographDataset, Target, dropped_by_reason
+from medvlp.datamodules.options import adopt_options, parameters
+from medvlp.datasets.base import Dropped, RadiographDataset, Target
 from medvlp.datasets.corpus import Corpus, Records, Task
-from medvlp.errors import ConfigError, DataError, TooManySkippedError
+from medvlp.errors import ConfigError, DataError
 from medvlp.phantom.model import PhantomSpec
 from medvlp.phantom.progress import write_with_progress
 from medvlp.phantom.truth import in_phantom, is_complete_tree, is_interrupted_tree
-from medvlp.splits import FRACTION_RULES, Part, SplitInput, draw_fraction, make_split, split_names
+from medvlp.splits import FRACTION_RULES, SplitInput, draw_fraction, make_split, split_names
 from medvlp.splits import Split as CorpusSplit
 
 _TARGETS: dict[str, tuple[Target, ...]] = {
@@ -28,10 +29,17 @@ _TARGETS: dict[str, tuple[Target, ...]] = {
 
 
 class CorpusDataModule(RadiographDataModule):
-    """What the data modules of the corpora share.
+    """Task × split × fraction of a corpus.
+
+    A subclass names the corpus, and takes the corpus's options as its own arguments::
+
+        class MyDataModule(CorpusDataModule, corpus=MyCorpus):
+            '''My corpus.'''
+
+    ``split`` in the class header is the default split; without it, the first one of the corpus.
 
     Args:
-        corpus: the corpus, not yet read.
+        root: folder of the corpus, or where the phantom is written.
         task: what the samples are for: "pairs", "classification", "segmentation", "detection" or "grounding".
         split: name of a split, see medvlp.splits; None takes the corpus's default.
         split_seed: seed of the splits that are ours; published ones ignore it.
@@ -39,35 +47,58 @@ class CorpusDataModule(RadiographDataModule):
         check_split: a published split must have its published counts (phantoms are never held to them).
         fraction_rule: how a fraction of the training split is drawn, see medvlp.splits.FRACTION_RULES.
         phantom: if given, a phantom of this description is written at the root unless it is there already.
-        **kwargs: of :class:`~medvlp.datamodules.base.RadiographDataModule`.
+        **options: of the corpus and of :class:`~medvlp.datamodules.base.RadiographDataModule`.
 
     Raises:
-        ConfigError: the labels do not allow the task, or a name is unknown.
+        ConfigError: the labels do not allow the task, a name is unknown, or two settings contradict each other.
     """
+
+    corpus_type: ClassVar[type[Corpus]]
+    default_split: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, corpus: type[Corpus] | None = None, split: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if corpus is None:
+            return
+        cls.corpus_type, cls.default_split = corpus, split
+        if "__init__" not in vars(cls):
+            task = (Literal[corpus.tasks], corpus.tasks[0])
+            adopt_options(cls, corpus, {"task": task, "split": (str if split else str | None, split)})
 
     def __init__(
         self,
-        corpus: Corpus,
+        root: str | Path,
         *,
-        task: Task,
+        task: Task | None = None,
         split: str | None = None,
         split_seed: int = 0,
         split_lists: str | None = None,
         check_split: bool = True,
         fraction_rule: str = "nested",
         phantom: PhantomSpec | None = None,
-        **kwargs: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        of_corpus, of_base = parameters(self.corpus_type), parameters(RadiographDataModule)
+        super().__init__(**{name: v for name, v in options.items() if name in of_base or name not in of_corpus})
+        shared = {name: getattr(self, name) for name in of_corpus if name in of_base}
+        options = {name: v for name, v in options.items() if name in of_corpus and name not in of_base}
+        corpus = self.corpus_type(root, **options, **shared)
+        task = task or corpus.tasks[0]
         corpus.require_task(task)
         names = split_names(corpus.name)
-        if split is not None and split not in names:
-            raise ConfigError(f'{corpus.title} has no split "{split}"; it has {", ".join(names)}')
+        split = split or self.default_split or names[0]
+        if split not in names:
+            raise ConfigError(f"unknown split {split!r} of {corpus.title}; expected one of: {', '.join(names)}")
         if fraction_rule not in FRACTION_RULES:
-            raise ConfigError(f'there is no fraction rule "{fraction_rule}"; there are {", ".join(FRACTION_RULES)}')
+            raise ConfigError(f"unknown fraction_rule {fraction_rule!r}; expected one of: {', '.join(FRACTION_RULES)}")
+        cleaning = getattr(corpus, "cleaning", "none")
+        if task == "pairs" and self.text_sampling != "whole" and cleaning in ("mgca", "gloria"):
+            raise ConfigError(
+                f"text_sampling: {self.text_sampling} needs sentence ends, which cleaning: {cleaning} removes; use none"
+            )
         self.corpus = corpus
         self.task = task
-        self.split = split or names[0]
+        self.split = split
         self.split_seed = split_seed
         self.split_lists = split_lists
         self.check_split = check_split
@@ -77,15 +108,13 @@ class CorpusDataModule(RadiographDataModule):
         self.cache_name = corpus.name
         self.image_root = corpus.root
         self._records: Records | None = None
-        self._input: SplitInput | None = None
+        self._listing: SplitInput | None = None
         self._split: CorpusSplit | None = None
-        # the reports of a corpus are broken when they are for pairs
-        corpus.on_error = self.on_error
 
     def prepare_data(self) -> None:
-        """Write the phantom, if one is asked for and not there yet (one process per machine calls this).
+        """Write the phantom if one is asked for and not there yet; one process per machine calls this.
 
-        Of several runs that want it one writes and the others wait; what a killed run has left of it is written anew.
+        Of several runs one writes and the others wait; a tree that a killed run left unfinished is written again.
 
         Raises:
             DataError: root holds something else, such as a phantom of another description.
@@ -100,9 +129,9 @@ class CorpusDataModule(RadiographDataModule):
         root.parent.mkdir(parents=True, exist_ok=True)
         lock = root.parent / f".{root.name}.lock"
         with FileLock(lock):
-            left = is_interrupted_tree(root, layout, self.phantom)
+            unfinished = is_interrupted_tree(root, layout, self.phantom)
             # a tree that another run has finished meanwhile is left as it is
-            write_with_progress(layout, root, self.phantom, workers=workers, overwrite=left)
+            write_with_progress(layout, root, self.phantom, workers=workers, overwrite=unfinished)
         # whoever still waits for it, or makes another, finds the tree complete
         lock.unlink(missing_ok=True)
 
@@ -115,16 +144,17 @@ class CorpusDataModule(RadiographDataModule):
         """
         if self._records is None:
             records = self.corpus.records(self.task)
-            broken = int(records.dropped["broken"].sum())
-            listed = len(records) + broken
-            if broken > self.max_skipped * listed:
-                raise TooManySkippedError(
-                    f"{broken} of the {listed} items of {self.corpus.root} cannot be used"
-                    f" ({dropped_by_reason(records.dropped)}), more than max_skipped: {self.max_skipped} allows;"
-                    f" look at: medvlp doctor {self.corpus.name} {self.corpus.root}"
-                )
+            doctor = f"; look at: medvlp doctor {self.corpus.name} {self.corpus.root}"
+            self._check_broken(records.dropped, len(records), str(self.corpus.root), doctor)
             self._records = records
         return self._records
+
+    @property
+    def listing(self) -> SplitInput:
+        """Every image that the released tables list; the splits are drawn from it."""
+        if self._listing is None:
+            self._listing = self.corpus.listing()
+        return self._listing
 
     @property
     def split_result(self) -> CorpusSplit:
@@ -134,11 +164,10 @@ class CorpusDataModule(RadiographDataModule):
             DataError: a published split does not have its published counts, and ``check_split`` is on.
         """
         if self._split is None:
-            self._input = self.corpus.listing()
             self._split = make_split(
                 self.corpus.name,
                 self.split,
-                self._input,
+                self.listing,
                 seed=self.split_seed,
                 lists=self.split_lists,
                 strict=self.check_split and not self.corpus.is_phantom,
@@ -146,7 +175,7 @@ class CorpusDataModule(RadiographDataModule):
         return self._split
 
     def describe(self) -> dict[str, Any]:
-        """As the base class says, with the split's name and hash and whether this is a phantom."""
+        """Override: add task, split and fraction rule."""
         return {
             **super().describe(),
             "dataset": self.corpus.name,
@@ -162,53 +191,40 @@ class CorpusDataModule(RadiographDataModule):
         return [self.corpus.root, self.corpus.image_root]
 
     def read(self, split: Split) -> RadiographDataset:
-        """One part of the split; empty if the split has no such part.
+        """Index one part of the split; empty if the split has no such part.
 
-        Images of the part that are not among the records (a missing file, an unusable report) were left out when the
-        corpus was indexed, and are listed there.
+        Images of the part that are not among :attr:`records` (a missing file, an unusable report) are listed there.
 
         Raises:
             DataError: the split has no training part.
         """
-        result = self.split_result
-        if split not in result.parts and split == "train":
-            raise DataError(
-                f'the split "{self.split}" of {self.corpus.title} has only {", ".join(result.parts)}, no train'
-            )
-        records = self.records
-        dropped = Dropped()
-        if split not in result.parts:
+        parts = self.split_result.parts
+        if split not in parts and split == "train":
+            raise DataError(f"the split {self.split!r} of {self.corpus.title} has only {', '.join(parts)}, no train")
+        records, dropped = self.records, Dropped()
+        if split not in parts:
             table = records.table.slice(0, 0)
         else:
-            chosen = self._chosen(result.parts[split])
+            chosen = self.corpus.chosen(records, self.listing, parts[split])
             before = records.take(chosen)
             table = self.corpus.after_split(before)
-            gone = np.flatnonzero(~pd.Index(before.column("id").to_pylist()).isin(table.column("id").to_pylist()))
-            ids = before.column("id").take(gone).to_pylist()
-            dropped.extend(ids, chosen.records[gone].tolist(), "left out by the corpus's options after the split")
+            removed = np.flatnonzero(~pd.Index(before.column("id").to_pylist()).isin(table.column("id").to_pylist()))
+            ids = before.column("id").take(removed).to_pylist()
+            dropped.extend(ids, chosen.records[removed].tolist(), "left out by the corpus's options after the split")
         return RadiographDataset(table, dropped=dropped.frame(), on_error=self.on_error, box_names=records.box_names)
 
-    def _chosen(self, part: Part) -> Part:
-        """A part of the listing as a part of the records, in the order of the part."""
-        assert self._input is not None
-        return self.corpus.chosen(self.records, self._input, part)
-
     def reduced(self, train: RadiographDataset) -> RadiographDataset:
-        """The share of the training split that ``fraction`` and ``fraction_rule`` ask for."""
-        part = self.split_result.parts["train"]
-        assert self._input is not None
-        rule, lists = self.fraction_rule, self.split_lists
-        keep = draw_fraction(rule, self.fraction, self._input, part, seed=self.seed, lists=lists)
-        chosen = self._input.ids[part.records[keep]]
-        records = self.records
-        keys = pd.Series(self.corpus.split_keys(records), index=records.column("id"))
-        return train.subset(pd.Index(keys[train.ids]).isin(chosen))
+        """Override: draw the fraction by ``fraction_rule``."""
+        part, rule = self.split_result.parts["train"], self.fraction_rule
+        keep = draw_fraction(rule, self.fraction, self.listing, part, seed=self.seed, lists=self.split_lists)
+        keys = pd.Series(self.corpus.split_keys(self.records), index=self.records.column("id"))
+        return train.subset(pd.Index(keys[train.ids]).isin(self.listing.ids[part.records[keep]]))
 
     @property
     def skipped_at_index(self) -> pd.DataFrame:
-        """Everything left out while indexing, with columns split ("" before the split), id, row, reason and broken."""
+        """Override: add what was left out before the split, with "" as split."""
         after = super().skipped_at_index
         if self._records is None:
             return after
-        before = self._records.dropped.assign(split="")[["split", "id", "row", "reason", "broken"]]
+        before = self._records.dropped.assign(split="")[list(after.columns)]
         return pd.concat([before, after], ignore_index=True) if len(after) else before
