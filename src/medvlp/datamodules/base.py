@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sequential
 
 from medvlp.datamodules.sampler import PlainErrorLoader, ResumableLoader, ResumableSampler
 from medvlp.datasets.base import RadiographDataset, Target, TextSampling, dropped_by_reason
-from medvlp.errors import ConfigError, DataError, TooManySkippedError, check_range
+from medvlp.errors import ConfigError, DataError, TooManySkippedError, check_choice, check_range
 from medvlp.io.cache import PixelCache
 from medvlp.io.images import Damaged, check_reading
 from medvlp.io.reports import gloria_sentences, split_sentences

@@ -12,7 +12,7 @@ from medvlp.datamodules.base import RadiographDataModule, Split
 from medvlp.datamodules.options import adopt_options, parameters
 from medvlp.datasets.base import Dropped, RadiographDataset, Target
 from medvlp.datasets.corpus import Corpus, Records, Task
-from medvlp.errors import ConfigError, DataError
+from medvlp.errors import ConfigError, DataError, check_choice
 from medvlp.phantom.model import PhantomSpec
 from medvlp.phantom.progress import write_with_progress
 from medvlp.phantom.truth import in_phantom, is_complete_tree, is_interrupted_tree
@@ -87,10 +87,8 @@ class CorpusDataModule(RadiographDataModule):
         corpus.require_task(task)
         names = split_names(corpus.name)
         split = split or self.default_split or names[0]
-        if split not in names:
-            raise ConfigError(f"unknown split {split!r} of {corpus.title}; expected one of: {', '.join(names)}")
-        if fraction_rule not in FRACTION_RULES:
-            raise ConfigError(f"unknown fraction_rule {fraction_rule!r}; expected one of: {', '.join(FRACTION_RULES)}")
+        check_choice(f"split of {corpus.title}", split, names)
+        check_choice("fraction_rule", fraction_rule, FRACTION_RULES)
         cleaning = getattr(corpus, "cleaning", "none")
         if task == "pairs" and self.text_sampling != "whole" and cleaning in ("mgca", "gloria"):
             raise ConfigError(
