@@ -122,10 +122,7 @@ class RadiographDataModule(L.LightningDataModule):
         check_range("[0, inf)", seed=seed)
         check_range("(0, 1]", fraction=fraction)
         check_range("[0, 1]", max_skipped=max_skipped)
-        if transform not in TRANSFORMS and transform != CHECKPOINT:
-            raise ConfigError(
-                f"unknown transform {transform!r}; expected one of: {', '.join([*TRANSFORMS, CHECKPOINT])}"
-            )
+        check_choice("transform", transform, (*TRANSFORMS, CHECKPOINT))
         check_reading(intensity, damaged)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
