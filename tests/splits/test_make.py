@@ -7,7 +7,7 @@ import split_inputs
 from medvlp.errors import ConfigError, DataError
 from medvlp.splits import FRACTION_RULES, Part, describe, draw_fraction, make_split, split_names
 from medvlp.splits.catalog import releases
-from medvlp.splits.draws import target
+from medvlp.splits.fractions import target
 from medvlp.splits.lists import image_key
 from medvlp.splits.recipes import RECIPES
 
@@ -41,9 +41,9 @@ def test_the_page_lists_every_split_and_hash():
 
 
 def test_unknown_names():
-    with pytest.raises(ConfigError, match="there are some for mimic_cxr"):
+    with pytest.raises(ConfigError, match="expected one of: mimic_cxr"):
         split_names("nih")
-    with pytest.raises(ConfigError, match='rsna has no split "kad"; it has g2d'):
+    with pytest.raises(ConfigError, match="rsna has no split 'kad'; expected one of: g2d"):
         describe("rsna", "kad")
     with pytest.raises(ConfigError, match="seed"):
         make_split("open_i", "clean", split_inputs.inputs(["a"]), seed=-1)

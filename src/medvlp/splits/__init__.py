@@ -1,13 +1,12 @@
-"""Who is in train, validation and test: the published splits rebuilt, our own clean one, and the 1 % and 10 % draws.
+"""Train, validation and test parts: the published splits rebuilt, our own clean one, and the 1 % and 10 % draws.
 
-A recipe sees ids, patients, views, released parts and raw labels (:class:`SplitInput`) and never an image. What each
-split must give for a known release (sizes, positives, hashes of the ids) stands in the data file ``expected.json``;
-:func:`make_split` compares, and warns of images and patients that two parts share.
+A recipe sees ids, patients, views, released parts and raw labels (:class:`SplitInput`), never an image. The data file
+``expected.json`` records what each split gives for a known release (sizes, positives, hashes of the ids);
+:func:`make_split` compares with it, and warns of images and patients that two parts share.
 """
 
 from medvlp.splits.catalog import Expected, SplitInfo, describe, split_names
-from medvlp.splits.draws import FRACTION_RULES, draw_fraction
-from medvlp.splits.fractions import hash_split, nested_fraction
+from medvlp.splits.fractions import FRACTION_RULES, draw_fraction, hash_split, nested_fraction
 from medvlp.splits.make import make_split
 from medvlp.splits.types import Part, Split, SplitInput, SplitLeakWarning
 

@@ -1,4 +1,4 @@
-"""The data file of splits: what each is, who uses it, and what it gives for a known release."""
+"""The data file of splits: what each is, who uses it, and its numbers for a known release."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from medvlp.errors import ConfigError
+from medvlp.errors import ConfigError, check_choice
 from medvlp.splits.types import SplitInput
 
 
@@ -27,7 +27,7 @@ class Release:
     rows: int | None = None
 
     def differences(self, inputs: SplitInput, pools: tuple[str, ...]) -> list[str]:
-        """What of the input differs from the release, looking only at the parts named."""
+        """List how the input differs from the release in the parts named."""
         pairs = [(f"records of {p}", self.pools.get(p, 0), int(inputs.in_pool(p).sum())) for p in pools]
         if self.records is not None:
             pairs.append(("records", self.records, len(inputs)))
@@ -38,12 +38,12 @@ class Release:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a split gives for one release. Every field is by part; what is not known is absent.
+    """What a split gives for one release, by part; what is not known is absent.
 
     Args:
         release: the release, "" for any.
         seed: the seed, None for any.
-        patients: distinct patients, in the pools of the split, that the numbers were taken with.
+        patients: distinct patients in the pools of the split when the numbers were taken.
         counts: records.
         rows: rows of the label table.
         frontal: records that are no laterals.
@@ -76,8 +76,8 @@ class SplitInfo:
         used_by: whose results it belongs to.
         exact: "members" if the recipe gives the published members, "sizes" if only their number is known.
         seeded: whether the seed of the call decides the members; other recipes fix their own.
-        leak_note: what is known about images and patients shared between parts, "" for none.
-        needs_lists: files of the authors that the split cannot do without.
+        leak_note: what is known about images and patients shared between parts.
+        needs_lists: files of the authors without which the split cannot be made.
         repository: where these are published.
         pools: released parts that the split draws from.
         expected: the recorded numbers.
@@ -88,36 +88,34 @@ class SplitInfo:
     title: str
     recipe: str
     source: str
-    used_by: str
-    exact: str
-    seeded: bool
-    leak_note: str
-    needs_lists: tuple[str, ...]
-    repository: str
-    pools: tuple[str, ...]
-    expected: tuple[Expected, ...]
+    used_by: str = ""
+    exact: str = ""
+    seeded: bool = False
+    leak_note: str = ""
+    needs_lists: tuple[str, ...] = ()
+    repository: str = ""
+    pools: tuple[str, ...] = ()
+    expected: tuple[Expected, ...] = ()
 
     def expected_for(self, release: str, seed: int) -> Expected | None:
-        """The numbers for a release ("" if unknown) and a seed, or None if none are recorded."""
-        for entry in self.expected:
-            if entry.release in ("", release) and entry.seed in (None, seed):
-                return entry
-        return None
+        """Return the numbers for a release ("" if unknown) and a seed, or None if none are recorded."""
+        return next((e for e in self.expected if e.release in ("", release) and e.seed in (None, seed)), None)
 
 
 @cache
-def _catalog() -> dict[str, Any]:
-    return json.loads(resources.files(__package__).joinpath("expected.json").read_text("utf-8"))["corpora"]
+def _corpora() -> dict[str, dict[str, Any]]:
+    text = resources.files(__package__).joinpath("expected.json").read_text("utf-8")
+    corpora: dict[str, dict[str, Any]] = json.loads(text)["corpora"]
+    return corpora
 
 
 def _corpus(corpus: str) -> dict[str, Any]:
-    if corpus not in _catalog():
-        raise ConfigError(f'there are no splits for "{corpus}"; there are some for {", ".join(_catalog())}')
-    return _catalog()[corpus]
+    check_choice("corpus", corpus, _corpora())
+    return _corpora()[corpus]
 
 
 def split_names(corpus: str) -> tuple[str, ...]:
-    """Names of the splits of a corpus; the first is the default.
+    """Return the names of the splits of a corpus; the first is the default.
 
     Raises:
         ConfigError: an unknown corpus.
@@ -126,40 +124,20 @@ def split_names(corpus: str) -> tuple[str, ...]:
 
 
 def releases(corpus: str) -> tuple[Release, ...]:
-    """The releases of a corpus that are known by their size.
-
-    Raises:
-        ConfigError: an unknown corpus.
-    """
+    """Return the releases of a corpus that are known by their size."""
     return tuple(Release(name, **entry) for name, entry in _corpus(corpus)["releases"].items())
 
 
 def describe(corpus: str, name: str) -> SplitInfo:
-    """What a split is and what it gives.
+    """Return what a split is and its recorded numbers.
 
     Raises:
         ConfigError: an unknown corpus or split.
     """
     splits = _corpus(corpus)["splits"]
     if name not in splits:
-        raise ConfigError(f'{corpus} has no split "{name}"; it has {", ".join(splits)}')
-    entry = splits[name]
-    return SplitInfo(
-        corpus=corpus,
-        name=name,
-        title=entry["title"],
-        recipe=entry["recipe"],
-        source=entry["source"],
-        used_by=entry.get("used_by", ""),
-        exact=entry["exact"],
-        seeded=entry.get("seeded", False),
-        leak_note=entry.get("leak_note", ""),
-        needs_lists=tuple(entry.get("needs_lists", ())),
-        repository=entry.get("repository", ""),
-        pools=tuple(entry.get("pools", ())),
-        expected=tuple(
-            # a part whose hash is null is one whose file is not public
-            Expected(**{**e, "sha256": {p: h for p, h in e.get("sha256", {}).items() if h}})
-            for e in entry.get("expected", ())
-        ),
-    )
+        raise ConfigError(f"{corpus} has no split {name!r}; expected one of: {', '.join(splits)}")
+    entry: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in splits[name].items()}
+    # the hash of a part whose file is not public is null
+    known = ({**e, "sha256": {p: h for p, h in e.get("sha256", {}).items() if h}} for e in entry.pop("expected", ()))
+    return SplitInfo(corpus, name, **entry, expected=tuple(Expected(**numbers) for numbers in known))

@@ -1,15 +1,34 @@
-"""Draws by hash, which depend neither on the order of the records nor on what else is in the corpus."""
+"""Draws of patients and records: our own by hash, and how the papers' code takes 1 % and 10 % of a training part."""
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.model_selection import train_test_split
 
-from medvlp.errors import ConfigError
+from medvlp.errors import ConfigError, DataError, check_choice, check_range
 from medvlp.seeding import derive_seed
+from medvlp.splits.lists import find_list, match_list, read_list
+from medvlp.splits.types import Part, SplitInput, check_seed
+
+FRACTION_RULES: dict[str, str] = {
+    "nested": "ours: patients in the order of a seeded hash, so that 1 % lies inside 10 % and no patient is cut",
+    "mgca": "MGCA classification: pandas sample(frac, random_state=42) of the frontal records, by image",
+    "mgca_choice": "MGCA detection and RSNA segmentation: RandomState(42).choice of int(fraction × n) records",
+    "mgca_siim": "MGCA and GLoRIA on SIIM: all positives and as many negatives, then int(fraction × ids) of these",
+    "gloria": "GLoRIA classification: sample(frac) of all views, then the frontal ones; unseeded there, our seed here",
+    "benchx": "BenchX: stratified train_test_split(test_size=1 − fraction, random_state=42), the first output",
+    "benchx_object_cxr": "BenchX on Object-CXR: stratified test_size=fraction, random_state=42, the second output",
+    "maco": "MaCo and MRM: the authors' lists train_1.txt and train_10.txt, which are not nested",
+}
+"""Rule to one line. None of the published rules is nested, and all but "gloria" fix their own seed."""
+
+_TARGETS = ("Target", "Lung Opacity", "Pneumonia", "Pneumothorax", "Foreign object", "Foreign Object")
 
 
 def _hash(group: Any, seed: int) -> int:
@@ -19,9 +38,8 @@ def _hash(group: Any, seed: int) -> int:
 def nested_fraction(groups: Sequence[Any], fraction: float, seed: int = 0) -> np.ndarray:
     """Draw a share of the groups so that smaller shares lie inside larger ones (1 % ⊂ 10 % ⊂ 100 %).
 
-    Groups (patients) are ordered by a hash of (seed, group); the first ceil(fraction × groups) are kept whole. The
-    draw does not depend on the order of the rows. Published code draws its 1 % and 10 % independently of each
-    other and mostly by image; this one is comparable across shares and does not cut patients.
+    Groups (patients) are ordered by a hash of (seed, group), whatever the order of the rows; the first
+    ceil(fraction × groups) are kept whole.
 
     Args:
         groups: N group names, one per record.
@@ -34,28 +52,27 @@ def nested_fraction(groups: Sequence[Any], fraction: float, seed: int = 0) -> np
     Raises:
         ConfigError: fraction is outside (0, 1].
     """
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"fraction must lie in (0, 1], not {fraction}")
+    check_range("(0, 1]", fraction=fraction)
     codes, unique = pd.factorize(np.asarray([str(g) for g in groups], dtype=object))
     if fraction == 1 or len(unique) == 0:
         return np.ones(len(codes), dtype=bool)
     order = sorted(range(len(unique)), key=lambda i: (_hash(unique[i], seed), unique[i]))
     keep = np.zeros(len(unique), dtype=bool)
-    # a hair is taken off before rounding up: 0.1 × 30 is 3.0000000000000004 in binary
+    # minus an epsilon, since 0.1 × 30 is 3.0000000000000004 in binary
     keep[order[: math.ceil(fraction * len(unique) - 1e-9)]] = True
     return keep[codes]
 
 
 def hash_split(groups: Sequence[Any], shares: dict[str, float], seed: int = 0) -> np.ndarray:
-    """Assign each group to a split by its hash, so that adding records later moves none of the old ones.
+    """Assign each group to a part by its hash, so that adding records later moves none of the old ones.
 
     Args:
         groups: N group names, one per record.
-        shares: split name to share; the shares sum to at most 1, the rest goes to "train".
+        shares: part to share; the shares sum to at most 1, the rest goes to "train".
         seed: another seed gives another assignment.
 
     Returns:
-        Object array (N,) of split names.
+        Object array (N,) of names of parts.
 
     Raises:
         ConfigError: a share is negative or they sum to more than 1.
@@ -79,8 +96,8 @@ def hash_split(groups: Sequence[Any], shares: dict[str, float], seed: int = 0) -
 def linked_groups(patients: np.ndarray, hashes: np.ndarray | None) -> np.ndarray:
     """Join patients who share an image: connected components of patient and content hash.
 
-    A component is named after the first of its patients in alphabetical order, so that the name, and with it what
-    :func:`hash_split` does, depends neither on the order of the records nor on how the patients are linked.
+    A component is named after the first of its patients in alphabetical order, so that the name depends neither on the
+    order of the records nor on how the patients are linked.
 
     Args:
         patients: (N,) str.
@@ -104,3 +121,149 @@ def linked_groups(patients: np.ndarray, hashes: np.ndarray | None) -> np.ndarray
             labels = smallest[codes]
         if np.array_equal(before, labels):
             return unique.astype(object)[labels]
+
+
+def target(labels: pd.DataFrame) -> np.ndarray:
+    """Return the one label that a recipe balances or stratifies by.
+
+    It is the only label; or, of exclusive classes that cover all records, the class by name; or the first of Target,
+    Lung Opacity, Pneumonia, Pneumothorax, Foreign object. RSNA's "Target" and "Lung Opacity" come before its three
+    detailed classes.
+
+    Args:
+        labels: N rows of raw labels.
+
+    Returns:
+        (N,) class numbers in the sorted order of the classes; for a single label 0 is absent or unknown, 1 present.
+
+    Raises:
+        DataError: no label decides.
+    """
+    names = [str(c) for c in labels.columns]
+    values = labels.to_numpy(dtype=np.float64) == 1
+    exclusive = len(names) > 1 and len(values) and (values.sum(axis=1) == 1).all()
+    decisive = _TARGETS[:2] if len(names) == 1 or exclusive else _TARGETS
+    if name := next((name for name in decisive if name in names), names[0] if len(names) == 1 else ""):
+        return np.asarray(values[:, names.index(name)], dtype=np.int64)
+    if exclusive:
+        return np.unique(np.array(names, dtype=object)[values.argmax(axis=1)].astype(str), return_inverse=True)[1]
+    raise DataError(f"no label to balance or stratify by among {names}; expected one label or one of {list(_TARGETS)}")
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """A fraction to draw from a part; each rule below returns positions in the part, or a mask over it."""
+
+    fraction: float
+    inputs: SplitInput
+    part: Part
+    seed: int
+    lists: str | Path | None
+
+    def of_part(self, values: Any) -> np.ndarray:
+        return np.asarray(np.asarray(values)[self.part.records])
+
+
+def draw_fraction(
+    rule: str,
+    fraction: float,
+    inputs: SplitInput,
+    part: Part,
+    *,
+    seed: int = 0,
+    lists: str | Path | None = None,
+) -> np.ndarray:
+    """Draw a share of a training part.
+
+    Args:
+        rule: a key of :data:`FRACTION_RULES`.
+        fraction: share to keep, in (0, 1]; "mgca", "gloria" and "mgca_siim" drop laterals or surplus negatives at 1
+            as well, as their code does.
+        inputs: what the split was made of.
+        part: its training part.
+        seed: of the rules "nested" and "gloria"; the others fix theirs.
+        lists: the folder of the authors' lists, for "maco".
+
+    Returns:
+        Bool, one per entry of ``part.records``: the ones that are kept.
+
+    Raises:
+        ConfigError: an unknown rule, or a fraction or seed that is out of range, or a fraction that has no list.
+        DataError: no record is kept, the labels needed are missing, or the lists are.
+    """
+    check_choice("fraction rule", rule, FRACTION_RULES)
+    check_range("(0, 1]", fraction=fraction)
+    check_seed(seed)
+    if fraction == 1 and rule in ("benchx", "benchx_object_cxr", "maco"):
+        return np.ones(len(part), dtype=bool)
+    kept = np.zeros(len(part), dtype=bool)
+    try:
+        kept[_RULES[rule](_Draw(fraction, inputs, part, seed, lists))] = True
+    except ValueError as error:  # scikit-learn and numpy: too few records, or a class of one
+        raise DataError(f"{len(part)} records are too few to draw {fraction:g} of them by {rule}: {error}") from error
+    if not kept.any() and len(part):
+        raise DataError(f"{fraction:g} of {len(part)} records leaves none by the rule {rule}; take a larger fraction")
+    return kept
+
+
+def _nested(draw: _Draw) -> np.ndarray:
+    return nested_fraction(list(draw.of_part(draw.inputs.patients)), draw.fraction, draw.seed)
+
+
+def _mgca(draw: _Draw) -> np.ndarray:
+    frontal = np.flatnonzero(draw.of_part(draw.inputs.is_frontal))
+    return np.asarray(pd.Series(frontal).sample(frac=draw.fraction, random_state=42))
+
+
+def _gloria(draw: _Draw) -> np.ndarray:
+    drawn = pd.Series(np.arange(len(draw.part))).sample(frac=draw.fraction, random_state=draw.seed).to_numpy()
+    return drawn[draw.of_part(draw.inputs.is_frontal)[drawn]]
+
+
+def _mgca_choice(draw: _Draw) -> np.ndarray:
+    n = len(draw.part)
+    return np.random.RandomState(42).choice(n, int(draw.fraction * n), replace=False)
+
+
+def _mgca_siim(draw: _Draw) -> np.ndarray:
+    # One generator for both draws, as the code has them. There its state also depends on what was drawn before.
+    random = np.random.RandomState(42)
+    positive = draw.of_part(target(draw.inputs.labels)) == 1
+    ill, well = np.flatnonzero(positive), np.flatnonzero(~positive)
+    # published data always has enough negatives; a phantom may not
+    chosen = random.choice(well, size=min(len(ill), len(well)), replace=False)
+    pool = np.concatenate([ill, well[np.isin(well, chosen)]])
+    return random.choice(pool, size=int(len(pool) * draw.fraction), replace=False)
+
+
+def _stratified(draw: _Draw, size: float, output: int) -> np.ndarray:
+    classes = draw.of_part(target(draw.inputs.labels))
+    outputs = train_test_split(np.arange(len(draw.part)), test_size=size, stratify=classes, random_state=42)
+    return np.asarray(outputs[output])
+
+
+def _maco(draw: _Draw) -> np.ndarray:
+    name = {0.01: "train_1.txt", 0.1: "train_10.txt"}.get(draw.fraction)
+    if name is None:
+        raise ConfigError(f"the rule maco has lists for 0.01 and 0.1, not for {draw.fraction:g}")
+    path = find_list(draw.lists, (name,), what="the fraction rule maco", repository="RL4M/MRM-pytorch, DatasetsSplits/")
+    records = match_list(read_list(path), draw.inputs, path)
+    positions = pd.Index(draw.part.records).get_indexer(records)
+    if (outside := positions < 0).any():
+        raise DataError(
+            f"{int(outside.sum())} of the {len(positions)} images in {path.name} are not in the training part, the "
+            f"first is {draw.inputs.ids[records[outside][0]]}; use the split maco, which these lists belong to"
+        )
+    return np.asarray(positions)
+
+
+_RULES: dict[str, Callable[[_Draw], np.ndarray]] = {
+    "nested": _nested,
+    "mgca": _mgca,
+    "mgca_choice": _mgca_choice,
+    "mgca_siim": _mgca_siim,
+    "gloria": _gloria,
+    "benchx": lambda draw: _stratified(draw, round(1 - draw.fraction, 12), 0),
+    "benchx_object_cxr": lambda draw: _stratified(draw, draw.fraction, 1),
+    "maco": _maco,
+}

@@ -16,42 +16,38 @@ _CHEXPERT = re.compile(r"(patient\d+)[/_](study\d+)[/_](view\d+_(?:frontal|later
 
 
 def find_list(folder: str | Path | None, names: Sequence[str], *, what: str, repository: str) -> Path:
-    """Find one file of the authors.
+    """Find one file of the authors, directly in a folder or anywhere below it.
 
     Args:
-        folder: where the files were put, or a folder above it (the repository's whole folder of lists).
+        folder: folder of the files, or of the whole repository.
         names: the names that the file may have.
         what: the split or rule that needs it, for the error.
         repository: the repository and folder that publish it, for the error.
 
-    Returns:
-        The path. A file directly in the folder is preferred.
-
     Raises:
-        DataError: there is no folder, no such file in it, or several below it.
+        DataError: no folder is given, no such file lies in it, or several lie below it.
     """
-    wanted = " or ".join(names)
+    expected = " or ".join(names)
     if folder is None:
-        raise DataError(f"{what} cannot be rebuilt: it needs {wanted} from {repository}; give their folder as lists")
+        raise DataError(f"{what} needs {expected} from {repository}; set lists to the folder that holds it")
     root = Path(folder)
     for name in names:
         if (root / name).is_file():
             return root / name
-    found = sorted(p for name in names for p in root.rglob(name) if p.is_file()) if root.is_dir() else []
-    if len(found) != 1:
-        state = f"holds {len(found)} files" if found else "holds no file"
-        raise DataError(f"{what} needs {wanted} from {repository}; {root} {state} of that name")
-    return found[0]
+    matches = sorted(p for name in names for p in root.rglob(name) if p.is_file()) if root.is_dir() else []
+    if len(matches) != 1:
+        state = f"holds {len(matches)} files" if matches else "holds no file"
+        raise DataError(f"{what} needs {expected} from {repository}; {root} {state} of that name")
+    return matches[0]
 
 
 def read_list(path: Path) -> list[str]:
-    """Read the image names of a list: the first field of each line of a text file, or the column ID of a csv.
+    """Read the image names of a list: the first field of each line of a text file, or the column ID of a CSV.
 
-    Text lists carry labels after the name (``00003547_001.png 0 0 1 …``), which are not read: they may differ from the
-    labels of the release.
+    Labels after the name (``00003547_001.png 0 0 1 …``) are ignored, since they may differ from those of the release.
 
     Raises:
-        DataError: the file cannot be read, or a csv has no such column.
+        DataError: the file cannot be read, or a CSV has no such column.
     """
     if path.suffix == ".csv":
         return [name for name in read_columns(path, ["ID"])["ID"] if name]
@@ -63,11 +59,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def read_columns(path: Path, names: Sequence[str]) -> pd.DataFrame:
-    """Read columns of a csv as text.
-
-    Raises:
-        DataError: the file cannot be read, or lacks one of them.
-    """
+    """Read columns of a CSV as text."""
     again = "get it again"
     cells = read_cells(path, again=again, settable=False)
     cells.require(dict.fromkeys(names, again))
@@ -75,26 +67,17 @@ def read_columns(path: Path, names: Sequence[str]) -> pd.DataFrame:
 
 
 def image_key(name: str) -> str:
-    """What stays of an image name when folders and the ending of an image file are taken off.
+    """Return an image name without folders and the suffix of an image file; ids with dots (SIIM) stay whole.
 
-    CheXpert's file names repeat in every study; there, patient and study stay. Ids with dots (SIIM) are left whole.
+    CheXpert's file names repeat in every study, so patient and study stay.
     """
-    found = _CHEXPERT.search(name)
-    if found:
-        return "/".join(found.groups()).lower()
+    if match := _CHEXPERT.search(name):
+        return "/".join(match.groups()).lower()
     return _IMAGE.sub("", name.replace("\\", "/").rsplit("/", 1)[-1])
 
 
 def match_list(names: Sequence[str], inputs: SplitInput, path: Path) -> np.ndarray:
-    """Find the records that a list names.
-
-    Args:
-        names: image names as the list has them.
-        inputs: the records.
-        path: the list, for the error.
-
-    Returns:
-        int64 record indices, in the order of the list, each once.
+    """Find the records that a list names: int64 indices, in the order of the list, each once.
 
     Raises:
         DataError: names are missing among the records, or two records have one key.

@@ -1,4 +1,4 @@
-"""What goes into a split and what comes out."""
+"""Inputs and results of a split."""
 
 from dataclasses import dataclass, field
 
@@ -11,11 +11,7 @@ _VALIDATE = ("validate", "valid", "val", "validation")
 
 
 def check_seed(seed: int) -> None:
-    """Raise unless numpy's legacy generator, which the published recipes draw with, takes the seed.
-
-    Raises:
-        ConfigError: it does not.
-    """
+    """Raise unless numpy's legacy generator, which the published recipes draw with, takes the seed."""
     if not 0 <= seed < 2**32:
         raise ConfigError(f"the seed of a split must lie in [0, 2^32), not {seed}")
 
@@ -26,7 +22,7 @@ class SplitLeakWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class SplitInput:
-    """What a recipe may look at: N records of a corpus in the documented order of the corpus.
+    """What a recipe sees: N records of a corpus in the documented order of the corpus.
 
     Args:
         ids: (N,) str, image ids as released, each once.
@@ -58,12 +54,11 @@ class SplitInput:
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise DataError(f"a split input has {n} ids but {len(value)} entries in {name}")
-        twice = pd.Index(self.ids).duplicated()
-        if twice.any():
-            row = int(np.flatnonzero(twice)[0])
+        repeated = np.flatnonzero(pd.Index(self.ids).duplicated())
+        if len(repeated):
             raise DataError(
-                f"{int(twice.sum())} ids occur twice in a split input, the first is {self.ids[row]} (record {row}); "
-                "a split cannot tell such records apart"
+                f"{len(repeated)} ids occur twice in a split input, the first is {self.ids[repeated[0]]} (record "
+                f"{repeated[0]}); give each record an id of its own"
             )
         if self.rows is not None and len(self.rows) and (np.min(self.rows) < 0 or np.max(self.rows) >= n):
             raise DataError(f"the label rows of a split input point outside its {n} records")
@@ -78,12 +73,12 @@ class SplitInput:
 
     def in_pool(self, *pools: str) -> np.ndarray:
         """(N,) bool, records of the released parts named; "val" and "valid" count as "validate"."""
-        wanted = [*pools, *(_VALIDATE if any(p in _VALIDATE for p in pools) else ())]
-        return pd.Series(self.pool, dtype=object).isin(wanted).to_numpy()
+        names = {*pools, *(_VALIDATE if set(pools) & set(_VALIDATE) else ())}
+        return pd.Series(self.pool, dtype=object).isin(names).to_numpy()
 
     @property
     def has_patients(self) -> bool:
-        """Whether any patient is named, so that patients are more than another word for images."""
+        """Whether the corpus names patients, so that they are more than another word for images."""
         return bool((np.asarray(self.patients, dtype=object) != np.asarray(self.ids, dtype=object)).any())
 
 
@@ -111,12 +106,12 @@ class Split:
     Args:
         corpus: its corpus.
         name: its name.
-        parts: "train", "validate" and "test", as far as the split has them.
+        parts: "train", "validate" and "test"; those without a record are missing.
         counts: records per part.
         sha256: per part, SHA-256 of its ids, sorted and joined by newlines.
         leaks: what two parts share, for example ``{"images train&test": 154}``; empty if they share nothing.
         digest: one hash over corpus, name, seed and members, for result rows.
-        verified: the numbers recorded for a release were there to compare with, and all of them agree.
+        verified: whether numbers are recorded for the release and all of them agree.
         seed: the seed that the members depend on; None where the recipe fixes its own.
         release: the release that the input was recognised as, "" if unknown.
         left_out: int64 records that are in no part (another view, another pool, …).
