@@ -446,7 +446,7 @@ def test_bad_items_are_skipped_and_listed(command, config, broken, tmp_path):
     ):
         assert reason in listed[row["dicom_id"]]
     assert "2 items skipped so far" in done.err
-    assert "left out at indexing" in done.err
+    assert "dropped at indexing" in done.err
     argv += ["--overwrite", "true"]
     line = command(*argv, "--data.on_error", "skip", "--data.max_skipped", "0.02").error()
     _says(line, "max_skipped")

@@ -123,7 +123,7 @@ def test_an_unknown_name_lists_the_known_ones():
     [
         ("medvlp.methods.g2d.module:G2D", "calls itself 'g2d'"),
         ("medvlp.methods.g2d.module:Variant", "not a PretrainModule"),
-        ("medvlp.methods.optim:OptimConfig", "not a PretrainModule"),
+        ("medvlp.training.optim:OptimConfig", "not a PretrainModule"),
         ("medvlp.methods.g2d.module:Absent", "cannot be imported"),
         ("no_such_package.module:Class", "cannot be imported"),
     ],

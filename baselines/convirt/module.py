@@ -8,8 +8,8 @@ from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.projection import mlp_projector
 from medvlp.encoders.text import TextEncoderConfig
 from medvlp.methods.base import PretrainModule
-from medvlp.methods.guards import unit_length
-from medvlp.methods.optim import OptimConfig
+from medvlp.methods.embeddings import unit_length
+from medvlp.training.optim import OptimConfig
 
 _CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
 

@@ -23,9 +23,9 @@ from medvlp.errors import ConfigError
 from medvlp.losses.precision import exact
 from medvlp.losses.tokens import entries
 from medvlp.methods.base import PretrainModule
-from medvlp.methods.guards import unit_length
-from medvlp.methods.optim import OptimConfig
+from medvlp.methods.embeddings import unit_length
 from medvlp.text import Collate
+from medvlp.training.optim import OptimConfig
 
 _CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.errors import ConfigError, NotSupportedError
 from medvlp.methods.base import PretrainModule
-from medvlp.methods.plain import config_from
+from medvlp.training.settings import config_from
 
 
 class RandomInit(PretrainModule):

@@ -27,9 +27,9 @@ from medvlp.encoders.text import TextEncoderConfig
 from medvlp.errors import ConfigError, NotSupportedError
 from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
-from medvlp.methods.guards import unit_length
-from medvlp.methods.optim import OptimConfig
-from medvlp.methods.plain import config_from
+from medvlp.methods.embeddings import unit_length
+from medvlp.training.optim import OptimConfig
+from medvlp.training.settings import config_from
 
 _LARGEST_SCALE = 100.0  # CLIP's, of the cosines
 

@@ -15,8 +15,8 @@ from medvlp.encoders.text import TextEncoderConfig
 from medvlp.errors import ConfigError
 from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
-from medvlp.methods.guards import unit_length
-from medvlp.methods.optim import OptimConfig
+from medvlp.methods.embeddings import unit_length
+from medvlp.training.optim import OptimConfig
 
 
 @dataclass(frozen=True)

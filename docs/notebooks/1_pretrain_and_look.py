@@ -14,7 +14,7 @@ import medvlp
 from medvlp import viz
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.text import TextEncoderConfig
-from medvlp.methods.optim import OptimConfig
+from medvlp.training.optim import OptimConfig
 
 STUDIES, EPOCHS, SIZE = 160, 1, 64
 RUN = Path("runs/notebook-1")

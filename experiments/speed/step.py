@@ -46,7 +46,7 @@ from medvlp import registry
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.text import TextEncoderConfig
 from medvlp.methods.base import PretrainModule
-from medvlp.methods.optim import OptimConfig, build_optimizer
+from medvlp.training.optim import OptimConfig, build_optimizer
 
 VIT = {"name": "vit_base_patch16_224", "final_norm": True}
 IMAGES: dict[str, dict[str, Any]] = {

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rich.table import Table
 from medvlp import viz
 from medvlp._version import __version__
 from medvlp.metrics.samples import SampleStore
+from medvlp.seeding import run_seed
 
 
 class ZeroShotReport(L.Callback):
@@ -55,7 +55,7 @@ class ZeroShotReport(L.Callback):
             "prompts": pl_module.prompts.name if pl_module.prompts else None,
             "epochs": trainer.current_epoch,
             "method": pl_module.name,
-            "seed": int(os.environ.get("PL_GLOBAL_SEED", "0")),
+            "seed": run_seed(),
             "split_sha256": _split_hash(trainer),
             "versions": {"medvlp": __version__, "torch": torch.__version__, "lightning": L.__version__},
         }

@@ -22,10 +22,10 @@ import medvlp.callbacks
 from medvlp.datamodules import DATA_MODULES
 from medvlp.errors import CheckpointError, ConfigError, MedVLPError, check_range
 from medvlp.io.yaml import parse_yaml, read_yaml
-from medvlp.methods.checkpoint_io import check_checkpoint
 from medvlp.registry import import_all
 from medvlp.tasks.base import Task
 from medvlp.tasks.catalog import TASKS
+from medvlp.training.checkpoint_io import check_checkpoint
 from medvlp.weights import read_checkpoint
 
 RUN_FOLDER = "${trainer.default_root_dir}"

@@ -1,5 +1,7 @@
 """Seeds that depend on what they are for, never on who asks first or how many processes there are."""
 
+import os
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, the increment of splitmix64
 
@@ -27,3 +29,8 @@ def derive_seed(*parts: int) -> int:
         state = _mix((state + _GOLDEN + (part & _MASK)) & _MASK)
     # the number of parts is mixed in, so that (1,) and (1, 0) differ for certain
     return _mix((state + len(parts)) & _MASK) >> 1
+
+
+def run_seed() -> int:
+    """Return the seed that the run was started with (``seed_everything``); 0 if none was given."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

@@ -17,7 +17,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: no such file, or not a medvlp checkpoint.
     """
     from medvlp.encoders.loading import read_plain
-    from medvlp.methods.payload import CHECKPOINT_KEY
+    from medvlp.training.schema import CHECKPOINT_KEY
 
     path = local_file(path, "checkpoint")
     try:
@@ -49,15 +49,9 @@ def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> "Pretr
         CheckpointError: no such file, not a medvlp checkpoint, or weights that do not fit.
         ConfigError: its method is not registered here.
     """
-    from medvlp.methods.payload import (
-        CHECKPOINT_KEY,
-        Bounded,
-        checked_hyperparameters,
-        read_payload,
-        restoring,
-        weights_of,
-    )
+    from medvlp.methods.payload import Bounded, checked_hyperparameters, read_payload
     from medvlp.registry import get_method
+    from medvlp.training.schema import CHECKPOINT_KEY, restoring, weights_of
 
     checkpoint = read_checkpoint(path)
     stored = checkpoint[CHECKPOINT_KEY]

@@ -21,9 +21,9 @@ from medvlp.encoders.pooling import AttentionPool
 from medvlp.losses.contrastive import image_text_contrast, info_nce
 from medvlp.losses.segmentation import dice_bce_official, soft_dice_loss
 from medvlp.methods.g2d.pseudo_mask import OFFICIAL, PseudoMaskSettings, aggregate_heads, pseudo_mask
-from medvlp.methods.schedules import warm_restarts, warmup_cosine
 from medvlp.metrics.retrieval import in_batch_accuracy
 from medvlp.scoring.prompts import prompt_embeddings, zero_shot_probability
+from medvlp.training.optim import warm_restarts, warmup_cosine
 
 
 def convirt_loss(x: Arrays) -> Arrays:

@@ -13,8 +13,8 @@ import torch
 from helpers import chests, sizes, tokenizer
 from mutations import Kind, Trial, attempt, command, copied, mutate_bytes, mutate_value, odd, refused
 
-from medvlp.methods.checkpoints import CHECKPOINT_KEY
 from medvlp.registry import get_method
+from medvlp.training.schema import CHECKPOINT_KEY
 from medvlp.weights import load
 
 

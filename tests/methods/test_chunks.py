@@ -11,8 +11,8 @@ from torch import nn
 
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.errors import ConfigError
-from medvlp.methods.chunks import KeepBuffers, encode_in_chunks, split_batch
 from medvlp.methods.g2d.module import G2D
+from medvlp.training.chunks import encode_in_chunks, keep_buffers, split_batch
 
 PAIRS = 7
 NORM = nn.modules.batchnorm._BatchNorm
@@ -190,7 +190,7 @@ def test_validation_takes_the_batch_as_a_whole(monkeypatch):
 def test_buffers_are_kept_of_modules_in_train_mode():
     module = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval())
     x = torch.randn(5, 2)
-    with KeepBuffers(module):
+    with keep_buffers(module):
         module(x)
     assert int(module[0].num_batches_tracked) == 0
     assert torch.equal(module[0].running_mean, torch.zeros(2))

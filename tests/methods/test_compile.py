@@ -6,7 +6,7 @@ from medvlp_baselines.mgca.module import MGCA
 from medvlp_baselines.template.module import TemplateMethod
 
 import medvlp
-from medvlp.methods.optim import OptimConfig
+from medvlp.training.optim import OptimConfig
 
 
 def build(**changes):

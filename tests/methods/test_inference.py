@@ -76,7 +76,7 @@ def test_heatmaps_lie_over_the_image(model):
 def test_bad_questions(model):
     with pytest.raises(DataError, match="non-empty text"):
         model.ground(IMAGES[0], ["edema", " "])
-    with pytest.raises(ConfigError, match="without a name"):
+    with pytest.raises(ConfigError, match="class names must be non-empty"):
         model.zero_shot(IMAGES[0], ["Edema", ""])
     with pytest.raises(ConfigError, match="scoring rule"):
         model.zero_shot(IMAGES[0], ["Edema"], rule="magic")

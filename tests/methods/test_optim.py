@@ -8,8 +8,14 @@ from medvlp_baselines.template.module import TemplateMethod
 from torch import nn
 
 from medvlp.errors import ConfigError
-from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule, parameter_groups
-from medvlp.methods.schedules import warm_restarts, warmup_cosine
+from medvlp.training.optim import (
+    OptimConfig,
+    build_optimizer,
+    build_schedule,
+    parameter_groups,
+    warm_restarts,
+    warmup_cosine,
+)
 
 
 def rates(config, total, steps=None):

@@ -15,8 +15,8 @@ from medvlp.callbacks import StudyFigures, ZeroShotReport
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.errors import CheckpointError, ConfigError, NonFiniteLossError
 from medvlp.methods.g2d.module import G2D
-from medvlp.methods.optim import OptimConfig
-from medvlp.methods.plain import plain
+from medvlp.training.optim import OptimConfig
+from medvlp.training.settings import plain
 
 
 def g2d(**changes):

@@ -8,7 +8,7 @@ from medvlp_baselines.template.module import TemplateMethod
 
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.methods.g2d.module import G2D
-from medvlp.methods.optim import OptimConfig, build_optimizer, parameter_groups
+from medvlp.training.optim import OptimConfig, build_optimizer, parameter_groups
 
 KINDS = {
     "g2d": lambda **k: G2D(**sizes(**k)),

@@ -20,7 +20,7 @@ import medvlp
 from medvlp.encoders.loading import read_weights
 from medvlp.encoders.text import MODEL_TYPES, TextEncoder, TextEncoderConfig
 from medvlp.errors import CheckpointError, ConfigError, MedVLPError, NotSupportedError
-from medvlp.methods.checkpoint_io import check_checkpoint
+from medvlp.training.checkpoint_io import check_checkpoint
 
 HYPER = ("medvlp", "hyperparameters")
 IMAGE = (*HYPER, "image")

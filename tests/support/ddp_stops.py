@@ -15,8 +15,8 @@ from helpers import datamodule, sizes, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from medvlp_baselines.template.module import TemplateMethod
 
-from medvlp.methods.optim import OptimConfig
-from medvlp.methods.stopping import StopGuard
+from medvlp.training.optim import OptimConfig
+from medvlp.training.stopping import StopGuard
 
 
 class SignalAt(L.Callback):

@@ -20,7 +20,7 @@ from helpers import datamodule, sizes, trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, timer
 from medvlp_baselines.template.module import TemplateMethod
 
-from medvlp.methods.optim import OptimConfig
+from medvlp.training.optim import OptimConfig
 
 STEPS, EPOCHS, EVERY = 5, 3, 3
 """Steps of an epoch, epochs, and after how many steps a checkpoint is due."""

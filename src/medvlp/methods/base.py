@@ -1,55 +1,57 @@
-"""What every pre-training method is: the contract, the tokenizer, the training."""
+"""Base of every pre-training method: the contract, the tokenizer, training, validation and inference."""
 
-import hashlib
-import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
-from medvlp import distributed
-from medvlp._version import __version__
+from medvlp import compat, distributed
+from medvlp.datasets.inputs import AnyImage
 from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
 from medvlp.encoders.text import TextEncoder, TextEncoderConfig
-from medvlp.errors import ConfigError, NotSupportedError, check_range
+from medvlp.errors import CheckpointError, ConfigError, NotSupportedError, check_range
 from medvlp.losses.contrastive import image_text_contrast
-from medvlp.losses.precision import total
-from medvlp.methods.averaging import MovingAverage
-from medvlp.methods.checkpoints import Checkpoints
-from medvlp.methods.chunks import encode_in_chunks
-from medvlp.methods.dtypes import ExactTensors, KeepTargets
-from medvlp.methods.evaluation import Evaluation
-from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard, unit_length
-from medvlp.methods.inference import Inference
-from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
-from medvlp.methods.payload import checked_hyperparameters
-from medvlp.methods.plain import check_named, config_from
-from medvlp.methods.stopping import stop_guard
+from medvlp.methods import inference
+from medvlp.methods.embeddings import encoded_texts, unit_length
+from medvlp.methods.evaluation import evaluate_batch, evaluate_epoch
+from medvlp.methods.inference import Prompts
+from medvlp.methods.payload import checked_hyperparameters, hyperparameters_of, payload_of, read_payload
+from medvlp.methods.vocabulary import corpus_tokenizer
 from medvlp.metrics.samples import SampleStore
 from medvlp.prompts import load_prompts
-from medvlp.seeding import derive_seed
-from medvlp.text import load_tokenizer, tokenizer_from_state, tokenizer_state, train_wordpiece
+from medvlp.scoring.heatmaps import min_max
+from medvlp.scoring.prompts import zero_shot_auroc
+from medvlp.text import load_tokenizer, tokenizer_from_state
+from medvlp.training.averaging import MovingAverage
+from medvlp.training.checkpoint_io import write_checkpoint
+from medvlp.training.chunks import encode_in_chunks
+from medvlp.training.module import TrainingModule
+from medvlp.training.optim import OptimConfig
+from medvlp.training.schema import CHECKPOINT_KEY
+from medvlp.training.settings import check_named, config_from
 
 
-class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
+class PretrainModule(TrainingModule):
     """Base of every pre-training method.
 
     A method sets :attr:`name`, builds its heads in ``__init__`` after ``super().__init__(...)``, and implements
     :meth:`forward`, :meth:`losses`, :meth:`encode_images` and :meth:`encode_tokens`. The base class tokenises, sums,
-    logs, optimises, gathers across ranks, validates by zero-shot AUROC and retrieval, and makes checkpoints that load
+    logs, optimises, gathers across ranks, validates by zero-shot AUROC and retrieval, and writes checkpoints that load
     without anything else. All ``__init__`` arguments must be plain values or dataclasses of them. A method takes the
-    options below as ``**options`` and hands them on.
+    options below as ``**options`` and passes them on.
 
-    ``contrastive_chunks`` is for methods whose :meth:`forward` treats each pair by itself, as all here do but for batch
-    norms in train mode: those use the statistics of the chunk, as on so many devices without synchronisation. What
-    mixes the pairs of a batch belongs into :meth:`losses`, which sees the whole batch, and whose own memory is not cut:
-    GLoRIA's attention of every image to every report, G2D's decoded images. See :mod:`medvlp.methods.chunks`.
+    ``contrastive_chunks`` needs a :meth:`forward` that treats each pair by itself, but for batch norms in train mode,
+    which use the statistics of the chunk. What mixes the pairs of a batch belongs into :meth:`losses`, which sees the
+    whole batch, and whose own memory is not reduced: GLoRIA's attention of every image to every report, G2D's decoded
+    images. See :mod:`medvlp.training.chunks`.
 
     Args:
         image: the image encoder.
@@ -57,24 +59,24 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
         optim: optimiser and schedule.
         image_size: side of the training images in pixels.
         prompts: zero-shot prompt set used in validation, by name or JSON file; None for none.
-        contrastive_chunks: encode the batch of a device in so many chunks, of which one at a time keeps its
-            activations: batches beyond the device's memory, for a second forward pass, with the gradient of the whole.
+        contrastive_chunks: number of chunks for gradient caching: the batch of a device may exceed its memory, at the
+            price of a second forward pass.
         compile: ``torch.compile`` the encoders when training starts: True, or the name of a backend.
         ema_decay: keep a moving average of the weights with this decay, and validate and save that (see
-            :class:`~medvlp.methods.averaging.MovingAverage`); None keeps none.
+            :class:`~medvlp.training.averaging.MovingAverage`); None keeps none.
 
     Raises:
-        ConfigError: no chunks, or a decay outside [0, 1); and from the encoders.
+        ConfigError: an option outside its range; and from the encoders.
     """
 
     name: ClassVar[str] = ""
     """The method's name: its entry point in the group ``medvlp.methods``."""
 
     has_text: ClassVar[bool] = True
-    """Whether there is a text side; without one no text encoder is built and no tokenizer needed."""
+    """Whether there is a text side; without one no text encoder is built and no tokenizer is needed."""
 
     feature_pool: Any = "mean"
-    """What a classifier reads of the encoder: "mean" of the deepest level, or the class "token"; a property may say."""
+    """Input of a classifier: "mean" of the encoder's deepest level, or the class "token"; may be a property."""
 
     global_contrast: bool = True
     """Whether :meth:`contrast` sees the batches of all ranks (with gradient) or this rank's alone."""
@@ -97,7 +99,7 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
         check_range("[1, inf)", contrastive_chunks=contrastive_chunks)
         check_range("[0, 1)", ema_decay=ema_decay)
         check_range("[1, 16384]", image_size=image_size)
-        # Collects the arguments of the subclass as well, for the loggers and for the checkpoint.
+        # Collects the arguments of the subclass as well.
         self.save_hyperparameters()
         check_named(self.hparams)
         self.image_config: ImageEncoderConfig = config_from(ImageEncoderConfig, image)
@@ -119,13 +121,13 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
         self.preprocess: dict[str, Any] = {}
         self.label_names: list[str] = []
         self.evaluation: dict[str, Any] = {}
-        self._store = SampleStore(["image", "text", "label", "same_text"])
+        self.pairs = SampleStore(["image", "text", "label", "same_text"])
 
     # ---------------------------------------------------------------- the contract
 
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Encodes a batch once.
+        """Encode a batch once.
 
         Args:
             batch: as documented in :mod:`medvlp.datamodules.base`.
@@ -136,11 +138,11 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
 
     @abstractmethod
     def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Named loss terms, already weighted; their sum is optimised.
+        """Return named loss terms, already weighted; their sum is optimised.
 
         Args:
             batch: as in :meth:`forward`.
-            outputs: what :meth:`forward` gave for it; computed here if None.
+            outputs: of :meth:`forward` for this batch; computed here if None.
         """
 
     @abstractmethod
@@ -166,22 +168,11 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
             NotSupportedError: the method has no text side.
             ConfigError: no tokenizer yet.
         """
-        if not self.has_text:
-            raise NotSupportedError(f"{self.name} has no text side: it cannot embed texts")
-        if self.tokenizer is None:
-            raise ConfigError("the model has no tokenizer yet: fit it, load a checkpoint, or call attach_tokenizer()")
-        parts = []
-        for start in range(0, len(texts), chunk):
-            tokens = self.tokenizer(
-                list(texts[start : start + chunk]),
-                padding=self.text_config.padding,
-                truncation=True,
-                max_length=self.text_config.max_length,
-                return_tensors="pt",
-            )
-            ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
-            parts.append(unit_length(self.encode_tokens(ids, mask), self))
-        return torch.cat(parts)
+        return torch.cat([unit_length(part, self) for part in encoded_texts(self, texts, chunk)])
+
+    def encode_texts(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
+        """As :meth:`embed_text`, but of any length, for rules that compare lengths too (MaCo): (N, d) float32."""
+        return torch.cat([part.float() for part in encoded_texts(self, texts, chunk)])
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """L2-normalised embeddings of the cells of an image: (B, 3, S, S) → (B, d, h, w).
@@ -232,9 +223,9 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
         return getattr(type(self), ability) is not getattr(PretrainModule, ability)
 
     def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Maps worth looking at, by title: (B, 1, S, S) each in [0, 1]; empty where the method has none.
+        """Maps for figures, by title: (B, 1, S, S) each in [0, 1]; empty where the method has none.
 
-        By default the cosine of each cell with the study's own report, stretched over each image's range.
+        By default the cosine of each cell with the study's own report, stretched to each image's range.
         """
         if not self.has_text:
             return {}
@@ -244,10 +235,8 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
             return {}
         report = F.normalize(self.encode_tokens(batch["input_ids"], batch["attention_mask"]).float(), dim=-1)
         similarity = torch.einsum("bdhw,bd->bhw", patches, report)[:, None]
-        low, high = similarity.amin((2, 3), keepdim=True), similarity.amax((2, 3), keepdim=True)
-        stretched = (similarity - low) / (high - low).clamp_min(1e-12)
-        size = batch["image"].shape[-1]
-        return {"similarity to the report": F.interpolate(stretched, size=(size, size), mode="bilinear")}
+        size = batch["image"].shape[-2:]
+        return {"similarity to the report": F.interpolate(min_max(similarity), size=size, mode="bilinear")}
 
     def contrast(
         self,
@@ -258,13 +247,13 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
         image_to_text: float = 1.0,
         text_to_image: float = 1.0,
     ) -> Tensor:
-        """Image-text contrast over the global batch, with gradient through the other ranks' embeddings.
+        """Contrast images and texts of the global batch, with gradient through the other ranks' embeddings.
 
         See :func:`medvlp.losses.contrastive.image_text_contrast`. Where :attr:`global_contrast` is False (some
         official variants) each rank contrasts its own batch alone.
 
         Raises:
-            ConfigError: a global batch of one pair, which has nothing to be contrasted with.
+            ConfigError: a global batch of one pair.
         """
         gather = self.global_contrast
         self._need_two(len(image))
@@ -283,13 +272,10 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
         if self.training and pairs * (distributed.world_size() if self.global_contrast else 1) < 2:
             raise ConfigError("a contrast needs at least two pairs: raise data.batch_size")
 
-    # ---------------------------------------------------------------- tokenizer
+    # ---------------------------------------------------------------- tokenizer and data module
 
     def attach_tokenizer(self, tokenizer: Any) -> None:
-        """Sets the tokenizer.
-
-        Args:
-            tokenizer: a fast Hugging Face tokenizer.
+        """Set the tokenizer, a fast one of Hugging Face.
 
         Raises:
             ConfigError: it has more entries than the text encoder has embeddings.
@@ -301,42 +287,8 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
             )
         self.tokenizer = tokenizer
 
-    def _corpus_tokenizer(self, datamodule: Any) -> None:
-        """Trains the WordPiece vocabulary on the training reports, on one rank, and hands it to all."""
-        state: dict[str, Any] = {}
-        if self.trainer.is_global_zero:
-            texts = datamodule.training_texts()
-            size, fold, least = (getattr(self.text_config, key) for key in ("vocab_size", "lowercase", "min_reports"))
-            digest = hashlib.blake2b(f"{size} {fold} {least} {__version__}".encode(), digest_size=8)
-            for text in texts:
-                digest.update(text.encode())
-            folder = Path(self.trainer.default_root_dir) / f"tokenizer-{digest.hexdigest()}"
-            if (folder / "tokenizer.json").is_file():
-                tokenizer = load_tokenizer(str(folder))
-            else:
-                tokenizer = train_wordpiece(texts, vocab_size=size, lowercase=fold, min_texts=least)
-                tokenizer.save_pretrained(folder)
-            state = tokenizer_state(tokenizer)
-            rank_zero_info(f"vocabulary of {len(tokenizer)} word pieces from {len(texts)} reports: {folder}")
-        self.attach_tokenizer(tokenizer_from_state(self.trainer.strategy.broadcast(state)))
-
-    # ---------------------------------------------------------------- Lightning: set-up and training
-
-    def configure_callbacks(self) -> list[L.Callback]:
-        """The guards of every run, and the moving average where one is wanted."""
-        callbacks: list[L.Callback] = [
-            KeepTargets(),
-            NonFiniteGuard(),
-            SkippedItems(),
-            UntrainedGuard(),
-            *stop_guard(self.trainer),
-        ]
-        if self.ema_decay is not None and self.trainer.state.fn == "fit":
-            callbacks.append(MovingAverage(self.ema_decay))
-        return callbacks
-
     def setup(self, stage: str) -> None:
-        """Meets the datamodule: tokenizer there and back, preprocessing and label names for the checkpoint."""
+        """Take preprocessing and label names from the data module, and give it the tokenizer."""
         if stage == "fit":
             checked_hyperparameters(type(self), self.hyperparameters())  # now, not when the checkpoint is loaded
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -350,8 +302,8 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
                     "data.init_args.task: pairs, or name a corpus with reports"
                 )
             if self.tokenizer is None:
-                self._corpus_tokenizer(datamodule)
-            self._hand_over(datamodule)
+                self.attach_tokenizer(corpus_tokenizer(datamodule.training_texts, self.text_config, self.trainer))
+            self._give_tokenizer(datamodule)
         self.preprocess = dict(datamodule.preprocess)
         self.label_names = list(datamodule.label_names)
         if self.preprocess.get("size") != self.image_size:
@@ -360,8 +312,23 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
                 "are interpolated"
             )
 
+    def _give_tokenizer(self, datamodule: Any) -> None:
+        if self.has_text and hasattr(datamodule, "attach_tokenizer"):
+            datamodule.attach_tokenizer(
+                self.tokenizer, max_length=self.text_config.max_length, padding=self.text_config.padding
+            )
+
+    # ---------------------------------------------------------------- training
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Return the guards of every run, and the moving average if ``ema_decay`` is set."""
+        callbacks = super().configure_callbacks()
+        if self.ema_decay is not None and self.trainer.state.fn == "fit":
+            callbacks.append(MovingAverage(self.ema_decay))
+        return callbacks
+
     def on_fit_start(self) -> None:
-        """Compiles the encoders where that is wanted.
+        """Compile the encoders if ``compile`` is set.
 
         Each in place and not the module as a whole: names of weights stay as they are, and losses, logging and
         collectives stay outside of the graphs.
@@ -371,24 +338,6 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
             for encoder in (self.image_encoder, *([self.text_encoder] if self.has_text else [])):
                 encoder.compile(**options)
 
-    def _hand_over(self, datamodule: Any) -> None:
-        if not self.has_text:
-            return
-        datamodule.attach_tokenizer(
-            self.tokenizer, max_length=self.text_config.max_length, padding=self.text_config.padding
-        )
-
-    def configure_optimizers(self) -> Any:
-        """Optimiser and schedule of :attr:`optim_config`."""
-        optimizer = build_optimizer(self, self.optim_config)
-        schedule = build_schedule(optimizer, self.optim_config, self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seeds the step from (run seed, epoch, batch, rank), so that a resumed run draws what it would have drawn."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        torch.manual_seed(derive_seed(seed, self.current_epoch, batch_idx, self.global_rank))
-
     def encode(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """:meth:`forward` for training: in :attr:`contrastive_chunks` chunks, the outputs joined."""
         if self.contrastive_chunks == 1:
@@ -397,14 +346,152 @@ class PretrainModule(ExactTensors, Evaluation, Checkpoints, Inference, ABC):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Sum of :meth:`losses`; every term is logged as ``train/<term>``."""
-        self._need_two(len(batch["image"]))  # before a batch norm meets a single pair, in words of its own
-        terms = self.losses(batch, self.encode(batch))
-        loss = total(terms)
         size = len(batch["image"])
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, batch_size=size)
-        self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()}, on_step=True, batch_size=size)
-        return loss
+        self._need_two(size)  # before a batch norm sees a single pair, whose error says less
+        return self.sum_and_log(self.losses(batch, self.encode(batch)), size)
 
-    def trunk(self) -> nn.Module:
-        """The image encoder, for tasks to take away."""
-        return self.image_encoder
+    # ---------------------------------------------------------------- evaluation
+
+    def zero_shot_auroc(self, image: Tensor, label: Tensor) -> dict[str, float]:
+        """AUROC of each finding and their mean, from image embeddings (N, d) and labels (N, K) of :attr:`label_names`.
+
+        See :func:`medvlp.scoring.prompts.zero_shot_auroc`; empty without prompts or a text side.
+        """
+        if self.prompts is None or self.tokenizer is None:
+            return {}
+        return zero_shot_auroc(image, label, self.label_names, self.prompts.among(self.label_names), self.embed_text)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Log the losses and keep the embeddings for the epoch's end."""
+        evaluate_batch(self, batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log zero-shot AUROC per finding and retrieval R@1/5/10 on the held-out pairs."""
+        self.evaluation = evaluate_epoch(self, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """As :meth:`validation_step`, on the test split."""
+        evaluate_batch(self, batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """As :meth:`on_validation_epoch_end`."""
+        self.evaluation = evaluate_epoch(self, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Ids, dataset rows and L2-normalised embeddings of a batch; ``text`` only with a text side."""
+        outputs = self(batch)
+        sides = ("image", "text") if self.has_text else ("image",)
+        return {
+            "id": batch["id"],
+            "index": batch["index"],
+            **{side: unit_length(outputs[side], self) for side in sides},
+        }
+
+    # ---------------------------------------------------------------- inference
+
+    def zero_shot(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        prompts: Prompts | None = None,
+        *,
+        rule: str | None = None,
+        temperature: float = 1.0,
+        batch_size: int = 32,
+    ) -> pd.DataFrame:
+        """Score images for classes that only prompts describe.
+
+        The images are read and prepared as in the model's training and encoded once, whatever the number of classes.
+
+        Args:
+            images: one or several: files (JPEG, PNG, DICOM), PIL images, arrays or tensors; see
+                :mod:`medvlp.datasets.inputs`.
+            prompts: name or file of a prompt set; a set; class to (positive, negative) prompts; or class names alone.
+                None: the set that the model was validated with.
+            rule: how prompts become a score, a key of :data:`medvlp.scoring.prompts.RULES`. None: the softmax of
+                positive against negative prompts (CheXzero), or the cosine in a set without negation.
+            temperature: of the softmax; 1 leaves probabilities near ½ but ranks images the same.
+            batch_size: images encoded at once.
+
+        Returns:
+            One row per image, one column per class, larger where the class is more likely.
+
+        Raises:
+            NotSupportedError: the method has no text side.
+            ConfigError: no prompts, an empty one, or an unknown rule.
+            DataError: an input is no image.
+        """
+        return inference.zero_shot(self, images, prompts, rule, temperature, batch_size)
+
+    def ground(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        phrases: str | Sequence[str],
+        *,
+        sigma: float = 0.0,
+        batch_size: int = 32,
+    ) -> list[np.ndarray]:
+        """Locate phrases in images.
+
+        The cosine of every cell's embedding with the phrase's, enlarged bilinearly and laid over the image as it was
+        read, after undoing resize and crop.
+
+        Args:
+            images: one or several, as for :meth:`zero_shot`.
+            phrases: one or several, such as "small left apical pneumothorax".
+            sigma: Gaussian smoothing of the cells beforehand, in cells (BioViL: 1.5).
+            batch_size: images encoded at once.
+
+        Returns:
+            For each image float32 (P, H, W) in [−1, 1], H and W those of the image; NaN where the model saw nothing.
+
+        Raises:
+            NotSupportedError: the method has no text side, or no embeddings of cells.
+            DataError: an empty phrase, or no image.
+        """
+        return inference.ground(self, images, phrases, sigma, batch_size)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The ``__init__`` arguments as plain values, with encoders that build without hub or files."""
+        return hyperparameters_of(self)
+
+    def payload(self) -> dict[str, Any]:
+        """See :class:`~medvlp.methods.payload.Payload`."""
+        return payload_of(self)
+
+    def take_payload(self, checkpoint: dict[str, Any]) -> None:
+        """Take back tokenizer, preprocessing and label names; without a trainer also the prompts."""
+        if CHECKPOINT_KEY not in checkpoint:
+            raise CheckpointError("this is not a medvlp checkpoint: it has no tokenizer and no method name")
+        payload = read_payload(checkpoint)
+        if payload.method != self.name:
+            raise CheckpointError(
+                f"the checkpoint is of method {payload.method!r}, not {self.name!r}; use the config.yaml of the run "
+                "that wrote it"
+            )
+        if self.has_text:
+            self.attach_tokenizer(tokenizer_from_state(payload.tokenizer or {}))
+        self.preprocess, self.label_names = payload.preprocess, payload.label_names
+        trainer = compat.trainer_of(self)
+        if trainer is None and self.prompts is None:
+            self.prompts = payload.prompts
+        self._give_tokenizer(getattr(trainer, "datamodule", None))
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint without a trainer: for :func:`medvlp.load`, not for resuming a run.
+
+        Args:
+            path: the file; its folder is created.
+
+        Raises:
+            CheckpointError: no tokenizer yet, or a hyper-parameter that is no plain value.
+        """
+        checkpoint: dict[str, Any] = {
+            "state_dict": {name: value.detach().clone() for name, value in self.state_dict().items()},
+            "epoch": 0,
+            "global_step": 0,
+            "pytorch-lightning_version": L.__version__,
+        }
+        self.on_save_checkpoint(checkpoint)
+        write_checkpoint(checkpoint, path)

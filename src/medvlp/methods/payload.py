@@ -1,4 +1,4 @@
-"""What a checkpoint may say: its entries are checked against a schema before anything is built from them.
+"""What a method's checkpoint holds beside the weights, and the checks before a model is built from it.
 
 The schema of the hyper-parameters is the method's own signature. Nothing that names a file, a hub or a class gets
 through: weights come from the checkpoint alone.
@@ -7,24 +7,24 @@ through: weights come from the checkpoint alone.
 import dataclasses
 import inspect
 import math
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, Union
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from medvlp.encoders.image import ImageEncoderConfig, without_image_sources
-from medvlp.encoders.text import TextEncoderConfig, without_text_sources
-from medvlp.errors import CheckpointError, ConfigError, MedVLPError
+from medvlp.encoders.image import without_image_sources
+from medvlp.encoders.text import without_text_sources
+from medvlp.errors import CheckpointError
 from medvlp.prompts import PromptSet, available
+from medvlp.text import tokenizer_state
+from medvlp.training.schema import CHECKPOINT_KEY, conform, mapping
+from medvlp.training.settings import plain
 
-CHECKPOINT_KEY = "medvlp"
-"""Where a checkpoint keeps what :func:`medvlp.load` needs beside the weights."""
+if TYPE_CHECKING:
+    from medvlp.methods.base import PretrainModule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,25 +50,35 @@ class Payload:
     prompts: PromptSet | None = None
 
 
-@contextmanager
-def restoring(where: str) -> Iterator[None]:
-    """Turns whatever is raised on a damaged checkpoint into one line that names it.
-
-    Args:
-        where: the file, with a colon, or nothing.
+def payload_of(model: "PretrainModule") -> dict[str, Any]:
+    """Return the entries of :class:`Payload` for a model, but for the version.
 
     Raises:
-        CheckpointError: in the place of any other error.
+        CheckpointError: no tokenizer yet, or a hyper-parameter that is no plain value.
     """
-    try:
-        yield
-    except MedVLPError as error:
-        raise CheckpointError(f"{where}{' '.join(str(error).split())}") from error  # names in it may hold anything
-    except Exception as error:  # libraries and methods may raise anything on values that are not their own
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{where}damaged, or written by another version of medvlp ({type(error).__name__}: {reason})"
-        ) from error
+    if model.has_text and model.tokenizer is None:
+        raise CheckpointError("a checkpoint needs the tokenizer: fit with a medvlp datamodule, or attach one")
+    return {
+        "method": model.name,
+        "hyperparameters": hyperparameters_of(model),
+        "tokenizer": tokenizer_state(model.tokenizer) if model.has_text else None,
+        "preprocess": plain(model.preprocess),
+        "label_names": list(model.label_names),
+        "prompts": plain(model.prompts),
+    }
+
+
+def hyperparameters_of(model: "PretrainModule") -> dict[str, Any]:
+    """Return the ``__init__`` arguments as plain values, with encoders that build without hub or files."""
+    accepted = arguments(type(model))
+    values = {key: plain(value) for key, value in model.hparams.items() if key in accepted}
+    values["image"] = plain(without_image_sources(model.image_config))
+    if model.has_text:
+        config = dataclasses.replace(model.text_config, architecture=model.text_encoder.architecture)
+        values["text"] = plain(without_text_sources(config))
+    if values.get("prompts") not in available():  # a local file; the checkpoint holds its content
+        values["prompts"] = None
+    return {key: value for key, value in values.items() if key in accepted}
 
 
 def read_payload(checkpoint: Mapping[str, Any]) -> Payload:
@@ -84,71 +94,6 @@ def read_payload(checkpoint: Mapping[str, Any]) -> Payload:
     if type(size) is not int or not 1 <= size <= 1 << 14 or not isinstance(kind, str):
         raise CheckpointError(f"{CHECKPOINT_KEY}.preprocess: transform {kind!r} and size {size!r} are not usable")
     return payload
-
-
-def read_task_payload(checkpoint: Mapping[str, Any], task: str) -> str:
-    """The SHA-256 of the encoder that a task's head in a checkpoint was trained on.
-
-    Args:
-        checkpoint: of a task.
-        task: name of its class.
-
-    Raises:
-        CheckpointError: an entry is missing or of another type, or the checkpoint is not of this task.
-    """
-    stored = mapping(checkpoint.get(CHECKPOINT_KEY, {}), CHECKPOINT_KEY)
-    if stored.get("task") != task:
-        kind = stored.get("task") or f"method {stored.get('method')!r}"
-        raise CheckpointError(
-            f"the checkpoint is of {kind}, not of {task}; a method's checkpoint goes into "
-            "model.init_args.encoder.checkpoint"
-        )
-    return conform(stored.get("encoder_sha256"), str, f"{CHECKPOINT_KEY}.encoder_sha256")
-
-
-def read_training_state(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
-    """The numbers of optimisers and schedules whose states a checkpoint holds.
-
-    Raises:
-        CheckpointError: an entry that training needs to go on is missing or of another type; Lightning would start
-            again from zero without some of them.
-    """
-    expected = {"epoch": int, "global_step": int, "optimizer_states": list, "lr_schedulers": list, "loops": dict}
-    for name, kind in expected.items():
-        if name not in checkpoint:
-            raise CheckpointError(f"training cannot go on from it: it has no entry {name!r}")
-        if type(checkpoint[name]) is not kind:
-            raise _mismatch(checkpoint[name], kind, name)
-    fit_loop = mapping(checkpoint["loops"].get("fit_loop"), "loops.fit_loop")
-    for name, progress in fit_loop.items():
-        if name.endswith("progress"):
-            _check_counts(progress, f"loops.fit_loop.{name}")
-    return len(checkpoint["optimizer_states"]), len(checkpoint["lr_schedulers"])
-
-
-def _check_counts(value: Any, where: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_counts(item, f"{where}.{key}")
-    elif not isinstance(value, int) or value < 0:
-        raise _mismatch(value, int, where)
-
-
-def check_optimizer(optimizer: Optimizer) -> None:
-    """Raises unless the state that an optimiser was given fits its weights.
-
-    Raises:
-        CheckpointError: a setting that is no number, or moments of another shape or NaN.
-    """
-    for group in optimizer.param_groups:
-        for name, own in optimizer.defaults.items():
-            kind = {int: float, float: float, tuple: tuple[float, ...]}.get(type(own), object)
-            conform(group.get(name), kind, f"optimizer_states: {name}")
-    for weight, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.ndim and (value.shape != weight.shape or value.isnan().any()):
-                shapes = f"{tuple(value.shape)}, its weight {tuple(weight.shape)}"
-                raise CheckpointError(f"optimizer_states: {name} holds NaN or has another shape: {shapes}")
 
 
 def arguments(kind: type) -> dict[str, Any]:
@@ -188,110 +133,6 @@ def checked_hyperparameters(kind: type, values: Mapping[str, Any]) -> dict[str, 
     if "prompts" in accepted and checked.get("prompts") not in available():
         checked["prompts"] = None  # the payload holds the content of a user's own file
     return checked
-
-
-_SCALARS = (type(None), bool, int, float, str, dict, list, tuple)
-
-
-def conform(value: Any, kind: Any, where: str) -> Any:
-    """A stored value as the type that stands for it: dictionaries become dataclasses, lists tuples.
-
-    Args:
-        value: plain.
-        kind: a type annotation.
-        where: for messages.
-
-    Raises:
-        CheckpointError: the value is of another type.
-    """
-    kind = type(None) if kind is None else kind
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        return _one_of(value, parts, kind, where)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _dataclass(value, kind, where)
-    if origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
-        of = parts if origin is tuple and parts[-1:] != (...,) else parts[:1] * len(value)
-        if len(of) == len(value):
-            items = [conform(item, part, f"{where}[{i}]") for i, (item, part) in enumerate(zip(value, of, strict=True))]
-            return tuple(items) if origin is tuple else items
-    if (origin or kind) in (dict, Mapping) and isinstance(value, dict):
-        of_key, of_item = parts or (str, Any)
-        return {conform(key, of_key, where): conform(item, of_item, f"{where}.{key}") for key, item in value.items()}
-    if (
-        (kind not in _SCALARS and origin is None and _is_plain(value))  # Any, or a type of a third-party method
-        or (origin is Literal and any(type(value) is type(part) and value == part for part in parts))
-        or (kind is float and type(value) is int)
-        or (kind in _SCALARS and type(value) is kind and _is_plain(value))
-    ):
-        return value
-    raise _mismatch(value, kind, where)
-
-
-def _one_of(value: Any, options: tuple, kind: Any, where: str) -> Any:
-    for option in options:
-        try:
-            return conform(value, option, where)
-        except CheckpointError:
-            if isinstance(value, dict) and dataclasses.is_dataclass(option):
-                raise  # says which of its fields
-    raise _mismatch(value, kind, where)
-
-
-def _mismatch(value: Any, kind: Any, where: str) -> CheckpointError:
-    name = "a finite number, a text, a list or a dictionary of them"
-    if kind is not Any:
-        name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-    return CheckpointError(f"{where} is {repr(value)[:60]}; expected {name}")
-
-
-def _dataclass(value: Any, kind: type, where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    stored = mapping(value, where)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := [name for name in stored if name not in fields]:
-        raise CheckpointError(f"{where} has an unknown entry {unknown[0]!r}; expected one of: {', '.join(fields)}")
-    for name, field in fields.items():
-        if name not in stored and field.default is field.default_factory is dataclasses.MISSING:
-            raise CheckpointError(f"{where} has no entry {name!r}")
-    try:
-        made = kind(**{name: conform(item, hints[name], f"{where}.{name}") for name, item in stored.items()})
-        if isinstance(made, ImageEncoderConfig):
-            return without_image_sources(made)
-        return without_text_sources(made) if isinstance(made, TextEncoderConfig) else made
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def mapping(value: Any, where: str) -> dict[str, Any]:
-    """The value if it is a dictionary with names as keys.
-
-    Raises:
-        CheckpointError: it is not.
-    """
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise CheckpointError(f"{where} is a {type(value).__name__}; expected a dictionary with names as keys")
-    return value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
-
-
-def weights_of(checkpoint: Mapping[str, Any], key: str = "state_dict") -> dict[str, Tensor]:
-    """The weights of a checkpoint.
-
-    Raises:
-        CheckpointError: no dictionary of tensors by name.
-    """
-    weights = mapping(checkpoint.get(key), key)
-    if wrong := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(f"{key}.{wrong[0]} is a {type(weights[wrong[0]]).__name__}; expected a tensor")
-    return weights
 
 
 class Bounded(TorchDispatchMode):

@@ -2,40 +2,36 @@
 
 import os
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from medvlp._version import __version__
 from medvlp.errors import CheckpointError, ConfigError, DataError, check_range
 from medvlp.losses.precision import total
-from medvlp.methods.checkpoints import Restorable
-from medvlp.methods.dtypes import ExactTensors, KeepTargets
-from medvlp.methods.guards import NonFiniteGuard, SkippedItems, UntrainedGuard, need_weights
-from medvlp.methods.optim import OptimConfig, build_optimizer, build_schedule
-from medvlp.methods.payload import CHECKPOINT_KEY, read_task_payload, restoring
-from medvlp.methods.plain import check_named, plain
-from medvlp.methods.stopping import stop_guard
 from medvlp.metrics.bootstrap import Measures, group_codes, interval
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.results import ResultRow, append_rows, write_predictions
-from medvlp.seeding import derive_seed
+from medvlp.seeding import derive_seed, run_seed
 from medvlp.store import sha256_of
 from medvlp.tasks.encoder import EncoderSource, TaskEncoder, optim_from, source_from
 from medvlp.tasks.features import StoredFeatures, features_key, store_features
 from medvlp.tasks.printing import print_rows
+from medvlp.training.guards import need_weights
+from medvlp.training.module import TrainingModule
+from medvlp.training.optim import OptimConfig
+from medvlp.training.schema import CHECKPOINT_KEY, conform, mapping
+from medvlp.training.settings import check_named, plain
 
 Features = Literal["cached", "live"]
 
 
-class Task(Restorable, ExactTensors, ABC):
+class Task(TrainingModule):
     """Base of every task.
 
     A task sets :attr:`task`, builds its head after ``super().__init__(...)`` and implements :meth:`store`,
@@ -198,10 +194,6 @@ class Task(Restorable, ExactTensors, ABC):
 
     # ---------------------------------------------------------------- Lightning
 
-    def configure_callbacks(self) -> list[L.Callback]:
-        """The guards of every run."""
-        return [KeepTargets(), NonFiniteGuard(), SkippedItems(), UntrainedGuard(), *stop_guard(self.trainer)]
-
     def setup(self, stage: str) -> None:
         """Hands the loaders stored features in the place of images where the encoder is frozen."""
         if stage == "fit" and not self.trains:
@@ -261,25 +253,10 @@ class Task(Restorable, ExactTensors, ABC):
             limit_gb=self.features_limit_gb,
         )
 
-    def configure_optimizers(self) -> Any:
-        """Optimiser and schedule of :attr:`optim_config` over what is trained."""
-        optimizer = build_optimizer(self, self.optim_config)
-        schedule = build_schedule(optimizer, self.optim_config, self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seeds the step from (run seed, epoch, batch, rank), so that a resumed run draws what it would have drawn."""
-        torch.manual_seed(derive_seed(run_seed(), self.current_epoch, batch_idx, self.global_rank))
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Sum of :meth:`loss`; every term is logged as ``train/<term>``."""
         terms = self.loss(batch)
-        loss = total(terms)
-        size = len(batch["index"])
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, batch_size=size)
-        if len(terms) > 1:
-            self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()}, on_step=True, batch_size=size)
-        return loss
+        return self.sum_and_log(terms, len(batch["index"]), each=len(terms) > 1)
 
     def _collect(self, part: str, batch: dict[str, Any], columns: dict[str, Any] | None = None) -> None:
         if part not in self._stores:
@@ -411,38 +388,31 @@ class Task(Restorable, ExactTensors, ABC):
 
     # ---------------------------------------------------------------- checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Plain hyper-parameters, and what the task needs to know its own checkpoints by."""
-        for key in [key for key in checkpoint if key.startswith("datamodule_hyper") or key == "hparams_name"]:
-            del checkpoint[key]
-        checkpoint["hyper_parameters"] = {}
-        checkpoint[CHECKPOINT_KEY] = {
+    def payload(self) -> dict[str, Any]:
+        """What the task recognises its own checkpoints by."""
+        return {
             "task": type(self).__name__,
-            "version": __version__,
             "encoder_sha256": self.encoder.sha256,
             "settings": self.settings(),
         }
-        self._store_callbacks(checkpoint)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises unless the checkpoint is of this task and of this encoder."""
-        with restoring(self._checkpoint_path()):
-            sha256 = read_task_payload(checkpoint, type(self).__name__)
+    def take_payload(self, checkpoint: dict[str, Any]) -> None:
+        """Raise unless the checkpoint is of this task and of this encoder."""
+        stored = mapping(checkpoint.get(CHECKPOINT_KEY, {}), CHECKPOINT_KEY)
+        if stored.get("task") != type(self).__name__:
+            kind = stored.get("task") or f"method {stored.get('method')!r}"
+            raise CheckpointError(
+                f"the checkpoint is of {kind}, not of {type(self).__name__}; a method's checkpoint goes into "
+                "model.init_args.encoder.checkpoint"
+            )
+        sha256 = conform(stored.get("encoder_sha256"), str, f"{CHECKPOINT_KEY}.encoder_sha256")
         if sha256 != self.encoder.sha256:
             raise CheckpointError(
-                f"{self._checkpoint_path()}the head in this checkpoint was trained on another encoder than "
-                f"encoder.checkpoint names now ({sha256[:12]}, now {self.encoder.sha256[:12]}); name the one it was "
-                "trained on"
+                "the head in this checkpoint was trained on another encoder than encoder.checkpoint names now "
+                f"({sha256[:12]}, now {self.encoder.sha256[:12]}); name the one it was trained on"
             )
-        self._restore_callbacks(checkpoint)
-        self._check_training_state(checkpoint)
 
 
 def bootstrap_seed(samples: int) -> int:
     """Seed of the intervals in result rows: equal for all methods that are scored on the same samples."""
     return derive_seed(0, samples) % 2**31
-
-
-def run_seed() -> int:
-    """The seed that the run was started with."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

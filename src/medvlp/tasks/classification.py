@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 
 from medvlp.errors import ConfigError, DataError
 from medvlp.losses.precision import exact
-from medvlp.methods.optim import OptimConfig, adam_eps, build_schedule, parameter_groups
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.classification import best_f1_thresholds, classification_measures
 from medvlp.metrics.samples import Samples, SampleStore
-from medvlp.seeding import derive_seed
-from medvlp.tasks.base import Features, Task, run_seed
+from medvlp.seeding import derive_seed, run_seed
+from medvlp.tasks.base import Features, Task
 from medvlp.tasks.encoder import EncoderSource, Pool, optim_from
+from medvlp.training.optim import OptimConfig, adam_eps, build_schedule, parameter_groups
 
 Labels = Literal["multilabel", "multiclass"]
 Head = Literal["linear", "norm_linear"]

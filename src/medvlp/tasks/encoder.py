@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
 from medvlp.errors import CheckpointError, ConfigError
-from medvlp.methods.optim import OptimConfig
+from medvlp.training.optim import OptimConfig
 from medvlp.weights import load
 
 if TYPE_CHECKING:

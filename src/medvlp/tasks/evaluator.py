@@ -14,35 +14,6 @@ from medvlp.metrics.samples import Samples
 from medvlp.store import sha256_of
 from medvlp.tasks.base import Task
 from medvlp.tasks.encoder import EncoderSource, source_from
-from medvlp.text import Collate
-
-
-def raw_text_embeddings(method: PretrainModule, texts: Sequence[str], chunk: int = 256) -> Tensor:
-    """What a method makes of texts before they are given unit length, for rules that need the lengths (MaCo).
-
-    Args:
-        method: with a text side and a tokenizer.
-        texts: N texts.
-        chunk: texts encoded at once.
-
-    Returns:
-        (N, d) float32.
-
-    Raises:
-        NotSupportedError: the method has no text side.
-        ConfigError: it has no tokenizer.
-    """
-    if not method.has_text:
-        raise NotSupportedError(f"{method.name} has no text side: it cannot embed texts")
-    if method.tokenizer is None:
-        raise ConfigError("the model has no tokenizer: load a checkpoint that was trained, or call attach_tokenizer()")
-    collate = Collate(method.tokenizer, method.text_config.max_length, method.text_config.padding)
-    rows = []
-    for start in range(0, len(texts), chunk):
-        tokens = collate.tokenize(list(texts[start : start + chunk]))
-        ids, mask = (tokens[key].to(method.device) for key in ("input_ids", "attention_mask"))
-        rows.append(method.encode_tokens(ids, mask).float())
-    return torch.cat(rows)
 
 
 def checked_texts(texts: Sequence[str], what: str) -> list[str]:
@@ -113,7 +84,7 @@ class Evaluator(Task):
         """
         new = [text for text in dict.fromkeys(texts) if (text, raw) not in self._embedded]
         if new:
-            rows = raw_text_embeddings(self.method, new) if raw else self.method.embed_text(new)
+            rows = self.method.encode_texts(new) if raw else self.method.embed_text(new)
             self._embedded.update({(text, raw): row for text, row in zip(new, rows, strict=True)})
         return torch.stack([self._embedded[text, raw] for text in texts]).to(self.device)
 

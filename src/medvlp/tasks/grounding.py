@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medvlp import viz
 from medvlp.errors import ConfigError, DataError, NotSupportedError
-from medvlp.methods.guards import unit_length
+from medvlp.methods.embeddings import unit_length
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.grounding import COLUMNS, THRESHOLDS, grounding_measures, grounding_statistics
 from medvlp.metrics.samples import Samples, SampleStore

@@ -16,13 +16,13 @@ from medvlp.encoders.dense import FeatureToPyramid, MedKLIPDecoder, UPerNet
 from medvlp.errors import ConfigError, NotSupportedError
 from medvlp.losses.precision import exact
 from medvlp.losses.segmentation import bce_dice_medklip, focal_dice_maco, focal_dice_mgca
-from medvlp.methods.optim import OptimConfig
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.samples import SampleStore
 from medvlp.metrics.segmentation import mask_statistics, segmentation_measures
-from medvlp.seeding import derive_seed
-from medvlp.tasks.base import Features, Task, run_seed
+from medvlp.seeding import derive_seed, run_seed
+from medvlp.tasks.base import Features, Task
 from medvlp.tasks.encoder import EncoderSource, optim_from
+from medvlp.training.optim import OptimConfig
 
 Decoder = Literal["unet", "upernet", "medklip"]
 Loss = Literal["mgca", "medklip", "maco"]

@@ -17,10 +17,10 @@ from medvlp.errors import ConfigError
 from medvlp.losses.precision import exact
 from medvlp.losses.segmentation import dice_bce_official, dice_bce_paper
 from medvlp.methods.base import PretrainModule
+from medvlp.methods.embeddings import unit_length
 from medvlp.methods.g2d.pseudo_mask import OFFICIAL, PseudoMask, PseudoMaskSettings, Threshold, pseudo_mask
-from medvlp.methods.guards import unit_length
-from medvlp.methods.optim import OptimConfig
-from medvlp.methods.plain import config_from
+from medvlp.training.optim import OptimConfig
+from medvlp.training.settings import config_from
 
 Variant = Literal["paper", "official"]
 

@@ -11,18 +11,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from medvlp.errors import ConfigError
 from medvlp.losses.precision import total
-from medvlp.methods.optim import OptimConfig
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.detection import detection_measures
 from medvlp.metrics.samples import SampleStore
-from medvlp.seeding import derive_seed
-from medvlp.tasks.base import Features, Task, run_seed
+from medvlp.seeding import derive_seed, run_seed
+from medvlp.tasks.base import Features, Task
 from medvlp.tasks.detection.decode import CONVENTIONS, Convention, Detections, detect
 from medvlp.tasks.detection.pyramid import plan_levels
 from medvlp.tasks.detection.targets import Truth, Variant, truth_of
 from medvlp.tasks.detection.ultralytics_head import UltralyticsYOLOv3
 from medvlp.tasks.detection.yolo import YOLOv3
 from medvlp.tasks.encoder import EncoderSource, optim_from
+from medvlp.training.optim import OptimConfig
 
 Head = Literal["yolov3", "ultralytics"]
 

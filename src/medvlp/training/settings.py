@@ -1,7 +1,6 @@
 """Hyper-parameters and checkpoint entries as plain values: what loads with ``weights_only=True``, on any machine."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,18 +54,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise CheckpointError(f"a hyper-parameter of type {type(value).__name__} cannot be stored; use plain values")
-
-
-RUN_FOLDER = "<run>"
-"""What stands in checkpoints for the run's folder, so that they hold no path of the machine and runs can be moved."""
-
-
-def swap_folder(value: Any, old: str, new: str) -> Any:
-    """The value with the folder ``old`` replaced by ``new`` in every path in it, keys included."""
-    if isinstance(value, str):
-        return new + value[len(old) :] if value == old or value.startswith(old + os.sep) else value
-    if isinstance(value, dict):
-        return {swap_folder(key, old, new): swap_folder(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        return [swap_folder(item, old, new) for item in value]
-    return value

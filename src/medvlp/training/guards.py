@@ -1,4 +1,4 @@
-"""Watchers that every run has: weights from nowhere, non-finite losses and skipped items."""
+"""Callbacks of every run: they refuse random weights and non-finite losses, and count skipped items."""
 
 import csv
 import json
@@ -7,18 +7,17 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from medvlp.errors import CheckpointError, ConfigError, NonFiniteLossError, TooManySkippedError
+from medvlp.errors import ConfigError, NonFiniteLossError, TooManySkippedError
 
 
 def need_weights(trainer: L.Trainer, module: Any) -> None:
     """Raise if a module's weights are random: its scores and embeddings would pass for those of a trained one.
 
     Args:
-        trainer: names the run's folder, where a checkpoint is looked for to name in the error.
+        trainer: its folder is searched for a checkpoint to name in the error.
         module: a method or task; its ``has_weights`` says whether it was trained, or loaded from a checkpoint.
 
     Raises:
@@ -29,29 +28,9 @@ def need_weights(trainer: L.Trainer, module: Any) -> None:
     folder = Path(
         getattr(trainer.checkpoint_callback, "dirpath", None) or Path(trainer.default_root_dir, "checkpoints")
     )
-    there = [path for path in (folder / "best.ckpt", folder / "last.ckpt", *folder.glob("*.ckpt")) if path.is_file()]
-    remedy = f"add --ckpt_path {there[0]}" if there else f"run medvlp fit, then add --ckpt_path FILE (none in {folder})"
+    files = [path for path in (folder / "best.ckpt", folder / "last.ckpt", *folder.glob("*.ckpt")) if path.is_file()]
+    remedy = f"add --ckpt_path {files[0]}" if files else f"run medvlp fit, then add --ckpt_path FILE (none in {folder})"
     raise ConfigError(f"{type(module).__name__} is neither trained nor loaded, so its weights are random: {remedy}")
-
-
-def unit_length(vectors: Tensor, module: Any, dim: int = -1) -> Tensor:
-    """Give embeddings unit length, as ``F.normalize`` does, in float32.
-
-    Args:
-        vectors: embeddings.
-        module: the method that made them, for the error.
-        dim: along which the length is one.
-
-    Raises:
-        CheckpointError: one is NaN or infinite, or so long that it would become zero.
-    """
-    vectors = vectors.float()
-    if not vectors.norm(dim=dim).isfinite().all():
-        raise CheckpointError(
-            f"{module.name}: embeddings are NaN or infinite: the images hold such values, or the run that wrote the "
-            "weights diverged, or their file is damaged; use an earlier checkpoint"
-        )
-    return F.normalize(vectors, dim=dim)
 
 
 class UntrainedGuard(L.Callback):
@@ -60,30 +39,29 @@ class UntrainedGuard(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note that there was a step."""
+        """Note that the weights are trained."""
         pl_module.has_weights = True  # type: ignore[assignment]
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check, unless the validation is part of a fit."""
+        """Check the weights, unless the validation is part of a fit."""
         if trainer.state.fn != "fit":
             need_weights(trainer, pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check."""
+        """Check the weights."""
         need_weights(trainer, pl_module)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check."""
+        """Check the weights."""
         need_weights(trainer, pl_module)
 
 
 class NonFiniteGuard(L.Callback):
     """Stops the run at a NaN or infinite loss and saves the ids of the batch.
 
-    On CPU each loss is looked at before its backward pass, so the weights stay clean. On an accelerator a look costs
-    a synchronisation; there the flags stay on the device and are fetched together every ``log_every_n_steps``, and
-    the error still names the first bad step, and that step's batch is the one that is saved. No checkpoint is written
-    between: a save fetches the flags first.
+    On CPU each loss is checked before its backward pass, so the weights stay clean. On an accelerator a check costs a
+    synchronisation: the flags stay on the device and are fetched every ``log_every_n_steps``, and before a checkpoint
+    is saved; the error still names the first bad step and saves the ids of its batch.
     """
 
     def __init__(self) -> None:
@@ -93,33 +71,33 @@ class NonFiniteGuard(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remembers whose batch it is."""
+        """Keep the ids of the batch."""
         self._ids = list(batch.get("id", [])) if isinstance(batch, dict) else []
         self._batch_idx = batch_idx
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Records whether the loss is finite, and looks when looking is due."""
+        """Record whether the loss is finite; check it every so many steps."""
         self._pending.append((trainer.global_step, self._batch_idx, self._ids, torch.isfinite(loss.detach())))
         every = 1 if loss.device.type == "cpu" else max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if (self._batch_idx + 1) % every == 0:
-            self._look(trainer)
+            self._check(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Looks at what is left of the epoch."""
-        self._look(trainer)
+        """Check the remaining steps of the epoch."""
+        self._check(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keeps weights that a NaN may have reached out of checkpoints."""
-        self._look(trainer)
+        """Keep weights that a NaN may have reached out of checkpoints."""
+        self._check(trainer)
 
-    def _look(self, trainer: L.Trainer) -> None:
+    def _check(self, trainer: L.Trainer) -> None:
         pending, self._pending = self._pending, []
         if not pending:
             return
         finite = torch.stack([flag for *_, flag in pending]).tolist()
         bad = finite.index(False) if False in finite else None
         anywhere = bad is not None
-        if trainer.world_size > 1:  # all ranks stop together instead of waiting for the one that stopped
+        if trainer.world_size > 1:  # all ranks stop together
             anywhere = trainer.strategy.reduce_boolean_decision(anywhere, all=False)
         if not anywhere:
             return
@@ -132,37 +110,34 @@ class NonFiniteGuard(L.Callback):
         path.write_text(json.dumps(content, indent=1))
         raise NonFiniteLossError(
             f"step {step} (epoch {trainer.current_epoch}, batch {batch_idx}): the loss is NaN or infinite; the batch's "
-            f"ids are in {path}; lower the learning rate, clip gradients, or look at those items"
+            f"ids are in {path}; lower the learning rate, clip gradients, or check those items"
         )
 
 
 class SkippedItems(L.Callback):
-    """Counts and lists the items that ``on_error: skip`` left out, and stops the run when they are too many.
+    """Lists the items that ``on_error: skip`` skipped, each once, and stops the run when there are too many.
 
-    Each item counts once. The list is ``skipped.csv`` in the run's folder (one file per rank beyond the first),
-    written anew at the end of each epoch; items left out when the dataset was indexed are in it as well.
+    The list, ``skipped.csv`` in the run's folder (one file per further rank), is rewritten after each epoch; it also
+    holds the items that were dropped when the dataset was indexed.
     """
 
     def __init__(self) -> None:
         self._indexed: dict[str, str] = {}
         self._seen: dict[str, str] = {}
-        self._said = -1
+        self._reported = -1
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes over what was left out at index time."""
+        """List the items that were dropped at indexing."""
         table = getattr(trainer.datamodule, "skipped_at_index", None)  # type: ignore[attr-defined]
         if table is not None and len(table):
             self._indexed = dict(zip(table["id"].astype(str), table["reason"].astype(str), strict=True))
             self._write(trainer)
             counts = ", ".join(f"{reason}: {n}" for reason, n in table["reason"].value_counts().items())
-            rank_zero_info(f"{len(table)} items left out at indexing ({counts}); listed in {self._path(trainer)}")
+            rank_zero_info(f"{len(table)} items dropped at indexing ({counts}); listed in {self._path(trainer)}")
 
     def _take(self, trainer: L.Trainer, batch: Any) -> None:
-        found = batch.get("skipped", []) if isinstance(batch, dict) else []
-        if not found:
-            return
         before = len(self._seen)
-        for item, reason in found:
+        for item, reason in batch.get("skipped", []) if isinstance(batch, dict) else []:
             self._seen.setdefault(str(item), str(reason))
         if len(self._seen) == before:
             return
@@ -173,13 +148,13 @@ class SkippedItems(L.Callback):
             self._write(trainer)
             raise TooManySkippedError(
                 f"{len(self._seen)} of {total} items cannot be read, more than the allowed share of {share:g}; they "
-                f"are listed in {self._path(trainer)}; mend the data, or raise data.max_skipped"
+                f"are listed in {self._path(trainer)}; fix the data, or raise data.max_skipped"
             )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Takes the batch's skipped items."""
+        """Count the skipped items of the batch."""
         self._take(trainer, batch)
 
     def on_validation_batch_end(
@@ -191,13 +166,13 @@ class SkippedItems(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Takes the batch's skipped items."""
+        """Count the skipped items of the batch."""
         self._take(trainer, batch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lists them."""
-        if self._seen and len(self._seen) != self._said:
-            self._said = len(self._seen)
+        """Rewrite the list if it has grown."""
+        if self._seen and len(self._seen) != self._reported:
+            self._reported = len(self._seen)
             self._write(trainer)
             rank_zero_warn(f"{len(self._seen)} items skipped so far; listed in {self._path(trainer)}")
 

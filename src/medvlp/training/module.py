@@ -1,0 +1,226 @@
+"""Base of everything that is trained: pre-training methods and downstream tasks."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from medvlp import compat
+from medvlp._version import __version__
+from medvlp.encoders.loading import check_finite, check_kind
+from medvlp.errors import CheckpointError, NotSupportedError
+from medvlp.losses.precision import total
+from medvlp.seeding import derive_seed, run_seed
+from medvlp.training.averaging import MovingAverage
+from medvlp.training.dtypes import KeepTargets, exact_tensors
+from medvlp.training.guards import NonFiniteGuard, SkippedItems, UntrainedGuard
+from medvlp.training.optim import OptimConfig, build_optimizer, build_schedule
+from medvlp.training.schema import (
+    CHECKPOINT_KEY,
+    check_optimizer,
+    conform,
+    mapping,
+    read_training_state,
+    restoring,
+    weights_of,
+)
+from medvlp.training.stopping import StopGuard
+
+COMPILED = "_orig_mod."
+"""What ``torch.compile`` puts into the names of the weights of a module that it wraps."""
+
+RUN_FOLDER = "<run>"
+"""Placeholder for the run's folder in checkpoints, so that they hold no path of the machine and runs can be moved."""
+
+
+class TrainingModule(L.LightningModule, ABC):
+    """LightningModule with guards, one seed per step, and checkpoints that may come from anybody.
+
+    Batch-norm statistics, scalar parameters (learned temperatures) and what a submodule names in ``exact_parts``, a
+    tuple of names of its buffers, parameters or submodules, stay in float32 when the weights go to half precision:
+    their updates are below the rounding of bfloat16.
+    """
+
+    optim_config: OptimConfig
+    has_weights: bool = False
+    """Whether the weights were trained or loaded; random ones are not evaluated."""
+    _stored_states: tuple[int, int] | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        exact = {id(tensor) for tensor in exact_tensors(self)}
+
+        def convert(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            if id(tensor) in exact and converted.dtype in (torch.float16, torch.bfloat16):
+                return tensor.to(converted.device, torch.float32)
+            return converted
+
+        return super()._apply(convert, recurse)
+
+    # ---------------------------------------------------------------- training
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Return the guards of every run."""
+        present = any(isinstance(callback, StopGuard) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        guards: list[L.Callback] = [KeepTargets(), NonFiniteGuard(), SkippedItems(), UntrainedGuard()]
+        return guards if present else [*guards, StopGuard()]
+
+    def configure_optimizers(self) -> Any:
+        """Build optimiser and schedule from :attr:`optim_config`."""
+        optimizer = build_optimizer(self, self.optim_config)
+        schedule = build_schedule(optimizer, self.optim_config, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the step from (run seed, epoch, batch, rank): a resumed run draws the same random numbers."""
+        torch.manual_seed(derive_seed(run_seed(), self.current_epoch, batch_idx, self.global_rank))
+
+    def sum_and_log(self, terms: Mapping[str, Tensor], size: int, each: bool = True) -> Tensor:
+        """Return the sum of loss terms; log it as ``train/loss`` and, if ``each``, every term as ``train/<term>``."""
+        loss = total(terms)
+        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, batch_size=size)
+        if each:
+            self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()}, on_step=True, batch_size=size)
+        return loss
+
+    def on_train_start(self) -> None:
+        """Check the restored state of optimisers and schedules, which neither torch nor Lightning does.
+
+        Raises:
+            CheckpointError: too few states, settings of another type, or moments that do not fit the weights.
+        """
+        if not self.trainer.ckpt_path:
+            return
+        with restoring(self._checkpoint_path()):
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            optimizers, schedules = self._stored_states or (0, 0)
+            if optimizers < len(self.trainer.optimizers) or schedules < len(schedulers):
+                raise CheckpointError("it holds another number of optimisers or schedules than the config; use its own")
+            for scheduler in schedulers:
+                conform(scheduler.last_epoch, int, "lr_schedulers: last_epoch")
+            for optimizer in self.trainer.optimizers:
+                check_optimizer(optimizer)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    @abstractmethod
+    def payload(self) -> dict[str, Any]:
+        """Return what the checkpoint says of the module beside its weights, as plain values."""
+
+    @abstractmethod
+    def take_payload(self, checkpoint: dict[str, Any]) -> None:
+        """Check and take over :meth:`payload` from a checkpoint that may hold anything."""
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **options: Any) -> Any:
+        """Override: Lightning would build whatever the file's hyper-parameters name.
+
+        Raises:
+            NotSupportedError: always.
+        """
+        raise NotSupportedError(f"{cls.__name__}.load_from_checkpoint: use medvlp.load(path) for a method's checkpoint")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Override: accept names marked by ``torch.compile``, check values, name the file in errors.
+
+        Raises:
+            CheckpointError: names, shapes or kinds of numbers differ, or a value is NaN or infinite.
+        """
+        where = self._checkpoint_path()
+        names = {name.replace(COMPILED, ""): name for name in self.state_dict()}
+        with restoring(where):
+            state_dict = weights_of({"state_dict": state_dict})
+        unmarked = {name.replace(COMPILED, ""): value for name, value in state_dict.items()}
+        given = {names.get(name, name): value for name, value in unmarked.items()}
+        check_kind(where, given, self.state_dict())
+        try:
+            result = super().load_state_dict(given, strict=strict, assign=assign)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{where}weights do not fit {getattr(self, 'name', type(self).__name__)} as it is "
+                f"configured: {' '.join(str(error).split())[:300]}; use the config.yaml of the run that wrote them"
+            ) from error
+        check_finite(where, self)
+        self.has_weights = True
+        return result
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave only weights and plain values in the checkpoint, and no path of this machine."""
+        for key in [key for key in checkpoint if key.startswith("datamodule_hyper") or key == "hparams_name"]:
+            del checkpoint[key]
+        payload = self.payload()
+        checkpoint["hyper_parameters"] = payload.get("hyperparameters", {})
+        checkpoint[CHECKPOINT_KEY] = {**payload, "version": __version__}
+        if (trainer := compat.trainer_of(self)) is not None:
+            folder = os.path.realpath(trainer.default_root_dir)
+            checkpoint["callbacks"] = _swap_folder(checkpoint.get("callbacks", {}), folder, RUN_FOLDER)
+            for callback in trainer.callbacks:
+                if isinstance(callback, MovingAverage):
+                    callback.put_average(checkpoint)
+        for key in ("state_dict", "current_model_state"):
+            if key in checkpoint:
+                checkpoint[key] = {name.replace(COMPILED, ""): value for name, value in checkpoint[key].items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the payload back; check the state of callbacks, and of training where it goes on.
+
+        Raises:
+            CheckpointError: an entry is missing, of another type, or of another method or task.
+        """
+        with restoring(self._checkpoint_path()):
+            self.take_payload(checkpoint)
+            trainer = compat.trainer_of(self)
+            if trainer is None:
+                return
+            _restore_callbacks(checkpoint, trainer)
+            if trainer.state.fn == "fit":
+                self._stored_states = read_training_state(checkpoint)
+        averages = any(isinstance(callback, MovingAverage) for callback in trainer.callbacks)
+        if trainer.state.fn == "fit" and "current_model_state" in checkpoint and not averages:
+            rank_zero_warn(
+                f"{self._checkpoint_path()}the checkpoint holds a moving average, and this run keeps none: training "
+                "continues from the averaged weights; set model.ema_decay to continue from the others"
+            )
+
+    def _checkpoint_path(self) -> str:
+        """For messages: the file that the trainer is loading, with a colon, or nothing."""
+        path = getattr(compat.trainer_of(self), "ckpt_path", None)
+        return f"{path}: " if path else ""
+
+
+def _restore_callbacks(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
+    """Put the run's folder into the state of callbacks; refuse paths out of it, since callbacks delete old files."""
+    folder = os.path.realpath(trainer.default_root_dir)
+    states = _swap_folder(mapping(checkpoint.get("callbacks", {}), "callbacks"), RUN_FOLDER, folder)
+    for name, state in states.items():
+        mapping(state, f"callbacks.{name}")
+    if outside := [text for text in _texts(states) if ".." in text.split(os.sep) or "://" in text]:
+        raise CheckpointError(f"a callback's state names {outside[0]!r}; expected local paths")
+    checkpoint["callbacks"] = states
+
+
+def _swap_folder(value: Any, old: str, new: str) -> Any:
+    """Replace the folder ``old`` in every path of a nested value, keys included."""
+    if isinstance(value, str):
+        return new + value[len(old) :] if value == old or value.startswith(old + os.sep) else value
+    if isinstance(value, dict):
+        return {_swap_folder(key, old, new): _swap_folder(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_swap_folder(item, old, new) for item in value]
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in (*value, *value.values()):
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

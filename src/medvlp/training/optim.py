@@ -1,0 +1,188 @@
+"""Optimiser and learning-rate schedule from one config."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from medvlp import compat
+from medvlp.errors import ConfigError, check_range
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How to optimise.
+
+    Args:
+        optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
+        lr: peak learning rate.
+        weight_decay: decoupled for adamw, L2 otherwise.
+        betas: of Adam.
+        decay_all: decay norms and biases too, as every released code here does; False spares all parameters of one
+            dimension.
+        decay_positions: without ``decay_all``, decay position tables, class and mask tokens and token types, which
+            have more dimensions (as the masked autoencoders do); False spares them as well (as timm does).
+        schedule: "warmup_cosine", "warm_restarts" (released G2D), "plateau" (halved when ``val/loss`` stalls for 5
+            validations: ConVIRT) or "constant".
+        warmup: warm-up length: a share of all steps if below 1, else a number of steps.
+        min_lr: where the cosine ends.
+        restart_period: steps per cycle of "warm_restarts".
+    """
+
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 2e-4
+    weight_decay: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.999)
+    decay_all: bool = False
+    decay_positions: bool = True
+    schedule: Literal["warmup_cosine", "warm_restarts", "plateau", "constant"] = "warmup_cosine"
+    warmup: float = 0.05
+    min_lr: float = 0.0
+    restart_period: int = 200
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError at rates that train nothing or diverge at once."""
+        check_range("(0, inf)", lr=self.lr)
+        check_range("[0, inf)", weight_decay=self.weight_decay, warmup=self.warmup, min_lr=self.min_lr)
+        check_range("[0, 1)", betas=self.betas)
+        check_range("[1, inf)", restart_period=self.restart_period)
+
+
+_POSITIONS = {
+    *("pos_embed", "positional_embedding", "position_embeddings", "relative_position_bias_table"),
+    *("cls_token", "reg_token", "dist_token", "mask_token", "token_type_embeddings"),
+}
+"""Names of learned tables that stand for a place, not for a content, in timm, Hugging Face and here."""
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decay_all: bool, decay_positions: bool = True
+) -> list[dict[str, Any]]:
+    """Trainable parameters, those without decay in a group of their own.
+
+    Args:
+        module: whose parameters.
+        weight_decay: of those that are decayed.
+        decay_all: one group of all.
+        decay_positions: otherwise, whether tables of positions and special tokens are decayed; norms, biases and
+            single vectors are not.
+
+    Returns:
+        One or two groups for an optimiser, none of them empty.
+    """
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if decay_all or not weight_decay:
+        return [{"params": [p for _, p in trainable], "weight_decay": weight_decay}]
+
+    def spared(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim <= 1 or (not decay_positions and not _POSITIONS.isdisjoint(name.split(".")))
+
+    groups = [
+        {"params": [p for name, p in trainable if not spared(name, p)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trainable if spared(name, p)], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adam_eps(groups: list[dict[str, Any]]) -> float:
+    """Return Adam's ε: 1e-8, or 1e-3 where there are float16 weights.
+
+    Adam keeps its moments in the type of the weights. In float16 the squares of gradients below 5e-3 vanish, and 1e-8
+    is 0: the steps would be infinite.
+    """
+    half = any(parameter.dtype == torch.float16 for group in groups for parameter in group["params"])
+    return 1e-3 if half else 1e-8
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
+    """The optimiser over the module's trainable parameters.
+
+    On a CPU torch's own choice reads and writes all weights several times a step; the fused kernel does so once. On
+    other devices the choice is left to torch.
+    """
+    groups = parameter_groups(module, config.weight_decay, config.decay_all, config.decay_positions)
+    fused = True if all(p.device.type == "cpu" for group in groups for p in group["params"]) else None
+    optimizer: Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=fused)
+    else:
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        first, second = config.betas
+        optimizer = kind(groups, lr=config.lr, betas=(first, second), eps=adam_eps(groups), fused=fused)
+    compat.unscale_before_step(optimizer)
+    return optimizer
+
+
+def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float) -> dict[str, Any] | None:
+    """Lightning's scheduler entry, stepped per optimiser step ("plateau": per validation), or None.
+
+    Args:
+        optimizer: what :func:`build_optimizer` gave.
+        config: the schedule.
+        total_steps: optimiser steps of the whole run.
+
+    Raises:
+        ConfigError: a cosine over a run without end.
+    """
+    if config.schedule == "constant":
+        return None
+    if config.schedule == "plateau":
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
+        return {"scheduler": plateau, "monitor": "val/loss", "interval": "epoch", "strict": False}
+    if config.schedule == "warmup_cosine" and total_steps == float("inf"):
+        raise ConfigError("schedule warmup_cosine needs an end: set trainer.max_epochs or trainer.max_steps")
+    warmup = config.warmup * total_steps if config.warmup < 1 else config.warmup
+
+    def factor(step: int) -> float:
+        if config.schedule == "warm_restarts":
+            return warm_restarts(step, lr=config.lr, period=config.restart_period, min_lr=config.min_lr) / config.lr
+        # Step + 1 over total + 1: neither the first nor the last step is wasted at a rate of zero.
+        rate = warmup_cosine(
+            step + 1, lr=config.lr, warmup=warmup, total=total_steps + 1, min_lr=config.min_lr, start_lr=config.min_lr
+        )
+        return rate / config.lr
+
+    return {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
+
+
+def warmup_cosine(
+    step: float, *, lr: float, warmup: float, total: float, min_lr: float = 0.0, start_lr: float | None = None
+) -> float:
+    """Linear warm-up, then one half cosine (facts of MGCA, MaCo and, by the paper, G2D).
+
+    ``start + (lr − start)·t/W`` for t < W, then ``min + (lr − min)·½(1 + cos(π (t − W)/(T − W)))``.
+
+    Args:
+        step: t ≥ 0, in optimiser steps (or fractional epochs; all four times share the unit).
+        lr: the peak.
+        warmup: W ≥ 0.
+        total: T > W; later steps keep ``min_lr``.
+        min_lr: where the cosine ends.
+        start_lr: where the warm-up starts; ``min_lr`` if None.
+
+    Returns:
+        The learning rate at ``step``.
+    """
+    start = min_lr if start_lr is None else start_lr
+    if step < warmup:
+        return start + (lr - start) * step / warmup
+    progress = min(1.0, (step - warmup) / max(total - warmup, 1e-12))
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warm_restarts(step: float, *, lr: float, period: float, min_lr: float = 0.0) -> float:
+    """Cosine from ``lr`` to ``min_lr`` that starts again every ``period`` steps (G2D's released trainer: 200).
+
+    Args:
+        step: t ≥ 0.
+        lr: the peak, at each restart.
+        period: steps per cycle.
+        min_lr: the floor.
+
+    Returns:
+        The learning rate at ``step``.
+    """
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * (step % period) / period))

@@ -1,0 +1,59 @@
+"""The private names that ``medvlp.compat`` and ``medvlp.distributed`` reach for are still there."""
+
+import inspect
+
+import lightning as L
+import pytest
+import torch
+from helpers import trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+
+from medvlp import compat
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        (ModelCheckpoint, ["_save_last_checkpoint", "_monitor_candidates"]),
+        (_TrainingEpochLoop, ["_num_ready_batches_reached", "_is_training_done", "_should_check_val_fx"]),
+        (_TrainingEpochLoop, ["update_lr_schedulers"]),
+        (torch.distributed.distributed_c10d, ["_set_pg_timeout"]),
+    ],
+)
+def test_methods_are_there(owner, names):
+    assert [name for name in names if not hasattr(owner, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        (ModelCheckpoint, ["_last_global_step_saved", "_last_checkpoint_saved"]),
+        (_FitLoop, ["_data_fetcher", "_restarting"]),
+        (_SignalConnector, ["_original_handlers", "received_sigterm"]),
+        (DDPStrategy, ["_timeout"]),
+        (L.LightningModule, ["_trainer"]),
+        (L.Trainer, ["_signal_connector"]),
+    ],
+)
+def test_attributes_are_used(owner, names):
+    """Set in the class, or in one that it inherits from."""
+    source = "".join(inspect.getsource(kind) for kind in owner.__mro__ if kind not in (object, torch.nn.Module))
+    assert [name for name in names if f"self.{name}" not in source] == []
+
+
+def test_fused_optimisers_are_told_by_their_mark(tmp_path):
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)
+    assert optimizer._step_supports_amp_scaling
+    compat.unscale_before_step(optimizer)
+    assert not optimizer._step_supports_amp_scaling
+
+
+def test_trainers(tmp_path):
+    assert compat.trainer_of(L.LightningModule()) is None
+    run = trainer(tmp_path)
+    assert compat.handlers_before_training(run) == {}
+    assert not compat.epoch_complete(run)
