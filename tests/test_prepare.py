@@ -25,8 +25,6 @@ from medvlp.io import images, jpeg
 from medvlp.io.cache import PixelCache, verify
 from medvlp.phantom import PhantomSpec, write_phantom
 from medvlp.prepare import add_arguments, prepare, rules_of, run
-from medvlp.text import Collate, train_wordpiece
-from medvlp.tokens import TokenCache
 from medvlp.transforms import build_transform
 
 TARGETS = {"segmentation": ("mask",), "detection": ("boxes",), "grounding": ("boxes", "mask")}
@@ -439,18 +437,11 @@ def test_a_transform_with_two_rules_decodes_once(mimic, tmp_path, monkeypatch):
     assert all(not verify(f.folder) for f in result.folders)
 
 
-def test_tokens_are_prepared_too(mimic, tmp_path):
-    texts = _corpus(mimic).records("pairs").table.column("text").to_pylist()
-    tokenizer = train_wordpiece(texts, 300)
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    result = _prepare(mimic, tmp_path / "out", task="pairs", tokenizer=tmp_path / "tokenizer", max_length=20)
-    assert result.tokens is not None
-    tokens = TokenCache(result.tokens)
-    assert all(tokens.get(text) is not None for text in texts)
-    assert result.tokens.parent == tmp_path / "out"
-    from medvlp.text import load_tokenizer
-
-    Collate(load_tokenizer(tmp_path / "tokenizer"), 20, tokens=tokens)
+def test_tokenizer_options_are_ignored_with_a_warning(mimic, tmp_path):
+    with pytest.warns(UserWarning, match="tokenizer and max_length are ignored"):
+        result = _prepare(mimic, tmp_path / "out", tokenizer=tmp_path / "tokenizer", max_length=20)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mimic_cxr"]
+    assert not verify(result.folders[0].folder)
 
 
 def test_the_command(mimic, tmp_path, capsys):

@@ -6,7 +6,7 @@ normalisation. Files are JPEGs of 3056 × 2544 pixels at quality 95 of about 2.5
 PNGs of 1024 × 1024, as ChestX-ray14 does: drawn by the phantom, enlarged, with noise. All go through a DataLoader
 without worker processes, with one thread, transform and collate included, in turns.
 
-Then the memory of a loader over 10,000 prepared images and their tokens is read after each of three epochs, with 1, 2
+Then the memory of a loader over 10,000 prepared images and their texts is read after each of three epochs, with 1, 2
 and 4 workers: resident (RSS), proportional (PSS: shared pages divided by those who share them, other programs
 included) and private (USS).
 
@@ -44,7 +44,6 @@ from medvlp.phantom.cases import sample_study
 from medvlp.phantom.render import render_view
 from medvlp.prepare import prepare
 from medvlp.text import Collate, train_wordpiece
-from medvlp.tokens import TokenCache
 from medvlp.transforms import build_transform
 
 PACKAGES = ("torch", "torchvision", "pillow", "opencv-python-headless", "numpy", "pyarrow")
@@ -198,11 +197,10 @@ def _memory(folder: Path, workers: int, epochs: int, queue: Any) -> None:
     cached = RadiographDataset(table, transform=recipe).with_cache(cache)
     texts = cached.texts
     tokenizer = train_wordpiece(texts, 200)
-    tokens = TokenCache.build(folder / "cache", tokenizer, 128, texts)
     del texts
     batches = loader(
         cached,
-        Collate(tokenizer, 128, tokens=tokens),
+        Collate(tokenizer, 128),
         num_workers=workers,
         persistent_workers=True,
         multiprocessing_context="fork",  # as a training script's; this process itself was started afresh

@@ -7,8 +7,8 @@ again; all others are written anew. Images that cannot be read are entries that 
 
 import argparse
 import dataclasses
-import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,8 +27,6 @@ from medvlp.io.cache_format import PATH_MARK, cache_folder, relative_paths
 from medvlp.io.cache_writer import finish, locked, write_skipped
 from medvlp.io.images import INTENSITIES, Damaged, check_reading, read_image, reading_name
 from medvlp.resizing import build_resize
-from medvlp.text import load_tokenizer
-from medvlp.tokens import TokenCache
 from medvlp.transforms import build_transform
 
 
@@ -63,13 +61,11 @@ class PrepareResult:
         folders: one cache per resize rule.
         skipped: what was left out: "record" or "image", its id or path, the reason.
         seconds: that it took.
-        tokens: folder of the tokens, if a tokenizer was given.
     """
 
     folders: tuple[PreparedFolder, ...]
     skipped: tuple[tuple[str, str, str], ...]
     seconds: float
-    tokens: Path | None = None
 
     @property
     def bytes(self) -> int:
@@ -101,7 +97,7 @@ def prepare(
     progress: bool = False,
     overwrite: bool = False,
     tokenizer: Any = None,
-    max_length: int = 256,
+    max_length: int | None = None,
     images_per_shard: int | None = None,
 ) -> PrepareResult:
     """Decode and resize all images of a corpus, and draw their masks.
@@ -121,8 +117,8 @@ def prepare(
             must call this under ``if __name__ == "__main__":``.
         progress: show a bar on the terminal.
         overwrite: start anew even if the folder holds a cache.
-        tokenizer: a fast tokenizer, or the folder of one: the texts of all records are tokenised as well.
-        max_length: longer texts are cut to this many tokens, special ones included.
+        tokenizer: ignored, with a warning: texts are tokenised while they are loaded.
+        max_length: ignored, as `tokenizer`.
         images_per_shard: None takes as many as :mod:`medvlp.datasets.shards` allows.
 
     Returns:
@@ -134,6 +130,8 @@ def prepare(
         ConfigError: an unknown transform, rule, intensity or task.
     """
     start = time.monotonic()
+    if tokenizer is not None or max_length is not None:
+        warnings.warn("tokenizer and max_length are ignored: texts are tokenised while they are loaded", stacklevel=2)
     check_reading(intensity, damaged)
     reading = reading_name(intensity, damaged)
     if workers is not None and workers < 1:
@@ -143,10 +141,6 @@ def prepare(
     if not len(records):
         raise DataError(f"{corpus.root} has no records to prepare; {dropped_by_reason(records.dropped)}")
     shapes = _images(records, corpus.root)
-    if tokenizer is not None and "text" not in records.table.column_names:
-        raise ConfigError(
-            f"the records of {corpus.title} for {task} have no texts to tokenise; leave out the tokenizer"
-        )
     left_out = [
         ("record", str(item), str(reason))
         for item, reason in zip(records.dropped["id"], records.dropped["reason"], strict=True)
@@ -165,13 +159,9 @@ def prepare(
             write(plans, corpus.root, partial(read_image, intensity=intensity, damaged=damaged), workers, advance)
         description = {"corpus": corpus.name, "intensity": reading}
         folders = tuple(_finished(p, description, left_out) for p in plans)
-    tokens = None
-    if tokenizer is not None:
-        fast = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
-        tokens = TokenCache.build(out, fast, max_length, records.table.column("text").to_pylist()).folder
     unreadable = dict(pair for f in folders for pair in f.unreadable)
     skipped = (*left_out, *(("image", path, reason) for path, reason in sorted(unreadable.items())))
-    return PrepareResult(folders, skipped, time.monotonic() - start, tokens)
+    return PrepareResult(folders, skipped, time.monotonic() - start)
 
 
 def _images(records: Records, root: Path) -> dict[str, Shapes]:
@@ -238,8 +228,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", choices=TASKS, help="whose records name the images (default: every image)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenise the texts as well")
-    parser.add_argument("--max-length", type=int, default=256, help="tokens per text (default: 256)")
+    for name in ("--tokenizer", "--max-length"):
+        parser.add_argument(name, help="ignored: texts are tokenised while they are loaded")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help=OPTION_HELP)
     parser.add_argument("--overwrite", action="store_true", help="start anew even if there is a cache")
     parser.add_argument("--verify", action="store_true", help="only check every byte of the cache that is there")
@@ -278,8 +268,6 @@ def run(args: argparse.Namespace) -> int:
             f"{folder.folder}: {folder.images} images ({folder.kept} were there, {len(folder.unreadable)} unreadable),"
             f" {folder.masks} masks, {folder.bytes / 1e6:.1f} MB"
         )
-    if result.tokens is not None:
-        console.print(f"{result.tokens}: tokens of all texts")
     for reason, count in result.counts.items():
         console.print(f"left out: {count} x {reason}", markup=False)
     if result.skipped:

@@ -31,7 +31,6 @@ from medvlp.prompts import load_prompts
 from medvlp.results import ResultRow, append_rows, numbered_rows, read_rows
 from medvlp.store import sha256_of
 from medvlp.tasks.features import StoredFeatures, _Writer
-from medvlp.tokens import TokenCache
 
 
 def loaded(data: bytes) -> Any:
@@ -274,14 +273,12 @@ class Features(Kind):
 
 
 class Caches(Kind):
-    """Prepared pixels, their index and tokens."""
+    """Prepared pixels and their index."""
 
     name, share = "caches", 10
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        from helpers import WORDS, tokenizer
-
         write_phantom(
             "siim", folder / "siim", PhantomSpec(studies=5, size=32, seed=5, difficulty=Difficulty(prevalence=4.0))
         )
@@ -293,9 +290,6 @@ class Caches(Kind):
             p.name: p.read_bytes() for p in self.place.iterdir() if p.is_file() and not p.name.startswith(".")
         }
         self.sound = self.read()
-        tokens = TokenCache.build(folder / "tokens", tokenizer(), 16, WORDS)
-        self.words, self.tokens = WORDS, tokens.folder
-        self.stored = [[part.tolist() for part in tokens.get(word)] for word in WORDS]
 
     def read(self) -> Any:
         cache = attempt(PixelCache.open, self.folder / "out", "siim", "standard", "square:16", self.folder / "siim")
@@ -316,9 +310,6 @@ class Caches(Kind):
         return found
 
     def trial(self, trial: Trial) -> None:
-        if trial.often(0.25):
-            self.trial_tokens(trial)
-            return
         name = trial.one(["cache.json", "cache.json", *sorted(self.files)])
         data = self.files[name]
         changed = (
@@ -338,16 +329,6 @@ class Caches(Kind):
             attempt(PixelCache.exists, self.folder / "out", "siim", "standard", "square:16")
         finally:
             (self.place / name).write_bytes(data)
-
-    def trial_tokens(self, trial: Trial) -> None:
-        folder = trial.folder / self.tokens.name
-        shutil.copytree(self.tokens, folder)
-        path = folder / "tokens.arrow"
-        path.write_bytes(mutate_bytes(trial, path.read_bytes()))
-        cache = attempt(TokenCache, folder)
-        if not refused(cache):
-            for word in self.words:
-                attempt(cache.get, word)
 
 
 # ---------------------------------------------------------------------- COCO

@@ -38,11 +38,9 @@ from medvlp.datasets.base import RadiographDataset, Target, TextSampling, droppe
 from medvlp.errors import ConfigError, DataError, TooManySkippedError, check_choice, check_range
 from medvlp.io.cache import PixelCache
 from medvlp.io.images import Damaged, check_reading
-from medvlp.io.reports import gloria_sentences, split_sentences
 from medvlp.phantom.truth import in_phantom
 from medvlp.splits import nested_fraction
 from medvlp.text import Collate
-from medvlp.tokens import TokenCache
 from medvlp.transforms import TRANSFORMS, build_transform
 
 Split = Literal["train", "validate", "test"]
@@ -83,8 +81,8 @@ class RadiographDataModule(L.LightningDataModule):
         on_error: "raise" on the first unreadable item, or "skip": count it and take the next readable one.
         max_skipped: largest share of unreadable items that on_error: skip tolerates.
         pin_memory: page-locked batches, for faster copies to a CUDA device.
-        cache_dir: folder of ``medvlp prepare``: images that it holds are not decoded again, and texts are tokenised
-            once. The samples are the same as without. Keep it as safe as the corpus: texts can be had back from it.
+        cache_dir: folder of ``medvlp prepare``: images that it holds are not decoded again. The samples are the same as
+            without. Keep it as safe as the corpus: it also holds parsed reports.
         loader_timeout: seconds to wait for a batch of the loader processes before the run ends with an error: one of
             them is frozen, or the disk does not answer. 0 waits for ever.
     """
@@ -308,20 +306,6 @@ class RadiographDataModule(L.LightningDataModule):
         """
         self.collate = Collate(tokenizer, max_length=max_length, padding=padding)
 
-    def _collate(self, dataset: RadiographDataset) -> Collate:
-        """The collate of a loader; with a cache folder, tokens are looked up there instead of being made again."""
-        texts = dataset.texts
-        if self.cache_dir is None or self.collate.tokenizer is None or not texts:
-            return self.collate
-        if self.text_sampling in ("sentences", "pieces"):  # hardly ever the same text twice
-            return self.collate
-        if self.text_sampling in ("sentence", "gloria"):
-            split = gloria_sentences if self.text_sampling == "gloria" else split_sentences
-            texts = [sentence for text in texts for sentence in (split(text) or [text])]
-        length, padding = self.collate.max_length, self.collate.padding
-        tokens = TokenCache.build(self.cache_dir, self.collate.tokenizer, length, texts)
-        return Collate(self.collate.tokenizer, max_length=length, padding=padding, tokens=tokens)
-
     # ------------------------------------------------------------------ loaders
 
     def _ranks(self) -> tuple[int, int]:
@@ -407,7 +391,7 @@ class RadiographDataModule(L.LightningDataModule):
             return make(), {"num_workers": 0, "collate_fn": _unchanged, "pin_memory": self.pin_memory}
         return dataset, {
             "num_workers": self.num_workers,
-            "collate_fn": self._collate(dataset),
+            "collate_fn": self.collate,
             "pin_memory": self.pin_memory,
             "persistent_workers": self.num_workers > 0,
             "patience": self.loader_timeout,
