@@ -84,7 +84,7 @@ def test_a_file_in_another_encoding_is_refused_in_one_line(tmp_path, encoding):
     path.write_text(path.read_text(), encoding=encoding)
     with (
         pytest.warns(UserWarning, match=r"\[1, 2, .*\] and \d+ more are no result rows") as told,
-        pytest.raises(DataError, match=r"r\.jsonl: no result row in it"),
+        pytest.raises(DataError, match=r"r\.jsonl: no result rows"),
     ):
         collected(path)
     assert len(str(told[0].message)) < 300

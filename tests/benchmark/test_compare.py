@@ -8,7 +8,7 @@ from made_results import predictions, rows_of, write
 
 from medvlp.benchmark import compare as module
 from medvlp.benchmark.compare import compare, to_json, to_markdown
-from medvlp.errors import ConfigError, DataError
+from medvlp.errors import ConfigError
 
 
 def results(folder, effects, **changes):
@@ -79,7 +79,7 @@ def test_where_predictions_cannot_be_paired_the_plain_difference_says_why(files,
 def test_one_run_in_two_settings_is_refused(files, tmp_path):
     rows = rows_of(tmp_path / "two", "g2d", "run0", predictions(1.0, 0, 150))
     path = write(tmp_path / "two/r.jsonl", rows, [{**row, "config_sha256": "other"} for row in rows])
-    with pytest.raises(DataError, match=r"auroc, run0: lines 1 and \d+ are of one run with other settings"):
+    with pytest.raises(ConfigError, match=r"auroc: run run0 is given twice \(lines 1 and \d+\), with other settings"):
         compare(files[0], path)
 
 

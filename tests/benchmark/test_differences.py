@@ -7,13 +7,13 @@ import pytest
 import torch
 from made_results import predictions, rows_of, write
 
-from medvlp.benchmark.differences import best_of, difference, interval_of_mean, mean_of_drawn_runs
-from medvlp.benchmark.recompute import measures_of, samples_of
-from medvlp.benchmark.resampled import Resampled
+from medvlp.benchmark import differences
+from medvlp.benchmark.differences import Difference, best_of, difference, interval_of_mean, mean_of_drawn_runs
+from medvlp.benchmark.resampled import Resampled, measures_of, samples_of
 from medvlp.benchmark.rows import collected, records
 from medvlp.errors import ConfigError, DataError
 from medvlp.metrics.bootstrap import distribution
-from medvlp.metrics.significance import delong_test, holm
+from medvlp.metrics.significance import delong_test
 
 
 def cell(folder, method, effects, metric="auroc", images=1, classes=1, **changes):
@@ -50,9 +50,9 @@ def test_of_several_classes_delong_takes_the_named_one(tmp_path):
 
 def test_several_images_of_a_patient_are_resampled_together(tmp_path):
     a, b = (cell(tmp_path, m, [e], images=2) for m, e in (("a", 1.2), ("b", 0.8)))
-    found = difference(a, b, "auroc", tmp_path, 400, seed=3)
+    found = difference(a, b, "auroc", tmp_path, 400)
     sides = [samples_of(rows[0], tmp_path) for rows in (a, b)]
-    values = [distribution(measures_of(a[0]), side.samples, sides[0].codes, 400, 3)["auroc"] for side in sides]
+    values = [distribution(measures_of(a[0]), side.samples, sides[0].codes, 400, 0)["auroc"] for side in sides]
     low, high = (values[0] - values[1]).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     assert (found.test, found.runs) == ("bootstrap", 1)
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-6)
@@ -105,9 +105,9 @@ def test_runs_are_paired_by_name_and_else_drawn_apart(tmp_path):
 
 def test_interval_of_a_mean_over_runs(tmp_path):
     rows = cell(tmp_path, "a", [1.5, 1.0, 1.2])
-    low, high = interval_of_mean(rows, "auroc", tmp_path, 300, seed=2)
+    low, high = interval_of_mean(rows, "auroc", tmp_path, 300)
     sides = [samples_of(row, tmp_path) for row in rows]
-    means = torch.stack([distribution(measures_of(rows[0]), s.samples, s.codes, 300, 2)["auroc"] for s in sides]).mean(
+    means = torch.stack([distribution(measures_of(rows[0]), s.samples, s.codes, 300, 0)["auroc"] for s in sides]).mean(
         0
     )
     assert (low, high) == pytest.approx(means.quantile(torch.tensor([0.025, 0.975]).double()).tolist(), abs=1e-6)
@@ -116,28 +116,27 @@ def test_interval_of_a_mean_over_runs(tmp_path):
 
 def test_best_of_a_row(tmp_path):
     cells = {name: cell(tmp_path, name, [effect]) for name, effect in (("a", 0.5), ("b", 1.5), ("c", 0.3))}
-    found = best_of(cells, "auroc", tmp_path)
-    assert (found.leader, found.second, found.significant) == ("b", "a", True)
-    raw = [found.differences[name].p for name in found.p]
-    assert list(found.p.values()) == pytest.approx(holm(raw).tolist())
-    close = best_of({"b": cells["b"], "d": cell(tmp_path, "d", [1.45])}, "auroc", tmp_path)
-    assert not close.significant
-    least = best_of(cells, "auroc", tmp_path, higher_is_better=False)
-    assert (least.leader, least.second) == ("c", "a")
+    assert best_of(cells, "auroc", tmp_path) == "b"
+    assert best_of({"b": cells["b"], "d": cell(tmp_path, "d", [1.45])}, "auroc", tmp_path) is None
+
+
+def test_the_best_is_corrected_for_the_number_of_comparisons(tmp_path, monkeypatch):
+    cells = {name: cell(tmp_path, name, [effect]) for name, effect in (("a", 1.5), ("b", 0.5), ("c", 0.3))}
+    monkeypatch.setattr(differences, "difference", lambda *_, **__: Difference(0.1, 0, 1, 0.03, "delong", 1))
+    assert best_of({name: cells[name] for name in "ab"}, "auroc", tmp_path) == "a"
+    assert best_of(cells, "auroc", tmp_path) is None
 
 
 def test_nobody_leads_as_long_as_the_cells_hold_different_runs(tmp_path):
     first, second = cell(tmp_path, "a", [2.0, 2.0]), cell(tmp_path, "b", [0.5, 0.5])
-    assert best_of({"a": first, "b": second}, "auroc", tmp_path, resamples=200).significant
-    assert not best_of({"a": first[:1], "b": second}, "auroc", tmp_path, resamples=200).significant
+    assert best_of({"a": first, "b": second}, "auroc", tmp_path, 200) == "a"
+    assert best_of({"a": first[:1], "b": second}, "auroc", tmp_path, 200) is None
 
 
 def test_best_of_few(tmp_path):
     rows = cell(tmp_path, "a", [0.5])
-    assert best_of({}, "auroc", tmp_path).leader is None
-    undefined = [{**rows[0], "value": None}]
-    found = best_of({"a": rows, "b": [], "c": undefined}, "auroc", tmp_path)
-    assert (found.leader, found.second, found.significant) == ("a", None, False)
+    assert best_of({}, "auroc", tmp_path) is None
+    assert best_of({"a": rows, "b": [], "c": [{**rows[0], "value": None}]}, "auroc", tmp_path) is None
 
 
 def test_what_cannot_be_compared(tmp_path):
@@ -145,13 +144,13 @@ def test_what_cannot_be_compared(tmp_path):
     fewer = cell(tmp_path, "b", [1.0], images=2)
     with pytest.raises(ConfigError, match=r"other samples than what it is compared with \(300 and 150\)"):
         difference(a, fewer, "auroc", tmp_path)
-    with pytest.raises(ConfigError, match=r"run0 comes twice in one cell \(lines 1 and 1\)"):
+    with pytest.raises(ConfigError, match=r"run run0 is given twice \(lines 1 and 1\)"):
         difference([*a, *a], a, "auroc", tmp_path)
     with pytest.raises(ConfigError, match="no rows"):
         difference(a, [], "auroc", tmp_path)
     with pytest.raises(ConfigError, match="not defined"):
         difference(a, [{**a[0], "value": math.nan}], "auroc", tmp_path)
-    with pytest.raises(ConfigError, match="given a row of auroc"):
+    with pytest.raises(ConfigError, match="cannot hold a row of auroc"):
         difference(a, a, "f1", tmp_path)
     file = tmp_path / a[0]["predictions"]
     file.write_bytes(file.read_bytes() + b"x")

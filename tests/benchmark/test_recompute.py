@@ -4,7 +4,7 @@ import pytest
 from evaluators import checkpoint, phantom
 from helpers import SIZE, image_config, trainer
 
-from medvlp.benchmark.recompute import FactsMissingError, measures_of, predictions_path, samples_of
+from medvlp.benchmark.resampled import RowError, measures_of, predictions_path, samples_of
 from medvlp.benchmark.verify import verify
 from medvlp.datamodules.chexpert import CheXpertDataModule
 from medvlp.datamodules.covidx import COVIDxDataModule
@@ -107,9 +107,9 @@ def test_every_number_comes_again(make, how, places, tmp_path):
 
 def test_rows_that_do_not_tell_enough(tmp_path):
     row = {"method": "g2d", "task": "segmentation", "metric": "dice_all", "notes": {"model": {}}, "line": 7}
-    with pytest.raises(FactsMissingError, match="before facts were recorded: its notes have no 'eval_batch_size'"):
+    with pytest.raises(RowError, match="before facts were recorded: its notes have no 'eval_batch_size'"):
         measures_of(row)
-    with pytest.raises(DataError, match="no task 'captioning'"):
+    with pytest.raises(DataError, match="unknown task 'captioning'"):
         measures_of({**row, "task": "captioning"})
     with pytest.raises(DataError, match=r"the row g2d, segmentation, dice_all, line 7 names no predictions"):
         predictions_path(row, tmp_path)

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from made_results import predictions, rows_of, write
 
-from medvlp.benchmark.rows import collected, is_performance, line_numbers, primary_of, primary_rows, records
+from medvlp.benchmark.rows import collected, is_performance, primary_of, primary_rows, records
 from medvlp.errors import DataError
+from medvlp.results import numbered_rows
 
 
 @pytest.fixture
@@ -36,13 +37,13 @@ def test_rows_of_single_runs(tmp_path):
 
 def test_a_lacking_key_is_named_with_its_line(tmp_path, rows):
     broken = {key: value for key, value in rows[1].items() if key != "protocol"}
-    with pytest.raises(DataError, match=r"r\.jsonl, line 2: the row has no protocol; write"):
+    with pytest.raises(DataError, match=r"r\.jsonl, line 2: the row has no protocol; run"):
         collected(write(tmp_path / "r.jsonl", [rows[0], broken]))
-    with pytest.raises(DataError, match=r"line 1: benchmark has no run, job; collect"):
+    with pytest.raises(DataError, match=r"line 1: benchmark has no run, job; run"):
         collected(write(tmp_path / "r.jsonl", [{**rows[0], "benchmark": {"method": "a", "task": "b"}}]))
     with pytest.raises(DataError, match=r"line 1: value is 'high', not a number"):
         collected(write(tmp_path / "r.jsonl", [{**rows[0], "value": "high"}]))
-    with pytest.raises(DataError, match="no result row"):
+    with pytest.raises(DataError, match="no result rows"):
         collected(write(tmp_path / "r.jsonl", []))
     with pytest.raises(DataError, match="no such results file"):
         collected(tmp_path / "none.jsonl")
@@ -55,7 +56,7 @@ def test_cut_lines_are_told_and_left_out(tmp_path, rows):
     with pytest.warns(UserWarning, match=r"\[2\]"):
         frame = collected(path)
     assert frame["line"].tolist() == [1, 4]
-    assert line_numbers(path) == ([1, 4], [2])
+    assert numbered_rows(path)[1] == [2]
 
 
 def test_of_a_job_that_ran_twice_the_last_counts(tmp_path, rows):
@@ -88,7 +89,7 @@ def test_compressed_rows_are_the_same_rows(tmp_path, rows):
     packed = tmp_path / "r.jsonl.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     pd.testing.assert_frame_equal(collected(packed), collected(plain))
-    assert line_numbers(packed) == line_numbers(plain)
+    assert numbered_rows(packed) == numbered_rows(plain)
 
 
 DAMAGED = {
@@ -131,7 +132,7 @@ def test_a_value_of_another_type_is_named_with_its_line(tmp_path, rows, key, val
 @pytest.mark.parametrize("value", [[], {}, 5])
 @pytest.mark.parametrize("key", ["grid", "method", "title", "task", "run", "job"])
 def test_names_of_the_benchmark_are_texts(tmp_path, rows, key, value):
-    with pytest.raises(DataError, match="line 1: benchmark has a name that is no text"):
+    with pytest.raises(DataError, match="line 1: benchmark has a name that is not a string"):
         collected(write(tmp_path / "r.jsonl", [{**rows[0], "benchmark": {**rows[0]["benchmark"], key: value}}]))
 
 

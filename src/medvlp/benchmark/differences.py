@@ -1,4 +1,4 @@
-"""Differences between the cells of a table, and which of them are more than chance.
+"""Test whether the cells of a table differ by more than chance.
 
 A cell holds one row per run, where a run is a combination of seeds. Two cells are compared on identical resamples of
 the patients, run by run where both have the run.
@@ -13,9 +13,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from medvlp.benchmark.recompute import Predictions
 from medvlp.benchmark.resampled import Resampled, Row
-from medvlp.benchmark.rows import is_multiclass
+from medvlp.benchmark.rows import by_run, is_multiclass
 from medvlp.errors import ConfigError
 from medvlp.metrics.significance import DeLong, delong_test, holm
 
@@ -30,10 +29,10 @@ class Difference:
         value: mean over runs of the difference.
         low: lower end of its interval.
         high: upper end.
-        p: two-sided, that there is none; NaN where it is not defined in any resample.
+        p: two-sided p-value; NaN if the difference is undefined in every resample.
         test: what gave interval and p.
-        runs: runs compared: pairs, or all of both cells where they share none.
-        paired: whether the cells share runs. Patients are paired always.
+        runs: number of runs compared: pairs, or all of both cells if they share none.
+        paired: whether the cells share runs. Patients are always paired.
     """
 
     value: float
@@ -45,70 +44,46 @@ class Difference:
     paired: bool = True
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best of a row of cells.
-
-    Attributes:
-        leader: its method; None where no cell has a value.
-        second: the method after it; None where there is no other.
-        p: method to the Holm-corrected p-value of the leader against it.
-        differences: method to the leader minus it.
-        significant: whether the leader differs from the second. That alone makes it bold.
-    """
-
-    leader: str | None
-    second: str | None
-    p: dict[str, float]
-    differences: dict[str, Difference]
-    significant: bool
-
-
-_SHARED = Resampled()
-
-
 def difference(
     a_rows: Sequence[Row],
     b_rows: Sequence[Row],
     metric: str,
     folder: str | Path,
     resamples: int = RESAMPLES,
-    seed: int = 0,
     *,
     folder_b: str | Path | None = None,
     level: float = 0.95,
     store: Resampled | None = None,
 ) -> Difference:
-    """One cell of a table minus another.
+    """Compute one cell of a table minus another, with interval and p-value.
 
     The patients are drawn with replacement, the same for all runs of both cells. With several runs the runs are drawn
     too (a two-level bootstrap): two trainings that differ in the seed alone often differ by more than the interval over
-    the patients of either, so an interval over patients would say how sure we are of these very networks, not of the
-    method. The deviations of the runs from their mean are stretched by √(K / (K − 1)), without which drawing K of K
-    runs has too small a variance. In simulations 95 % intervals then hold the truth in 92 to 97 % of all cases from
+    the patients of either, so an interval over patients would describe these very networks, not the method. The
+    deviations of the runs from their mean are scaled by √(K / (K − 1)), without which drawing K of K runs
+    underestimates the variance. In simulations 95 % intervals then cover the truth in 92 to 97 % of all cases from
     three runs on; with two runs in 84 %, if their spread is three times that over patients.
 
-    With one run in each cell, an AUROC of one class and one image per patient, interval and p are DeLong's; where that
-    has nothing to say (one of the two ranks perfectly), the bootstrap's. Otherwise p is twice the smaller share of
-    resamples on either side of 0, of which one is counted on each side beforehand, so that p is never 0.
+    With one run in each cell, an AUROC of one class and one image per patient, interval and p are DeLong's, or the
+    bootstrap's where DeLong's are undefined (one of the two ranks perfectly). The bootstrap's p is twice the smaller
+    share of resamples on either side of 0, with one added to each side, so that p is never 0.
 
     Args:
         a_rows: a cell: one row per run, of :func:`medvlp.benchmark.rows.records`.
-        b_rows: the other.
+        b_rows: the other cell.
         metric: its name.
         folder: that of the results file.
-        resamples: of the patients.
-        seed: of the draws.
+        resamples: number of resamples of the patients.
         folder_b: that of ``b_rows``, if another.
         level: of the interval.
-        store: keeps what was resampled; one for the process if None.
+        store: keeps resampled metrics.
 
     Raises:
-        ConfigError: a run comes twice in a cell, a cell is empty, or the two were scored on different samples.
+        ConfigError: a cell is empty or has a run twice, or the two were scored on different samples.
         DataError: predictions are missing or damaged.
     """
-    store = store or _SHARED
-    sides = _by_run(a_rows, metric), _by_run(b_rows, metric)
+    store = store or Resampled()
+    sides = _runs(a_rows, metric), _runs(b_rows, metric)
     folders = Path(folder), Path(folder if folder_b is None else folder_b)
     shared = [run for run in sides[0] if run in sides[1]]
     chosen = [[side[run] for run in shared] if shared else list(side.values()) for side in sides]
@@ -116,21 +91,20 @@ def difference(
     value = float(np.mean([r["value"] for r in chosen[0]]) - np.mean([r["value"] for r in chosen[1]]))
     runs = len(shared) or sum(map(len, chosen))
     if len(chosen[0]) == len(chosen[1]) == 1:
-        found = _delong(chosen[0][0], chosen[1][0], metric, folders, store)
-        if found is not None and not math.isnan(found.p):
-            reach = found.standard_error * float(torch.special.ndtri(torch.tensor((1 + level) / 2)))
-            return Difference(value, value - reach, value + reach, found.p, "delong", runs, bool(shared))
+        result = _delong(chosen[0][0], chosen[1][0], metric, folders, store)
+        if result is not None and not math.isnan(result.p):
+            reach = result.standard_error * float(torch.special.ndtri(torch.tensor((1 + level) / 2)))
+            return Difference(value, value - reach, value + reach, result.p, "delong", runs, bool(shared))
     drawn = [
-        np.stack([store.of(row, metric, where, resamples, seed) for row in side]).astype(float)
+        np.stack([store.of(row, metric, where, resamples) for row in side]).astype(float)
         for side, where in zip(chosen, folders, strict=True)
     ]
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([0, 1])
     if shared:
         values = mean_of_drawn_runs(drawn[0] - drawn[1], rng)
     else:
         values = mean_of_drawn_runs(drawn[0], rng) - mean_of_drawn_runs(drawn[1], rng)
-    low, high, p = _percentiles(values, level)
-    return Difference(value, low, high, p, "bootstrap", runs, bool(shared))
+    return Difference(value, *_percentiles(values, level), "bootstrap", runs, bool(shared))
 
 
 def interval_of_mean(
@@ -138,35 +112,19 @@ def interval_of_mean(
     metric: str,
     folder: str | Path,
     resamples: int = RESAMPLES,
-    seed: int = 0,
     *,
     level: float = 0.95,
     store: Resampled | None = None,
 ) -> tuple[float, float]:
-    """Percentile interval over patients of a cell's mean over runs.
+    """Return the percentile interval over patients of a cell's mean over runs; NaN if undefined in every resample.
 
-    The patients that are drawn are the same in all runs; runs are not drawn, their spread is printed beside.
-
-    Args:
-        rows: the cell: one row per run.
-        metric: its name.
-        folder: that of the results file.
-        resamples: of the patients.
-        seed: of the draws.
-        level: of the interval.
-        store: see :func:`difference`.
-
-    Returns:
-        (low, high); NaN where the metric is not defined in any resample.
-
-    Raises:
-        ConfigError: as of :func:`difference`.
-        DataError: as of :func:`difference`.
+    All runs share the resamples of the patients; runs are not drawn. Arguments and errors are those of
+    :func:`difference`.
     """
-    store = store or _SHARED
-    runs = list(_by_run(rows, metric).values())
+    store = store or Resampled()
+    runs = list(_runs(rows, metric).values())
     _check_samples([runs], (Path(folder),), store)
-    drawn = np.stack([store.of(row, metric, folder, resamples, seed) for row in runs]).astype(float)
+    drawn = np.stack([store.of(row, metric, folder, resamples) for row in runs]).astype(float)
     return _percentiles(drawn.mean(0), level)[:2]
 
 
@@ -174,106 +132,92 @@ def best_of(
     cells: Mapping[str, Sequence[Row]],
     metric: str,
     folder: str | Path,
-    higher_is_better: bool = True,
     resamples: int = RESAMPLES,
-    seed: int = 0,
     *,
     level: float = 0.95,
     store: Resampled | None = None,
-) -> Best:
-    """The best cell, and whether it is better than the others by more than chance.
+) -> str | None:
+    """Return the method that is better than the second by more than chance, if any.
 
     The leader is compared with each other method, and the p-values are corrected by Holm for that many comparisons.
-    That the leader was chosen by the same data is not corrected for. Nothing is significant as long as the cells hold
-    different runs, as they do while a benchmark is under way: means of different runs do not say who leads.
+    That the leader was chosen on the same data is not corrected for. No method is the best as long as the cells hold
+    different runs, as while a benchmark is running: means of different runs do not show who leads.
 
     Args:
-        cells: method to its rows of one column, one per run; those without a value take no part.
-        metric: its name.
+        cells: method to its rows of one column, one per run; those with an undefined value take no part.
+        metric: its name; larger is better.
         folder: that of the results file.
-        higher_is_better: whether the largest value leads.
-        resamples: of the patients.
-        seed: of the draws.
+        resamples: number of resamples of the patients.
         level: 1 minus the p-value below which a difference counts.
-        store: see :func:`difference`.
+        store: keeps resampled metrics.
 
     Raises:
-        ConfigError: as of :func:`difference`.
-        DataError: as of :func:`difference`.
+        ConfigError: as :func:`difference`.
+        DataError: as :func:`difference`.
     """
     means = {
         method: float(np.mean([row["value"] for row in rows]))
         for method, rows in cells.items()
         if rows and all(row["value"] is not None and not math.isnan(row["value"]) for row in rows)
     }
-    order = sorted(means, key=lambda method: means[method], reverse=higher_is_better)
+    order = sorted(means, key=lambda method: means[method], reverse=True)
     if len(order) < 2:
-        return Best(order[0] if order else None, None, {}, {}, False)
+        return None
     leader, *others = order
-    found = {
-        method: difference(cells[leader], cells[method], metric, folder, resamples, seed, level=level, store=store)
-        for method in others
-    }
-    corrected = holm([found[method].p for method in others]).tolist()
-    comparable = len({frozenset(_by_run(cells[method], metric)) for method in order}) == 1
-    significant = comparable and corrected[0] < 1 - level
-    return Best(leader, others[0], dict(zip(others, corrected, strict=True)), found, significant)
+    rows = cells[leader]
+    tests = [difference(rows, cells[m], metric, folder, resamples, level=level, store=store) for m in others]
+    corrected = holm([test.p for test in tests]).tolist()
+    comparable = len({frozenset(by_run(cells[method])) for method in order}) == 1
+    return leader if comparable and corrected[0] < 1 - level else None
 
 
-def _by_run(rows: Sequence[Row], metric: str) -> dict[str, Row]:
-    found: dict[str, Row] = {}
+def _runs(rows: Sequence[Row], metric: str) -> dict[str, Row]:
     for row in rows:
-        run = row.get("bm_run") or f"seed{row['seed']}"
         if row["metric"] != metric:
-            raise ConfigError(f"a cell of {metric} was given a row of {row['metric']} (line {row.get('line')})")
+            raise ConfigError(f"line {row.get('line')}: a cell of {metric} cannot hold a row of {row['metric']}")
         if row["value"] is None or math.isnan(row["value"]):
-            raise ConfigError(f"{metric} of run {run} (line {row.get('line')}) is not defined: leave the cell out")
-        if run in found:
-            raise ConfigError(
-                f"run {run} comes twice in one cell (lines {found[run].get('line')} and {row.get('line')}), with other "
-                "settings or another checkpoint; choose one of them"
-            )
-        found[run] = row
-    if not found:
-        raise ConfigError(f"a cell of {metric} has no rows: there is nothing to compare")
-    return found
+            raise ConfigError(f"line {row.get('line')}: {metric} is not defined in this run; leave out the cell")
+    if not rows:
+        raise ConfigError(f"a cell of {metric} has no rows to compare")
+    return by_run(rows)
 
 
 def _check_samples(sides: Sequence[Sequence[Row]], folders: Sequence[Path], store: Resampled) -> None:
-    first: Predictions | None = None
-    for rows, folder in zip(sides, folders, strict=True):
-        for row in rows:
-            own = store.predictions(row, folder)
-            first = first or own
-            if own is not first and not own.same_samples(first):
-                raise ConfigError(
-                    f"{row.get('bm_method', row['method'])}, run {row.get('bm_run', row['seed'])}: scored on other "
-                    f"samples than what it is compared with ({len(own.ids)} and {len(first.ids)}); evaluate both on "
-                    "one split"
-                )
+    predictions = [
+        (row, store.predictions(row, folder)) for rows, folder in zip(sides, folders, strict=True) for row in rows
+    ]
+    first = predictions[0][1]
+    for row, other in predictions[1:]:
+        if (other.ids, other.groups) != (first.ids, first.groups):
+            raise ConfigError(
+                f"{row.get('bm_method', row['method'])}, run {row.get('bm_run', row['seed'])}: scored on other "
+                f"samples than what it is compared with ({len(other.ids)} and {len(first.ids)}); evaluate both on "
+                "one split"
+            )
 
 
 def mean_of_drawn_runs(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The runs' level of the two-level bootstrap of :func:`difference`.
+    """Draw the runs of the two-level bootstrap of :func:`difference`.
 
     Args:
         values: (K, R), a number of each of K runs in each of R resamples of the patients.
-        rng: what draws the runs.
+        rng: draws the runs.
 
     Returns:
         (R,) means over K runs drawn with replacement in each resample, their deviation from the mean over all runs
-        stretched by √(K / (K − 1)); of one run its own numbers.
+        scaled by √(K / (K − 1)); of one run its own numbers.
     """
     runs, resamples = values.shape
+    mean: np.ndarray = values.mean(0)
     if runs == 1:
-        return values[0]
-    mean = values.mean(0)
-    drawn = np.take_along_axis(values, rng.integers(0, runs, (runs, resamples)), 0).mean(0)
-    return mean + math.sqrt(runs / (runs - 1)) * (drawn - mean)
+        return mean
+    drawn: np.ndarray = np.take_along_axis(values, rng.integers(0, runs, (runs, resamples)), 0).mean(0)
+    mean += math.sqrt(runs / (runs - 1)) * (drawn - mean)
+    return mean
 
 
 def _percentiles(values: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Interval and two-sided p of (R,) resampled values; NaN ones are left out."""
+    """Return interval and two-sided p of (R,) resampled values; NaN values are ignored."""
     values = values[~np.isnan(values)]
     if not len(values):
         return math.nan, math.nan, math.nan
@@ -283,19 +227,16 @@ def _percentiles(values: np.ndarray, level: float) -> tuple[float, float, float]
 
 
 def _delong(a: Row, b: Row, metric: str, folders: Sequence[Path], store: Resampled) -> DeLong | None:
-    """DeLong's test, where it applies."""
+    """Return DeLong's test of two rows, or None where it does not apply."""
     kind, _, label = metric.partition("/")
-    names = (a.get("notes") or {}).get("classes") or []
+    names, names_b = ((row.get("notes") or {}).get("classes") or [] for row in (a, b))
     if kind != "auroc" or a["task"] not in ("classification", "zero_shot") or is_multiclass(a.get("notes")):
         return None
-    if (label not in names) if label else len(names) != 1:
+    if names != names_b or ((label not in names) if label else len(names) != 1):
         return None
     sides = [store.predictions(row, folder) for row, folder in zip((a, b), folders, strict=True)]
     if len(set(sides[0].groups)) < len(sides[0].groups):
         return None
-    at = names.index(label) if label else 0
-    first, second = (side.samples["score"][:, at] for side in sides)
-    labels = sides[0].samples["label"][:, at]
-    if names != ((b.get("notes") or {}).get("classes") or []) or first.shape != second.shape:
-        return None
-    return delong_test(first, second, labels)
+    column = names.index(label) if label else 0
+    first, second = (side.samples["score"][:, column] for side in sides)
+    return delong_test(first, second, sides[0].samples["label"][:, column])

@@ -1,94 +1,170 @@
-"""Metrics of saved predictions in bootstrap resamples of their patients, kept for the next table."""
+"""Compute the metrics of result rows again from their predictions, also in bootstrap resamples of the patients."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from torch import Tensor
 
 from medvlp._version import __version__
-from medvlp.benchmark.recompute import Predictions, measures_of, predictions_path, samples_of
 from medvlp.errors import ConfigError, DataError
-from medvlp.metrics.bootstrap import distribution
+from medvlp.metrics.bootstrap import Measures, distribution, group_codes
+from medvlp.metrics.samples import Samples
 from medvlp.store import atomic_write, sha256_of
+from medvlp.tasks.catalog import TASKS
 
 Row = Mapping[str, Any]
-"""A row of a results file, as :func:`medvlp.benchmark.rows.records` gives it."""
+"""A row of a results file, as :func:`medvlp.benchmark.rows.records` returns it."""
 
-_KEPT = 2048
-"""Files whose resampled metrics stay in memory."""
-_OPEN = 64
-"""Files whose predictions do."""
+_RESAMPLED, _PREDICTIONS = 2048, 64
+"""Numbers of files whose resampled metrics, and whose predictions, are kept in memory."""
+
+
+class RowError(DataError):
+    """The numbers of a row cannot be computed again; ``kind`` is one of :data:`medvlp.benchmark.verify.KINDS`."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of one run.
+
+    Attributes:
+        samples: N samples.
+        codes: (N,) long, equal for samples of one patient.
+        ids: identifiers of the samples.
+        groups: identifiers of the patients.
+    """
+
+    samples: Samples
+    codes: Tensor
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+def measures_of(row: Row) -> Measures:
+    """Return the function from samples (and weights, (R, N)) to all metrics of the row's task.
+
+    Raises:
+        RowError: unknown task, or the row's notes are incomplete.
+    """
+    if row["task"] not in TASKS:
+        raise RowError("no facts", f"unknown task {row['task']!r}; expected one of: {', '.join(TASKS)}")
+    try:
+        return TASKS[row["task"]].load().measures_from(row.get("notes") or {})
+    except KeyError as error:
+        raise RowError(
+            "no facts",
+            f"written before facts were recorded: its notes have no {error.args[0]!r}; run medvlp test again",
+        ) from None
+
+
+def predictions_path(row: Row, folder: str | Path) -> Path:
+    """Return the predictions file of a row; ``folder`` is that of the results file.
+
+    Raises:
+        RowError: the row names none, or the file does not exist.
+    """
+    name, line = row.get("predictions"), f", line {row['line']}" if row.get("line") else ""
+    method, task = row.get("bm_method") or row.get("method"), row.get("bm_task") or row.get("task")
+    where = f"the row {method}, {task}, {row.get('metric')}{line}"
+    if not isinstance(name, str):
+        raise RowError("no predictions", f"{where} names no predictions; run the evaluation again")
+    path = Path(folder) / name
+    if not path.is_file():
+        raise RowError(
+            "no predictions", f"{path}: no such file, but {where} names it; copy it there or run the evaluation again"
+        )
+    return path
+
+
+def samples_of(row: Row, folder: str | Path) -> Predictions:
+    """Read the predictions of a row; ``folder`` is that of the results file.
+
+    Raises:
+        RowError: there are none, or the file is damaged.
+    """
+    path = predictions_path(row, folder)
+    try:
+        frame = pd.read_parquet(path)
+        groups = tuple(frame["group"].astype(str))
+        return Predictions(Samples.from_frame(frame), group_codes(groups), tuple(frame["id"].astype(str)), groups)
+    except (OSError, ValueError, KeyError) as error:
+        text = f"{path}: not readable as predictions ({str(error).splitlines()[0]}); run the evaluation again"
+        raise RowError("unreadable predictions", text) from None
 
 
 class Resampled:
-    """Metrics of predictions in bootstrap resamples, each file resampled once for all its metrics.
+    """Metrics of predictions in bootstrap resamples; each file is resampled once for all its metrics.
 
     Args:
-        cache: folder where they are kept from one call of the command to the next; None: memory alone.
+        cache: folder that keeps them for the next call of the command; None: memory only.
     """
 
     def __init__(self, cache: str | Path | None = None) -> None:
         self.cache = None if cache is None else Path(cache)
         self._predictions: OrderedDict[tuple[str, str], Predictions] = OrderedDict()
-        self._found: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
+        self._metrics: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
 
     def predictions(self, row: Row, folder: str | Path) -> Predictions:
-        """The predictions behind a row; see :func:`~medvlp.benchmark.recompute.samples_of`.
-
-        Raises:
-            DataError: there are none, or they are not those that the row was written with.
-        """
+        """Read the predictions of a row, as :func:`samples_of`, and check that they have not changed."""
         key = (str(Path(folder) / str(row.get("predictions"))), str(row.get("predictions_sha256")))
         if key not in self._predictions:
             path = predictions_path(row, folder)
             if row.get("predictions_sha256") not in (None, sha256_of(path)):
-                raise DataError(f"{path}: changed since its rows were written; see medvlp benchmark verify")
+                text = f"{path}: changed since its rows were written; see medvlp benchmark verify"
+                raise RowError("changed predictions", text)
             self._predictions[key] = samples_of(row, folder)
-            if len(self._predictions) > _OPEN:
+            if len(self._predictions) > _PREDICTIONS:
                 self._predictions.popitem(last=False)
         return self._predictions[key]
 
-    def of(self, row: Row, metric: str, folder: str | Path, resamples: int, seed: int) -> np.ndarray:
-        """A metric in each resample.
+    def of(self, row: Row, metric: str, folder: str | Path, resamples: int, seed: int = 0) -> np.ndarray:
+        """Compute a metric in each resample.
 
         Args:
             row: of a results file.
             metric: its name.
             folder: that of the results file.
             resamples: R.
-            seed: equal seeds give equal resamples of equal patients.
+            seed: equal seeds draw equal resamples of equal patients.
 
         Returns:
-            (R,) float32; NaN where it is not defined.
+            (R,) float32; NaN where the metric is undefined.
 
         Raises:
             ConfigError: the row's task has no such metric.
-            DataError: from the predictions.
+            DataError: the predictions cannot be read.
         """
         facts = {k: v for k, v in (row.get("notes") or {}).items() if k not in ("model", "data")}
-        # With the version, since they may compute a metric otherwise.
         source = row.get("predictions_sha256") or str(predictions_path(row, folder).resolve())
+        # another version may compute a metric in another way
         key = sha256_of([__version__, row["task"], source, facts, resamples, seed])
-        if key in self._found:
-            self._found.move_to_end(key)
+        if key in self._metrics:
+            self._metrics.move_to_end(key)
         else:
-            self._found[key] = self._read(key) or self._resample(key, row, folder, resamples, seed)
-            if len(self._found) > _KEPT:
-                self._found.popitem(last=False)
-        if metric not in self._found[key]:
-            raise ConfigError(f"{row['task']} has no metric {metric!r}; it has {', '.join(self._found[key])}")
-        return self._found[key][metric]
+            self._metrics[key] = self._read(key) or self._resample(key, row, folder, resamples, seed)
+            if len(self._metrics) > _RESAMPLED:
+                self._metrics.popitem(last=False)
+        if metric not in self._metrics[key]:
+            expected = ", ".join(self._metrics[key])
+            raise ConfigError(f"{row['task']} has no metric {metric!r}; expected one of: {expected}")
+        return self._metrics[key][metric]
 
     def _resample(self, key: str, row: Row, folder: str | Path, resamples: int, seed: int) -> dict[str, np.ndarray]:
-        made = self.predictions(row, folder)
-        drawn = distribution(measures_of(row), made.samples, made.codes, resamples, seed)
-        found = {name: values.float().numpy() for name, values in drawn.items()}
+        predictions = self.predictions(row, folder)
+        drawn = distribution(measures_of(row), predictions.samples, predictions.codes, resamples, seed)
+        metrics = {name: values.float().numpy() for name, values in drawn.items()}
         if self.cache is not None:
             with atomic_write(self.cache / f"{key}.npz") as file:
-                np.savez(file, names=np.array(list(found)), values=np.stack(list(found.values())))
-        return found
+                np.savez(file, names=np.array(list(metrics)), values=np.stack(list(metrics.values())))
 
     def _read(self, key: str) -> dict[str, np.ndarray] | None:
         if self.cache is None or not (self.cache / f"{key}.npz").is_file():

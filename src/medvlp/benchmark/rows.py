@@ -1,33 +1,28 @@
-"""Collected result rows as a table, and which of a task's many metrics is looked at first."""
+"""Read result rows as a table, and choose the metric that is shown first."""
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pandas as pd
 
-from medvlp.errors import DataError
+from medvlp.errors import ConfigError, DataError
 from medvlp.results import ResultRow, numbered_rows, warn_of_broken
 
-_REQUIRED = tuple(f.name for f in fields(ResultRow) if f.default is MISSING and f.default_factory is MISSING)
-_NUMBERS = ("value", "low", "high", "level", "fraction", "seconds")
-_COUNTS = ("seed", "resamples", "samples", "groups")
-_TEXTS = ("method", "checkpoint", "task", "protocol", "dataset", "part", "metric")
-_TEXTS_OR_NONE = (
-    *("split", "split_sha256", "predictions", "predictions_sha256", "config_sha256"),
-    *("hardware", "time"),
-)
-_BENCHMARK = ("method", "task", "run", "job")
-_SEEDS = ("pretrain", "data", "head")
+_FIELDS = fields(ResultRow)
+_REQUIRED = [f.name for f in _FIELDS if f.default is MISSING and f.default_factory is MISSING]
+_TYPES = {f.name: dict if get_origin(f.type) is dict else (*get_args(f.type), f.type)[0] for f in _FIELDS}
+_NEVER_NULL = [f.name for f in _FIELDS if f.name in _REQUIRED and f.type is str]
+_NAMES = {int: "a number", float: "a number", str: "a string", dict: "an object"}
 
 COLUMN = ("bm_task", "task", "protocol", "dataset", "part", "fraction")
-"""Columns of the frame that tell one column of a table from another, the metric left aside."""
+"""Columns of the frame that identify a column of a table, apart from the metric."""
 
 CELL = ("bm_method", *COLUMN, "metric")
-"""Columns of the frame that are equal for the rows of one cell of a table: its runs."""
+"""Columns of the frame that identify a cell of a table, whose rows are its runs."""
 
 PRIMARY: dict[str, tuple[str, ...]] = {
     "classification": ("auroc",),
@@ -37,55 +32,42 @@ PRIMARY: dict[str, tuple[str, ...]] = {
     "grounding": ("iou", "miou"),
     "retrieval": ("recall@10/i2t", "precision@5/i2t", "precision@5/i2i", "precision@5/p2i"),
 }
-"""The metric of each task that is looked at first: the first of these that the rows have.
+"""The primary metric of each task: the first of these that the rows have.
 
-Of protocols with several thresholds grounding has ``miou``, and which of retrieval's there are depends on its
-directions. Multiclass classification has its accuracy first (:func:`primary_of`), as the papers report for COVIDx.
+Grounding protocols with several thresholds have ``miou``; the metrics of retrieval depend on its directions. Multiclass
+classification uses accuracy (:func:`primary_of`), as the papers report for COVIDx.
 """
 
 _NOT_PERFORMANCE = ("classes_absent", "images_mgca", "floor/", "chance/", "prior_")
 
 
 def is_performance(metric: str) -> bool:
-    """Whether a metric says how good the method is (larger is better in all that do).
-
-    Counts (``classes_absent``), floors, chance levels and priors describe the data.
-    """
+    """Return whether a metric measures the method (larger is better), not the data, as counts and floors do."""
     return not metric.startswith(_NOT_PERFORMANCE)
 
 
 def primary_of(task: str, metrics: Collection[str], multiclass: bool = False) -> str | None:
-    """The metric that is looked at first.
+    """Return the primary metric of a task.
 
     Args:
-        task: name of the task as rows have it.
-        metrics: those that there are.
-        multiclass: of classification whose labels exclude each other.
+        task: its name in rows.
+        metrics: those available.
+        multiclass: whether it is a classification with mutually exclusive labels.
 
     Returns:
-        Its name; None where the task is unknown or has none of its candidates.
+        Its name; None if the task is unknown or none of its metrics is available.
     """
-    wanted = ("accuracy",) if multiclass and task == "classification" else PRIMARY.get(task, ())
-    return next((metric for metric in wanted if metric in metrics), None)
+    candidates = ("accuracy",) if multiclass and task == "classification" else PRIMARY.get(task, ())
+    return next((metric for metric in candidates if metric in metrics), None)
 
 
 def is_multiclass(notes: Mapping[str, Any] | None) -> bool:
-    """Whether the labels of a row exclude each other (COVIDx's three), by its notes."""
+    """Return whether the labels of a row exclude each other (as in COVIDx), by its notes."""
     return ((notes or {}).get("model") or {}).get("labels") == "multiclass"
 
 
-def on_phantom(notes: Any) -> bool:
-    """Whether a row was measured on the phantom, by its notes."""
-    data = notes.get("data") if isinstance(notes, Mapping) else None
-    return isinstance(data, Mapping) and bool(data.get("phantom"))
-
-
 def primary_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Of each column of a table (:data:`COLUMN`) the rows with its primary metric.
-
-    Returns:
-        The rows, and a sentence about runs without one (see :func:`left_out`).
-    """
+    """Return the rows with the primary metric of their column (:data:`COLUMN`), and :func:`left_out` of the others."""
     parts: list[tuple[pd.DataFrame, str | None]] = []
     for _, part in frame.groupby(list(COLUMN), dropna=False, sort=False):
         first = part.iloc[0]
@@ -94,10 +76,10 @@ def primary_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def left_out(parts: Iterable[tuple[pd.DataFrame, str | None]]) -> str:
-    """Name the runs that have no row of the metric that is shown of them.
+    """Describe the runs that have no row of the metric that is shown.
 
     Args:
-        parts: rows of all metrics of a task, and the metric; None where none is known.
+        parts: rows of all metrics of a task, and the metric; None if no metric is known.
 
     Returns:
         A sentence with the number of their rows; empty if there are none.
@@ -108,127 +90,126 @@ def left_out(parts: Iterable[tuple[pd.DataFrame, str | None]]) -> str:
         why = "of whose task no primary metric is known" if metric is None else f"of runs without {metric}"
         for name, task in rows.loc[~shown.transform("any"), ["bm_task", "task"]].itertuples(index=False):
             count[f"of {name} ({task}), {why}"] += 1
-    found = "; ".join(f"{number} row{'s' if number > 1 else ''} {which}" for which, number in count.items())
-    return f"Left out: {found}." if found else ""
+    text = "; ".join(f"{number} row{'s' if number > 1 else ''} {which}" for which, number in count.items())
+    return f"Left out: {text}." if text else ""
 
 
 def mixed_versions(frame: pd.DataFrame) -> str:
-    """Name the versions of medvlp and of torch that rows were made with; empty if they have one of each."""
-    found = []
+    """Name the versions of medvlp and torch that made the rows; empty if there is one of each."""
+    texts = []
     rows = [row if isinstance(row, dict) else {} for row in frame["versions"]] if "versions" in frame else []
     for name in ("medvlp", "torch"):
         count = Counter(str(row.get(name, "unknown")) for row in rows)
         if len(count) > 1:
-            found.append(f"{name} {', '.join(f'{version} ({count[version]})' for version in sorted(count))}")
-    return f"Mixed versions, with the number of rows: {'; '.join(found)}." if found else ""
-
-
-def line_numbers(path: str | Path) -> tuple[list[int], list[int]]:
-    """Where the rows of a file are.
-
-    Returns:
-        The lines (from 1) that :func:`~medvlp.results.read_rows` reads, in its order; and those that it cannot,
-        because they were cut short.
-    """
-    rows, cut = numbered_rows(path)
-    return list(rows), cut
+            texts.append(f"{name} {', '.join(f'{version} ({count[version]})' for version in sorted(count))}")
+    return f"Mixed versions, with the number of rows: {'; '.join(texts)}." if texts else ""
 
 
 def collected(path: str | Path, latest: bool = True) -> pd.DataFrame:
-    """Reads a results file: a benchmark's, or that of single runs.
+    """Read a results file, of a benchmark or of single runs.
 
-    The frame has the keys of :mod:`medvlp.results` as columns (None as NaN in those of numbers) and in place of
+    The frame has the keys of :mod:`medvlp.results` as columns (None is NaN in those of numbers) and instead of
     ``benchmark`` these: ``bm_grid``, ``bm_method``, ``bm_title``, ``bm_task``, ``bm_run``, ``seed_pretrain``,
     ``seed_data``, ``seed_head``, ``job``, ``pretrain_job``. Rows of single runs have the row's ``method`` as method and
-    title, ``<task>/<dataset>`` as task and ``seed<seed>`` as run. ``phantom`` says whether the row was measured on the
-    phantom, ``line`` is the row's line in the file.
+    title, ``<task>/<dataset>`` as task and ``seed<seed>`` as run. ``phantom`` is whether the row was measured on the
+    phantom, ``line`` its line in the file.
 
     Args:
         path: a JSON Lines file.
         latest: of rows with equal cell, run, settings and checkpoint (a job that ran twice) keep the last.
 
     Returns:
-        One row per result, in the file's order; :func:`records` gives dictionaries again.
+        One row per result, in the order of the file; :func:`records` turns them into dictionaries.
 
     Raises:
-        DataError: no such file, no row in it, or a row without a key that is needed. Lines cut short are warned of
-            and left out.
+        DataError: the file does not exist or has no row, or a row is invalid. Truncated lines are skipped with a
+            warning.
     """
     path = Path(path)
-    rows, cut = numbered_rows(path)
-    warn_of_broken(path, cut)
+    rows, broken = numbered_rows(path)
+    warn_of_broken(path, broken)
     if not rows:
-        raise DataError(f"{path}: no result row in it; medvlp benchmark run and medvlp test write them")
-    frame = pd.DataFrame([_flat(row, path, line) for line, row in rows.items()])
-    for name in _NUMBERS:
-        if name in frame:
-            frame[name] = pd.to_numeric(frame[name])
+        raise DataError(f"{path}: no result rows; medvlp benchmark run and medvlp test write them")
+    frame = pd.DataFrame([_flat(row, f"{path}, line {line}") | {"line": line} for line, row in rows.items()])
+    for name in [name for name, kind in _TYPES.items() if kind is float and name in frame]:
+        frame[name] = pd.to_numeric(frame[name])
     if latest:
-        own = [*CELL, "bm_run", "seed", "checkpoint", *(["config_sha256"] if "config_sha256" in frame else [])]
-        frame = frame[~frame.duplicated(own, keep="last")].reset_index(drop=True)
+        same = [*CELL, "bm_run", "seed", "checkpoint", *(["config_sha256"] if "config_sha256" in frame else [])]
+        frame = frame[~frame.duplicated(same, keep="last")].reset_index(drop=True)
     return frame
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame as dictionaries, with None where it has NaN."""
-    found = frame.to_dict("records")
-    return [{str(k): None if isinstance(v, float) and v != v else v for k, v in row.items()} for row in found]  # noqa: PLR0124
+    """Return the rows of a frame as dictionaries, with None instead of NaN."""
+    return [
+        {str(key): None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
 
 
-def _is_number(value: Any, kind: Any) -> bool:
-    """Whether it is one that computes: NaN stands for an undefined metric, infinity and 10^400 for nothing."""
-    if value is None:
-        return True
-    try:
-        return isinstance(value, kind) and not isinstance(value, bool) and not math.isinf(float(value))
+def by_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the rows of a cell by run.
+
+    Raises:
+        ConfigError: two rows are of one run.
+    """
+    runs: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        run = row.get("bm_run") or f"seed{row['seed']}"
+        if run in runs:
+            cell = ", ".join(f"{row[key]}" for key in CELL if row.get(key) is not None)
+            raise ConfigError(
+                f"{cell}: run {run} is given twice (lines {runs[run].get('line')} and {row.get('line')}), with other "
+                "settings or another checkpoint; keep one of them in the results file"
+            )
+        runs[run] = row
+    return runs
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if value is None or kind not in (int, float):
+        return isinstance(value, kind | None)
+    try:  # NaN stands for an undefined metric; infinity and 10^400 for nothing
+        return isinstance(value, kind | int) and not isinstance(value, bool) and not math.isinf(float(value))
     except OverflowError:
         return False
 
 
 def _short(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 64:
-        return "an integer of more digits than a number has"
+        return "an integer with too many digits"
     return repr(value) if len(repr(value)) < 60 else f"{repr(value)[:60]}…"
 
 
-def _flat(row: dict[str, Any], path: Path, line: int) -> dict[str, Any]:
-    where = f"{path}, line {line}"
+def _flat(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check a row and replace its key ``benchmark`` by columns."""
     if missing := [key for key in _REQUIRED if key not in row]:
-        raise DataError(
-            f"{where}: the row has no {', '.join(missing)}; write it anew with medvlp benchmark run or test"
-        )
-    for key in (*_NUMBERS, *_COUNTS):
-        if not _is_number(row.get(key), int if key in _COUNTS else int | float):
-            raise DataError(f"{where}: {key} is {_short(row[key])}, not a number; write the row anew")
+        raise DataError(f"{where}: the row has no {', '.join(missing)}; run medvlp benchmark run or test again")
+    for key, kind in _TYPES.items():
+        value = row.get(key)
+        if not _fits(value, kind) or (value is None and key in _NEVER_NULL):
+            raise DataError(f"{where}: {key} is {_short(value)}, not {_NAMES[kind]}; run the evaluation again")
     if row["fraction"] is not None and not 0 < row["fraction"] <= 1:
-        raise DataError(f"{where}: fraction is {row['fraction']}, not in (0, 1]; write the row anew")
-    for key in (*_TEXTS, *_TEXTS_OR_NONE):
-        if not isinstance(row.get(key), str if key in _TEXTS else str | None):
-            raise DataError(f"{where}: {key} is {_short(row[key])}, not a text; write the row anew")
-    for key in ("notes", "versions"):
-        if not isinstance(row.get(key), dict | None):
-            raise DataError(f"{where}: {key} is {_short(row[key])}, not an object; write the row anew")
-    own = row.get("benchmark")
-    if own is None:
+        raise DataError(f"{where}: fraction is {row['fraction']}, not in (0, 1]; run the evaluation again")
+    cell = row.get("benchmark")
+    if cell is None:
         task = f"{row['task']}/{row['dataset']}"
-        own = {"method": row["method"], "task": task, "run": f"seed{row['seed']}", "job": None}
-    if not isinstance(own, dict) or any(key not in own for key in _BENCHMARK):
-        lost = [key for key in _BENCHMARK if not isinstance(own, dict) or key not in own]
-        raise DataError(f"{where}: benchmark has no {', '.join(lost)}; collect the results again")
-    seeds = own.get("seeds") or {}
-    names = [own.get(key) for key in ("method", "task", "run", "job", "title", "grid", "pretrain_job")]
+        cell = {"method": row["method"], "task": task, "run": f"seed{row['seed']}", "job": None}
+    if missing := [key for key in ("method", "task", "run", "job") if not isinstance(cell, dict) or key not in cell]:
+        raise DataError(f"{where}: benchmark has no {', '.join(missing)}; run medvlp benchmark run again")
+    seeds = cell.get("seeds") or {}
+    names = [cell.get(key) for key in ("method", "task", "run", "job", "title", "grid", "pretrain_job")]
     if None in names[:3] or not all(isinstance(name, str | None) for name in names) or not isinstance(seeds, dict):
-        raise DataError(f"{where}: benchmark has a name that is no text; collect the results again")
-    flat = {key: value for key, value in row.items() if key != "benchmark"}
-    return flat | {
-        "bm_grid": own.get("grid"),
-        "bm_method": own["method"],
-        "bm_title": own.get("title") or own["method"],
-        "bm_task": own["task"],
-        "bm_run": own["run"],
-        **{f"seed_{name}": seeds.get(name) for name in _SEEDS},
-        "job": own["job"],
-        "pretrain_job": own.get("pretrain_job"),
-        "phantom": on_phantom(row.get("notes")),
-        "line": line,
+        raise DataError(f"{where}: benchmark has a name that is not a string; run medvlp benchmark run again")
+    data = (row.get("notes") or {}).get("data")
+    return {key: value for key, value in row.items() if key != "benchmark"} | {
+        "bm_grid": cell.get("grid"),
+        "bm_method": cell["method"],
+        "bm_title": cell.get("title") or cell["method"],
+        "bm_task": cell["task"],
+        "bm_run": cell["run"],
+        **{f"seed_{name}": seeds.get(name) for name in ("pretrain", "data", "head")},
+        "job": cell["job"],
+        "pretrain_job": cell.get("pretrain_job"),
+        "phantom": isinstance(data, Mapping) and bool(data.get("phantom")),
     }

@@ -1,4 +1,4 @@
-"""``medvlp benchmark verify``: every number of a results file once more, from the saved predictions."""
+"""``medvlp benchmark verify``: compute every number of a results file again from the saved predictions."""
 
 import argparse
 import math
@@ -13,15 +13,15 @@ from rich.progress import track
 from rich.table import Table
 
 from medvlp.benchmark.gridfile import NAME, GridFile
-from medvlp.benchmark.recompute import FactsMissingError, Predictions, measures_of, samples_of
-from medvlp.benchmark.rows import collected, line_numbers, records
-from medvlp.errors import DataError
+from medvlp.benchmark.resampled import Predictions, RowError, measures_of, predictions_path, samples_of
+from medvlp.benchmark.rows import collected, records
 from medvlp.metrics.bootstrap import interval
+from medvlp.results import numbered_rows
 from medvlp.store import sha256_of
 from medvlp.tasks.base import bootstrap_seed
 
 TOLERANCE = 1e-6
-"""Largest difference that is rounding: another processor sums in another order."""
+"""Largest difference that counts as rounding: another processor sums in another order."""
 
 KINDS = {
     "cut line": "a line of the file is no result row",
@@ -34,18 +34,18 @@ KINDS = {
     "no checkpoint": "a checkpoint of the grid is missing",
     "changed checkpoint": "a checkpoint of the grid is not the one that its results came from",
 }
-"""What can fail, and what it means."""
+"""Kinds of faults."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that does not hold.
+    """A check that failed.
 
     Attributes:
         kind: one of :data:`KINDS`.
-        place: the file, with the lines where it is a file of rows.
+        place: the file, with the lines if it is a file of rows.
         what: which row or file, and what is wrong with it.
-        rows: how many rows it concerns.
+        rows: number of rows concerned.
     """
 
     kind: str
@@ -56,29 +56,24 @@ class Fault:
 
 @dataclass
 class Verification:
-    """What was checked, and what of it failed.
-
-    Attributes:
-        faults: in the order they were found.
-        checked: what to how many: rows, values, intervals, prediction files, checkpoints.
-    """
+    """Result of :func:`verify`: the faults in order, and the numbers of rows, values, intervals and files checked."""
 
     faults: list[Fault] = field(default_factory=list)
     checked: Counter[str] = field(default_factory=Counter)
 
     def add(self, kind: str, place: str, what: str, rows: int = 1) -> None:
-        """Notes a fault."""
+        """Add a fault."""
         self.faults.append(Fault(kind, place, what, rows))
 
 
 def verify(
     path: str | Path, *, checkpoints: bool = True, resamples: bool = True, progress: bool = False
 ) -> Verification:
-    """Checks a results file against what lies beside it.
+    """Check a results file against the files beside it.
 
-    Each predictions file is hashed and scored once, by its task's own measures; of the rows the value, the number of
-    samples and patients, and the interval (from the same resamples) are compared, to :data:`TOLERANCE`. Where a
-    ``grid.json`` lies beside it, the checkpoints that it names are hashed.
+    Each predictions file is hashed and scored once, by its task's own measures; the value, the number of samples and
+    patients, and the interval (from the same resamples) of the rows are compared, to :data:`TOLERANCE`. The
+    checkpoints that ``grid.json`` names are hashed.
 
     Args:
         path: a results file.
@@ -87,78 +82,58 @@ def verify(
         progress: show a bar.
 
     Raises:
-        DataError: there is no such file, no row in it, or one without its keys.
+        DataError: the file does not exist, has no row, or has an invalid row.
     """
     path = Path(path)
-    found = Verification()
-    for line in line_numbers(path)[1] if path.is_file() else ():
-        found.add("cut line", f"{path}:{line}", "no result row; cut short by an interrupted run?")
-    rows = records(collected(path, latest=False))
+    result = Verification()
+    for line in numbered_rows(path)[1]:
+        result.add("cut line", f"{path}:{line}", "no result row; cut short by an interrupted run?")
     runs: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in records(collected(path, latest=False)):
         key = [row["task"], row.get("predictions"), row.get("predictions_sha256"), row.get("notes")]
         runs.setdefault(sha256_of(key), []).append(row)
-    for own in track(list(runs.values()), "predictions", disable=not progress, transient=True):
-        _verify_run(own, path, resamples, found)
+    for rows in track(list(runs.values()), "predictions", disable=not progress, transient=True):
+        _verify_run(rows, path, resamples, result)
     if checkpoints:
-        _verify_checkpoints(path.parent, found)
-    return found
+        _verify_checkpoints(path.parent, result)
+    return result
 
 
-def _verify_run(rows: list[dict[str, Any]], path: Path, resamples: bool, found: Verification) -> None:
-    """All rows of one predictions file."""
-    found.checked["rows"] += len(rows)
-    fault = _of_file(rows[0], path.parent, found)
-    if fault is None:
-        try:
-            predictions = samples_of(rows[0], path.parent)
-            measures = measures_of(rows[0])
-        except FactsMissingError as error:
-            fault = "no facts", str(error)
-        except DataError as error:
-            fault = "unreadable predictions", str(error)
-    if fault is not None:
-        place = f"{path}:{_ranges([row['line'] for row in rows])}"
-        found.add(fault[0], place, f"{_name(rows[0])}: {fault[1]}", len(rows))
+def _verify_run(rows: list[dict[str, Any]], path: Path, resamples: bool, result: Verification) -> None:
+    """Check all rows of one predictions file."""
+    result.checked["rows"] += len(rows)
+    first, folder = rows[0], path.parent
+    try:
+        file = predictions_path(first, folder)
+        result.checked["prediction files"] += 1
+        if sha256_of(file) != first.get("predictions_sha256"):
+            raise RowError("changed predictions", f"the SHA-256 of {file} is not the row's; run the evaluation again")
+        predictions, measures = samples_of(first, folder), measures_of(first)
+    except RowError as error:
+        lines = _ranges([row["line"] for row in rows])
+        result.add(error.kind, f"{path}:{lines}", f"{_name(first)}: {error}", len(rows))
         return
     values = {name: float(value) for name, value in measures(predictions.samples, None).items()}
     intervals: dict[tuple[int, float], Mapping[str, tuple[float, float]]] = {}
     for row in rows:
         place, name = f"{path}:{row['line']}", f"{_name(row)}, {row['metric']}"
-        for wrong in _compared(row, values, predictions, found):
-            found.add("changed value", place, f"{name}: {wrong}")
+        result.checked["values"] += 1
+        for difference in _differences(row, values, predictions):
+            result.add("changed value", place, f"{name}: {difference}")
         if not resamples or not row.get("resamples"):
             continue
-        how = int(row["resamples"]), float(row["level"])
-        if how not in intervals:
+        settings = int(row["resamples"]), float(row["level"])
+        if settings not in intervals:
             seed = bootstrap_seed(len(predictions.samples))
-            intervals[how] = interval(measures, predictions.samples, predictions.codes, *how, seed)
-        found.checked["intervals"] += 1
-        low, high = intervals[how].get(row["metric"], (math.nan, math.nan))
+            intervals[settings] = interval(measures, predictions.samples, predictions.codes, *settings, seed)
+        result.checked["intervals"] += 1
+        low, high = intervals[settings].get(row["metric"], (math.nan, math.nan))
         if not (_equal(row["low"], low) and _equal(row["high"], high)):
-            found.add(
-                "changed interval", place, f"{name}: {row['low']} to {row['high']} was written, {low} to {high} found"
-            )
+            written = f"{row['low']} to {row['high']} was written, {low} to {high} found"
+            result.add("changed interval", place, f"{name}: {written}")
 
 
-def _of_file(row: Mapping[str, Any], folder: Path, found: Verification) -> tuple[str, str] | None:
-    """What is wrong with the predictions file as a file, if anything."""
-    name = row.get("predictions")
-    if not isinstance(name, str):
-        return "no predictions", "the row names no predictions file; run the evaluation again"
-    file = folder / name
-    if not file.is_file():
-        return "no predictions", f"{file} does not exist; copy it there or run the evaluation again"
-    found.checked["prediction files"] += 1
-    if sha256_of(file) != row.get("predictions_sha256"):
-        return "changed predictions", f"the SHA-256 of {file} is not the row's; run the evaluation again"
-    return None
-
-
-def _compared(
-    row: Mapping[str, Any], values: Mapping[str, float], predictions: Predictions, found: Verification
-) -> Iterable[str]:
-    found.checked["values"] += 1
+def _differences(row: Mapping[str, Any], values: Mapping[str, float], predictions: Predictions) -> Iterable[str]:
     if row["metric"] not in values:
         yield "this version of medvlp has no such metric"
     elif not _equal(row["value"], values[row["metric"]]):
@@ -175,8 +150,7 @@ def _equal(written: float | None, computed: float) -> bool:
     return abs(written - computed) <= TOLERANCE * max(1.0, abs(written))
 
 
-def _verify_checkpoints(folder: Path, found: Verification) -> None:
-    """The checkpoints that ``grid.json`` names, if there is one."""
+def _verify_checkpoints(folder: Path, result: Verification) -> None:
     known: dict[str, str] = {}  # one checkpoint serves many jobs, and may be large
     for job in GridFile.read(folder).jobs:
         if not job.checkpoint or not job.checkpoint_sha256:
@@ -184,16 +158,15 @@ def _verify_checkpoints(folder: Path, found: Verification) -> None:
         what = f"checkpoint of {job.title or job.method}, run {job.run}"
         file = folder / job.checkpoint
         if not file.is_file():
-            found.add("no checkpoint", str(file), f"{what} does not exist; its job can be run again")
+            result.add("no checkpoint", str(file), f"{what} does not exist; its job can be run again")
             continue
         if job.checkpoint not in known:
             known[job.checkpoint] = sha256_of(file)
         if known[job.checkpoint] != job.checkpoint_sha256:
-            found.add(
-                "changed checkpoint", str(file), f"{what}: its SHA-256 is not the recorded one; run its jobs again"
-            )
+            text = f"{what}: its SHA-256 is not the recorded one; run its jobs again"
+            result.add("changed checkpoint", str(file), text)
     if (folder / NAME).is_file():
-        found.checked["checkpoints"] = len(known)
+        result.checked["checkpoints"] = len(known)
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -202,7 +175,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _ranges(lines: Sequence[int]) -> str:
-    """Ascending numbers as "1-9, 12"."""
+    """Format ascending numbers as "1-9, 12"."""
     parts: list[list[int]] = []
     for line in lines:
         if parts and line == parts[-1][-1] + 1:
@@ -213,44 +186,32 @@ def _ranges(lines: Sequence[int]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``medvlp benchmark verify``."""
+    """Add the arguments of ``medvlp benchmark verify``."""
     parser.add_argument("results", type=Path, help="results file of medvlp benchmark run, or of single runs")
-    parser.add_argument(
-        "--checkpoints",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="hash the checkpoints that grid.json names",
-    )
-    parser.add_argument(
-        "--resamples",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compute the intervals again as well",
-    )
+    options = {
+        "--checkpoints": "hash the checkpoints that grid.json names",
+        "--resamples": "compute the intervals again",
+    }
+    for name, text in options.items():
+        parser.add_argument(name, action=argparse.BooleanOptionalAction, default=True, help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks the file and prints what failed.
-
-    Returns:
-        1 if anything failed, otherwise 0.
-    """
+    """Check the file and print the faults; return 1 if there are any, otherwise 0."""
     console = Console(markup=False)
-    found = verify(args.results, checkpoints=args.checkpoints, resamples=args.resamples, progress=console.is_terminal)
-    if found.faults:
+    result = verify(args.results, checkpoints=args.checkpoints, resamples=args.resamples, progress=console.is_terminal)
+    if result.faults:
         table = Table(title=f"{args.results}: what does not hold")
         for column in ("what", "where", "which"):
             table.add_column(column, overflow="fold")
-        for fault in found.faults:
+        for fault in result.faults:
             table.add_row(fault.kind, fault.place, fault.what)
         console.print(table)
-    counts = ", ".join(f"{count} {name}" for name, count in found.checked.items())
+    counts = ", ".join(f"{count} {name}" for name, count in result.checked.items())
     console.print(f"checked: {counts}", highlight=False)
-    if not found.faults:
+    if not result.faults:
         console.print("all of it holds")
-        return 0
     for kind, meaning in KINDS.items():
-        if own := [fault for fault in found.faults if fault.kind == kind]:
-            count = sum(fault.rows for fault in own)
+        if count := sum(fault.rows for fault in result.faults if fault.kind == kind):
             console.print(f"{kind}: {count} ({meaning})", highlight=False, style="red")
-    return 1
+    return int(bool(result.faults))

@@ -59,8 +59,7 @@ class Statistics:
         """
         if not self.resamples or not all(_with_predictions(rows) for rows in cells.values()):
             return None
-        found = best_of(cells, metric, self.folder, resamples=self.resamples, level=self.level, store=self.store)
-        return found.leader if found.significant else None
+        return best_of(cells, metric, self.folder, self.resamples, level=self.level, store=self.store)
 
 
 def _with_predictions(rows: Sequence[Mapping[str, Any]]) -> bool:
