@@ -165,6 +165,7 @@ class Resampled:
         if self.cache is not None:
             with atomic_write(self.cache / f"{key}.npz") as file:
                 np.savez(file, names=np.array(list(metrics)), values=np.stack(list(metrics.values())))
+        return metrics
 
     def _read(self, key: str) -> dict[str, np.ndarray] | None:
         if self.cache is None or not (self.cache / f"{key}.npz").is_file():
