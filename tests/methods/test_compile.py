@@ -16,8 +16,8 @@ def build(**changes):
     )
 
 
-def fitted(folder, model):
-    run = trainer(folder, limit_train_batches=2, limit_val_batches=0)
+def fitted(folder, model, **changes):
+    run = trainer(folder, **{"limit_train_batches": 2, "limit_val_batches": 0, **changes})
     run.fit(model, datamodule=datamodule(folder / "data", batch_size=4))
     return run
 
@@ -38,6 +38,17 @@ def test_a_compiled_run_in_chunks_ends_where_the_other_ends(tmp_path):
     images = batch()["image"]
     with torch.no_grad():
         torch.testing.assert_close(loaded.embed_image(images), plain.eval().embed_image(images), rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_chunks_with_an_average_in_double_precision(tmp_path):
+    """A recomputed chunk needs the default dtype of its first pass, or it is compiled again to other types."""
+    text = text_config(padding="max_length")
+    options = {"contrastive_chunks": 2, "ema_decay": 0.9, "text": text}
+    plain, compiled = (build(compile=c, **options) for c in (False, "aot_eager"))
+    torch._dynamo.reset()
+    for model, folder in ((plain, "plain"), (compiled, "compiled")):
+        fitted(tmp_path / folder, model, precision="64-true", limit_val_batches=1)
+    torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-6, atol=1e-9)
 
 
 def test_names_of_wrapped_modules_are_tolerated_both_ways():
