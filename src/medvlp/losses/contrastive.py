@@ -12,7 +12,7 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor, offset:
     k reports. Computed in float32 whatever the autocast precision, because 1/τ magnifies rounding.
 
     Args:
-        queries: (b, d), not necessarily normalised.
+        queries: (b, d), of any length.
         keys: (n, d) with n ≥ b.
         temperature: τ > 0.
         offset: column of the positive of row 0; the first global row of this rank when keys are gathered.
@@ -51,9 +51,6 @@ def image_text_contrast(
         all_image: (n, d) image embeddings of all ranks, or None for this rank's.
         all_text: (n, d) report embeddings of all ranks, or None for this rank's.
         offset: first global row of this rank.
-
-    Returns:
-        A scalar; (image_to_text + text_to_image) · ln n when all similarities are equal.
     """
     loss = image.new_zeros((), dtype=torch.promote_types(image.dtype, torch.float32))
     if image_to_text:

@@ -7,15 +7,9 @@ from torch import Tensor
 
 
 def exact(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Brings tensors to their common precision, float32 at least: losses divide by small temperatures.
+    """Return tensors in their common precision, float32 at least: losses divide by small temperatures.
 
     Matrix products also need ``torch.autocast(..., enabled=False)`` around them, or they go back to half precision.
-
-    Args:
-        tensors: floating point, any shapes.
-
-    Returns:
-        The same in float32 or float64.
     """
     dtype = torch.float32
     for tensor in tensors:

@@ -17,9 +17,6 @@ def soft_dice_loss(prediction: Tensor, target: Tensor, smooth: float = SMOOTH) -
         prediction: (B, ...) probabilities in [0, 1] (or, in G2D's released code, raw logits).
         target: (B, ...) in [0, 1], same shape.
         smooth: s.
-
-    Returns:
-        A scalar in [0, 1] for probabilities; unbounded for logits.
     """
     # in half precision the sums over an image would overflow
     p, t = (side.flatten(1) for side in exact(prediction, target))
@@ -31,15 +28,7 @@ def dice_bce_paper(logits: Tensor, target: Tensor, smooth: float = SMOOTH) -> Te
     """G2D Eq. 4, ½ (Dice + BCE), with a per-image soft Dice on probabilities and BCE as a mean over pixels.
 
     The paper prints both as sums over pixels, Dice as a ratio per pixel; the per-image ratio on sigmoid outputs is
-    the usual reading, and a mean keeps BCE on the scale of the contrast.
-
-    Args:
-        logits: (B, K, H, W).
-        target: (B, K, H, W) in [0, 1].
-        smooth: smoothing constant of Dice.
-
-    Returns:
-        A scalar.
+    the usual reading, and a mean keeps BCE on the scale of the contrast. Logits and target are (B, K, H, W).
     """
     with torch.autocast(logits.device.type, enabled=False):
         logits, target = exact(logits, target)
@@ -50,16 +39,8 @@ def dice_bce_paper(logits: Tensor, target: Tensor, smooth: float = SMOOTH) -> Te
 def dice_bce_official(logits: Tensor, target: Tensor, smooth: float = SMOOTH, bce_weight: float = 0.2) -> Tensor:
     """G2D's released loss (``PRETRAIN/utils/loss.py``, bceDiceLoss): Dice on RAW logits plus 0.2 BCE.
 
-    Unbounded, and singular where the logits sum to minus the mask's area: for reproduction only.
-
-    Args:
-        logits: (B, K, H, W).
-        target: (B, K, H, W) of 0 and 1.
-        smooth: smoothing constant of Dice.
-        bce_weight: weight of the mean BCE; 0 leaves the Dice term alone, the code's ``train=False``.
-
-    Returns:
-        A scalar.
+    Unbounded, and singular where the logits sum to minus the mask's area: for reproduction only. Logits and target are
+    (B, K, H, W); ``bce_weight`` 0 is the code's ``train=False``.
     """
     with torch.autocast(logits.device.type, enabled=False):
         logits, target = exact(logits, target)
@@ -70,48 +51,20 @@ def dice_bce_official(logits: Tensor, target: Tensor, smooth: float = SMOOTH, bc
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
-    """Mean over pixels of ``(1 − p_t)^γ · BCE``, p_t = σ(z · (2t − 1)) as GLoRIA and MGCA have it for soft targets too.
-
-    Args:
-        logits: (...) z.
-        target: same shape, t in [0, 1]; for t of 0 and 1 p_t is the probability of the right answer.
-        gamma: γ.
-
-    Returns:
-        A scalar.
-    """
+    """Mean over pixels of ``(1 − p_t)^γ · BCE`` of logits z, p_t = σ(z · (2t − 1)) for soft targets t too (GLoRIA)."""
     logits, target = exact(logits, target)
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (torch.exp(gamma * F.logsigmoid(-logits * (2 * target - 1))) * bce).mean()
 
 
 def soft_dice_of_batch(prediction: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """``(2 Σ p·t + s) / (Σ p + Σ t + s)`` with sums over **all pixels of the batch**: images without a lesion blend in.
-
-    Args:
-        prediction: (...) probabilities.
-        target: same shape, in [0, 1].
-        smooth: s.
-
-    Returns:
-        A scalar in (0, 1], 1 where both are equal masks.
-    """
+    """``(2 Σ p·t + s) / (Σ p + Σ t + s)`` of probabilities p, with sums over **all pixels of the batch**."""
     prediction, target = exact(prediction, target)
     return (2 * (prediction * target).sum() + smooth) / (prediction.sum() + target.sum() + smooth)
 
 
 def squared_dice_loss(prediction: Tensor, target: Tensor, factor: float = 2.0, smooth: float = 1.0) -> Tensor:
-    """One minus the mean over images of ``(f Σ p·t + s) / (Σ p² + Σ t² + s)``.
-
-    Args:
-        prediction: (B, ...) probabilities.
-        target: same shape, in [0, 1].
-        factor: f; 2 in mmsegmentation (MaCo), 1 in the DiceLoss class of MGCA's repository, which nothing uses.
-        smooth: s.
-
-    Returns:
-        A scalar.
-    """
+    """One minus the mean over images of ``(f Σ p·t + s) / (Σ p² + Σ t² + s)``, f = 2 in mmsegmentation (MaCo)."""
     p, t = (side.flatten(1) for side in exact(prediction, target))
     return 1 - ((factor * (p * t).sum(1) + smooth) / ((p * p).sum(1) + (t * t).sum(1) + smooth)).mean()
 
@@ -119,17 +72,9 @@ def squared_dice_loss(prediction: Tensor, target: Tensor, factor: float = 2.0, s
 def focal_dice_mgca(
     logits: Tensor, target: Tensor, alpha: float = 10.0, gamma: float = 2.0, smooth: float = 1.0
 ) -> Tensor:
-    """MGCA's and GLoRIA's MixedLoss, ``10 · focal − log(soft Dice of the batch)``.
+    """MGCA's and GLoRIA's MixedLoss, ``α · focal − log(soft Dice of the batch)``.
 
-    Args:
-        logits: (B, 1, H, W) or (B, H, W).
-        target: same shape, in [0, 1]; MGCA shrinks masks by area, so their edges are soft.
-        alpha: weight of the focal term.
-        gamma: its exponent.
-        smooth: of the soft Dice.
-
-    Returns:
-        A scalar >= 0.
+    The target, of the shape of the logits, may be soft: MGCA shrinks masks by area.
     """
     with torch.autocast(logits.device.type, enabled=False):
         logits, target = exact(logits, target)
@@ -138,15 +83,7 @@ def focal_dice_mgca(
 
 
 def bce_dice_medklip(logits: Tensor, target: Tensor) -> Tensor:
-    """MedKLIP's segmentation loss: BCE (mean over pixels) + 1 − soft Dice of the batch.
-
-    Args:
-        logits: (B, 1, H, W) or (B, H, W).
-        target: same shape, in [0, 1].
-
-    Returns:
-        A scalar >= 0.
-    """
+    """MedKLIP's segmentation loss: BCE (mean over pixels) + 1 − soft Dice of the batch."""
     with torch.autocast(logits.device.type, enabled=False):
         logits, target = exact(logits, target)
         dice = soft_dice_of_batch(logits.sigmoid(), target)
@@ -163,9 +100,6 @@ def focal_dice_maco(logits: Tensor, target: Tensor) -> Tensor:
     Args:
         logits: (B, 1, H, W) or (B, H, W), one output; or (B, 2, H, W), background and foreground.
         target: the foreground, (B, 1, H, W) or (B, H, W), in [0, 1].
-
-    Returns:
-        A scalar >= 0.
     """
     with torch.autocast(logits.device.type, enabled=False):
         logits, target = exact(logits, target)

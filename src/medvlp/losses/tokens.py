@@ -10,10 +10,10 @@ from medvlp.errors import ConfigError
 
 @dataclass(frozen=True)
 class Entries:
-    """Which entry of a merged text each piece goes to: [CLS], the words in order, [SEP], then nothing.
+    """Entry of a merged text for each piece: [CLS], the words in order, [SEP].
 
     Attributes:
-        index: (B, L) int64 in [0, L]; L for a piece that goes nowhere (padding).
+        index: (B, L) int64 in [0, L]; L for padding.
         count: (B,) int64, entries of each text: its words and its special tokens.
         words: (B,) int64, words alone. [CLS] being entry 0, words are the entries 1 to ``words``.
     """
@@ -27,14 +27,10 @@ class Entries:
         return torch.arange(self.index.shape[1], device=count.device) < count[:, None]
 
     def merge(self, values: Tensor) -> Tensor:
-        """Sums the pieces of each entry.
+        """Sum the pieces of each entry, (…, B, L, D); rows beyond a text's entries are exact zeros.
 
-        Args:
-            values: (…, B, L, D) per piece; leading axes, such as layers, are taken at once.
-
-        Returns:
-            (…, B, L, D) per entry; rows beyond a text's entries are exact zeros. On a GPU the sum of three or more
-            pieces may differ in the last bit between runs unless ``torch.use_deterministic_algorithms`` is on.
+        On a GPU the sum of three or more pieces may differ in the last bit between runs unless
+        ``torch.use_deterministic_algorithms`` is on.
         """
         *lead, batch, length, dim = values.shape
         rows = torch.arange(batch, device=values.device)[:, None] * (length + 1)
@@ -44,17 +40,13 @@ class Entries:
 
 
 def entries(word_groups: Tensor, attention_mask: Tensor) -> Entries:
-    """Finds the entries of a batch's texts.
+    """Return the entries of a batch's texts.
 
     Consecutive pieces of one word are one entry; a special token that is attended to ([CLS], [SEP]) is one of its own.
 
     Args:
-        word_groups: (B, L) int64, the word that each piece belongs to, −1 for special tokens and padding: the batch's
-            ``word_groups``.
+        word_groups: (B, L) int64, the word that each piece belongs to, −1 for special tokens and padding.
         attention_mask: (B, L), 0 at padding: tells [SEP] from padding.
-
-    Returns:
-        The entries.
 
     Raises:
         ConfigError: the shapes differ.

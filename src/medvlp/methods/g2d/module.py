@@ -19,6 +19,7 @@ from medvlp.losses.segmentation import dice_bce_official, dice_bce_paper
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.embeddings import unit_length
 from medvlp.methods.g2d.pseudo_mask import OFFICIAL, PseudoMask, PseudoMaskSettings, Threshold, pseudo_mask
+from medvlp.scoring.heatmaps import min_max
 from medvlp.training.optim import OptimConfig
 from medvlp.training.settings import config_from
 
@@ -27,7 +28,7 @@ Variant = Literal["paper", "official"]
 
 @dataclass(frozen=True)
 class _Variant:
-    """The rows of the paper-against-code table that concern the model."""
+    """Settings in which paper and released code differ."""
 
     text_to_image: float
     heads: int
@@ -68,7 +69,7 @@ _VARIANTS: dict[str, _Variant] = {
 
 
 class G2D(PretrainModule):
-    """Global contrast of image and report, and a decoder that predicts a pseudo mask made of the attention.
+    """Global contrast of image and report, and a decoder that predicts a pseudo mask derived from the attention.
 
     ``L = L_VLA (Eq. 1) + L_PA (Eq. 4)``. Where paper and released code differ, ``variant`` decides; each argument
     left at None takes the variant's value:
@@ -115,7 +116,7 @@ class G2D(PretrainModule):
         decoder_widths: channels of the decoder's steps, coarsest first; (256, 128, 64, 32, 16), or as many of its
             last as the pyramid has levels, if None.
         options: further arguments of :class:`~medvlp.methods.base.PretrainModule`. With ``contrastive_chunks`` the
-            decoder runs per chunk and the masks are made of the whole batch; its logits are kept for all.
+            decoder runs per chunk, and its logits are kept for the whole batch.
 
     Raises:
         ConfigError: from the encoders, or a decoder on images that are stretched before encoding.
@@ -146,31 +147,31 @@ class G2D(PretrainModule):
         decoder_widths: list[int] | None = None,
         **options: Any,
     ) -> None:
-        rows = _VARIANTS[variant]
+        settings = _VARIANTS[variant]
         super().__init__(
             image=image,
-            text=config_from(TextEncoderConfig, text) if text is not None else rows.text,
-            optim=config_from(OptimConfig, optim) if optim is not None else rows.optim,
+            text=config_from(TextEncoderConfig, text) if text is not None else settings.text,
+            optim=config_from(OptimConfig, optim) if optim is not None else settings.optim,
             image_size=image_size,
             prompts=prompts,
             **options,
         )
         self.variant = variant
         self.temperature = temperature
-        self.text_to_image = rows.text_to_image if text_to_image is None else text_to_image
-        self.pixel_loss_start = rows.start_step if pixel_loss_start is None else pixel_loss_start
-        self.global_contrast = rows.global_contrast
+        self.text_to_image = settings.text_to_image if text_to_image is None else text_to_image
+        self.pixel_loss_start = settings.start_step if pixel_loss_start is None else pixel_loss_start
+        self.global_contrast = settings.global_contrast
         self.decoder_loss = decoder_loss
         self.shuffle_masks = shuffle_masks
         changed: dict[str, Any] = {"threshold": threshold, "body_mask": body_mask, "smooth": smooth_mask}
         self.mask_settings = dataclasses.replace(
-            rows.mask, aggregate=aggregate_heads, **{key: v for key, v in changed.items() if v is not None}
+            settings.mask, aggregate=aggregate_heads, **{key: v for key, v in changed.items() if v is not None}
         )
-        heads = heads or rows.heads
+        heads = heads or settings.heads
         grid = self.image_encoder.grid()
         self.projector = map_projector(self.image_encoder.out_channels, embed_dim)
-        self.pool = AttentionPool(embed_dim, grid, heads, head_dim, query=rows.query)
-        self.text_projector = TextProjector(self.text_encoder.width, embed_dim, rows.projector_scope)
+        self.pool = AttentionPool(embed_dim, grid, heads, head_dim, query=settings.query)
+        self.text_projector = TextProjector(self.text_encoder.width, embed_dim, settings.projector_scope)
         self.decoder: UNetDecoder | None = None
         if decoder_loss != "none":
             if self.image_encoder.upsample_to is not None:
@@ -182,7 +183,7 @@ class G2D(PretrainModule):
             self.decoder = UNetDecoder(
                 self.image_encoder.channels, self.image_encoder.reductions, out_channels, decoder_widths
             )
-            # As the features come, or every convolution would turn its weights around first.
+            # As the features, or every convolution would convert its weights first.
             self.decoder.to(memory_format=self.image_encoder.memory_format)
 
     def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -225,7 +226,7 @@ class G2D(PretrainModule):
         return outputs
 
     def pseudo_masks(self, images: Tensor, attention: Tensor) -> PseudoMask:
-        """The pseudo masks of a batch under this model's settings; see :func:`~.pseudo_mask.pseudo_mask`."""
+        """Pseudo masks of a batch under this model's settings; see :func:`~.pseudo_mask.pseudo_mask`."""
         return pseudo_mask(attention, images, self.mask_settings)
 
     def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -245,13 +246,12 @@ class G2D(PretrainModule):
         else:
             name, target = "pixel", self.pseudo_masks(batch["image"], outputs["attention"]).mask
             if self.shuffle_masks:
-                # A rotation by a random number of places: every image gets another's mask.
+                # a rotation by a random number: every image gets another's mask
                 shift = int(torch.randint(1, max(len(target), 2), (1,)))
                 target = target.roll(shift, 0)
             loss = (dice_bce_paper if self.variant == "paper" else dice_bce_official)(decoded, target)
-        # Multiplied, not left out: DistributedDataParallel wants the decoder in every step's graph.
         counts = not self.training or self.global_step >= self.pixel_loss_start
-        # Of the logits, because a Dice of raw logits may not be finite.
+        # DistributedDataParallel needs the decoder in every step's graph; a Dice of raw logits may not be finite.
         terms[name] = loss if counts else decoded.float().mean() * 0.0
         return terms
 
@@ -259,12 +259,12 @@ class G2D(PretrainModule):
     def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """``attention``, ``pseudo-mask`` and ``decoder``, (B, 1, S, S) in [0, 1], heads averaged."""
         outputs = self(batch)
-        made = self.pseudo_masks(batch["image"], outputs["attention"])
-        size = batch["image"].shape[-1]
-        maps = made.attention.mean(1, keepdim=True)
-        low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-        smooth = F.interpolate((maps - low) / (high - low).clamp_min(1e-12), size=(size, size), mode="nearest")
-        result = {"attention": smooth, "pseudo-mask": made.mask.mean(1, keepdim=True)}
+        masks = self.pseudo_masks(batch["image"], outputs["attention"])
+        attention = min_max(masks.attention.mean(1, keepdim=True))
+        result = {
+            "attention": F.interpolate(attention, size=batch["image"].shape[-2:], mode="nearest"),
+            "pseudo-mask": masks.mask.mean(1, keepdim=True),
+        }
         if "decoded" in outputs:
             decoded = outputs["decoded"].float()
             rebuilt = self.decoder_loss == "reconstruction"

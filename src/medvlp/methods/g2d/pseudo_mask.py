@@ -1,9 +1,8 @@
 """G2D's pseudo segmentation mask: attention → aggregated map → body mask → threshold → smoothing (paper §3.2).
 
-Everything is batched on the device of its inputs, without a host copy and without gradient. The one idea that makes
-it cheap: nearest up-sampling copies each of the g·g attention cells into a block of pixels, so every statistic of the
-up-sampled map (quantile, mean, mixture) is a *weighted* statistic of g·g values, the weight being the number of
-pixels of a block that count. Nothing of image size is ever sorted.
+Batched on the device of its inputs, without a host copy and without gradient. Nearest up-sampling copies each of the
+g·g attention cells into a block of pixels, so every statistic of the up-sampled map (quantile, mean, mixture) is a
+*weighted* statistic of g·g values, the weight being the number of pixels of a block that count.
 """
 
 import math
@@ -24,7 +23,7 @@ _CPU_CHUNK = 8
 
 @dataclass(frozen=True)
 class PseudoMaskSettings:
-    """How a mask is made of an attention map. The defaults are the paper's; what it leaves open is marked.
+    """Settings of :func:`pseudo_mask`. The defaults are the paper's; what it leaves open is marked.
 
     Args:
         aggregate: mean over heads (Eq. 2); False gives one mask per head (Table 5d).
@@ -32,13 +31,12 @@ class PseudoMaskSettings:
             two-component Gaussian mixture on which a cell lies (Table 5b).
         strict: select values above the threshold; False: at or above (Eq. 3).
         body_mask: set the attention outside the body to zero and never select there.
-        domain: where the threshold is taken: "body", the pixels inside the body mask (open in the paper; the text
-            places the threshold within the body mask), or "image", all pixels with zeros outside.
+        domain: pixels that the threshold is computed from: "body", those inside the body mask (open; the text places
+            the threshold there), or "image", all pixels with zeros outside.
         smooth: bilateral filter on the binary mask, giving a soft one in [0, 1].
         kernel: side of the bilateral window as a share of the image side (open; 0.05 is 11 px of 224).
         sigma_space: spatial deviation as a share of the image side (open).
-        sigma_color: deviation on mask values (open). 1 lets the filter cross the 0/1 edges that it is there to
-            smooth; small values would keep them as they are.
+        sigma_color: deviation on mask values (open). Small values would keep the 0/1 edges as they are.
     """
 
     aggregate: bool = True
@@ -53,10 +51,10 @@ class PseudoMaskSettings:
 
     def __post_init__(self) -> None:
         if isinstance(self.threshold, str):
-            known = self.threshold in ("mean", "median", "gmm")
+            valid = self.threshold in ("mean", "median", "gmm")
         else:
-            known = 0 <= self.threshold <= 1
-        if not known:
+            valid = 0 <= self.threshold <= 1
+        if not valid:
             raise ConfigError(f'threshold is a quantile in [0, 1], "mean", "median" or "gmm", not {self.threshold!r}')
 
 
@@ -82,41 +80,26 @@ class PseudoMask:
 
 
 def aggregate_heads(attention: Tensor) -> Tensor:
-    """Mean over heads (paper Eq. 2, whose denominator is read as the number of heads).
-
-    Args:
-        attention: (B, H, g, g).
-
-    Returns:
-        (B, 1, g, g).
-    """
+    """Mean over heads, (B, H, g, g) → (B, 1, g, g): Eq. 2, its denominator read as the number of heads."""
     return attention.mean(1, keepdim=True)
 
 
 def upsample_nearest(maps: Tensor, size: int) -> Tensor:
-    """Nearest up-sampling with source index ``floor(i · g / size)``, exact in integers for any size.
-
-    Args:
-        maps: (..., g, g).
-        size: S ≥ g.
-
-    Returns:
-        (..., S, S).
-    """
-    rows = torch.arange(size, device=maps.device) * maps.shape[-2] // size
-    columns = torch.arange(size, device=maps.device) * maps.shape[-1] // size
+    """Nearest up-sampling, (..., g, g) → (..., S, S), with source index ``floor(i · g / S)``, exact for any size."""
+    rows, columns = (_cells(size, cells, maps.device) for cells in maps.shape[-2:])
     return maps[..., rows[:, None], columns]
 
 
+def _cells(size: int, cells: int, device: torch.device) -> Tensor:
+    """The cell that each pixel of a side lies in."""
+    return torch.arange(size, device=device) * cells // size
+
+
 def otsu_threshold(images: Tensor, bins: int = 256) -> Tensor:
-    """Otsu's threshold of each image: the histogram cut with the largest variance between its two sides.
+    """Otsu's threshold of each image: (B, ...) of any range → (B,) float32.
 
-    Args:
-        images: (B, ...) of any range; the histogram spans each image's own minimum to maximum.
-        bins: number of histogram bins.
-
-    Returns:
-        (B,) float32, the centre of the last bin of the dark side; a constant image gives its own value.
+    The histogram spans the image's minimum to maximum; the threshold is the centre of the last bin of the dark side, or
+    the value of a constant image.
     """
     x = images.flatten(1).float()
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
@@ -137,23 +120,22 @@ def otsu_threshold(images: Tensor, bins: int = 256) -> Tensor:
 
 
 def _between(bright: Tensor, dim: int) -> Tensor:
-    """Whether a pixel lies on or between the first and the last bright one along a dimension."""
+    """True from the first to the last bright pixel along a dimension."""
     length = bright.shape[dim]
     shape = [1] * bright.ndim
     shape[dim] = length
     # int16: a third of the time of running sums, which are int64.
-    place = torch.arange(length, device=bright.device, dtype=torch.int16).view(shape)
-    first = torch.where(bright, place, length).amin(dim, keepdim=True)
-    last = torch.where(bright, place, -1).amax(dim, keepdim=True)
-    return (place >= first) & (place <= last)
+    position = torch.arange(length, device=bright.device, dtype=torch.int16).view(shape)
+    first = torch.where(bright, position, length).amin(dim, keepdim=True)
+    last = torch.where(bright, position, -1).amax(dim, keepdim=True)
+    return (position >= first) & (position <= last)
 
 
 def body_mask(images: Tensor) -> Tensor:
-    """The body: what a histogram threshold (Otsu) encloses from all four sides.
+    """Pixels that those above Otsu's threshold enclose within their row and within their column.
 
-    The paper names "histogram-based thresholding" only. The bright side of the cut alone would leave out the lungs,
-    which are as dark as the air outside; they differ from it in having tissue to the left, right, above and below.
-    So a pixel is body if the bright pixels enclose it within its row and within its column.
+    The paper only says "histogram-based thresholding". The bright pixels alone would miss the lungs, which are as dark
+    as the air outside but have tissue to the left, right, above and below.
 
     Args:
         images: (B, C, H, W), bright = dense, any affine intensity range; channels are averaged.
@@ -170,12 +152,11 @@ def body_mask(images: Tensor) -> Tensor:
 
 def _block_counts(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     """Number of True pixels in each block of the nearest up-sampling: (B, K, S, S) bool → (B, K, g, g) float32."""
-    height, width = pixels.shape[-2:]
-    rows = torch.arange(height, device=pixels.device) * grid[0] // height
-    columns = torch.arange(width, device=pixels.device) * grid[1] // width
-    one_row = torch.nn.functional.one_hot(rows, grid[0]).float()
-    one_column = torch.nn.functional.one_hot(columns, grid[1]).float()
-    return one_row.T @ pixels.float() @ one_column
+    row, column = (
+        torch.nn.functional.one_hot(_cells(side, cells, pixels.device), cells).float()
+        for side, cells in zip(pixels.shape[-2:], grid, strict=True)
+    )
+    return row.T @ pixels.float() @ column
 
 
 def weighted_quantile(values: Tensor, weights: Tensor, q: float) -> Tensor:
@@ -204,16 +185,16 @@ def weighted_quantile(values: Tensor, weights: Tensor, q: float) -> Tensor:
 
 
 def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 100) -> Tensor:
-    """Where the upper of two Gaussians fitted by expectation-maximisation becomes as likely as the lower.
+    """Threshold at which the upper of two Gaussians fitted by expectation-maximisation becomes the likelier.
 
     Args:
         values: (N, n) float.
         weights: (N, n) ≥ 0, how often each value occurs.
-        iterations: EM steps, a fixed number so that no convergence test needs the host.
+        iterations: EM steps, a fixed number, since a convergence test would need the host.
 
     Returns:
-        (N,) threshold: the lowest value, from the lower mean upwards, that belongs to the component with the higher
-        mean; the largest value where none does.
+        (N,): the lowest value, from the lower mean upwards, that belongs to the component with the higher mean; the
+        largest value where none does.
     """
     x = values.double()
     w = weights.double() / weights.double().sum(1, keepdim=True).clamp_min(1e-12)
@@ -245,8 +226,10 @@ def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 10
     points = low + (high - low) * steps
     density = log_density(points)
     upper = means.argmax(1)
-    of_upper = density.gather(2, upper[:, None, None].expand(-1, density.shape[1], 1))[..., 0]
-    of_lower = density.gather(2, (1 - upper)[:, None, None].expand(-1, density.shape[1], 1))[..., 0]
+    of_upper, of_lower = (
+        density.gather(2, component[:, None, None].expand(-1, density.shape[1], 1))[..., 0]
+        for component in (upper, 1 - upper)
+    )
     wins = of_upper >= of_lower
     wins[:, -1] = True
     first = wins.to(torch.int32).argmax(1, keepdim=True)
@@ -254,19 +237,12 @@ def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 10
 
 
 def bilateral(mask: Tensor, settings: PseudoMaskSettings) -> Tensor:
-    """The bilateral filter of a binary mask, exactly ``kornia.filters.bilateral_blur``, by two separable passes.
+    """Filter a binary mask (B, K, S, S) bilaterally, as ``kornia.filters.bilateral_blur``, by two separable passes.
 
     A pixel's neighbours either share its value (colour weight 1) or differ by 1 (colour weight
     ``c = exp(−1 / 2σ_color²)``). So with ``p`` the Gaussian blur of the mask, the filter is
     ``p / (p + c(1 − p))`` on ones and ``cp / (1 − p + cp)`` on zeros. The general filter unfolds k² copies of the
     mask (3 GB for 128 images of 224 px with an 11 × 11 window); this holds two.
-
-    Args:
-        mask: (B, K, S, S) of 0 and 1.
-        settings: window and deviations.
-
-    Returns:
-        (B, K, S, S) float32 in [0, 1].
     """
     side = mask.shape[-1]
     kernel = max(3, round(settings.kernel * side) // 2 * 2 + 1)
@@ -284,21 +260,17 @@ def bilateral(mask: Tensor, settings: PseudoMaskSettings) -> Tensor:
 def pseudo_mask(
     attention: Tensor, images: Tensor, settings: PseudoMaskSettings | None = None, size: int | None = None
 ) -> PseudoMask:
-    """The pseudo mask of a batch.
+    """Compute the pseudo masks of a batch, detached from the graph.
 
     Args:
         attention: (B, H, g, g) attention of the pooled token to the cells, each head's.
         images: (B, C, S, S) radiographs, bright = dense; used for the body mask and the size alone.
-        settings: how; the paper's by default.
+        settings: the paper's by default.
         size: side of the mask; that of ``images`` if None.
-
-    Returns:
-        A :class:`PseudoMask`, detached from the graph.
     """
     settings = settings or PseudoMaskSettings()
     size = size or images.shape[-1]
-    # On a CPU the work is bound by memory: planes that stay in the cache are several times faster. On an accelerator
-    # one pass over the whole batch is.
+    # On a CPU, planes that stay in the cache are several times faster; on an accelerator one pass is.
     chunk = _CPU_CHUNK if images.device.type == "cpu" else len(images)
     parts = [
         _pseudo_mask(some_attention, some_images, settings, size)
@@ -321,14 +293,11 @@ def _pseudo_mask(attention: Tensor, images: Tensor, settings: PseudoMaskSettings
             maps = aggregate_heads(maps)
         batch, heads, *grid = maps.shape
         body = None
+        pixels = torch.ones(1, 1, size, size, dtype=torch.bool, device=maps.device)
         if settings.body_mask:
             body = body_mask(images)
-            if body.shape[-1] != size:
-                body = upsample_nearest(body, size)
-            counts = _block_counts(body, (grid[0], grid[1])).expand(-1, heads, -1, -1)
-        else:
-            whole = torch.ones(1, 1, size, size, dtype=torch.bool, device=maps.device)
-            counts = _block_counts(whole, (grid[0], grid[1])).expand(batch, heads, -1, -1)
+            pixels = body = body if body.shape[-1] == size else upsample_nearest(body, size)
+        counts = _block_counts(pixels, (grid[0], grid[1])).expand(batch, heads, -1, -1)
         values, weights = maps.flatten(0, 1).flatten(1), counts.flatten(0, 1).flatten(1)
         if body is not None and settings.domain == "image":
             outside = size * size - weights.sum(1, keepdim=True)
