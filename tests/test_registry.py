@@ -108,7 +108,7 @@ def pretend(monkeypatch, *entries):
 def test_built_in_methods():
     found = {entry.name: entry for entry in registry.methods()}
     assert {"g2d", "convirt", "template"} <= set(found)
-    assert found["g2d"].package == "medvlp"
+    assert found["g2d"].dist.name == "medvlp"
     for name in ("g2d", "convirt", "template"):
         assert registry.get_method(name).name == name
 

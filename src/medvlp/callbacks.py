@@ -1,4 +1,4 @@
-"""What watches a run and writes files about it."""
+"""Callbacks that write tables, embeddings and figures of a run."""
 
 import hashlib
 import json
@@ -20,10 +20,10 @@ from medvlp.seeding import run_seed
 
 
 class ZeroShotReport(L.Callback):
-    """Zero-shot AUROC per finding on the validation split before and after training: ``zero_shot.json`` and a table.
+    """Zero-shot AUROC per finding on the validation split before and after training, as JSON and as a table.
 
-    "Before" is the sanity check that Lightning runs ahead of training, so ``trainer.num_sanity_val_steps`` must be
-    −1; "after" is the last validation. A resumed run keeps the "before" that it finds.
+    "Before" is Lightning's sanity check ahead of training, so ``trainer.num_sanity_val_steps`` must be −1; "after" is
+    the last validation. A resumed run keeps its "before".
 
     Args:
         filename: file in ``trainer.default_root_dir``.
@@ -37,12 +37,12 @@ class ZeroShotReport(L.Callback):
         return Path(trainer.default_root_dir) / self.filename
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Takes "before"."""
+        """Keep "before"."""
         self.before = dict(pl_module.evaluation.get("zero_shot", {}))
 
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Writes the file and prints the table."""
+        """Write the file and print the table."""
         after = dict(pl_module.evaluation.get("zero_shot", {}))
         path = self._path(trainer)
         if not self.before and path.is_file():
@@ -71,25 +71,25 @@ class ZeroShotReport(L.Callback):
         Console().print(f"written to {path}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Keeps "before" in checkpoints, so that a resumed run still has it."""
+        """Keep "before" in checkpoints."""
         return {"before": self.before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Take "before" back."""
         self.before = dict(state_dict["before"])
 
 
 def _split_hash(trainer: L.Trainer) -> str | None:
-    """Hash of the validation ids, in order: two results compare only where it is equal."""
+    """Hash of the validation ids, in order: only results of equal hashes are comparable."""
     dataset = getattr(getattr(trainer, "datamodule", None), "val_set", None)
     return None if dataset is None else hashlib.sha256("\n".join(dataset.ids).encode()).hexdigest()
 
 
 class EmbeddingsWriter(L.Callback):
-    """Writes what ``predict`` gives to ``embeddings.npz`` in the run's folder, each row of the dataset once.
+    """Writes the output of ``predict`` to ``embeddings.npz`` in the run's folder, each row of the dataset once.
 
     Arrays: ``id`` (N,) str, ``index`` (N,) dataset rows in ascending order, ``image`` and ``text`` (N, d) float32,
-    L2-normalised; no ``text`` from a method without a text side. With several devices the first writes the rows of all.
+    L2-normalised; no ``text`` from a method without a text side.
     """
 
     def __init__(self) -> None:
@@ -126,14 +126,13 @@ class EmbeddingsWriter(L.Callback):
 
 
 class StudyFigures(L.Callback):
-    """After each validation a figure of a few fixed studies: image, the method's maps, report.
+    """Draws a few studies after each validation, to ``figures/`` in the run's folder: image, the method's maps, report.
 
-    Written to ``figures/`` in ``trainer.default_root_dir``. The studies are the first of the validation split with a
-    known positive label (or simply the first), the same in every epoch.
+    The studies are the first of the validation split with a positive label, then the first others.
 
     Args:
-        studies: how many.
-        every_n_epochs: how often.
+        studies: number of studies.
+        every_n_epochs: epochs from one figure to the next.
     """
 
     def __init__(self, studies: int = 4, every_n_epochs: int = 1) -> None:
@@ -151,7 +150,7 @@ class StudyFigures(L.Callback):
 
     @rank_zero_only
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Draws."""
+        """Draw the figure."""
         if trainer.sanity_checking or trainer.current_epoch % self.every_n_epochs or not hasattr(trainer, "datamodule"):
             return
         if self._batch is None:

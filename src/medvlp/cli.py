@@ -80,7 +80,7 @@ def _list(what: str) -> None:
         for column in ("method", "class", "package"):
             table.add_column(column)
         for entry in methods():
-            table.add_row(entry.name, entry.target, entry.package)
+            table.add_row(entry.name, entry.value, entry.dist.name if entry.dist else "")
     elif what == "datasets":
         from medvlp.datamodules import DATA_MODULES
         from medvlp.datasets import CORPORA, corpus_class

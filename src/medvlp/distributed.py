@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 DEFAULT_TIMEOUT = dist.default_pg_timeout if dist.is_available() else timedelta(minutes=30)
-"""How long a collective waits for the other ranks where nothing else is said."""
+"""Default timeout of a collective."""
 
 
 def world_size() -> int:
@@ -24,10 +24,9 @@ def rank() -> int:
 
 
 class _AllGather(torch.autograd.Function):
-    """Concatenation over ranks whose backward sums, over ranks, what each of them sends back to this rank's slice.
+    """Concatenation over ranks whose backward sums the gradients of all ranks for this rank's slice.
 
-    Without that sum every process would see its own loss alone, and the averaged gradient would be short of the
-    cross-rank part: the bug that contrastive code bases meet again and again.
+    Without that sum the averaged gradient would lack the cross-rank part, a frequent bug in contrastive code.
     """
 
     @staticmethod
@@ -44,61 +43,41 @@ class _AllGather(torch.autograd.Function):
             own = grad.new_empty((ctx.rows, *grad.shape[1:]))
             dist.reduce_scatter_tensor(own, grad)
             return own
-        # gloo has no reduce-scatter: sum everything, keep the own slice.
+        # gloo has no reduce-scatter
         total = grad.clone()
         dist.all_reduce(total)
         return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """Concatenates ``x`` of all ranks, in rank order, with gradient.
+    """Concatenate ``x`` of all ranks, in rank order, with gradient: (b, ...) → (world_size · b, ...).
 
-    With each rank's loss a mean over its own rows and DistributedDataParallel's averaging of the gradients, the
-    result equals that of one process with the whole batch.
-
-    Args:
-        x: (b, ...) with the same shape on every rank (train loaders drop the last incomplete batch).
-
-    Returns:
-        (world_size · b, ...); ``x`` itself in a single process.
+    ``x`` has the same shape on every rank. With each rank's loss a mean over its own rows and DistributedDataParallel's
+    averaging of the gradients, the result equals that of one process with the whole batch.
     """
     return x if world_size() == 1 else _AllGather.apply(x)
 
 
 def cpu_group() -> Any:
-    """A group of all ranks whose collectives leave the accelerators alone. All ranks must call it."""
+    """Return a group of all ranks whose collectives run on CPUs. All ranks must call it."""
     return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def highest(value: int, group: Any) -> int:
-    """Largest of the ranks' values.
-
-    Args:
-        value: of this rank.
-        group: from :func:`cpu_group`.
-    """
+    """Return the largest of the ranks' values, over a :func:`cpu_group`."""
     tensor = torch.tensor(value)
     dist.all_reduce(tensor, dist.ReduceOp.MAX, group)
     return int(tensor)
 
 
 def processes(group: Any) -> list[tuple[str, int]]:
-    """Host name and process id of every rank.
-
-    Args:
-        group: from :func:`cpu_group`.
-    """
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, (host_name(), os.getpid()), group)
-    return found
-
-
-def host_name() -> str:
-    """Name of this machine."""
-    return socket.gethostname()
+    """Return host name and process id of every rank, over a :func:`cpu_group`."""
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, (socket.gethostname(), os.getpid()), group)
+    return gathered
 
 
 def set_timeout(timeout: timedelta, group: Any) -> None:
-    """Let later collectives of the default group and of ``group`` wait so long for the other ranks."""
+    """Set the timeout of later collectives of the default group and of ``group`` (a private name in torch 2.11)."""
     for each in {dist.group.WORLD, group}:
         dist.distributed_c10d._set_pg_timeout(timeout, each)

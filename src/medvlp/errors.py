@@ -9,16 +9,11 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def os_error_line(error: OSError, folder: str = "unknown path") -> str:
-    """Say in one line what the system refused: a full disk, a missing permission, a file in the place of a folder.
-
-    Args:
-        error: what was raised.
-        folder: what the line names where the error names no file, as those of a full disk.
-    """
-    path = error.filename2 or error.filename or folder  # of a rename, what it should become
+    """Describe an error of the system in one line, which names ``folder`` if the error names no file."""
+    path = error.filename2 or error.filename or folder  # of a rename, the target
     if error.errno in FULL_DISK or "No space left" in str(error):
         return f"the disk is full ({path}): free space, then run again"
-    if error.errno is None:  # of a library, in its own words
+    if error.errno is None:  # of a library
         return " ".join(str(error).split()) or type(error).__name__
     return f"{path}: {(error.strerror or str(error)).lower()}"
 
@@ -57,7 +52,7 @@ class TokenizerError(MedVLPError):
 
 
 class ConfigError(MedVLPError):
-    """Two settings contradict each other, or a value is outside what the method allows."""
+    """Two settings contradict each other, or a value is not allowed."""
 
 
 class NonFiniteLossError(MedVLPError):
@@ -73,18 +68,11 @@ class CheckpointError(MedVLPError):
 
 
 class NotSupportedError(MedVLPError):
-    """The method has no such ability (a masked autoencoder has no text side, for example)."""
+    """The method does not support this (a masked autoencoder has no text side, for example)."""
 
 
 def check_choice(what: str, value: Any, accepted: Collection[Any], *, error: type[MedVLPError] = ConfigError) -> None:
-    """Raise unless a value is one of those accepted, which the error lists.
-
-    Args:
-        what: the setting, as the error calls it: "transform".
-        value: what was given.
-        accepted: names, or the keys of a mapping.
-        error: class of the error.
-    """
+    """Raise ``error`` unless the value of a setting, such as "transform", is accepted; it lists what is."""
     if value not in accepted:
         raise error(f"unknown {what} {value!r}; expected one of: {', '.join(map(str, accepted))}")
 
@@ -93,8 +81,8 @@ def check_range(interval: str, **values: Any) -> None:
     """Raise unless numbers lie in an interval; NaN lies in none.
 
     Args:
-        interval: as mathematics writes it: "[0, 1)", "(0, inf)".
-        values: numbers, or lists of them, by the names that the error gives them; None is passed over.
+        interval: "[0, 1)" or "(0, inf)", for example.
+        values: numbers, or lists of them, by their names in the error; None is skipped.
 
     Raises:
         ConfigError: the first value that does not lie in it, or is no number.
@@ -105,8 +93,8 @@ def check_range(interval: str, **values: Any) -> None:
             if number is None:
                 continue
             try:
-                inside = low <= number <= high and number != (low if interval[0] == "(" else None)
-                inside = inside and number != (high if interval[-1] == ")" else None)
+                above = number >= low if interval[0] == "[" else number > low
+                inside = above and (number <= high if interval[-1] == "]" else number < high)
             except TypeError:
                 inside = False
             if not inside:

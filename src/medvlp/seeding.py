@@ -1,4 +1,4 @@
-"""Seeds that depend on what they are for, never on who asks first or how many processes there are."""
+"""Seeds derived from what they are for, independent of the order of calls and the number of processes."""
 
 import os
 
@@ -15,8 +15,7 @@ def _mix(z: int) -> int:
 def derive_seed(*parts: int) -> int:
     """Mix integers into one seed; every bit of every part, and their order, matters.
 
-    The mixing is that of splitmix64 (Steele, Lea and Flood 2014), written with Python integers, so that the
-    result is the same on every platform and in every process.
+    The mixing is that of splitmix64 (Steele, Lea and Flood 2014) in Python integers: the same on every platform.
 
     Args:
         *parts: any integers, for example (run seed, epoch, item). Negative ones count modulo 2^64.
@@ -27,7 +26,7 @@ def derive_seed(*parts: int) -> int:
     state = _mix(_GOLDEN)
     for part in parts:
         state = _mix((state + _GOLDEN + (part & _MASK)) & _MASK)
-    # the number of parts is mixed in, so that (1,) and (1, 0) differ for certain
+    # with the number of parts, so that (1,) and (1, 0) differ
     return _mix((state + len(parts)) & _MASK) >> 1
 
 

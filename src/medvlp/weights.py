@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a medvlp checkpoint as plain values and tensors, which stay in the file until they are used.
+    """Read a medvlp checkpoint as plain values and tensors, which stay in the file until they are used.
 
     Raises:
         CheckpointError: no such file, or not a medvlp checkpoint.
@@ -32,15 +32,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load(path: str | Path, device: str = "cpu", averaged: bool = True) -> "PretrainModule":
-    """Loads a method from a medvlp checkpoint: architecture, weights, tokenizer and preprocessing, nothing else needed.
+    """Load a method with its weights, tokenizer and preprocessing from a medvlp checkpoint.
 
     The file is read as plain values and tensors; no code in it can run, and only registered methods are built.
 
     Args:
         path: a checkpoint written by ``medvlp fit``.
         device: where to put the model.
-        averaged: of a run with ``ema_decay`` take the moving average, by which it was validated; False takes the
-            weights that were trained. Runs without have one set of weights, which is taken either way.
+        averaged: of a run with ``ema_decay`` take the moving average, which was validated; False takes the trained
+            weights.
 
     Returns:
         The method in eval mode.

@@ -162,7 +162,7 @@ def _check_method(file: str, config: dict[str, Any]) -> None:
     from medvlp.registry import methods
 
     requested = str((config.get("model") or {}).get("class_path", ""))
-    known = {entry.target.rsplit(":", 1)[-1] for entry in methods()}
+    known = {entry.attr for entry in methods()}
     if "." not in requested and requested not in known:
         raise ConfigError(
             f"{file}: {requested or 'its model'} is no registered method; expected one of: {', '.join(sorted(known))}"

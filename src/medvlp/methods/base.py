@@ -9,7 +9,6 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -27,7 +26,6 @@ from medvlp.methods.payload import checked_hyperparameters, hyperparameters_of, 
 from medvlp.methods.vocabulary import corpus_tokenizer
 from medvlp.metrics.samples import SampleStore
 from medvlp.prompts import load_prompts
-from medvlp.scoring.heatmaps import min_max
 from medvlp.scoring.prompts import zero_shot_auroc
 from medvlp.text import load_tokenizer, tokenizer_from_state
 from medvlp.training.averaging import MovingAverage
@@ -48,10 +46,9 @@ class PretrainModule(TrainingModule):
     without anything else. All ``__init__`` arguments must be plain values or dataclasses of them. A method takes the
     options below as ``**options`` and passes them on.
 
-    ``contrastive_chunks`` needs a :meth:`forward` that treats each pair by itself, but for batch norms in train mode,
-    which use the statistics of the chunk. What mixes the pairs of a batch belongs into :meth:`losses`, which sees the
-    whole batch, and whose own memory is not reduced: GLoRIA's attention of every image to every report, G2D's decoded
-    images. See :mod:`medvlp.training.chunks`.
+    ``contrastive_chunks`` (:mod:`medvlp.training.chunks`) needs a :meth:`forward` that treats each pair by itself, but
+    for batch norms in train mode, which use the statistics of the chunk. What mixes the pairs of a batch belongs into
+    :meth:`losses`, which sees the whole batch, and whose own memory is not reduced.
 
     Args:
         image: the image encoder.
@@ -99,19 +96,16 @@ class PretrainModule(TrainingModule):
         check_range("[1, inf)", contrastive_chunks=contrastive_chunks)
         check_range("[0, 1)", ema_decay=ema_decay)
         check_range("[1, 16384]", image_size=image_size)
-        # Collects the arguments of the subclass as well.
-        self.save_hyperparameters()
+        self.save_hyperparameters()  # those of the subclass as well
         check_named(self.hparams)
         self.image_config: ImageEncoderConfig = config_from(ImageEncoderConfig, image)
         self.text_config: TextEncoderConfig = config_from(TextEncoderConfig, text)
-        self.optim_config: OptimConfig = config_from(OptimConfig, optim)
+        self.optim_config = config_from(OptimConfig, optim)
         self.image_size = image_size
         self.image_encoder = ImageEncoder(self.image_config, image_size)
         for note in self.image_encoder.notes:
             rank_zero_info(note)
-        self.contrastive_chunks = contrastive_chunks
-        self.compile_encoders = compile
-        self.ema_decay = ema_decay
+        self.contrastive_chunks, self.compile_encoders, self.ema_decay = contrastive_chunks, compile, ema_decay
         self.prompts = load_prompts(prompts) if prompts else None
         self.tokenizer: Any = None
         if self.has_text:
@@ -127,10 +121,7 @@ class PretrainModule(TrainingModule):
 
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Encode a batch once.
-
-        Args:
-            batch: as documented in :mod:`medvlp.datamodules.base`.
+        """Encode a batch (:mod:`medvlp.datamodules.base`) once.
 
         Returns:
             At least ``image`` and ``text``, both (B, d) in the joint space, and whatever :meth:`losses` needs.
@@ -138,12 +129,7 @@ class PretrainModule(TrainingModule):
 
     @abstractmethod
     def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Return named loss terms, already weighted; their sum is optimised.
-
-        Args:
-            batch: as in :meth:`forward`.
-            outputs: of :meth:`forward` for this batch; computed here if None.
-        """
+        """Return named loss terms, already weighted, from the outputs of :meth:`forward`, computed here if None."""
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
@@ -158,11 +144,7 @@ class PretrainModule(TrainingModule):
         return unit_length(self.encode_images(images), self)
 
     def embed_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
-        """L2-normalised embeddings of texts: N strings → (N, d).
-
-        Args:
-            texts: reports, sentences or prompts.
-            chunk: texts encoded at once.
+        """L2-normalised embeddings of texts, ``chunk`` at a time: N strings → (N, d).
 
         Raises:
             NotSupportedError: the method has no text side.
@@ -182,7 +164,7 @@ class PretrainModule(TrainingModule):
         """
         raise NotSupportedError(f"{self.name} has no patch embeddings in the joint space")
 
-    # ---------------------------------------------------------------- what tasks may use beyond that
+    # ---------------------------------------------------------------- the contract: optional, for tasks
 
     def encode_patches(self, images: Tensor) -> Tensor:
         """Cells of an image before they are given unit length: (B, 3, S, S) → (B, d, h, w).
@@ -204,14 +186,7 @@ class PretrainModule(TrainingModule):
         return list(texts)
 
     def zero_shot_scores(self, images: Tensor, prompts: Any) -> Tensor:
-        """Score images with prompts by the method's own similarity (GLoRIA's words), larger where they fit better.
-
-        Args:
-            images: (B, 3, S, S).
-            prompts: of :meth:`prepare_prompts`.
-
-        Returns:
-            (B, T) for T prompts.
+        """Score images (B, 3, S, S) with T prepared prompts by the method's own similarity (GLoRIA's words): (B, T).
 
         Raises:
             NotSupportedError: the method scores by the cosine of embeddings alone.
@@ -227,16 +202,7 @@ class PretrainModule(TrainingModule):
 
         By default the cosine of each cell with the study's own report, stretched to each image's range.
         """
-        if not self.has_text:
-            return {}
-        try:
-            patches = self.embed_patches(batch["image"])
-        except NotSupportedError:
-            return {}
-        report = F.normalize(self.encode_tokens(batch["input_ids"], batch["attention_mask"]).float(), dim=-1)
-        similarity = torch.einsum("bdhw,bd->bhw", patches, report)[:, None]
-        size = batch["image"].shape[-2:]
-        return {"similarity to the report": F.interpolate(min_max(similarity), size=size, mode="bilinear")}
+        return inference.similarity_to_report(self, batch)
 
     def contrast(
         self,
@@ -275,7 +241,7 @@ class PretrainModule(TrainingModule):
     # ---------------------------------------------------------------- tokenizer and data module
 
     def attach_tokenizer(self, tokenizer: Any) -> None:
-        """Set the tokenizer, a fast one of Hugging Face.
+        """Set the (fast) tokenizer.
 
         Raises:
             ConfigError: it has more entries than the text encoder has embeddings.
@@ -291,8 +257,8 @@ class PretrainModule(TrainingModule):
         """Take preprocessing and label names from the data module, and give it the tokenizer."""
         if stage == "fit":
             checked_hyperparameters(type(self), self.hyperparameters())  # now, not when the checkpoint is loaded
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None or not hasattr(datamodule, "attach_tokenizer"):
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(datamodule, "attach_tokenizer"):
             return
         if self.has_text:
             train = getattr(datamodule, "train_set", None)
@@ -314,9 +280,8 @@ class PretrainModule(TrainingModule):
 
     def _give_tokenizer(self, datamodule: Any) -> None:
         if self.has_text and hasattr(datamodule, "attach_tokenizer"):
-            datamodule.attach_tokenizer(
-                self.tokenizer, max_length=self.text_config.max_length, padding=self.text_config.padding
-            )
+            text = self.text_config
+            datamodule.attach_tokenizer(self.tokenizer, max_length=text.max_length, padding=text.padding)
 
     # ---------------------------------------------------------------- training
 
@@ -330,8 +295,7 @@ class PretrainModule(TrainingModule):
     def on_fit_start(self) -> None:
         """Compile the encoders if ``compile`` is set.
 
-        Each in place and not the module as a whole: names of weights stay as they are, and losses, logging and
-        collectives stay outside of the graphs.
+        Each in place: names of weights stay the same, and losses, logging and collectives outside of the graphs.
         """
         if self.compile_encoders:
             options = {"backend": self.compile_encoders} if isinstance(self.compile_encoders, str) else {}
@@ -362,7 +326,7 @@ class PretrainModule(TrainingModule):
         return zero_shot_auroc(image, label, self.label_names, self.prompts.among(self.label_names), self.embed_text)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Log the losses and keep the embeddings for the epoch's end."""
+        """Log the losses and keep the embeddings."""
         evaluate_batch(self, batch, "val")
 
     def on_validation_epoch_end(self) -> None:
@@ -370,22 +334,19 @@ class PretrainModule(TrainingModule):
         self.evaluation = evaluate_epoch(self, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """As :meth:`validation_step`, on the test split."""
+        """As :meth:`validation_step`."""
         evaluate_batch(self, batch, "test")
 
     def on_test_epoch_end(self) -> None:
-        """As :meth:`on_validation_epoch_end`."""
+        """As :meth:`on_validation_epoch_end`, on the test split."""
         self.evaluation = evaluate_epoch(self, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Ids, dataset rows and L2-normalised embeddings of a batch; ``text`` only with a text side."""
         outputs = self(batch)
         sides = ("image", "text") if self.has_text else ("image",)
-        return {
-            "id": batch["id"],
-            "index": batch["index"],
-            **{side: unit_length(outputs[side], self) for side in sides},
-        }
+        vectors = {side: unit_length(outputs[side], self) for side in sides}
+        return {"id": batch["id"], "index": batch["index"], **vectors}
 
     # ---------------------------------------------------------------- inference
 
@@ -398,18 +359,16 @@ class PretrainModule(TrainingModule):
         temperature: float = 1.0,
         batch_size: int = 32,
     ) -> pd.DataFrame:
-        """Score images for classes that only prompts describe.
-
-        The images are read and prepared as in the model's training and encoded once, whatever the number of classes.
+        """Score images for classes that only prompts describe; the images are prepared as in training.
 
         Args:
-            images: one or several: files (JPEG, PNG, DICOM), PIL images, arrays or tensors; see
-                :mod:`medvlp.datasets.inputs`.
+            images: one or several files (JPEG, PNG, DICOM), PIL images, arrays or tensors
+                (:mod:`medvlp.datasets.inputs`).
             prompts: name or file of a prompt set; a set; class to (positive, negative) prompts; or class names alone.
                 None: the set that the model was validated with.
             rule: how prompts become a score, a key of :data:`medvlp.scoring.prompts.RULES`. None: the softmax of
                 positive against negative prompts (CheXzero), or the cosine in a set without negation.
-            temperature: of the softmax; 1 leaves probabilities near ½ but ranks images the same.
+            temperature: of the softmax.
             batch_size: images encoded at once.
 
         Returns:
@@ -430,10 +389,7 @@ class PretrainModule(TrainingModule):
         sigma: float = 0.0,
         batch_size: int = 32,
     ) -> list[np.ndarray]:
-        """Locate phrases in images.
-
-        The cosine of every cell's embedding with the phrase's, enlarged bilinearly and laid over the image as it was
-        read, after undoing resize and crop.
+        """Locate phrases in images, by the cosine of each cell with the phrase.
 
         Args:
             images: one or several, as for :meth:`zero_shot`.
@@ -442,7 +398,8 @@ class PretrainModule(TrainingModule):
             batch_size: images encoded at once.
 
         Returns:
-            For each image float32 (P, H, W) in [−1, 1], H and W those of the image; NaN where the model saw nothing.
+            For each image float32 (P, H, W) in [−1, 1], enlarged bilinearly to the image as it was read, after undoing
+            resize and crop; NaN where the model saw nothing.
 
         Raises:
             NotSupportedError: the method has no text side, or no embeddings of cells.
@@ -453,7 +410,7 @@ class PretrainModule(TrainingModule):
     # ---------------------------------------------------------------- checkpoints
 
     def hyperparameters(self) -> dict[str, Any]:
-        """The ``__init__`` arguments as plain values, with encoders that build without hub or files."""
+        """``__init__`` arguments as plain values, with encoders that build without hub or files."""
         return hyperparameters_of(self)
 
     def payload(self) -> dict[str, Any]:
@@ -466,10 +423,8 @@ class PretrainModule(TrainingModule):
             raise CheckpointError("this is not a medvlp checkpoint: it has no tokenizer and no method name")
         payload = read_payload(checkpoint)
         if payload.method != self.name:
-            raise CheckpointError(
-                f"the checkpoint is of method {payload.method!r}, not {self.name!r}; use the config.yaml of the run "
-                "that wrote it"
-            )
+            remedy = "use the config.yaml of the run that wrote it"
+            raise CheckpointError(f"the checkpoint is of method {payload.method!r}, not {self.name!r}; {remedy}")
         if self.has_text:
             self.attach_tokenizer(tokenizer_from_state(payload.tokenizer or {}))
         self.preprocess, self.label_names = payload.preprocess, payload.label_names
@@ -480,9 +435,6 @@ class PretrainModule(TrainingModule):
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint without a trainer: for :func:`medvlp.load`, not for resuming a run.
-
-        Args:
-            path: the file; its folder is created.
 
         Raises:
             CheckpointError: no tokenizer yet, or a hyper-parameter that is no plain value.

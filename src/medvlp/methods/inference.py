@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from medvlp.datasets.inputs import AnyImage, prepare_images
-from medvlp.errors import ConfigError, DataError
+from medvlp.errors import ConfigError, DataError, NotSupportedError
 from medvlp.methods.embeddings import unit_length
 from medvlp.prompts import PromptSet, load_prompts
-from medvlp.scoring.heatmaps import back_to_image, frame_of, similarity_maps, smooth, upsample
+from medvlp.scoring.heatmaps import back_to_image, frame_of, min_max, similarity_maps, smooth, upsample
 from medvlp.scoring.prompts import PromptTable, class_scores
 
 if TYPE_CHECKING:
@@ -84,6 +86,20 @@ def ground(
                 frame = frame_of(prepared.transform, geometry)
                 heatmaps.append(back_to_image(heatmap, geometry, (height, width), frame).numpy())
     return heatmaps
+
+
+def similarity_to_report(model: "PretrainModule", batch: dict[str, Any]) -> dict[str, Tensor]:
+    """See :meth:`medvlp.methods.base.PretrainModule.explain`."""
+    if not model.has_text:
+        return {}
+    try:
+        patches = model.embed_patches(batch["image"])
+    except NotSupportedError:
+        return {}
+    report = F.normalize(model.encode_tokens(batch["input_ids"], batch["attention_mask"]).float(), dim=-1)
+    similarity = torch.einsum("bdhw,bd->bhw", patches, report)[:, None]
+    size = batch["image"].shape[-2:]
+    return {"similarity to the report": F.interpolate(min_max(similarity), size=size, mode="bilinear")}
 
 
 @contextmanager

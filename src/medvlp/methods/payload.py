@@ -82,11 +82,7 @@ def hyperparameters_of(model: "PretrainModule") -> dict[str, Any]:
 
 
 def read_payload(checkpoint: Mapping[str, Any]) -> Payload:
-    """The payload of a method's checkpoint.
-
-    Raises:
-        CheckpointError: an entry is missing or of another type.
-    """
+    """Return the checked payload of a method's checkpoint; raise a CheckpointError if an entry does not fit."""
     stored = mapping(checkpoint.get(CHECKPOINT_KEY), CHECKPOINT_KEY)
     names = {field.name for field in dataclasses.fields(Payload)}
     payload: Payload = conform({key: value for key, value in stored.items() if key in names}, Payload, CHECKPOINT_KEY)
@@ -97,8 +93,8 @@ def read_payload(checkpoint: Mapping[str, Any]) -> Payload:
 
 
 def arguments(kind: type) -> dict[str, Any]:
-    """Names and types of the arguments that a class takes, those that it passes on as ``**options`` included."""
-    found: dict[str, Any] = {}
+    """Return names and types of the arguments of a class, including those that it passes on as ``**options``."""
+    accepted: dict[str, Any] = {}
     for level in kind.__mro__:
         if "__init__" not in vars(level):
             continue
@@ -110,18 +106,14 @@ def arguments(kind: type) -> dict[str, Any]:
             hints = {}
         for p in parameters:
             if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self":
-                found.setdefault(p.name, hints.get(p.name, Any))
+                accepted.setdefault(p.name, hints.get(p.name, Any))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return found
+    return accepted
 
 
 def checked_hyperparameters(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for a method's class, each of the type that it declares, with encoders that take no weights.
-
-    Args:
-        kind: the class.
-        values: as stored.
+    """Return stored arguments for a method's class, of the types that it declares, with encoders without weights.
 
     Raises:
         CheckpointError: unknown arguments, other types, or an encoder that is not one of this library's.
@@ -136,12 +128,9 @@ def checked_hyperparameters(kind: type, values: Mapping[str, Any]) -> dict[str, 
 
 
 class Bounded(TorchDispatchMode):
-    """Raises before a network is built that is far larger than the weights it is built for.
+    """Refuses to build a network that is far larger than the weights it is built for.
 
-    Layers may be built and dropped (``depth``, ``keep_layers``), so the bounds are wide.
-
-    Args:
-        weights: of the checkpoint.
+    The bounds are wide, since layers may be built and dropped (``depth``, ``keep_layers``).
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -150,7 +139,7 @@ class Bounded(TorchDispatchMode):
         self.numbers = 32 * sum(value.untyped_storage().nbytes() // 4 for value in weights.values()) + 2**28
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Counts what is made of nothing but sizes."""
+        """Count tensors that are created from sizes alone."""
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
             numbers = [arg for arg in args if isinstance(arg, int | float) and math.isfinite(arg)]
             sizes = [math.prod(arg) for arg in args if isinstance(arg, list | tuple)]

@@ -14,14 +14,10 @@ from medvlp.errors import ConfigError, NonFiniteLossError, TooManySkippedError
 
 
 def need_weights(trainer: L.Trainer, module: Any) -> None:
-    """Raise if a module's weights are random: its scores and embeddings would pass for those of a trained one.
-
-    Args:
-        trainer: its folder is searched for a checkpoint to name in the error.
-        module: a method or task; its ``has_weights`` says whether it was trained, or loaded from a checkpoint.
+    """Raise if the weights of a method or task are random: its scores would pass for those of a trained one.
 
     Raises:
-        ConfigError: it is neither trained nor loaded.
+        ConfigError: it is neither trained nor loaded; names a checkpoint of the run's folder if there is one.
     """
     if module.has_weights:
         return
@@ -51,9 +47,7 @@ class UntrainedGuard(L.Callback):
         """Check the weights."""
         need_weights(trainer, pl_module)
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the weights."""
-        need_weights(trainer, pl_module)
+    on_predict_start = on_test_start
 
 
 class NonFiniteGuard(L.Callback):
@@ -135,7 +129,10 @@ class SkippedItems(L.Callback):
             counts = ", ".join(f"{reason}: {n}" for reason, n in table["reason"].value_counts().items())
             rank_zero_info(f"{len(table)} items dropped at indexing ({counts}); listed in {self._path(trainer)}")
 
-    def _take(self, trainer: L.Trainer, batch: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count the skipped items of the batch."""
         before = len(self._seen)
         for item, reason in batch.get("skipped", []) if isinstance(batch, dict) else []:
             self._seen.setdefault(str(item), str(reason))
@@ -151,23 +148,7 @@ class SkippedItems(L.Callback):
                 f"are listed in {self._path(trainer)}; fix the data, or raise data.max_skipped"
             )
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the skipped items of the batch."""
-        self._take(trainer, batch)
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the skipped items of the batch."""
-        self._take(trainer, batch)
+    on_validation_batch_end = on_train_batch_end
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Rewrite the list if it has grown."""

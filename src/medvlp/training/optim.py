@@ -14,17 +14,17 @@ from medvlp.errors import ConfigError, check_range
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How to optimise.
+    """Optimiser and learning-rate schedule.
 
     Args:
         optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
         lr: peak learning rate.
         weight_decay: decoupled for adamw, L2 otherwise.
         betas: of Adam.
-        decay_all: decay norms and biases too, as every released code here does; False spares all parameters of one
+        decay_all: decay norms and biases too, as every released code here does; False exempts all parameters of one
             dimension.
-        decay_positions: without ``decay_all``, decay position tables, class and mask tokens and token types, which
-            have more dimensions (as the masked autoencoders do); False spares them as well (as timm does).
+        decay_positions: without ``decay_all``, decay position tables, class and mask tokens and token types (as the
+            masked autoencoders do); False exempts them as well (as timm does).
         schedule: "warmup_cosine", "warm_restarts" (released G2D), "plateau" (halved when ``val/loss`` stalls for 5
             validations: ConVIRT) or "constant".
         warmup: warm-up length: a share of all steps if below 1, else a number of steps.
@@ -44,7 +44,7 @@ class OptimConfig:
     restart_period: int = 200
 
     def __post_init__(self) -> None:
-        """Raise ConfigError at rates that train nothing or diverge at once."""
+        """Check the ranges."""
         check_range("(0, inf)", lr=self.lr)
         check_range("[0, inf)", weight_decay=self.weight_decay, warmup=self.warmup, min_lr=self.min_lr)
         check_range("[0, 1)", betas=self.betas)
@@ -55,34 +55,26 @@ _POSITIONS = {
     *("pos_embed", "positional_embedding", "position_embeddings", "relative_position_bias_table"),
     *("cls_token", "reg_token", "dist_token", "mask_token", "token_type_embeddings"),
 }
-"""Names of learned tables that stand for a place, not for a content, in timm, Hugging Face and here."""
+"""Names of learned tables of positions and special tokens in timm, Hugging Face and here."""
 
 
 def parameter_groups(
     module: nn.Module, weight_decay: float, decay_all: bool, decay_positions: bool = True
 ) -> list[dict[str, Any]]:
-    """Trainable parameters, those without decay in a group of their own.
+    """Return the trainable parameters as groups for an optimiser, those without decay apart; none is empty.
 
-    Args:
-        module: whose parameters.
-        weight_decay: of those that are decayed.
-        decay_all: one group of all.
-        decay_positions: otherwise, whether tables of positions and special tokens are decayed; norms, biases and
-            single vectors are not.
-
-    Returns:
-        One or two groups for an optimiser, none of them empty.
+    See :class:`OptimConfig` for ``decay_all`` and ``decay_positions``.
     """
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if decay_all or not weight_decay:
         return [{"params": [p for _, p in trainable], "weight_decay": weight_decay}]
 
-    def spared(name: str, parameter: nn.Parameter) -> bool:
+    def exempt(name: str, parameter: nn.Parameter) -> bool:
         return parameter.ndim <= 1 or (not decay_positions and not _POSITIONS.isdisjoint(name.split(".")))
 
     groups = [
-        {"params": [p for name, p in trainable if not spared(name, p)], "weight_decay": weight_decay},
-        {"params": [p for name, p in trainable if spared(name, p)], "weight_decay": 0.0},
+        {"params": [p for name, p in trainable if not exempt(name, p)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trainable if exempt(name, p)], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -98,10 +90,10 @@ def adam_eps(groups: list[dict[str, Any]]) -> float:
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
-    """The optimiser over the module's trainable parameters.
+    """Return the optimiser over the module's trainable parameters.
 
-    On a CPU torch's own choice reads and writes all weights several times a step; the fused kernel does so once. On
-    other devices the choice is left to torch.
+    On a CPU the fused kernel reads and writes all weights once a step, torch's default several times. On other devices
+    torch chooses.
     """
     groups = parameter_groups(module, config.weight_decay, config.decay_all, config.decay_positions)
     fused = True if all(p.device.type == "cpu" for group in groups for p in group["params"]) else None
@@ -117,15 +109,15 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float) -> dict[str, Any] | None:
-    """Lightning's scheduler entry, stepped per optimiser step ("plateau": per validation), or None.
+    """Return Lightning's scheduler entry, stepped per optimiser step ("plateau": per validation), or None.
 
     Args:
-        optimizer: what :func:`build_optimizer` gave.
+        optimizer: of :func:`build_optimizer`.
         config: the schedule.
         total_steps: optimiser steps of the whole run.
 
     Raises:
-        ConfigError: a cosine over a run without end.
+        ConfigError: a cosine over a run without an end.
     """
     if config.schedule == "constant":
         return None
@@ -139,7 +131,7 @@ def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float
     def factor(step: int) -> float:
         if config.schedule == "warm_restarts":
             return warm_restarts(step, lr=config.lr, period=config.restart_period, min_lr=config.min_lr) / config.lr
-        # Step + 1 over total + 1: neither the first nor the last step is wasted at a rate of zero.
+        # step + 1 over total + 1: neither the first nor the last step has a rate of zero
         rate = warmup_cosine(
             step + 1, lr=config.lr, warmup=warmup, total=total_steps + 1, min_lr=config.min_lr, start_lr=config.min_lr
         )
@@ -151,7 +143,7 @@ def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float
 def warmup_cosine(
     step: float, *, lr: float, warmup: float, total: float, min_lr: float = 0.0, start_lr: float | None = None
 ) -> float:
-    """Linear warm-up, then one half cosine (facts of MGCA, MaCo and, by the paper, G2D).
+    """Linear warm-up, then half a cosine (MGCA, MaCo and, by the paper, G2D).
 
     ``start + (lr − start)·t/W`` for t < W, then ``min + (lr − min)·½(1 + cos(π (t − W)/(T − W)))``.
 
@@ -162,9 +154,6 @@ def warmup_cosine(
         total: T > W; later steps keep ``min_lr``.
         min_lr: where the cosine ends.
         start_lr: where the warm-up starts; ``min_lr`` if None.
-
-    Returns:
-        The learning rate at ``step``.
     """
     start = min_lr if start_lr is None else start_lr
     if step < warmup:
@@ -174,15 +163,5 @@ def warmup_cosine(
 
 
 def warm_restarts(step: float, *, lr: float, period: float, min_lr: float = 0.0) -> float:
-    """Cosine from ``lr`` to ``min_lr`` that starts again every ``period`` steps (G2D's released trainer: 200).
-
-    Args:
-        step: t ≥ 0.
-        lr: the peak, at each restart.
-        period: steps per cycle.
-        min_lr: the floor.
-
-    Returns:
-        The learning rate at ``step``.
-    """
+    """Cosine from ``lr`` to ``min_lr`` that restarts every ``period`` steps (G2D's released trainer: 200)."""
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * (step % period) / period))

@@ -24,14 +24,7 @@ CHECKPOINT_KEY = "medvlp"
 
 @contextmanager
 def restoring(where: str) -> Iterator[None]:
-    """Turns whatever is raised on a damaged checkpoint into one line that names it.
-
-    Args:
-        where: the file, with a colon, or nothing.
-
-    Raises:
-        CheckpointError: in the place of any other error.
-    """
+    """Turn any error raised on a damaged checkpoint into a CheckpointError of one line that starts with ``where``."""
     try:
         yield
     except MedVLPError as error:
@@ -44,16 +37,16 @@ def restoring(where: str) -> Iterator[None]:
 
 
 def read_training_state(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
-    """The numbers of optimisers and schedules whose states a checkpoint holds.
+    """Return the numbers of optimisers and schedules whose states a checkpoint holds.
 
     Raises:
-        CheckpointError: an entry that training needs to go on is missing or of another type; Lightning would start
-            again from zero without some of them.
+        CheckpointError: an entry needed to resume is missing or of another type; without some of them Lightning would
+            start from zero.
     """
     expected = {"epoch": int, "global_step": int, "optimizer_states": list, "lr_schedulers": list, "loops": dict}
     for name, kind in expected.items():
         if name not in checkpoint:
-            raise CheckpointError(f"training cannot go on from it: it has no entry {name!r}")
+            raise CheckpointError(f"it cannot be resumed: it has no entry {name!r}")
         if type(checkpoint[name]) is not kind:
             raise _mismatch(checkpoint[name], kind, name)
     fit_loop = mapping(checkpoint["loops"].get("fit_loop"), "loops.fit_loop")
@@ -72,14 +65,10 @@ def _check_counts(value: Any, where: str) -> None:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Raises unless the state that an optimiser was given fits its weights.
-
-    Raises:
-        CheckpointError: a setting that is no number, or moments of another shape or NaN.
-    """
+    """Raise a CheckpointError if a setting is no number, or moments are NaN or do not fit their weights."""
     for group in optimizer.param_groups:
-        for name, own in optimizer.defaults.items():
-            kind = {int: float, float: float, tuple: tuple[float, ...]}.get(type(own), object)
+        for name, default in optimizer.defaults.items():
+            kind = {int: float, float: float, tuple: tuple[float, ...]}.get(type(default), object)
             conform(group.get(name), kind, f"optimizer_states: {name}")
     for weight, state in optimizer.state.items():
         for name, value in state.items():
@@ -92,12 +81,12 @@ _SCALARS = (type(None), bool, int, float, str, dict, list, tuple)
 
 
 def conform(value: Any, kind: Any, where: str) -> Any:
-    """A stored value as the type that stands for it: dictionaries become dataclasses, lists tuples.
+    """Return a stored plain value as an annotated type: dictionaries become dataclasses, lists tuples.
 
     Args:
         value: plain.
         kind: a type annotation.
-        where: for messages.
+        where: name of the entry, for errors.
 
     Raises:
         CheckpointError: the value is of another type.
@@ -153,20 +142,16 @@ def _dataclass(value: Any, kind: type, where: str) -> Any:
         if name not in stored and field.default is field.default_factory is dataclasses.MISSING:
             raise CheckpointError(f"{where} has no entry {name!r}")
     try:
-        made = kind(**{name: conform(item, hints[name], f"{where}.{name}") for name, item in stored.items()})
-        if isinstance(made, ImageEncoderConfig):
-            return without_image_sources(made)
-        return without_text_sources(made) if isinstance(made, TextEncoderConfig) else made
+        config = kind(**{name: conform(item, hints[name], f"{where}.{name}") for name, item in stored.items()})
+        if isinstance(config, ImageEncoderConfig):
+            return without_image_sources(config)
+        return without_text_sources(config) if isinstance(config, TextEncoderConfig) else config
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
-    """The value if it is a dictionary with names as keys.
-
-    Raises:
-        CheckpointError: it is not.
-    """
+    """Return a value that is a dictionary with names as keys, else raise a CheckpointError."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise CheckpointError(f"{where} is a {type(value).__name__}; expected a dictionary with names as keys")
     return value
@@ -181,11 +166,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def weights_of(checkpoint: Mapping[str, Any], key: str = "state_dict") -> dict[str, Tensor]:
-    """The weights of a checkpoint.
-
-    Raises:
-        CheckpointError: no dictionary of tensors by name.
-    """
+    """Return the weights of a checkpoint; raise a CheckpointError unless they are tensors by name."""
     weights = mapping(checkpoint.get(key), key)
     if wrong := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(f"{key}.{wrong[0]} is a {type(weights[wrong[0]]).__name__}; expected a tensor")

@@ -9,7 +9,7 @@ from medvlp.errors import CheckpointError, check_range
 
 
 def config_from(kind: type, value: Any) -> Any:
-    """A config dataclass from itself, from its dictionary (as checkpoints store it), or as it is by default."""
+    """Return a config dataclass from itself, from its dictionary, or the default from None."""
     if value is None:
         return kind()
     return kind(**value) if isinstance(value, dict) else value
@@ -32,17 +32,17 @@ _RANGES = {
 
 
 def check_named(settings: Mapping[str, Any]) -> None:
-    """Raise at arguments of methods and tasks whose name says in which interval they lie.
+    """Check the arguments of methods and tasks whose name determines their interval.
 
     Raises:
-        ConfigError: the argument and its interval.
+        ConfigError: names the argument and its interval.
     """
     for interval, names in _RANGES.items():
         check_range(interval, **{name: settings.get(name) for name in names})
 
 
 def plain(value: Any) -> Any:
-    """The value as plain dictionaries, lists, strings and numbers, which load with ``weights_only=True``."""
+    """Return a value as plain dictionaries, lists, strings and numbers, which load with ``weights_only=True``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -157,7 +158,7 @@ class StopGuard(Checkpoint):
         """Replace Lightning's signal handlers, which communicate with other processes in the middle of a step."""
         if trainer.world_size > 1:
             self._group = self._group or distributed.cpu_group()
-            self._set_timeout(trainer, self.timeout)
+            self._set_timeout(trainer, timedelta(seconds=self.timeout))
             self._peers = self._peers or distributed.processes(self._group)
             count = int(sum(batches) if isinstance(batches, list) else batches)
             self._aligned = distributed.highest(count, self._group) == -distributed.highest(-count, self._group)
@@ -198,19 +199,6 @@ class StopGuard(Checkpoint):
         if signum in self._deferred:
             self._deferred[signum](signum, None)
 
-    def _evaluated(self, trainer: L.Trainer) -> None:
-        """End an evaluation at the end of a batch."""
-        signum = self._agreed() if self._aligned else 0
-        if not signum:
-            return
-        if self._unsaved and trainer.state.fn == "fit":
-            self._write(trainer)
-        if signum in _ENDING:
-            self._ended_by = signum
-            raise SIGTERMException
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._requeue(signum)
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Watch for signals."""
         self._watch(trainer, 0)
@@ -229,36 +217,39 @@ class StopGuard(Checkpoint):
         self._watch(trainer, trainer.num_predict_batches)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Act on a signal."""
-        self._evaluated(trainer)
+        """End an evaluation on a signal."""
+        signum = self._agreed() if self._aligned else 0
+        if not signum:
+            return
+        if self._unsaved and trainer.state.fn == "fit":
+            self._write(trainer)
+        if signum in _ENDING:
+            self._ended_by = signum
+            raise SIGTERMException
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._requeue(signum)
 
-    def on_test_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Act on a signal."""
-        self._evaluated(trainer)
-
-    def on_predict_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Act on a signal."""
-        self._evaluated(trainer)
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     # ---------------------------------------------------------------- processes that hang
 
-    def _set_timeout(self, trainer: L.Trainer, seconds: float) -> None:
+    def _set_timeout(self, trainer: L.Trainer, timeout: timedelta) -> None:
         usual = distributed.DEFAULT_TIMEOUT
         if self._group is not None and compat.strategy_timeout(trainer, usual) == usual:
-            distributed.set_timeout(timedelta(seconds=seconds), self._group)
+            distributed.set_timeout(timeout, self._group)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Allow the first process the usual time for what it does alone."""
         self._training = False
-        self._set_timeout(trainer, distributed.DEFAULT_TIMEOUT.total_seconds())
+        self.on_test_epoch_end(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Allow the first process the usual time for what it does alone."""
-        self._set_timeout(trainer, distributed.DEFAULT_TIMEOUT.total_seconds())
+        self._set_timeout(trainer, distributed.DEFAULT_TIMEOUT)
 
     def _end_frozen_peers(self) -> None:
         """SIGKILL processes of this run and this machine that SIGSTOP has frozen: nothing else would end them."""
-        host = distributed.host_name()
+        host = socket.gethostname()
         for name, pid in self._peers:
             if name == host and pid != os.getpid():
                 with contextlib.suppress(OSError, IndexError):
