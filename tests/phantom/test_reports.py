@@ -6,8 +6,7 @@ import pytest
 
 from medvlp.phantom.cases import sample_studies
 from medvlp.phantom.model import CATALOGUE, FINDINGS, Difficulty, Finding, Patient, PhantomSpec, Study
-from medvlp.phantom.readers import READERS
-from medvlp.phantom.reports import BODY, LAYOUT_QUIRKS, STRUCTURES, format_report, write_report
+from medvlp.phantom.reports import BODY, LAYOUT_QUIRKS, READERS, STRUCTURES, format_report, write_report
 
 # An independent reading of the text: words that name a finding, whichever way.
 NAMES = {

@@ -1,36 +1,33 @@
-"""Words a study as one of the phantom's radiologists would, and lays the report out as MIMIC-CXR stores it.
+"""Words a study as one of the phantom's radiologists would.
 
 What a report mentions is recorded sentence by sentence while it is worded, so ``PhantomReport.mentions`` is what the
 text says and not what there is to see: a finding may be left out or hedged.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from medvlp.phantom.model import Difficulty, Finding, PhantomReport, Study
-from medvlp.phantom.readers import READERS, Reader
 from medvlp.phantom.typesetting import BODY, LAYOUT_QUIRKS, format_report
 from medvlp.phantom.wording import TEXTS, Phrase, describe
 
-__all__ = ["BODY", "LAYOUT_QUIRKS", "STRUCTURES", "format_report", "write_report"]
+__all__ = ["BODY", "LAYOUT_QUIRKS", "READERS", "STRUCTURES", "format_report", "write_report"]
 
-STRUCTURES: tuple[str, ...] = (
-    "usual",
-    "combined",
-    "impression_only",
-    "empty_findings",
-    "view_title",
-    "findings_only",
-    "no_header",
-    "comparison_only",
-    "all_sections",
-)
+STRUCTURES: tuple[str, ...] = tuple(TEXTS["structures"])
 """What sections a report has: FINDINGS and IMPRESSION (70 %); "FINDINGS AND IMPRESSION" (5 %); IMPRESSION alone (5 %)
 or after a FINDINGS header without text (3 %); findings under "AP VIEW OF THE CHEST" (3 %) or FINDINGS alone (9 %); no
 header (2 %); a body after COMPARISON (3 %). "all_sections" is the usual one with each rare section, only on demand."""
 
-_SHARES = (0.70, 0.75, 0.80, 0.83, 0.86, 0.95, 0.97, 1.0, 1.0)
+READERS: list[dict[str, Any]] = [TEXTS["usual_reader"] | reader for reader in TEXTS["readers"]]
+"""The radiologists; a study's ``reader`` counts through them and wraps around.
+
+Each has an order of organs, sentence forms for positive ("shapes") and negative findings ("none"), ways of saying that
+an organ or the chest is normal, headers of indication and comparison, the mean number of sentences about incidental
+things ("extras") and the share of the possible negatives that are stated. ``numbered`` impressions have numbers;
+``labelled`` sentences start with the organ; ``clipped`` ones lack articles and verbs; ``title`` replaces EXAMINATION.
+"""
 
 _PURPOSE = 7_001  # keeps the words' random stream apart from the renderer's
 # Absence of one of these cannot be stated beside another one: an infiltrate is never "no consolidation".
@@ -42,7 +39,7 @@ _URGENT = ("Pneumothorax", "Edema", "Pneumonia", "COVID-19", "Consolidation", "M
 
 
 class _Draw:
-    """Cheap random choices: one call of the generator for hundreds of them."""
+    """Random choices, with one call of the generator for many of them."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -66,7 +63,7 @@ class _Writer:
     def __init__(self, study: Study, difficulty: Difficulty) -> None:
         self.study = study
         self.draw = _Draw(np.random.default_rng([study.seed, _PURPOSE]))
-        self.reader: Reader = READERS[study.reader % len(READERS)]
+        self.reader = READERS[study.reader % len(READERS)]
         self.mentions: dict[str, float] = {}
         self.present = {f.name for f in study.findings}
         names = list(dict.fromkeys(f.name for f in study.findings))
@@ -76,7 +73,7 @@ class _Writer:
         self.change = {f.name: self._comparison(f) for f in self.positives}
 
     def _comparison(self, finding: Finding) -> tuple[str, str]:
-        """The words before and after a phrase that compare it with the prior study; empty in a first study."""
+        """Return the words before and after a phrase that compare it with the prior study."""
         draw = self.draw
         if self.study.number == 0 or finding.name in self.hedged or not draw.chance(0.6):
             return "", ""
@@ -84,19 +81,16 @@ class _Writer:
             word = draw.pick(TEXTS["comparison_before"])
             still = finding.name in {"Support Devices", "Foreign Object", "Fracture", "Hernia"}
             return ("unchanged" if still and word in TEXTS["not_compared"] else word) + " ", ""
-        words = TEXTS["comparison_after"]
-        word = draw.pick(
-            words[:3] if TEXTS["organ_of_finding"].get(finding.name) in {"devices", "other", "bones"} else words
-        )
-        return "", word
+        lasting = TEXTS["organ_of_finding"].get(finding.name) in {"devices", "other", "bones"}
+        return "", draw.pick(TEXTS["comparison_after"][:3] if lasting else TEXTS["comparison_after"])
 
     def positive(self, finding: Finding, *, point: bool = False, brief: bool = False) -> str:
-        """A sentence that states or hedges a finding; records the mention.
+        """Return a sentence that states or hedges a finding, and record the mention.
 
         Args:
-            finding: what is worded.
+            finding: the finding.
             point: a bare noun phrase, as in an impression.
-            brief: leave out what goes without saying after FINDINGS.
+            brief: leave out what is clear after FINDINGS.
         """
         hedged = finding.name in self.hedged
         self.mentions[finding.name] = -1.0 if hedged else 1.0
@@ -104,16 +98,16 @@ class _Writer:
         phrase = describe(finding, self.draw.pick)
         text = phrase.text
         if brief:
-            for joint in (" with ", ", up to", ", approximately", " obscuring ", " coursing ", " along the "):
+            for joint in TEXTS["brief_joints"]:
                 text = _shorter(text, joint, finding)
         phrase = Phrase(before + text, phrase.kind)
         if hedged:
             return _sentence(self.draw.pick(TEXTS["hedges"]), phrase)
-        shape = "{Np}." if point or self.reader.clipped else self.draw.pick(self.reader.shapes)
+        shape = "{Np}." if point or self.reader["clipped"] else self.draw.pick(self.reader["shapes"])
         return _sentence(shape, phrase)[:-1] + after + "."
 
     def denied(self, names: Iterable[str]) -> bool:
-        """Whether the absence of all names may be stated; records the mentions if so."""
+        """Return whether the absence of all names may be stated, and record the mentions if so."""
         names = tuple(names)
         for name in names:
             rivals = _AIRSPACE if name in _AIRSPACE else _SOLID if name in _SOLID else {name}
@@ -123,72 +117,69 @@ class _Writer:
         return True
 
     def negatives(self, group: str, share: float) -> list[str]:
-        """Sentences about what a group of organs does not show."""
+        """Return sentences about what a group of organs does not show."""
         draw = self.draw
-        wanted = [
+        absent = [
             negative["words"]
             for negative in TEXTS["negatives"].get(group, ())
             if draw.chance(share if _COMMON.issuperset(negative["findings"]) else share * 0.22)
             and self.denied(negative["findings"])
         ]
-        if not wanted:
+        if not absent:
             return []
-        if self.reader.clipped and len(wanted) == 2 and draw.chance(0.4):
-            listing = "/".join(wanted)
+        if self.reader["clipped"] and len(absent) == 2 and draw.chance(0.4):
+            listing = "/".join(absent)
         else:
-            listing = wanted[0] if len(wanted) == 1 else ", ".join(wanted[:-1]) + " or " + wanted[-1]
-        shape = draw.pick(self.reader.none)
+            listing = absent[0] if len(absent) == 1 else ", ".join(absent[:-1]) + " or " + absent[-1]
+        shape = draw.pick(self.reader["none"])
         return [shape.format(list=listing)]
 
     def group(self, group: str) -> list[str]:
-        """The sentences about one group of organs."""
+        """Return the sentences about one group of organs."""
         draw, reader = self.draw, self.reader
-        found = [self.positive(f) for f in self.positives if TEXTS["organ_of_finding"].get(f.name, "lungs") == group]
-        share = reader.negatives
+        sentences = [
+            self.positive(f) for f in self.positives if TEXTS["organ_of_finding"].get(f.name, "lungs") == group
+        ]
+        share = reader["negatives"]
         if group == "heart":
             # The normal heart is a statement about cardiomegaly; an overlooked one is passed over in silence.
-            if not found and draw.chance(0.85) and self.denied(("Cardiomegaly",)):
-                found.append(draw.pick(reader.heart))
+            if not sentences and draw.chance(0.85) and self.denied(("Cardiomegaly",)):
+                sentences.append(draw.pick(reader["heart"]))
         elif group == "lungs":
             negatives = self.negatives(group, share)
-            clear = not found and draw.chance(0.8)
-            found = ([draw.pick(reader.lungs)] if clear else found) + negatives
+            clear = not sentences and draw.chance(0.8)
+            sentences = ([draw.pick(reader["lungs"])] if clear else sentences) + negatives
         elif group == "mediastinum":
             if "Hernia" not in self.present and "Cardiomegaly" not in self.present and draw.chance(0.55):
-                found.append(draw.pick(reader.mediastinum))
+                sentences.append(draw.pick(reader["mediastinum"]))
         elif group == "bones":
             negatives = self.negatives(group, share * 0.5)
-            if not found and not negatives and draw.chance(0.5):
-                found.append(draw.pick(reader.bones))
-            found += negatives
+            if not sentences and not negatives and draw.chance(0.5):
+                sentences.append(draw.pick(reader["bones"]))
+            sentences += negatives
         else:
-            found += self.negatives(group, share if group == "pleura" else share * 0.3)
+            sentences += self.negatives(group, share if group == "pleura" else share * 0.3)
             if group == "other":
-                found += self.extras()
-        if reader.labelled and found:
-            found[0] = f"{TEXTS['organs'][group]}: {found[0]}"
-        return found
+                sentences += self.extras()
+        if reader["labelled"] and sentences:
+            sentences[0] = f"{TEXTS['organs'][group]}: {sentences[0]}"
+        return sentences
 
     def extras(self) -> list[str]:
-        """Sentences that no label depends on."""
+        """Return sentences that no label depends on and no finding contradicts."""
         draw = self.draw
-        count = int(self.reader.extras + draw.number())
+        count = int(self.reader["extras"] + draw.number())
         chosen = dict.fromkeys(draw.pick(TEXTS["extras"]) for _ in range(count))
-        # What would contradict a finding, stated or not.
-        wrong = {"Atelectasis": "diaphragm", "Emphysema": "volumes", "Hernia": "abdomen"}
-        return [s for s in chosen if not any(word in s and name in self.present for name, word in wrong.items())]
+        wrong = [word for name, word in TEXTS["contradicted_extras"].items() if name in self.present]
+        return [sentence for sentence in chosen if not any(word in sentence for word in wrong)]
 
     def findings(self) -> str:
-        """The text of the FINDINGS section."""
-        sentences = [sentence for group in self.reader.order for sentence in self.group(group)]
-        return " ".join(sentences or [self.draw.pick(self.reader.normal)])
+        """Return the text of the FINDINGS section."""
+        sentences = [sentence for group in self.reader["order"] for sentence in self.group(group)]
+        return " ".join(sentences or [self.draw.pick(self.reader["normal"])])
 
     def impression(self, *, complete: bool) -> str:
-        """The text of the IMPRESSION section.
-
-        Args:
-            complete: word every positive finding and some negatives, since no other section does.
-        """
+        """Return the text of the IMPRESSION section; ``complete`` if no other section words the findings."""
         draw, reader = self.draw, self.reader
         ranked = sorted(
             self.positives,
@@ -199,38 +190,30 @@ class _Writer:
         points = [self.positive(f, point=True, brief=not complete) for f in ranked]
         if not points or {f.name for f in ranked} <= {"Support Devices"}:
             # Beside a tube the chest is free of acute disease, but not "normal".
-            points.append(draw.pick([s for s in reader.normal if not points or s.startswith("No ")]))
+            points.append(draw.pick([s for s in reader["normal"] if not points or s.startswith("No ")]))
         elif complete and draw.chance(0.3):
             points.append("No other significant abnormality.")
         if complete:
             for group in ("pleura", "lungs"):
                 points += self.negatives(group, 0.5)
-        if reader.numbered and len(points) > 1:
+        if reader["numbered"] and len(points) > 1:
             return "\n".join(f"{i}. {point}" for i, point in enumerate(points, 1))
         return " ".join(points)
 
     def indication(self) -> str:
         draw, patient = self.draw, self.study.patient
         questions = [q for q, name in TEXTS["questions"].items() if name not in self.omitted]
-        who = (
-            ("___F" if patient.sex == "F" else "___M")
-            if draw.chance(0.6)
-            else "___ year old " + ("woman" if patient.sex == "F" else "man")
-        )
+        who = f"___{patient.sex}" if draw.chance(0.6) else f"___ year old {'woman' if patient.sex == 'F' else 'man'}"
         background = f" with {draw.pick(TEXTS['background'])} and" if draw.chance(0.35) else " with"
         joint = "  // " if draw.chance(0.4) else ", "
         return f"{who}{background} {draw.pick(TEXTS['symptoms'])}{joint}{draw.pick(questions)}."
 
     def comparison(self) -> str:
-        if self.study.number == 0:
-            return self.draw.pick(("None.", "None available.", "No prior studies available for comparison."))
-        return self.draw.pick(
-            ("___.", "Chest radiograph from ___.", "Chest radiographs dated ___ and ___.", "Prior study of ___.")
-        )
+        return self.draw.pick(TEXTS["prior"] if self.study.number else TEXTS["no_prior"])
 
 
 def _shorter(text: str, joint: str, finding: Finding) -> str:
-    """The part before a joint if it names the finding and its side on its own."""
+    """Return the part before a joint if it names the finding and its side on its own."""
     head = text.partition(joint)[0]
     if head.endswith(("consistent", "compatible", "keeping")) or (finding.side or "") not in head:
         return text
@@ -249,32 +232,12 @@ def _sentence(shape: str, phrase: Phrase) -> str:
     )
 
 
-def _examination(study: Study, draw: _Draw) -> str:
-    if "LATERAL" in study.views:
-        both = f"CHEST ({study.views[0]} AND LAT)"
-        return draw.pick((both, both, "Chest, frontal and lateral views"))
-    if study.views[0] == "AP":
-        return draw.pick(("CHEST (PORTABLE AP)", "CHEST (PORTABLE AP)", "Chest, single AP portable view"))
-    return draw.pick(("CHEST (PA)", "Chest radiograph, PA view", "CHEST (SINGLE VIEW)"))
-
-
-def _technique(study: Study, draw: _Draw) -> str:
-    if "LATERAL" in study.views:
-        both = f"Chest {study.views[0]} and lateral views were obtained."
-        return draw.pick((both, "Upright frontal and lateral radiographs."))
-    if study.views[0] == "AP":
-        return draw.pick(("Single frontal portable view of the chest.", "Semi-upright AP portable chest radiograph."))
-    return draw.pick(("Frontal chest radiograph, upright.", "Single PA view of the chest was acquired."))
-
-
-def _title(study: Study) -> str:
-    if "LATERAL" in study.views:
-        return f"CHEST, {study.views[0]} AND LATERAL"
-    return "PORTABLE AP CHEST" if study.views[0] == "AP" else "CHEST, SINGLE VIEW"
+def _by_views(texts: dict[str, Any], study: Study) -> Any:
+    return texts["LATERAL" if "LATERAL" in study.views else study.views[0]]
 
 
 def write_report(study: Study, difficulty: Difficulty, structure: str | None = None) -> PhantomReport:
-    """Words a study; the same arguments always give the same text.
+    """Word a study; the same arguments give the same text.
 
     Args:
         study: what there is to see, and who reports it (``reader`` counts through the readers and wraps around).
@@ -286,8 +249,7 @@ def write_report(study: Study, difficulty: Difficulty, structure: str | None = N
         The report. Section names are as printed: besides FINDINGS and IMPRESSION there are EXAMINATION, INDICATION (or
         HISTORY and the like), COMPARISON(S), TECHNIQUE, "FINDINGS AND IMPRESSION", a title such as
         "CHEST, PA AND LATERAL" with empty text, "AP VIEW OF THE CHEST" with the findings, WET READ (before the
-        banner), RECOMMENDATION(S), NOTIFICATION and ADDENDUM; an empty name holds a body without header. About 83 % of
-        the reports have an impression, 12 % findings only, 5 % neither.
+        banner), RECOMMENDATION(S), NOTIFICATION and ADDENDUM; an empty name holds a body without header.
         ``mentions`` covers FINDINGS, IMPRESSION and such a body, not the INDICATION, which never names a finding that
         was left out.
     """
@@ -295,31 +257,33 @@ def write_report(study: Study, difficulty: Difficulty, structure: str | None = N
     draw, reader = writer.draw, writer.reader
     wet, where, shape = draw.chance(0.015), draw.number(), draw.number()
     if structure is None:
-        structure = next(name for name, most in zip(STRUCTURES, _SHARES, strict=True) if shape < most)
+        structure = next(name for name, most in TEXTS["structures"].items() if shape < most)
     every = structure == "all_sections"
+    title = _by_views(TEXTS["title"], study).format(view=study.views[0])
     sections: dict[str, str] = {}
     if wet or every:
         sections["WET READ"] = draw.pick(TEXTS["wet_reads"])
     if where < 0.006:
         sections["ADDENDUM"] = draw.pick(TEXTS["addenda"])
     if structure == "no_header":
-        return PhantomReport({BODY: _bare_title(study) + "\n\n" + writer.findings()}, writer.mentions)
-    if reader.title:
-        sections[_title(study)] = ""
+        return PhantomReport({BODY: f"{title} RADIOGRAPH OF ___.\n\n{writer.findings()}"}, writer.mentions)
+    if reader["title"]:
+        sections[title] = ""
     else:
-        sections["EXAMINATION"] = _examination(study, draw)
+        examination = draw.pick(_by_views(TEXTS["examination"], study))
+        sections["EXAMINATION"] = examination.format(view=study.views[0])
     if structure == "comparison_only":
-        sections[reader.comparison] = writer.comparison()
+        sections[reader["comparison"]] = writer.comparison()
         sections[BODY] = writer.findings()
         return PhantomReport(sections, writer.mentions)
-    sections[reader.history] = writer.indication()
+    sections[reader["history"]] = writer.indication()
     if draw.chance(0.25):
-        sections["TECHNIQUE"] = _technique(study, draw)
-    sections[reader.comparison] = writer.comparison()
+        sections["TECHNIQUE"] = draw.pick(_by_views(TEXTS["technique"], study)).format(view=study.views[0])
+    sections[reader["comparison"]] = writer.comparison()
     if structure == "combined":
         sections["FINDINGS AND IMPRESSION"] = writer.findings()
     elif structure == "view_title":
-        sections["AP VIEW OF THE CHEST" if study.views[0] == "AP" else "PA VIEW OF THE CHEST"] = writer.findings()
+        sections[f"{study.views[0]} VIEW OF THE CHEST"] = writer.findings()
     elif structure in ("impression_only", "empty_findings"):
         if structure == "empty_findings":
             sections["FINDINGS"] = ""
@@ -335,7 +299,3 @@ def write_report(study: Study, difficulty: Difficulty, structure: str | None = N
     if 0.006 <= where < 0.015 or every:
         sections["ADDENDUM"] = draw.pick(TEXTS["addenda"])
     return PhantomReport(sections, writer.mentions)
-
-
-def _bare_title(study: Study) -> str:
-    return _title(study) + " RADIOGRAPH OF ___."

@@ -15,13 +15,8 @@ _BLOCKS = frozenset({"FINDINGS", "IMPRESSION", "FINDINGS AND IMPRESSION"})
 
 
 def _wrap(text: str, *, wide: bool, first: int = 0) -> list[str]:
-    """Hard-wraps at :data:`_WIDTH` columns, the leading blank included.
-
-    Args:
-        text: words; line breaks are kept.
-        wide: two blanks after a sentence.
-        first: columns already taken on the first line.
-    """
+    # Hard-wraps at _WIDTH columns, the leading blank and what the first line already holds included. Line breaks are
+    # kept; wide text has two blanks after a sentence.
     lines: list[str] = []
     for part in text.split("\n"):
         line = ""
@@ -38,7 +33,7 @@ def _wrap(text: str, *, wide: bool, first: int = 0) -> list[str]:
 
 
 def format_report(report: PhantomReport, rng: np.random.Generator, quirk: str | None = None) -> str:
-    r"""Lays a report out as the files of MIMIC-CXR are.
+    r"""Lay a report out as the files of MIMIC-CXR are.
 
     Every line starts with one blank, "blank" lines are a single blank, lines are wrapped at 78 columns, and only the
     banner FINAL REPORT is centred.
@@ -56,13 +51,11 @@ def format_report(report: PhantomReport, rng: np.random.Generator, quirk: str | 
     wide, block, chance, which = rng.random(4).tolist()
     if quirk is None and chance < 0.01:
         quirk = LAYOUT_QUIRKS[int(which * len(LAYOUT_QUIRKS))]
-    sections = list(report.sections.items())
-    if quirk == "two_impressions":
-        sections = [
-            pair
-            for name, text in sections
-            for pair in ([(name, "Pending."), (name, text)] if name == "IMPRESSION" else [(name, text)])
-        ]
+    sections: list[tuple[str, str]] = []
+    for name, text in report.sections.items():
+        if quirk == "two_impressions" and name == "IMPRESSION":
+            sections.append((name, "Pending."))
+        sections.append((name, text))
     lines: list[str] = []
     if sections and sections[0][0] == "WET READ":
         lines += ["WET READ: ___ ___ ___ PM", *(" " + s for s in _wrap(sections[0][1], wide=False)), "", "_" * 77]
@@ -84,4 +77,5 @@ def format_report(report: PhantomReport, rng: np.random.Generator, quirk: str | 
         lines.append("")
     flush = {name + ":" for name, _ in sections} if quirk == "flush_left" else set()
     marked = [line if flush and line.split(":")[0] + ":" in flush else " " + line for line in lines[:-1]]
-    return ("\r\n" if quirk == "crlf" else "\n").join(marked) + ("\r\n" if quirk == "crlf" else "\n")
+    end = "\r\n" if quirk == "crlf" else "\n"
+    return end.join(marked) + end

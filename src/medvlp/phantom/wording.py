@@ -6,24 +6,17 @@ base"), ``{side}``, ``{size}`` ("2.1 cm"), ``{rib}`` and ``{arc}`` for fractures
 ``a`` countable singular, ``s`` uncountable, ``p`` plural.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from importlib import resources
 from typing import Any, NamedTuple
 
-from medvlp.phantom.model import Finding
+from medvlp.phantom.model import Finding, read_table
 
 
 class Phrase(NamedTuple):
-    """A noun phrase.
+    """A noun phrase."""
 
-    Args:
-        text: the words, without an article and not capitalised.
-        kind: "a" (countable singular), "s" (uncountable) or "p" (plural).
-    """
-
-    text: str
-    kind: str
+    text: str  # without an article and not capitalised
+    kind: str  # "a" (countable singular), "s" (uncountable) or "p" (plural)
 
     @property
     def verb(self) -> str:
@@ -41,56 +34,48 @@ class Phrase(NamedTuple):
 Pick = Callable[[Sequence], str]
 """Draws one item of a sequence."""
 
-TEXTS: dict[str, Any] = json.loads(resources.files("medvlp.phantom").joinpath("phrases.json").read_text("utf-8"))
+TEXTS: dict[str, Any] = read_table("phrases.json")
 """Everything the phantom's radiologists say: templates, synonyms, stock sentences."""
 
-_PLACES = TEXTS["places"]
 
-
-def place(side: str | None, zone: str, pick: Pick) -> tuple[str, str]:
-    """A finding's place as words before and after the noun, either possibly empty."""
+def _place(side: str | None, zone: str, pick: Pick) -> tuple[str, str]:
+    # A finding's place as words before and after the noun, either possibly empty.
+    places = TEXTS["places"]
     if side == "bilateral":
-        default = tuple(form.format(s="bilateral") for form in _PLACES["before"][zone])
-        return pick(_PLACES["before_bilateral"].get(zone, default)), pick(_PLACES["after_bilateral"][zone])
+        default = [form.format(s="bilateral") for form in places["before"][zone]]
+        return pick(places["before_bilateral"].get(zone, default)), pick(places["after_bilateral"][zone])
     if side in ("left", "right"):
-        return pick(_PLACES["before"][zone]).format(s=side), pick(_PLACES["after"][zone]).format(s=side)
-    return pick(_PLACES["before"][zone]).format(s="").replace("lobe", "lung").strip(), _PLACES["after_no_side"][zone]
+        return pick(places["before"][zone]).format(s=side), pick(places["after"][zone]).format(s=side)
+    return pick(places["before"][zone]).format(s="").replace("lobe", "lung").strip(), places["after_no_side"][zone]
 
 
-def measure(size_mm: float, pick: Pick) -> str:
-    """A length in words: millimetres below 10 mm, else mostly centimetres with one decimal."""
+def _measure(size_mm: float, pick: Pick) -> str:
+    # Millimetres below 10 mm, else mostly centimetres with one decimal.
+    if size_mm <= 0:
+        return ""
     if size_mm < 10:
         return f"{max(round(size_mm), 1)} mm"
     return pick((f"{size_mm / 10:.1f} cm", f"{size_mm / 10:.1f} cm", f"{size_mm:.0f} mm"))
 
 
 def describe(finding: Finding, pick: Pick) -> Phrase:
-    """Words one finding: severity, kind, side, place and size, as far as they are known.
-
-    Args:
-        finding: what is present.
-        pick: draws one item of a sequence; it decides between the synonyms.
-
-    Returns:
-        The noun phrase.
-    """
+    """Word one finding: severity, kind, side, place and size, as far as they are known; ``pick`` chooses synonyms."""
     name, side = finding.name, finding.side
     exact = f"{name}:{finding.subtype}"
-    sidedness = {"left": "left", "right": "right", "bilateral": "bilateral"}.get(side or "", "")
     phrases, bilateral = TEXTS["phrases"], TEXTS["phrases_bilateral"]
     if side == "bilateral" and (exact in bilateral or name in bilateral):
         choices = bilateral.get(exact) or bilateral[name]
     else:
         choices = phrases.get(exact) or phrases.get(name) or [f"s {{sev}} {{adj}} {name.lower()}"]
-    if name == "Atelectasis" and sidedness in ("left", "right"):
-        # said of one side only: a hemidiaphragm that is pulled up goes with collapse
+    if name == "Atelectasis" and side in ("left", "right"):
+        # Said of one side only: a raised hemidiaphragm accompanies collapse.
         choices = choices + TEXTS["phrases_elevated"]
     if name == "COVID-19" and side != "bilateral":
         choices = choices[1:]
     if finding.size_mm <= 0:
         choices = [c for c in choices if "{size}" not in c] or choices
     template = pick(choices)
-    adj, loc = place(side, finding.zone, pick)
+    adj, loc = _place(side, finding.zone, pick)
     ribs = TEXTS["ribs"].get(finding.zone, ("fifth", "sixth", "seventh", "eighth"))
     arcs, subtype = TEXTS["rib_arcs"], finding.subtype or TEXTS["subtype_default"].get(name, "")
     # Numbers and arcs come from the lesion's own seed: the same rib in FINDINGS, in IMPRESSION and in later studies.
@@ -99,16 +84,16 @@ def describe(finding: Finding, pick: Pick) -> Phrase:
         sub=pick(TEXTS["subtypes"].get(finding.subtype, (subtype,))),
         adj=adj,
         loc=loc,
-        side=sidedness,
-        size=measure(finding.size_mm, pick) if finding.size_mm > 0 else "",
+        side=side if side in ("left", "right", "bilateral") else "",
+        size=_measure(finding.size_mm, pick),
         rib=ribs[finding.seed % len(ribs)],
         arc=arcs[finding.seed // 7 % len(arcs)],
     )
-    return Phrase(tidy(text), template[0])
+    return Phrase(_tidy(text), template[0])
 
 
-def tidy(text: str) -> str:
-    """Removes what empty fields leave behind: double blanks, blanks before commas, words without their partner."""
+def _tidy(text: str) -> str:
+    # Removes what empty fields leave behind: double blanks, blanks before commas, words without their partner.
     text = " ".join(text.split())
     for wrong, right in TEXTS["repairs"]:
         if wrong in text:
