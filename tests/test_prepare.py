@@ -21,7 +21,7 @@ from command_line import environment
 from medvlp.datasets import corpus_class
 from medvlp.datasets.base import RadiographDataset
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
-from medvlp.io import images, jpeg
+from medvlp.io import images, rasters
 from medvlp.io.cache import PixelCache, verify
 from medvlp.phantom import PhantomSpec, write_phantom
 from medvlp.prepare import add_arguments, prepare, rules_of, run
@@ -58,7 +58,7 @@ def _prepare(root: Path, out: Path, name: str = "mimic_cxr", **options):
     return prepare(_corpus(root, name), out, **settings)
 
 
-@pytest.mark.skipif(jpeg.simplejpeg is None, reason="simplejpeg is not installed")
+@pytest.mark.skipif(rasters.simplejpeg is None, reason="simplejpeg is not installed")
 def test_damaged_images_are_listed_or_kept_apart(mimic, tmp_path):
     table = _corpus(mimic).records("pairs").table
     path = Path(table.column("image")[0].as_py())

@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8B
 
 from medvlp.doctor.images import Annotations, look_at
 from medvlp.errors import ConfigError, UnreadableItemError
-from medvlp.io import jpeg
+from medvlp.io import rasters
 from medvlp.io.images import read_header, read_image, warn_dark
 
 Y, X = np.mgrid[0:300, 0:260]
@@ -23,7 +23,7 @@ NOISE = np.random.default_rng(0).normal(0, 5, X.shape)
 PICTURE = (127 + 60 * np.sin(X / 9) * np.cos(Y / 13) + NOISE).clip(0, 255).astype(np.uint8)
 COLOUR = np.stack([PICTURE, PICTURE[::-1], PICTURE[:, ::-1]], -1)
 
-needs_simplejpeg = pytest.mark.skipif(jpeg.simplejpeg is None, reason="simplejpeg is not installed")
+needs_simplejpeg = pytest.mark.skipif(rasters.simplejpeg is None, reason="simplejpeg is not installed")
 
 
 def encoded(array=PICTURE, **options):
@@ -102,8 +102,8 @@ def test_sound_jpegs_have_the_pixels_of_pillow(tmp_path, options, min_side):
 
 
 def test_a_missing_decoder_is_said_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(jpeg, "simplejpeg", None)
-    jpeg._warn_once.cache_clear()
+    monkeypatch.setattr(rasters, "simplejpeg", None)
+    rasters._warn_once.cache_clear()
     path = tmp_path / "x.jpg"
     path.write_bytes(encoded())
     with pytest.warns(UserWarning, match="pip install simplejpeg"):

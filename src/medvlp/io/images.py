@@ -8,7 +8,7 @@ from typing import IO, Any, Literal, get_args
 
 import numpy as np
 
-from medvlp.errors import ConfigError, UnreadableItemError
+from medvlp.errors import UnreadableItemError, check_choice
 from medvlp.io.headers import (
     DAMAGED,
     MAX_PIXELS,
@@ -17,14 +17,10 @@ from medvlp.io.headers import (
     file_kind,
     file_problem,
     first_line,
-    open_raster,
-    orientation,
     read_header,
-    significant_bits,
     unreadable,
 )
-from medvlp.io.jpeg import decode_jpeg
-from medvlp.io.png import png_flaw
+from medvlp.io.rasters import decode_jpeg, open_raster, orientation, png_flaw, significant_bits
 
 __all__ = [
     "DARK",
@@ -35,6 +31,7 @@ __all__ = [
     "read_header",
     "read_image",
     "reading_name",
+    "stretched",
     "warn_dark",
 ]
 
@@ -62,27 +59,30 @@ def check_reading(intensity: str, damaged: str = "refuse") -> None:
     Raises:
         ConfigError: an unknown intensity rule, or another word than "refuse" and "accept".
     """
-    if intensity not in INTENSITIES:
-        raise ConfigError(f'there is no intensity rule "{intensity}"; there are {", ".join(INTENSITIES)}')
-    if damaged not in get_args(Damaged):
-        raise ConfigError(f"unknown value '{damaged}' of damaged; expected one of: {', '.join(get_args(Damaged))}")
+    check_choice("intensity rule", intensity, INTENSITIES)
+    check_choice("value of damaged", damaged, get_args(Damaged))
 
 
 def reading_name(intensity: str, damaged: str = "refuse") -> str:
-    """The name under which pixels that were read by these settings are stored."""
+    """Return the name under which pixels read with these settings are stored."""
     return intensity if damaged == "refuse" else f"{intensity}+damaged"
 
 
 @functools.cache
 def warn_dark(what: str, remedy: str) -> None:
-    """Say once that 16-bit values stay so low that the picture is nearly black."""
+    """Warn once of 16-bit values so low that the picture is nearly black."""
     warnings.warn(f"the values of {what} stay below {DARK}, so it comes out dark: {remedy}", stacklevel=3)
+
+
+def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Scale low…high to 0…255 in the precision of the values, rounded; what lies beyond saturates. Returns uint8."""
+    return np.clip(np.rint((values - low) * (255.0 / (high - low))), 0, 255).astype(np.uint8)
 
 
 def read_image(
     path: str | Path, min_side: int = 0, intensity: str = "standard", damaged: Damaged = "refuse"
 ) -> np.ndarray:
-    """Read a JPEG, PNG or DICOM file as grey levels; the kind is told by the content, not by the name.
+    """Read a JPEG, PNG or DICOM file as grey levels; the content tells the kind, not the name.
 
     Colour becomes luma by ITU-R 601 (Pillow's "L"); transparency is ignored, since the alpha channels of released
     radiographs carry nothing; palettes and 1-bit images are expanded to 0…255. Under "standard", 16-bit PNGs are
@@ -94,9 +94,8 @@ def read_image(
     PNG files carry checksums. Damage without a trace is not seen: changed bytes that happen to be valid codes, in
     JPEG, JPEG 2000 and run-length coded DICOM, and any in uncompressed pixels.
 
-    The EXIF orientation of photographs is applied, as OpenCV's reader does, with which MGCA and GLoRIA load: a
-    picture taken with a turned camera comes out upright, and the annotation tools of today show it so. (Pillow alone
-    ignores it. No released corpus known to us has a value other than 1, upright.)
+    The EXIF orientation of photographs is applied, as OpenCV's reader does, with which MGCA and GLoRIA load, and as
+    annotation tools do. (Pillow alone ignores it. No released corpus known to us has a value other than 1, upright.)
 
     Args:
         path: the file; a symbolic link is followed.
@@ -138,7 +137,7 @@ def read_image(
     if kind == "DICOM":
         from medvlp.io.dicom import read_dicom  # pydicom takes longer to import than most images to read
 
-        return read_dicom(path, intensity, damaged).pixels
+        return read_dicom(path, intensity, damaged)
     return np.require(_upright(_to_8_bits(values, intensity, top), turn), requirements=["C", "W"])
 
 
@@ -175,19 +174,15 @@ def _to_8_bits(values: np.ndarray, intensity: str, top: int) -> np.ndarray:
     wide = values.dtype != np.uint8
     if intensity not in ("minmax", "image_max") and not wide:
         return values
-    levels = np.arange(65536 if wide else 256, dtype=np.float32)
+    levels, largest = np.arange(65536 if wide else 256, dtype=np.float32), int(values.max())
     if intensity == "minmax":
-        low, high = int(values.min()), int(values.max())
-        table = np.rint((levels - low) * (255.0 / max(high - low, 1)))  # a constant image becomes black
-    elif intensity == "image_max":
-        table = levels.astype(np.float64) / max(int(values.max()), 1) * 255
-    else:
-        if top == 65535 and 0 < values.max() < DARK:
-            warn_dark(
-                "a 16-bit PNG", "if it holds 12 bits, say, set intensity: minmax, or write them to the file (sBIT)"
-            )
-        table = np.rint(levels * (255.0 / top))
-    return np.clip(table, 0, 255).astype(np.uint8)[values]
+        low = int(values.min())
+        return np.take(stretched(levels, low, max(largest, low + 1)), values)  # a constant image becomes black
+    if intensity == "image_max":
+        return np.take(np.clip(levels.astype(np.float64) / max(largest, 1) * 255, 0, 255).astype(np.uint8), values)
+    if top == 65535 and 0 < largest < DARK:
+        warn_dark("a 16-bit PNG", "if it holds 12 bits, say, set intensity: minmax, or write them to the file (sBIT)")
+    return np.take(stretched(levels, 0, top), values)
 
 
 def _upright(array: np.ndarray, turn: int) -> np.ndarray:
