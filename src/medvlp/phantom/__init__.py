@@ -25,12 +25,12 @@ def write_phantom(
     progress: Callable[[int], None] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a phantom corpus.
+    """Write a phantom corpus.
 
     Args:
-        layout: whose file layout, a key of ``LAYOUTS``.
-        root: folder to write into, made if needed.
-        spec: what to write; the same spec gives the same bytes.
+        layout: the file layout, a member of ``LAYOUTS``.
+        root: folder to write into, created if needed.
+        spec: settings of the phantom; the same spec gives the same bytes.
         workers: number of processes, at least 1. They are started fresh ("spawn"), so with more than one a script
             must call this under ``if __name__ == "__main__":``.
         progress: called with the number of studies finished so far.
@@ -40,7 +40,7 @@ def write_phantom(
         The folder. A complete tree of the same spec is returned as it is.
 
     Raises:
-        ConfigError: there is no such layout, or a setting is out of its range.
+        ConfigError: the layout is unknown, or a setting is out of its range.
         DataError: ``root`` holds something else.
     """
     return layout_writer(layout).write(spec, Path(root), workers=workers, progress=progress, overwrite=overwrite)

@@ -7,13 +7,14 @@ drawn by a function here.
 import numpy as np
 
 from medvlp.phantom.fields import Shape, Stroke, paths, strokes
+from medvlp.phantom.model import CATALOGUE
 from medvlp.phantom.scene import Lesion, Scene, millimetres
 
 Drawing = tuple[list[Stroke], list[Shape]]
 _CIRCLE = np.linspace(0, 2 * np.pi, 25)
 
 
-def _smooth(scene: Scene, control: np.ndarray, count: int = 24) -> np.ndarray:
+def _smooth(scene: Scene, control: np.ndarray, count: int) -> np.ndarray:
     """Return the polyline (count, 2) in image coordinates of a Catmull-Rom spline through control points."""
     t = np.linspace(0, len(control) - 1, count)
     k = np.minimum(t.astype(int), len(control) - 2)
@@ -24,7 +25,7 @@ def _smooth(scene: Scene, control: np.ndarray, count: int = 24) -> np.ndarray:
     return scene.image_points(body[:, 0], body[:, 1])
 
 
-def _tubes(scene: Scene, shape: str, side: int, u: list[float], count: int = 24) -> list[Stroke]:
+def _tubes(scene: Scene, shape: str, side: int, u: list[float]) -> list[Stroke]:
     """Return the lines of a shape of ``shapes.csv``."""
     a = scene.anatomy
     entry = a.apex + (0.72 + 0.1 * u[0]) * (a.dome_right - a.apex)
@@ -35,24 +36,12 @@ def _tubes(scene: Scene, shape: str, side: int, u: list[float], count: int = 24)
     parameters |= {"tip": a.apex + 0.15 + 0.05 * u[0], "end": a.apex + 0.33 + 0.06 * u[0], "entry": entry, "top": top}
     parameters |= {"far": scene.edge(side, entry)[1], "near_top": near_top, "width_top": far_top - near_top}
     lines = paths(shape, "frontal" if scene.frontal else "lateral", parameters)
+    count = 30 if shape == "chest tube" else 36 if shape == "nasogastric tube" and scene.frontal else 24
     return [(_smooth(scene, points, count), millimetres(width), grey) for points, width, grey in lines.values()]
 
 
 def _disc(scene: Scene, x: float, y: float, radius: float) -> np.ndarray:
     return scene.image_points(x + radius * np.cos(_CIRCLE), y + radius * np.sin(_CIRCLE))
-
-
-def _endotracheal(scene: Scene, side: int, u: list[float]) -> Drawing:
-    return _tubes(scene, "endotracheal tube", side, u), []
-
-
-def _catheter(scene: Scene, side: int, u: list[float]) -> Drawing:
-    route = "lateral" if not scene.frontal else "jugular" if u[1] > 0 else "subclavian"
-    return _tubes(scene, f"{route} catheter", side, u), []
-
-
-def _nasogastric(scene: Scene, side: int, u: list[float]) -> Drawing:
-    return _tubes(scene, "nasogastric tube", side, u, 36 if scene.frontal else 24), []
 
 
 def _pacemaker(scene: Scene, side: int, u: list[float]) -> Drawing:
@@ -65,7 +54,7 @@ def _pacemaker(scene: Scene, side: int, u: list[float]) -> Drawing:
 
 
 def _chest_tube(scene: Scene, side: int, u: list[float]) -> Drawing:
-    ((line, width, grey),) = _tubes(scene, "chest tube", side, u, 30)
+    ((line, width, grey),) = _tubes(scene, "chest tube", side, u)
     stripe = (millimetres(2.2), 255)
     # The radio-opaque stripe is interrupted by the drainage holes.
     pieces: list[Stroke] = [(line[part], width, grey) for part in (slice(20), slice(21, 26), slice(27, None))]
@@ -145,9 +134,6 @@ def _spot(scene: Scene, side: int, u: list[float]) -> tuple[float, float]:
 
 
 _DRAWINGS = {
-    "endotracheal tube": _endotracheal,
-    "central venous catheter": _catheter,
-    "nasogastric tube": _nasogastric,
     "pacemaker": _pacemaker,
     "chest tube": _chest_tube,
     "sternal wires": _wires,
@@ -161,8 +147,15 @@ _DRAWINGS = {
 
 def _draw(lesion: Lesion, default: str, amount: float) -> np.ndarray:
     scene, subtype = lesion.scene, lesion.finding.subtype
-    drawing = _DRAWINGS[subtype if subtype in _DRAWINGS else default]
-    lines, shapes = drawing(scene, lesion.sides[-1], lesion.uniform(4))
+    known = subtype in _DRAWINGS or subtype in CATALOGUE["findings"]["Support Devices"]["subtypes"]
+    subtype = subtype if known else default
+    side, u = lesion.sides[-1], lesion.uniform(4)
+    if subtype == "central venous catheter" and scene.frontal:
+        subtype = "jugular catheter" if u[1] > 0 else "subclavian catheter"
+    if subtype in _DRAWINGS:
+        lines, shapes = _DRAWINGS[subtype](scene, side, u)
+    else:
+        lines, shapes = _tubes(scene, subtype, side, u), []
     cover = strokes(scene.size, lines, shapes)
     # Metal and contrast stripes stand out less where the body is already dense.
     scene.density += cover * (amount * lesion.contrast)

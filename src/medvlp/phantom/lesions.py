@@ -55,7 +55,7 @@ ADAPT: dict[str, Callable[[Anatomy, Finding, float], Anatomy]] = {
 
 DRAW: dict[str, Callable[[Lesion], np.ndarray]] = {
     "Atelectasis": lesions_lung.atelectasis,
-    "Cardiomegaly": lesions_pleura.cardiomegaly,
+    "Cardiomegaly": lambda lesion: lesion.scene.heart.copy(),  # drawn wide; a reader would box all of it
     "Consolidation": lesions_lung.consolidation,
     "Edema": lesions_lung.edema,
     "Pleural Effusion": lesions_pleura.effusion,
@@ -63,8 +63,8 @@ DRAW: dict[str, Callable[[Lesion], np.ndarray]] = {
     "Fibrosis": lesions_lung.fibrosis,
     "Hernia": lesions_pleura.hernia,
     "Infiltration": lesions_lung.infiltration,
-    "Mass": lesions_lung.mass,
-    "Nodule": lesions_lung.nodule,
+    "Mass": lesions_lung.ball,
+    "Nodule": lesions_lung.ball,
     "Pleural Thickening": lesions_pleura.thickening,
     "Pneumonia": lesions_lung.pneumonia,
     "Pneumothorax": lesions_pleura.pneumothorax,

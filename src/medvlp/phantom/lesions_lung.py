@@ -6,17 +6,8 @@ from medvlp.phantom.fields import Stroke, bump, ramp, strokes, texture
 from medvlp.phantom.scene import Lesion, millimetres
 
 
-def mass(lesion: Lesion) -> np.ndarray:
-    """Draw a dense lobulated ball of more than 30 mm."""
-    return _ball(lesion, 0.05)
-
-
-def nodule(lesion: Lesion) -> np.ndarray:
-    """Draw a dense round spot of 8 to 30 mm."""
-    return _ball(lesion, 0.02)
-
-
-def _ball(lesion: Lesion, rough: float) -> np.ndarray:
+def ball(lesion: Lesion) -> np.ndarray:
+    """Draw a nodule, a dense round spot of 8 to 30 mm, or a mass, a lobulated ball of more than 30 mm."""
     scene, side = lesion.scene, lesion.sides[-1]
     across, down, squeeze = lesion.random(3)
     radius = millimetres(lesion.finding.size_mm or 20.0) / 2 * lesion.size
@@ -28,7 +19,7 @@ def _ball(lesion: Lesion, rough: float) -> np.ndarray:
         inset = 0.85 * radius
         x = side * min(max(abs(x), near + inset), max(far - inset, near + 0.5 * (far - near)))
         y = min(y, scene.floor(side, x) - inset)
-    noise = texture(lesion.rng, scene.size, 20)
+    noise, rough = texture(lesion.rng, scene.size, 20), 0.05 if lesion.finding.name == "Mass" else 0.02
     off = lesion.blob((x, y), (radius, radius * (0.85 + 0.15 * squeeze)), noise, rough)
     soft = ramp(1 - off, 0.3)
     soft *= 0.75 + 0.25 * np.maximum(1 - off, 0)

@@ -1,14 +1,9 @@
-"""Findings of the pleura, heart, mediastinum and chest wall."""
+"""Findings of the pleura, mediastinum and chest wall."""
 
 import numpy as np
 
 from medvlp.phantom.fields import bump, ellipse, ramp, strokes, texture
 from medvlp.phantom.scene import Lesion, millimetres
-
-
-def cardiomegaly(lesion: Lesion) -> np.ndarray:
-    """Return the whole heart, as a reader would box it; it was drawn wide (see ADAPT)."""
-    return lesion.scene.heart.copy()
 
 
 def effusion(lesion: Lesion) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The exact truth beside a phantom tree: masks, and the manifest that tells a complete tree from a half-written one.
+"""The exact truth beside a phantom tree: masks, and the manifest that distinguishes a complete tree from a partial one.
 
 ``truth/masks/<image>.npz`` is a plain NumPy archive. ``shape`` holds (height, width); every other key is a mask as
 ``numpy.packbits`` made it from the flattened (height * width) booleans: ``lungs``, ``heart`` and one per finding name
@@ -13,6 +13,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,15 +29,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time in the archives: the same masks a
 
 
 def pack_masks(names: Sequence[str], view: RenderedView) -> bytes:
-    """A view's masks as the bytes of an ``.npz`` archive.
-
-    Args:
-        names: finding names, one per mask of the view; masks of the same name are united.
-        view: masks of shape (H, W), bool.
-
-    Returns:
-        The archive, the same bytes for the same masks.
-    """
+    """Return a view's masks as the bytes of an ``.npz`` archive; masks of the same name are united."""
     masks = {"lungs": view.lungs, "heart": view.heart}
     for name, mask in zip(names, view.masks, strict=True):
         masks[name] = masks[name] | mask if name in masks else mask
@@ -54,7 +47,7 @@ def pack_masks(names: Sequence[str], view: RenderedView) -> bytes:
 
 
 def read_truth_masks(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the exact masks of one phantom image.
+    """Read the exact masks of one phantom image.
 
     Args:
         path: ``truth/masks/<image>.npz`` of a phantom tree.
@@ -74,45 +67,38 @@ def read_truth_masks(path: str | Path) -> dict[str, np.ndarray]:
                 if name != "shape"
             }
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: no readable truth masks ({error}); write the phantom tree again.") from error
+        raise DataError(f"{path}: no readable truth masks ({error}); write the phantom tree again") from error
 
 
-def _identity(layout: str, spec: PhantomSpec) -> dict:
+def _identity(layout: str, spec: PhantomSpec) -> dict[str, Any]:
     return json.loads(json.dumps({"format": FORMAT, "layout": layout, "spec": spec.as_dict()}))
 
 
 def is_complete_tree(root: Path, layout: str, spec: PhantomSpec) -> bool:
-    """Whether ``root`` holds a finished phantom tree of this layout and spec.
-
-    Args:
-        root: folder of the tree; it need not exist.
-        layout: name of the layout.
-        spec: what the tree must have been written from.
-    """
+    """Return whether ``root``, which need not exist, holds a finished phantom tree of this layout and spec."""
     return _is_of(root / MANIFEST, layout, spec)
 
 
 def is_interrupted_tree(root: Path, layout: str, spec: PhantomSpec) -> bool:
-    """Whether ``root`` holds the beginning of such a tree, which nobody finished.
-
-    Args:
-        root: folder of the tree; it need not exist.
-        layout: name of the layout.
-        spec: what the tree would have been written from.
-    """
+    """Return whether ``root``, which need not exist, holds an unfinished phantom tree of this layout and spec."""
     return not (root / MANIFEST).exists() and _is_of(root / _PARTIAL, layout, spec)
 
 
-def in_phantom(paths: Iterable[str | Path]) -> bool:
-    """Whether any of these files or folders is, or lies in, a tree that a phantom writer made or began.
+def _is_of(manifest: Path, layout: str, spec: PhantomSpec) -> bool:
+    try:
+        written = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    expected = _identity(layout, spec)
+    return isinstance(written, dict) and all(written.get(key) == value for key, value in expected.items())
 
-    Args:
-        paths: they need not exist. Links are followed.
-    """
+
+def in_phantom(paths: Iterable[str | Path]) -> bool:
+    """Return whether any of these paths is, or lies in, a tree that a phantom writer made or began; follows links."""
     for path in {Path(path).resolve() for path in paths}:
         for folder in (path, *path.parents):
             for manifest in (folder / MANIFEST, folder / _PARTIAL):
-                # below a manifest may lie what its writer has not made, unless it can no longer say what it made
+                # Below a manifest may lie what its writer has not made, unless its list of entries is unreadable.
                 if manifest.is_file() and (
                     folder == path or path.relative_to(folder).parts[0] in (_claimed(manifest) or path.parts)
                 ):
@@ -120,24 +106,15 @@ def in_phantom(paths: Iterable[str | Path]) -> bool:
     return False
 
 
-def _is_of(manifest: Path, layout: str, spec: PhantomSpec) -> bool:
-    try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    wanted = _identity(layout, spec)
-    return isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items())
-
-
 def begin_tree(root: Path, layout: str, spec: PhantomSpec, entries: Iterable[str], *, overwrite: bool) -> None:
-    """Claims a folder for a new tree and frees it of an old one.
+    """Claim a folder for a new tree and remove an old one from it.
 
     Args:
         root: folder of the tree, made if needed.
         layout: name of the layout.
-        spec: what the tree is written from.
+        spec: settings of the tree.
         entries: names of all files and folders that the writer makes directly in ``root``. Only what an earlier writer
-            named so is ever removed: a folder that no phantom writer has claimed is left alone.
+            listed here is ever removed: a folder that no phantom writer has claimed is left alone.
         overwrite: whether another phantom tree, complete or not, may be removed.
 
     Raises:
@@ -151,7 +128,7 @@ def begin_tree(root: Path, layout: str, spec: PhantomSpec, entries: Iterable[str
             raise DataError(f"{root}: holds files that are not a phantom; name an empty folder.")
         if not overwrite:
             raise DataError(f"{root}: holds {state}; pass overwrite=True to replace it, or name an empty folder.")
-        # The claim is put down before the manifest goes: a removal cut short still leaves a recognisable folder.
+        # The claim is written before the manifest is removed: an interrupted removal leaves a recognisable folder.
         old = _claimed(root / MANIFEST) | _claimed(root / _PARTIAL)
         _claim(root, layout, spec, old | set(entries))
         (root / MANIFEST).unlink(missing_ok=True)
@@ -171,7 +148,7 @@ def _claim(root: Path, layout: str, spec: PhantomSpec, entries: set[str]) -> Non
 
 
 def _claimed(manifest: Path) -> set[str]:
-    """What the writer of a manifest made beside it; plain names only, so that nothing outside can be meant."""
+    # The entries that a manifest lists; plain names only, so that nothing outside the tree can be meant.
     try:
         entries = json.loads(manifest.read_text(encoding="utf-8"))["entries"]
         return {name for name in entries if name == Path(name).name and name not in {"", "..", MANIFEST, _PARTIAL}}
@@ -179,15 +156,8 @@ def _claimed(manifest: Path) -> set[str]:
         return set()
 
 
-def finish_tree(root: Path, layout: str, spec: PhantomSpec, facts: dict) -> None:
-    """Writes the manifest, the last file of a tree.
-
-    Args:
-        root: folder of the tree.
-        layout: name of the layout.
-        spec: what the tree was written from.
-        facts: more keys of the manifest, as plain JSON (counts, the digest over the index).
-    """
+def finish_tree(root: Path, layout: str, spec: PhantomSpec, facts: dict[str, Any]) -> None:
+    """Write the manifest, the last file of a tree, with some facts (counts, a digest)."""
     entries = {"entries": sorted(_claimed(root / _PARTIAL))}
     text = json.dumps(_identity(layout, spec) | facts | entries, indent=2) + "\n"
     (root / _PARTIAL).write_text(text, encoding="utf-8")

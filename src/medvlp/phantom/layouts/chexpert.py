@@ -1,16 +1,11 @@
-"""Writes a phantom in the layout of CheXpert-v1.0, with the reports of CheXpert Plus.
+"""Writes a phantom in the layout of CheXpert-v1.0, with the reports of CheXpert Plus (see docs/datasets/chexpert.md).
 
-The root is the dataset folder: ``train/patient00001/study1/view1_frontal.jpg`` and so on, ``train.csv`` with the labels
-that a report labeller reads, ``valid.csv`` and ``groundtruth.csv`` (the later labels of ``test/``, one row per study)
-with the exact ones. Train, valid and test are the phantom's train, validate and test patients, numbered in this order.
-``train.csv`` has the path prefix of the small release, ``valid.csv`` that of the full one.
-
-``df_chexpert_plus_240401.csv`` has one row for each train and valid image and the report beside it. Its 27 columns, the
-form of its paths (no prefix), the values of its categories and the outline of its reports follow several public
-descriptions of the release that agree; no file of the release was at hand [unverified].
-
-``truth/`` has for ``image_id`` the path below the root with ``_`` for ``/`` and without suffix, for example
-``train_patient00001_study1_view1_frontal``.
+``train.csv`` has the labels that a report labeller reads, ``valid.csv`` and ``groundtruth.csv`` the exact ones. Train,
+valid and test are the phantom's train, validate and test patients, numbered in this order. ``train.csv`` has the path
+prefix of the small release, ``valid.csv`` that of the full one. The columns of ``df_chexpert_plus_240401.csv``, the
+form of its paths, the values of its categories and the outline of its reports follow several public descriptions of the
+release that agree; no file of the release was at hand [unverified]. In ``truth/``, ``image_id`` is the path below the
+root with ``_`` for ``/`` and without suffix.
 
 From 100 studies on, each odd case of the released files occurs: in ``train.csv`` 1, 0, −1 and blank in every label
 (but for findings that the phantom does not have), a frontal image with AP/PA "LL", a patient of Sex "Unknown" and Age
@@ -27,27 +22,10 @@ from medvlp.errors import ConfigError
 from medvlp.phantom import render
 from medvlp.phantom.layouts.chexpert_plus import PLUS_HEADER, choose_structure, plus_cells
 from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_jpeg
+from medvlp.phantom.layouts.labels import CHEXPERT_LABELS as LABELS
 from medvlp.phantom.layouts.labels import exact_labels, report_labels
 from medvlp.phantom.model import PhantomSpec, Study
 from medvlp.phantom.reports import write_report
-
-LABELS: tuple[str, ...] = (
-    "No Finding",
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Opacity",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-)
-"""The 14 labels in the column order of the released tables, which is not MIMIC-CXR's."""
 
 _HEADER = "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(LABELS)
 _PLUS = "df_chexpert_plus_240401.csv"

@@ -5,43 +5,17 @@ import re
 import numpy as np
 
 from medvlp.phantom.layouts.common import random
-from medvlp.phantom.model import PhantomReport, Study
+from medvlp.phantom.model import PhantomReport, Study, read_table
 from medvlp.phantom.reports import BODY
 
-PLUS_HEADER = (
-    "path_to_image,path_to_dcm,frontal_lateral,ap_pa,deid_patient_id,patient_report_date_order,report,"
-    "section_narrative,section_clinical_history,section_history,section_comparison,section_technique,"
-    "section_procedure_comments,section_findings,section_impression,section_end_of_impression,section_summary,"
-    "section_accession_number,age,sex,race,ethnicity,interpreter_needed,insurance_type,recent_bmi,deceased,split"
-)
+_TABLES = read_table("layouts/chexpert_plus.json")
+PLUS_HEADER = ",".join(_TABLES["columns"])
 """The columns of ``df_chexpert_plus_240401.csv``."""
-
+_SECTIONS: dict[str, str] = _TABLES["sections"]
+# Section of a phantom report to that of CheXpert Plus; what is not here (title, body, wet read) is narrative.
+_PRINTED = [name.removeprefix("section_") for name in _TABLES["columns"] if name.startswith("section_")]
 _REPORT, _PATIENT = 7_251, 7_252  # purposes of the random streams
 _OLDEST = 89  # older patients are given this age
-_SECTIONS = {
-    "INDICATION": "clinical_history",
-    "REASON FOR EXAM": "clinical_history",
-    "REASON FOR EXAMINATION": "clinical_history",
-    "CLINICAL HISTORY": "clinical_history",
-    "HISTORY": "history",
-    "COMPARISON": "comparison",
-    "COMPARISONS": "comparison",
-    "TECHNIQUE": "technique",
-    "FINDINGS": "findings",
-    "AP VIEW OF THE CHEST": "findings",
-    "PA VIEW OF THE CHEST": "findings",
-    "IMPRESSION": "impression",
-    "FINDINGS AND IMPRESSION": "impression",
-    "RECOMMENDATION(S)": "end_of_impression",
-    "NOTIFICATION": "end_of_impression",
-    "ADDENDUM": "end_of_impression",
-}
-"""Section of a phantom report to that of CheXpert Plus; what is not here (title, body, wet read) is narrative."""
-_PRINTED = [name.removeprefix("section_") for name in PLUS_HEADER.split(",") if name.startswith("section_")]
-_SURROGATES = ("Lindqvist", "Okafor", "Marchetti", "Tanaka", "Novak", "Alvarez", "Haddad", "Brandt")
-_SUMMARIES = ("1-NO SIGNIFICANT ABNORMALITY", "2-ABNORMAL, PREVIOUSLY REPORTED", "4-POSSIBLE SIGNIFICANT FINDINGS")
-_RACES = {"White": 0.56, "Other": 0.14, "Unknown": 0.12, "Asian": 0.11, "Black": 0.05, "Pacific Islander": 0.01}
-_RACES |= {"Native American": 0.005, "Patient Refused": 0.005}
 
 
 def choose_structure(study: Study) -> str | None:
@@ -72,7 +46,7 @@ def plus_cells(
     sections = _sections(study, report, study.patient.age if age is None else age)
     rng = np.random.default_rng([study.patient.seed, _PATIENT])
     body_mass = f"{18 + 24 * study.patient.habitus:.1f}"
-    race = list(_RACES)[int(rng.choice(len(_RACES), p=list(_RACES.values())))]
+    race = list(_TABLES["race"])[int(rng.choice(len(_TABLES["race"]), p=list(_TABLES["race"].values())))]
     ethnicity, interpreter, insured, weighed, dead = rng.random(5).tolist()
     known = 0 if age is None else age
     values = {
@@ -87,18 +61,18 @@ def plus_cells(
         "age": "" if age is None else str(float(min(age, _OLDEST))),
         "sex": sex,
         "race": race,
-        "ethnicity": _choice(ethnicity, {"Non-Hispanic/Non-Latino": 0.76, "Hispanic/Latino": 0.88, "Unknown": 1.0}),
-        "interpreter_needed": _choice(interpreter, {"No": 0.74, "Unknown": 0.92, "Yes": 1.0}),
-        "insurance_type": "Medicare" if known >= 65 else _choice(insured, {"Private Insurance": 0.6, "Medicaid": 1.0}),
+        "ethnicity": _choice(ethnicity, "ethnicity"),
+        "interpreter_needed": _choice(interpreter, "interpreter_needed"),
+        "insurance_type": "Medicare" if known >= 65 else _choice(insured, "insurance_type"),
         "recent_bmi": body_mass if weighed > 0.26 else "",
         "deceased": "Yes" if dead < known / 200 else "No",
         "split": path.partition("/")[0],
     }
-    return [values.get(name, "") for name in PLUS_HEADER.split(",")]
+    return [values.get(name, "") for name in _TABLES["columns"]]
 
 
-def _choice(draw: float, limits: dict[str, float]) -> str:
-    return next(name for name, limit in limits.items() if draw < limit)
+def _choice(draw: float, column: str) -> str:
+    return next(name for name, most in _TABLES[column].items() if draw < most)
 
 
 def _sections(study: Study, report: PhantomReport, age: int) -> dict[str, str]:
@@ -121,7 +95,7 @@ def _sections(study: Study, report: PhantomReport, age: int) -> dict[str, str]:
         sections.setdefault("end_of_impression", "\n")
     if rng.random() < 0.85:
         grade = 0 if not study.findings else 1 if study.number else 2
-        sections["summary"] = _SUMMARIES[grade]
+        sections["summary"] = _TABLES["summaries"][grade]
     sections["accession_number"] = f"{int(rng.integers(1_000_000, 100_000_000))}"
     return {name: sections[name] for name in _PRINTED if name in sections}
 
@@ -144,7 +118,7 @@ def _surrogate(text: str, age: int, rng: np.random.Generator) -> str:
         return "{}/{}/{}".format(*rng.integers((1, 1, 2001), (13, 29, 2018)).tolist())
 
     def surname() -> str:
-        return _SURROGATES[int(rng.integers(len(_SURROGATES)))]
+        return _TABLES["surrogates"][int(rng.integers(len(_TABLES["surrogates"])))]
 
     text = re.sub(r"___(?=[MF]\b| year old)", str(min(age, _OLDEST)), text)
     text = re.sub(r"(?<=Dr\. )___|___(?=, M\.D\.)|(?<=by )___(?= to)", lambda _: surname(), text)

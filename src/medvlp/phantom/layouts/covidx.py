@@ -1,23 +1,17 @@
-"""Writes a phantom in the layout of COVIDx: flat folders ``train/`` and ``test/`` and the lists of COVID-Net.
+"""Writes a phantom in the layout of COVIDx: flat folders and the lists of COVID-Net (see docs/datasets/covidx.md).
 
-The lists have no header; a line is ``patient file class source``, separated by blanks. They come in the dialects in
-use:
-
-- ``train_COVIDx9A.txt``, ``test_COVIDx9A.txt``: normal, pneumonia, COVID-19; always four fields;
-- ``train_COVIDx9B.txt``, ``test_COVIDx9B.txt``, and ``train.txt``, ``test.txt`` (the names of the third Kaggle
-  upload): positive and negative;
-- ``train_COVIDx8A.txt``, ``test_COVIDx8A.txt``, as the older lists: some lines lack the source, and the patients of
-  source sirm have a blank in their name, which makes five fields.
+The lists come in the dialects in use: ``*_COVIDx9A.txt`` (three classes), ``*_COVIDx9B.txt`` and the third Kaggle
+upload's ``train.txt`` and ``test.txt`` (positive and negative), and the older ``*_COVIDx8A.txt``, where some lines lack
+the source, and the patients of source sirm have a blank in their name.
 
 A study with the finding COVID-19 is COVID-19; another one with Pneumonia, Consolidation or Infiltration is pneumonia;
-one without any finding is normal. Studies with other findings alone have no class and are left out (``left_out`` in
-the manifest counts them). As in COVIDx, the source tells the class: every normal image is RSNA's, and sources differ
-in file names and types. Patients of the phantom's train and validate splits lie in ``train/``, for a user cuts the
-validation part himself. RSNA's and sirm's patient names are, as in COVIDx, one for each image.
+one without any finding is normal. Studies with other findings alone have no class and are skipped (``left_out`` in the
+manifest). As in COVIDx, sources differ in file names and types, and every normal image is RSNA's. Patients of the
+phantom's train and validate splits lie in ``train/``, for users cut the validation part themselves.
 
 From 100 studies on, each odd case of the lists occurs, as far as there are studies of the class: lines of three, four
-and five fields, the source ``rnsa`` (a slip of the release for rsna), files of type jpg, jpeg, JPG and png, and
-images of mode L, RGB and RGBA.
+and five fields, the source ``rnsa`` (a slip of the release for rsna), files of type jpg, jpeg, JPG and png, and images
+of mode L, RGB and RGBA.
 """
 
 import uuid

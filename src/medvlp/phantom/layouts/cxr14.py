@@ -1,13 +1,9 @@
-"""Writes a phantom in the layout of NIH ChestX-ray14.
-
-``images_001/images/00000001_000.png`` … ``images_012/images/`` hold the frontal images: the folder follows from the
-sorted file names alone, so that it may change within a patient. ``Data_Entry_2017_v2020.csv`` and the older
-``Data_Entry_2017.csv`` are the label tables, ``BBox_List_2017.csv`` the boxes of test images, ``train_val_list.txt``
-and ``test_list.txt`` the official split, by patient.
+"""Writes a phantom in the layout of NIH ChestX-ray14 (see docs/datasets/cxr14.md).
 
 The 14 labels are mined from the phantom's reports, as NIH's are: what a report states is a label; what it hedges or
-leaves out is not. ``truth/`` holds what there is to see. The images are ``spec.size`` pixels square, whereas the boxes
-are, as released, in the 1024-pixel space of the original images: scale them by ``size / 1024``.
+leaves out is not. The images are ``spec.size`` pixels square, whereas the boxes of ``BBox_List_2017.csv`` are, as
+released, in the 1024-pixel space of the original images: scale them by ``size / 1024``. An image's folder follows from
+the sorted file names alone.
 
 From 100 studies on, each odd case of the release occurs: an RGBA image, gaps in the numbers of patients and follow-
 ups, rows out of order, a patient in two image folders, ages such as ``058Y`` (older table).

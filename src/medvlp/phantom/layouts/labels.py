@@ -3,25 +3,13 @@
 import re
 from collections.abc import Mapping
 
-from medvlp.phantom.model import Finding, PhantomReport
+from medvlp.phantom.model import CATALOGUE, Finding, PhantomReport
 
-LABELS: tuple[str, ...] = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
-"""The 14 labels, in the column order of MIMIC-CXR-JPG; CheXpert has another order."""
+CHEXPERT_LABELS: list[str] = CATALOGUE["chexpert_labels"]
+"""The 14 labels in the column order of CheXpert."""
+
+LABELS = sorted(CHEXPERT_LABELS)
+"""The 14 labels in the column order of MIMIC-CXR-JPG."""
 
 _OPACITIES = ("Consolidation", "Pneumonia", "Infiltration", "Atelectasis", "Edema", "COVID-19", "Fibrosis")
 _AIRSPACE = ("Consolidation", "Pneumonia", "Infiltration")
@@ -31,10 +19,7 @@ _NORMAL_MEDIASTINUM = re.compile(
 
 
 def report_labels(report: PhantomReport) -> dict[str, float | None]:
-    """What a report-labelling program would read from a report.
-
-    Args:
-        report: the report with its mentions.
+    """Label a report as a report labeller would.
 
     Returns:
         Each of the 14 labels to 1.0 (present), 0.0 (negated), -1.0 (uncertain) or None (not mentioned).
@@ -51,8 +36,8 @@ def report_labels(report: PhantomReport) -> dict[str, float | None]:
         labels["Enlarged Cardiomediastinum"] = said.get("Cardiomegaly")
     elif _NORMAL_MEDIASTINUM.search(text):
         labels["Enlarged Cardiomediastinum"] = 0.0
-    found = any(value != 0.0 for name, value in said.items() if name != "Support Devices")
-    labels["No Finding"] = None if found else 1.0
+    positive = any(value != 0.0 for name, value in said.items() if name != "Support Devices")
+    labels["No Finding"] = None if positive else 1.0
     return labels
 
 
@@ -62,19 +47,12 @@ def _strongest(said: Mapping[str, float], names: tuple[str, ...]) -> float | Non
 
 
 def exact_labels(findings: tuple[Finding, ...]) -> dict[str, float]:
-    """The 14 labels as what is there, whatever the report says.
-
-    Args:
-        findings: what there is to see.
-
-    Returns:
-        Each label to 1.0 or 0.0. An enlarged heart enlarges the cardiomediastinum.
-    """
-    there = {finding.name for finding in findings}
-    labels = {name: float(name in there) for name in LABELS}
-    labels["Enlarged Cardiomediastinum"] = float("Cardiomegaly" in there)
-    labels["Lung Lesion"] = float(bool(there & {"Nodule", "Mass"}))
-    labels["Lung Opacity"] = float(bool(there & set(_OPACITIES)))
-    labels["Pleural Other"] = float("Pleural Thickening" in there)
-    labels["No Finding"] = float(not there - {"Support Devices"})
+    """Return each of the 14 labels as 1.0 or 0.0, whatever the report says."""
+    present = {finding.name for finding in findings}
+    labels = {name: float(name in present) for name in LABELS}
+    labels["Enlarged Cardiomediastinum"] = float("Cardiomegaly" in present)
+    labels["Lung Lesion"] = float(bool(present & {"Nodule", "Mass"}))
+    labels["Lung Opacity"] = float(bool(present & set(_OPACITIES)))
+    labels["Pleural Other"] = float("Pleural Thickening" in present)
+    labels["No Finding"] = float(not present - {"Support Devices"})
     return labels

@@ -1,10 +1,6 @@
 """Writes a phantom in the layout of MIMIC-CXR: the JPG release 2.1.0 and the reports of MIMIC-CXR 2.0.0 in one tree.
 
-``files/p10/p10000032/s50414267/<dicom_id>.jpg`` holds the images, ``files/p10/p10000032/s50414267.txt`` the report.
-Beside the released files, ``truth/`` holds what there really is to see: ``labels.csv`` (one row per study, the 18
-findings as 0 and 1), ``findings.jsonl`` (side, zone, severity, size, subtype; what the report says), ``boxes.csv``
-(pixels, x1 and y1 exclusive) and ``masks/<dicom_id>.npz`` (:func:`medvlp.phantom.truth.read_truth_masks`).
-``phantom.json`` is written last.
+docs/datasets/mimic_cxr.md describes the files, those of ``truth/`` too.
 
 From 100 studies on, each odd case of the released files occurs: a blank ViewPosition, an LL lateral, a study without
 label row, an all-blank label row, reports that a parser stumbles over.

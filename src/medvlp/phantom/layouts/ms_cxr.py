@@ -1,15 +1,10 @@
-"""Writes a phantom in the layout of MS-CXR 1.1.0: phrases with boxes on images of MIMIC-CXR.
+"""Writes a phantom in the layout of MS-CXR 1.1.0: phrases with boxes on images of MIMIC-CXR (docs/datasets/ms_cxr.md).
 
-``MS_CXR_Local_Alignment_v1.1.0.csv`` has one row for each box; ``MS_CXR_Local_Alignment_v1.1.0.json`` holds the same
-as COCO annotations. Images lie below ``files/`` under the names that the layout ``mimic_cxr`` gives the same spec,
-byte for byte the same: a MIMIC-CXR phantom of the same spec can serve as the source of the images.
-
-Listed, and written, are the frontal images that show one of the eight findings. The phrase is what a radiologist would
-say of the finding, whatever the study's report says, and its boxes are the finding's exact boxes, one per connected
-part. Lung Opacity stands for the phantom's Infiltration and COVID-19. The column ``split`` is drawn by patient and is
-not MIMIC-CXR's.
-
-Phrases with several boxes and images with several phrases occur as the findings have it.
+Images have the names and bytes that the layout ``mimic_cxr`` gives the same spec, so a MIMIC-CXR phantom can serve as
+the source of the images. Listed are the frontal images that show one of the eight findings. The phrase is what a
+radiologist would say of the finding, whatever the study's report says, and its boxes are the finding's exact boxes, one
+per connected part. Lung Opacity stands for the phantom's Infiltration and COVID-19. The split is drawn by patient and
+is not MIMIC-CXR's.
 """
 
 import json
@@ -22,23 +17,14 @@ import numpy as np
 
 from medvlp.phantom.layouts import mimic_cxr
 from medvlp.phantom.layouts.common import Job, Layout, Output, encode_jpeg, frontal, lines_of, random
-from medvlp.phantom.model import PhantomSpec, Study
+from medvlp.phantom.model import CATALOGUE, PhantomSpec, Study
 from medvlp.phantom.wording import describe
 
-CATEGORIES: tuple[str, ...] = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Lung Opacity",
-    "Pleural Effusion",
-    "Pneumonia",
-    "Pneumothorax",
-)
+_CATEGORY = {name: names["ms_cxr"] for name, names in CATALOGUE["findings"].items() if "ms_cxr" in names}
+CATEGORIES = sorted(set(_CATEGORY.values()))
 """The eight findings of MS-CXR; a category's id in the json is its position here, from 1."""
 
 _CSV, _JSON = "MS_CXR_Local_Alignment_v1.1.0.csv", "MS_CXR_Local_Alignment_v1.1.0.json"
-_CATEGORY = {name: name for name in CATEGORIES} | {"Infiltration": "Lung Opacity", "COVID-19": "Lung Opacity"}
 _WORDS, _SPLIT = 7_601, 7_602  # purposes of the random streams
 _SHARES = (("train", 0.6), ("val", 0.8), ("test", 1.0))  # cumulated
 

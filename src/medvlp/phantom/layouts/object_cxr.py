@@ -1,14 +1,8 @@
-"""Writes a phantom in the layout of Object-CXR: foreign objects, annotated with rectangles, ellipses and polygons.
+"""Writes a phantom in the layout of Object-CXR (see docs/datasets/object_cxr.md).
 
-``train/00001.jpg`` …, ``dev/08001.jpg`` … and ``test/09001.jpg`` … hold the images of the phantom's train, validate
-and test patients, in no order that tells anything; the numbers are the release's, and go further in a larger phantom.
-``train.csv`` and ``dev.csv`` have the columns ``image_name,annotation``, ``test.csv`` has ``image_path,annotation``
-with the folder in the path, as the later mirror.
-
-An annotation joins shapes by ``;``. A shape is its type and integers: ``0 x1 y1 x2 y2`` is a rectangle, ``1 x1 y1 x2
-y2`` an ellipse between these corners, ``2 x y x y …`` a polygon. Coordinates are pixel edges of the saved image, so x2
-and y2 lie just beyond the last pixel. A reader draws around an object: every shape covers the centres of all pixels of
-its part of the truth mask. Only the finding Foreign Object is annotated; support devices are not, as in the release.
+Image numbers are those of the release, and go further in a larger phantom. A reader draws around an object: every shape
+covers the centres of all pixels of its part of the truth mask. Only the finding Foreign Object is annotated; support
+devices are not, as in the release.
 
 From three studies with a foreign object on, each shape type occurs; from one on, an image with several shapes.
 ``size`` is that of the drawn image; 60 % of the images are then cropped or padded by up to 6 % at each side. A crop

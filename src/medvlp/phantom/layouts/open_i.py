@@ -1,13 +1,10 @@
-"""Writes a phantom in the layout of Open-I, the Indiana University collection (NLMCXR).
+"""Writes a phantom in the layout of Open-I, the Indiana University collection (see docs/datasets/open_i.md).
 
-``ecgen-radiology/<n>.xml`` holds one report each, ``NLMCXR_png/CXR<n>_IM-….png`` the images, flat. A report names its
-images (``parentImage``), but not their views, and has all four ``AbstractText`` labels, often without text. What was
-removed to hide identities reads ``XXXX``, and now and then so does a harmless word. ``MeSH/major`` and
-``MeSH/automatic`` are the findings that the report states or hedges, as an indexer would code them, or ``normal``.
-
-Each study of the phantom is a report of its own; the collection names no patients. ``truth/reports.jsonl`` has one
-line for each report, those without an image too. The elements with image features (``globalImageFeatures``) are left
-out.
+What was removed to hide identities reads ``XXXX``, and now and then so does a harmless word. ``MeSH/major`` and
+``MeSH/automatic`` are the findings that the report states or hedges, as an indexer would code them, or ``normal``: the
+headings and their order are those of the collection; COVID-19, which it predates, is coded as an opacity. Each study of
+the phantom is a report of its own; the collection names no patients. ``truth/reports.jsonl`` has one line for each
+report, those without an image too.
 
 From 100 studies on, each odd case of the collection occurs: a report without findings, without impression, without
 both, without an image; ``XXXX``; gaps in the report numbers.

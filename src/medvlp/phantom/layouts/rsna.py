@@ -1,11 +1,8 @@
-"""Writes a phantom in the layout of the RSNA Pneumonia Detection Challenge, stage 2.
+"""Writes a phantom in the layout of the RSNA Pneumonia Detection Challenge, stage 2 (see docs/datasets/rsna.md).
 
-``stage_2_train_images/<patientId>.dcm`` holds the images of the phantom's train and validate patients,
-``stage_2_test_images/`` those of its test patients, for which there are no labels but in ``truth/``. An image has
-Target 1 if it shows one of :data:`OPACITIES`; its boxes enclose what shows of them, in pixels of the image (the
-release's images have 1024 × 1024 pixels, these have the phantom's size). It is "Normal" if the study has no finding.
-As in the release there are no lateral views, and a ``patientId`` names one image, so that patients cannot be told.
-``truth/`` knows the patients; ``image_id`` is the patientId.
+An image has Target 1 if it shows one of :data:`OPACITIES`; its boxes enclose what shows of them, in pixels of the
+image. It is "Normal" if the study has no finding. Test images have no labels but in ``truth/``, which also knows the
+patients: as in the release a ``patientId`` names one image, and there are no lateral views.
 
 From 100 studies on, each odd case of the released files occurs, if ``spec.findings`` has the opacities: images of
 three and four boxes, a file in MONOCHROME1, an age of 155 years.

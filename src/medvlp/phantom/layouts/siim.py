@@ -1,16 +1,10 @@
-"""Writes a phantom in the layout of the SIIM-ACR Pneumothorax Segmentation challenge.
+"""Writes a phantom in the layout of the SIIM-ACR Pneumothorax Segmentation challenge (see docs/datasets/siim.md).
 
-``dicom-images-train/<StudyUID>/<SeriesUID>/<SOPUID>.dcm`` holds the images of the phantom's train and validate
-patients and ``dicom-images-test/`` those of its test patients; ``ImageId`` is the SOPInstanceUID. The masks come in
-both dialects in use:
-
-- ``train-rle.csv`` (stage 1, the training images): the header is ``ImageId, EncodedPixels`` and each value starts with
-  a blank, so that an image without pneumothorax has ``" -1"``;
-- ``stage_2_train.csv`` (the same and the former test images): no blanks, ``-1``.
-
-An image with several rows has the union of their masks, which may overlap. Runs are in pixels of the image, whose side
-is the phantom's size (1024 in the release). As in the release there are no lateral views, and PatientID is another
-random name for each image. ``truth/`` knows the patients; its ``image_id`` is the SOPInstanceUID.
+The masks come in both dialects in use: ``train-rle.csv`` (stage 1, the training images), whose header is ``ImageId,
+EncodedPixels`` and whose values start with a blank, so that an image without pneumothorax has ``" -1"``; and
+``stage_2_train.csv`` (the same and the former test images) without blanks. An image with several rows has the union of
+their masks. Runs are in pixels of the image. As in the release there are no lateral views, and PatientID is another
+random name for each image; ``truth/`` knows the patients, and its ``image_id`` is the SOPInstanceUID.
 
 From 100 studies on, each odd case of the released files occurs, if ``spec.findings`` has the pneumothorax: an image
 of several rows with overlapping masks, a file without any row.
