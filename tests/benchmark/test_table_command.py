@@ -67,7 +67,7 @@ def test_all_leaves_out_tables_without_results_and_says_so(results, capsys):
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--layout", "g2d-6", "--reported-only"], "no layout 'g2d-6'"),
+        (["--layout", "g2d-6", "--reported-only"], "unknown layout 'g2d-6'"),
         (["--layout", "own", "--reported-only"], "own has no reported numbers"),
         ([], "which results"),
         (["R", "--reported-only"], "reads no results"),

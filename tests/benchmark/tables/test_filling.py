@@ -74,7 +74,7 @@ def test_two_tasks_of_the_grid_in_one_cell_are_refused(tmp_path):
 
 def test_a_run_that_comes_twice_is_refused(tmp_path):
     rows = [result_row("mgca", "dice_positive", v, config_sha256=str(v)) for v in (0.5, 0.6)]
-    with pytest.raises(ConfigError, match=r"run0 comes more than once \(lines 1, 2\)"):
+    with pytest.raises(ConfigError, match=r"run run0 is given twice \(lines 1 and 2\)"):
         filled(tmp_path, rows)
 
 

@@ -1,7 +1,7 @@
 """From collected rows to cells: means over runs, intervals over patients, and the one that is bold."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -11,9 +11,8 @@ import pandas as pd
 
 from medvlp.benchmark.differences import RESAMPLES, best_of, interval_of_mean
 from medvlp.benchmark.resampled import Resampled
-from medvlp.benchmark.rows import records
+from medvlp.benchmark.rows import by_run, records
 from medvlp.benchmark.tables.model import CANNOT, NOT_RUN, NUMBER, Cell, Reported
-from medvlp.errors import ConfigError
 
 _NOT_SHARES = ("cnr",)
 """Metrics that are no share in [0, 1]: printed as they are, with three digits."""
@@ -113,8 +112,8 @@ def cell_of(
         ConfigError: a run comes twice.
         DataError: predictions are missing or damaged.
     """
-    _refuse_repeated(rows)
     own = records(rows)
+    by_run(own)  # refuses a run that is given twice
     defined = [row for row in own if row["value"] is not None]
     undefined = len(own) - len(defined)
     reason = f"{metric} is not defined in {undefined} of {len(own)} runs" if undefined else ""
@@ -144,32 +143,38 @@ def _job(row: Mapping[str, Any]) -> str:
     return row.get("job") or (row.get("config_sha256") or "")[:12] or f"line {row.get('line')}"
 
 
-def _refuse_repeated(rows: pd.DataFrame) -> None:
-    repeated = rows[rows.duplicated("bm_run", keep=False)]
-    if len(repeated):
-        first = repeated.iloc[0]
-        same = repeated[repeated["bm_run"] == first["bm_run"]]
-        lines = ", ".join(str(line) for line in same["line"])
-        raise ConfigError(
-            f"{first['bm_method']}, {first['bm_task']}, {first['metric']}: run {first['bm_run']} comes more than once "
-            f"(lines {lines}), with other settings or another checkpoint; keep one of them in the results file"
-        )
-
-
-def with_best(
-    cells: Mapping[str, Cell], rows: Mapping[str, pd.DataFrame], metric: str, statistics: Statistics
-) -> dict[str, Cell]:
-    """The cells of a column, the best marked where it is better than the second by more than chance.
+def column_of(
+    names: Sequence[str | None],
+    rows: pd.DataFrame,
+    metric: str,
+    statistics: Statistics,
+    *,
+    cannot: Collection[str],
+    reported: Sequence[Reported | None],
+    scale: float,
+    decimals: int,
+) -> list[Cell]:
+    """Return the cells of a column; the best is marked if it is better than the second by more than chance.
 
     Args:
-        cells: method to its cell.
-        rows: method to the rows of that cell.
-        metric: of all of them.
-        statistics: how it is tested.
-
-    Returns:
-        The same cells, at most one with ``best``.
+        names: method of each cell; None where no method of ours belongs.
+        rows: all rows of the column.
+        metric: theirs.
+        statistics: gives intervals and significance.
+        cannot: methods that do not support the task.
+        reported: the paper's values.
+        scale: factor from the metric's unit to what is printed.
+        decimals: digits after the point where the paper has no value.
     """
-    given = {method: records(rows[method]) for method, cell in cells.items() if cell.value is not None}
+    parts = {str(name): part for name, part in rows.groupby("bm_method", sort=False)}
+    cells = [
+        cell_of(parts[name], metric, statistics, paper, scale, decimals)
+        if name is not None and name in parts
+        else missing(paper, name in cannot)
+        for name, paper in zip(names, reported, strict=True)
+    ]
+    given = {
+        name: records(parts[name]) for name, cell in zip(names, cells, strict=True) if name and cell.value is not None
+    }
     leader = statistics.best(given, metric) if len(given) > 1 else None
-    return {method: replace(cell, best=method == leader) for method, cell in cells.items()}
+    return [replace(cell, best=name is not None and name == leader) for name, cell in zip(names, cells, strict=True)]

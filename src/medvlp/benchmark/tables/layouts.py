@@ -1,17 +1,17 @@
-"""The papers' tables as data: their columns, their rows, and what of ours belongs in them.
+"""The papers' tables as data: their columns, their rows, and the results of ours that belong in them.
 
 ``layouts.yaml`` holds, beside the mapping of printed names to ours, one entry per table:
 
 ================ ======================================================================================
 key              meaning
 ================ ======================================================================================
-paper, table     where it stands
+paper, table     its source
 caption          what it shows
 header           one template per header line, over title, task, dataset, metric, class and fraction
 row_header       heading of the rows; fact_names those of further row headers
 decimals, scale  digits after the point; factor from our unit (100: per cent)
 marks            what the paper's "-", "/" and "?" mean
-remarks          what a reader must know of the whole table
+remarks          footnotes to the whole table
 columns          groups of columns, one for each of datasets × metrics × classes × fractions
 blocks           the body: rows under a heading
 ================ ======================================================================================
@@ -32,7 +32,7 @@ from typing import Any
 
 import yaml
 
-from medvlp.benchmark.tables.reported import fraction_of, reported
+from medvlp.benchmark.tables.reported import FRACTIONS, reported
 from medvlp.errors import ConfigError, DataError
 
 _ABLATION = "ablation: "
@@ -42,20 +42,20 @@ _PRINTED = ("task", "dataset", "protocol", "metric", "fraction", "class")
 
 @dataclass(frozen=True)
 class Spec:
-    """One column of one block: what the paper has there, and what of ours may stand there.
+    """One column of one block.
 
     Attributes:
         labels: header, outermost first.
-        printed: task, dataset, protocol, metric, fraction and class as the papers name them.
+        printed: task, dataset, protocol, metric, fraction and class in the paper's words.
         backbone: of the reported cell, where the table mixes backbones.
         task: ours.
         dataset: ours.
         accepts: our protocols that may fill it.
         metrics: our metrics that may fill it, the preferred first.
         fraction: share of the training part; None for zero-shot.
-        any_fraction: whichever one fraction was run.
+        any_fraction: take whichever one fraction was run.
         decimals: digits after the point.
-        scale: factor from our unit to what is printed.
+        scale: factor from our unit to the printed one.
     """
 
     labels: tuple[str, ...]
@@ -73,12 +73,12 @@ class Spec:
 
 @dataclass(frozen=True)
 class LayoutRow:
-    """One row: the paper's method, and ours that fills it.
+    """One row.
 
     Attributes:
-        method: as reported.csv has it.
+        method: as in reported.csv.
         label: as printed.
-        backbone: of the reported cells, where the method stands there with several.
+        backbone: of the reported cells, where the method is reported with several.
         benchmark: names in a grid that may fill it; the first with results does.
         facts: further row headers.
     """
@@ -89,10 +89,15 @@ class LayoutRow:
     benchmark: tuple[str, ...]
     facts: tuple[str, ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names under which it looks for our results, in order."""
+        return (*self.benchmark, self.label, self.method)
+
 
 @dataclass(frozen=True)
 class LayoutBlock:
-    """Rows under a heading, and the columns as they are there."""
+    """Rows under a heading, and their columns."""
 
     title: str
     columns: tuple[Spec, ...]
@@ -101,7 +106,7 @@ class LayoutBlock:
 
 @dataclass(frozen=True)
 class Layout:
-    """One table of a paper; see the module for the fields."""
+    """One table of a paper; the module describes the fields."""
 
     name: str
     paper: str
@@ -119,82 +124,57 @@ class Layout:
         return f"{self.paper}, Table {self.table}"
 
     @property
+    def columns(self) -> list[Spec]:
+        """The columns of all blocks."""
+        return [spec for block in self.blocks for spec in block.columns]
+
+    @property
     def ablation(self) -> bool:
         """Whether its rows are variants of one method."""
-        return any(spec.printed["task"].startswith(_ABLATION) for block in self.blocks for spec in block.columns)
+        return any(spec.printed["task"].startswith(_ABLATION) for spec in self.columns)
 
     @cached_property
-    def reported(self) -> Mapping[tuple[str, ...], list[Mapping[str, Any]]]:
-        """The reported cells of this table by method, and by task, dataset, protocol, metric, fraction and class."""
+    def _reported(self) -> Mapping[tuple[str, ...], list[dict[str, Any]]]:
         frame = reported()
-        own = frame[(frame["source_paper"] == self.paper) & (frame["table"] == self.table)]
-        found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-        for cell in own.to_dict("records"):
-            plain = {str(key): value for key, value in cell.items()}
-            found.setdefault((plain["method"], *(plain[key] for key in _PRINTED)), []).append(plain)
-        return found
+        cells: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for cell in frame[(frame["source_paper"] == self.paper) & (frame["table"] == self.table)].to_dict("records"):
+            key = (cell["method"], *(cell[name] for name in _PRINTED))
+            cells.setdefault(key, []).append({str(name): value for name, value in cell.items()})
+        return cells
 
     def reported_cell(self, row: LayoutRow, spec: Spec) -> Mapping[str, Any] | None:
-        """The paper's cell at a row and column.
-
-        Args:
-            row: of this layout.
-            spec: a column of the row's block.
-
-        Returns:
-            A row of :func:`~medvlp.benchmark.tables.reported.reported`; None where the paper has none.
+        """Return the paper's cell at a row and column, as a row of ``reported.csv``; None if there is none.
 
         Raises:
-            DataError: several cells match, so that the layout does not tell them apart.
+            DataError: several cells match.
         """
-        wanted = {backbone for backbone in (row.backbone, spec.backbone) if backbone is not None}
+        backbones = {backbone for backbone in (row.backbone, spec.backbone) if backbone is not None}
         key = (row.method, *(spec.printed[name] for name in _PRINTED))
-        found = [cell for cell in self.reported.get(key, ()) if wanted <= {cell["backbone"]}]
-        if len(found) > 1:
+        matches = [cell for cell in self._reported.get(key, ()) if backbones <= {cell["backbone"]}]
+        if len(matches) > 1:
             raise DataError(
-                f"{self.title}: {len(found)} reported cells match row {row.label!r}, column {' '.join(spec.labels)!r}; "
-                "give the row or column a backbone in layouts.yaml"
+                f"{self.title}: {len(matches)} reported cells match row {row.label!r}, column "
+                f"{' '.join(spec.labels)!r}; give the row or column a backbone in layouts.yaml"
             )
-        return found[0] if found else None
+        return matches[0] if matches else None
 
 
 def layout(name: str) -> Layout:
-    """A layout by its name, such as ``g2d-2a``.
+    """Return a layout by its name, such as ``g2d-2a``.
 
     Raises:
-        ConfigError: there is no such layout.
+        ConfigError: unknown name.
     """
     if name not in layouts():
-        raise ConfigError(f"no layout {name!r}; there are {', '.join(layouts())}")
+        raise ConfigError(f"unknown layout {name!r}; expected one of: {', '.join(layouts())}")
     return layouts()[name]
 
 
 @cache
 def layouts() -> dict[str, Layout]:
-    """All layouts by name, in the papers' order.
-
-    Raises:
-        DataError: the shipped file does not fit together.
-    """
-    text = resources.files(__package__).joinpath("layouts.yaml").read_text("utf-8")
-    return parse(yaml.safe_load(text))
-
-
-def parse(data: Mapping[str, Any]) -> dict[str, Layout]:
-    """Layouts from what ``layouts.yaml`` holds.
-
-    Raises:
-        DataError: a key is missing, or a name is not mapped to ours.
-    """
-    found = {}
-    for name, table in data["tables"].items():
-        try:
-            found[name] = _layout(name, table, data)
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"layouts.yaml, table {name}: {error} is missing or misplaced; complete the entry"
-            ) from error
-    return found
+    """Return all layouts by name, in the papers' order."""
+    data = yaml.safe_load(resources.files(__package__).joinpath("layouts.yaml").read_text("utf-8"))
+    return {name: _layout(name, table, data) for name, table in data["tables"].items()}
 
 
 def _layout(name: str, table: Mapping[str, Any], data: Mapping[str, Any]) -> Layout:
@@ -239,8 +219,11 @@ def _specs(
     specs = []
     for combination in product(*values.values()):
         printed = {"task": task, "protocol": protocol, **dict(zip(values, combination, strict=True))}
-        words = {**printed, "title": group.get("title", task)}
-        words["class"] = "Mean" if printed["class"] == "mean" else printed["class"]
+        label = printed["class"]
+        words = {**printed, "title": group.get("title", task), "class": "Mean" if label == "mean" else label}
+        metrics = ours["metrics"][printed["metric"]]
+        if label not in ("", "mean", "macro average"):
+            metrics = [f"{name}/{data['classes'].get(label, label)}" for name in metrics]
         specs.append(
             Spec(
                 labels=tuple(line.format(**words) for line in table["header"]),
@@ -249,18 +232,11 @@ def _specs(
                 task=ours["task"],
                 dataset=data["datasets"][printed["dataset"]],
                 accepts=tuple(block.get("accepts", {}).get(task) or group["accepts"]),
-                metrics=_metrics(ours["metrics"][printed["metric"]], printed["class"], data["classes"]),
-                fraction=fraction_of(printed["fraction"]),
+                metrics=tuple(metrics),
+                fraction=FRACTIONS[printed["fraction"]],
                 any_fraction=group.get("any_fraction", False),
                 decimals=group.get("decimals", table["decimals"]),
                 scale=group.get("scale", table.get("scale", _PER_CENT)),
             )
         )
     return specs
-
-
-def _metrics(names: list[str], label: str, classes: Mapping[str, str]) -> tuple[str, ...]:
-    """Our metrics: of a class where the column is one's, else the mean over classes."""
-    if label in ("", "mean", "macro average"):
-        return tuple(names)
-    return tuple(f"{name}/{classes.get(label, label)}" for name in names)

@@ -1,7 +1,7 @@
-"""What a table is, before anyone prints it: columns, blocks of rows, cells, footnotes.
+"""Tables before they are printed: columns, blocks of rows, cells, footnotes.
 
-A table's body is cut into blocks. Within a block every column holds one task, dataset, protocol, metric and fraction;
-where a paper prints two protocols in one column, they are two blocks.
+Within a block every column holds one task, dataset, protocol, metric and fraction; where a paper prints two protocols
+in one column, they are two blocks.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 NUMBER, NOT_RUN, CANNOT, LOST = "number", "-", "/", "?"
-"""What a cell holds: a value; nothing; nothing because the method cannot; a value that nobody can read any more."""
+"""Status of a cell: a value; not run; not supported by the method; printed in the paper but no longer readable."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Reported:
     """What a paper prints in a cell.
 
     Attributes:
-        printed: the value as printed, such as "8.90"; "-", "/" or "?" where there is none.
-        std: the number after ±, as printed; None where there is none.
-        note: what the reader of the paper should know.
-        flags: where the paper contradicts itself or another, a sentence each.
+        printed: the value as printed, such as "8.90"; "-", "/" or "?" if there is none.
+        std: the number after ±, as printed; None if there is none.
+        note: comment on the cell.
+        flags: inconsistencies within the paper or with another, a sentence each.
     """
 
     printed: str
@@ -30,7 +30,7 @@ class Reported:
 
     @property
     def status(self) -> str:
-        """``NUMBER``, or the mark that stands for none."""
+        """``NUMBER``, or the mark printed instead."""
         return self.printed if self.printed in (NOT_RUN, CANNOT, LOST) else NUMBER
 
     @property
@@ -41,27 +41,26 @@ class Reported:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method by one column: our value, and the paper's beside it.
+    """One method in one column: our value, and the paper's beside it.
 
-    Values are in the metric's own unit (a share in [0, 1] for AUROC, Dice, mAP); ``scale`` turns them into what is
-    printed.
+    Values are in the metric's own unit (in [0, 1] for AUROC, Dice, mAP); ``scale`` converts them to what is printed.
 
     Attributes:
-        status: ``NUMBER`` where there is a value of ours, else the mark to print.
+        status: ``NUMBER`` if there is a value of ours, else the mark to print.
         value: mean over the runs.
         std: sample standard deviation over the runs; None for one run.
-        low: lower end of the bootstrap interval of the mean over patients; None where it is not known.
+        low: lower end of the bootstrap interval of the mean over patients; None if unknown.
         high: upper end.
-        runs: how many runs (seeds) the mean is of.
-        best: the best of its column and significantly different from the second.
-        reported: what the paper has; None where it has no such cell.
-        jobs: hashes of the jobs whose result rows made the value, one per row; of rows of single runs, that have no
-            job, the first twelve digits of their settings' hash.
-        lines: lines of the results file on which those rows are.
-        scale: factor to what is printed: 100 for per cent, 1 else.
+        runs: number of runs.
+        best: whether it is the best of its column, by more than chance.
+        reported: the paper's value; None if the paper has no such cell.
+        jobs: hashes of the jobs of its result rows; of rows of single runs, the first twelve digits of their settings'
+            hash.
+        lines: lines of those rows in the results file.
+        scale: factor to what is printed: 100 for per cent, otherwise 1.
         decimals: digits after the point, of value and interval.
         std_decimals: of the standard deviation.
-        reason: why there is no value, where the rows say so.
+        reason: why there is no value, if the rows say so.
     """
 
     status: str
@@ -98,17 +97,16 @@ class Cell:
 
     @property
     def sort_text(self) -> str:
-        """The number that a column is sorted by: ours, or else the paper's; empty where there is none."""
+        """Number to sort a column by: ours, or else the paper's; empty if there is none."""
         if self.value is not None:
             return f"{self.value * self.scale:.6g}"
         return self.reported.printed if self.reported and self.reported.status == NUMBER else ""
 
     @property
     def text(self) -> str:
-        """Our value with what is known of its spread: ``65.6 ± 1.7 [63.1, 67.9]``."""
-        spread = f" ± {self.std_text}" if self.std_text else ""
-        between = f" {self.interval_text}" if self.interval_text else ""
-        return self.mean_text + spread + between
+        """Our value with its spread: ``65.6 ± 1.7 [63.1, 67.9]``."""
+        std = f"± {self.std_text}" if self.std_text else ""
+        return " ".join(part for part in (self.mean_text, std, self.interval_text) if part)
 
 
 @dataclass(frozen=True)
@@ -117,14 +115,12 @@ class Column:
 
     Attributes:
         labels: header, outermost first; as many as every other column of the table has.
-        metric: name of our metric that fills it, such as ``dice_positive``; "" where it has none.
-        higher_is_better: direction of the metric.
-        fraction: share of the training part; None for zero-shot, or where the blocks hold the fractions.
+        metric: our metric that fills it, such as ``dice_positive``; "" if there is none.
+        fraction: share of the training part; None for zero-shot, or if the blocks hold the fractions.
     """
 
     labels: tuple[str, ...]
     metric: str = ""
-    higher_is_better: bool = True
     fraction: float | None = None
 
 
@@ -133,10 +129,10 @@ class Row:
     """One method.
 
     Attributes:
-        label: how the table prints it.
+        label: as printed.
         cells: one for each column of the table.
-        method: its name in the grid (``bm_method``); None where no row of ours fills it.
-        facts: what the paper's further row headers say (epochs, pre-training data), one per ``Table.fact_names``.
+        method: its name in the grid (``bm_method``); None if no result of ours fills it.
+        facts: further row headers (epochs, pre-training data), one per ``Table.fact_names``.
     """
 
     label: str
@@ -147,12 +143,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that belong together.
-
-    Attributes:
-        title: heading over the rows; "" for none.
-        rows: the rows, in order.
-    """
+    """Rows under a heading; "" for none."""
 
     title: str
     rows: tuple[Row, ...]
@@ -160,21 +151,21 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that any of the writers prints.
+    """A table.
 
     Attributes:
         name: ``g2d-1``, ``mgca-6``, ``own-segmentation``: also the label and the prefix of links.
         title: "G2D, Table 1".
         caption: what it shows.
-        columns: its columns; the labels of neighbours that are equal are printed as one.
+        columns: its columns; equal labels of neighbours are printed as one.
         blocks: its body.
-        footnotes: sentences to print below, each once.
-        source: path of the results file as it was given; "" where the table holds reported numbers alone.
+        footnotes: sentences to print below.
+        source: path of the results file as it was given; "" if the table holds reported numbers alone.
         row_header: heading of the rows' labels.
         fact_names: headings of the rows' facts.
-        phantom: some value comes from the phantom and says nothing about clinical performance.
-        reported_only: the table holds the paper's values and none of ours.
-        family: the task family of one of our own tables ("segmentation"); "" for a paper's.
+        phantom: whether some value comes from the phantom.
+        reported_only: whether it holds the paper's values and none of ours.
+        family: the kind of task of one of our own tables ("segmentation"); "" for a paper's.
     """
 
     name: str
@@ -190,8 +181,8 @@ class Table:
     reported_only: bool = False
     family: str = ""
 
-    def cells(self) -> "Iterator[tuple[int, int, int, Cell]]":
-        """All cells with the numbers of their block, row in the block, and column."""
+    def cells(self) -> Iterator[tuple[int, int, int, Cell]]:
+        """Iterate over all cells, with the indices of their block, row in the block, and column."""
         for b, block in enumerate(self.blocks):
             for r, row in enumerate(block.rows):
                 for c, cell in enumerate(row.cells):
@@ -199,25 +190,25 @@ class Table:
 
     @cached_property
     def flags(self) -> tuple[str, ...]:
-        """The papers' inconsistencies that concern some cell, each once, in the order of their cells."""
-        found = (flag for *_, cell in self.cells() if cell.reported for flag in cell.reported.flags)
-        return tuple(dict.fromkeys(found))
+        """The papers' inconsistencies that concern some cell, each once, in the order of the cells."""
+        flags = (flag for *_, cell in self.cells() if cell.reported for flag in cell.reported.flags)
+        return tuple(dict.fromkeys(flags))
 
     def marks(self, cell: Cell) -> str:
-        """The letters of a cell's flags, such as ``a,c``; they count through :attr:`flags`."""
-        own = cell.reported.flags if cell.reported else ()
-        return ",".join(letter_of(number) for number in sorted(self.flags.index(flag) for flag in own))
+        """Return the letters of a cell's flags, such as ``a,c``, by their index in :attr:`flags`."""
+        flags = cell.reported.flags if cell.reported else ()
+        return ",".join(letter_of(number) for number in sorted(map(self.flags.index, flags)))
 
     def has_values(self) -> bool:
-        """Whether any cell holds a value of ours."""
+        """Return whether any cell holds a value of ours."""
         return any(cell.value is not None for *_, cell in self.cells())
 
     def anchor(self, block: int, row: int, column: int) -> str:
-        """Name under which the result rows of a cell are listed; unique where table names are."""
+        """Return the link target of a cell's result rows; unique if table names are."""
         return f"{self.name}-{block + 1}-{row + 1}-{column + 1}"
 
 
 def letter_of(number: int) -> str:
-    """0 to "a", 25 to "z", 26 to "aa"."""
+    """Convert 0 to "a", 25 to "z", 26 to "aa"."""
     more, last = divmod(number, 26)
     return (letter_of(more - 1) if more else "") + chr(ord("a") + last)

@@ -8,20 +8,16 @@ import pandas as pd
 
 from medvlp.benchmark.gridfile import GridFile
 from medvlp.benchmark.rows import is_multiclass, left_out, primary_of, records
-from medvlp.benchmark.tables.cells import Statistics, cell_of, missing, print_scale, with_best
+from medvlp.benchmark.tables.cells import Statistics, column_of, print_scale
 from medvlp.benchmark.tables.footnotes import of_rows
 from medvlp.benchmark.tables.model import Block, Cell, Column, Row, Table
 from medvlp.benchmark.tables.paper import ONE_OF, require_one
 from medvlp.errors import ConfigError
 
-_TITLES = {
-    "classification": "Classification",
-    "zero_shot": "Zero-shot classification",
-    "segmentation": "Segmentation",
-    "detection": "Detection",
-    "grounding": "Grounding",
-    "retrieval": "Retrieval",
-}
+_DISTINCT = (
+    *((key, "give them different names in the grid") for key in ("task", "protocol", "dataset", "part")),
+    *ONE_OF,
+)
 
 
 @dataclass(frozen=True)
@@ -44,16 +40,16 @@ def own_tables(
     source: str = "",
     grid: GridFile | None = None,
 ) -> list[Table]:
-    """One table per family of tasks: methods by tasks of the grid and fractions, each with its primary metric.
+    """Return one table per family of tasks: methods by tasks of the grid and fractions, each with its primary metric.
 
-    Rows and columns are in the order of the grid, where ``grid.json`` lies in the folder.
+    Rows and columns are in the order of the grid, if ``grid.json`` is in the folder.
 
     Args:
         frame: rows of :func:`medvlp.benchmark.rows.collected`.
         folder: that of the results file.
-        statistics: intervals and significance; with the defaults if None.
-        metrics: metrics to show where a task has them, in the place of its primary one.
-        source: how the results file is called in links.
+        statistics: intervals and significance; default settings if None.
+        metrics: shown where a task has them, instead of its primary one.
+        source: name of the results file in links.
         grid: with the methods and tasks of the frame; read from the folder if None.
 
     Returns:
@@ -65,11 +61,12 @@ def own_tables(
     """
     statistics = statistics or Statistics(Path(folder))
     grid = grid or GridFile.read(folder, frame)
-    found = []
+    lost = _lost(frame, grid, metrics)
+    tables = []
     for family, groups in _families(frame, grid, metrics).items():
-        title = _TITLES.get(family, family.replace("_", " ").capitalize())
-        found.append(_table(f"own-{family}", title, groups, grid, statistics, source, _lost(frame, grid, metrics)))
-    return found
+        title = "Zero-shot classification" if family == "zero_shot" else family.replace("_", " ").capitalize()
+        tables.append(_table(f"own-{family}", title, groups, grid, statistics, source, lost))
+    return tables
 
 
 def summary_table(
@@ -79,17 +76,13 @@ def summary_table(
     statistics: Statistics | None = None,
     metrics: Sequence[str] = (),
     source: str = "",
-    grid: GridFile | None = None,
 ) -> Table:
-    """Everything that was run in one table: methods by all tasks of the grid and fractions.
+    """Return everything that was run in one table, ``summary``: methods by all tasks of the grid and fractions.
 
-    Arguments and errors are those of :func:`own_tables`; with few fractions it is a table that fits a page.
-
-    Returns:
-        A table named ``summary``.
+    Arguments and errors are those of :func:`own_tables`.
     """
     statistics = statistics or Statistics(Path(folder))
-    grid = grid or GridFile.read(folder, frame)
+    grid = GridFile.read(folder, frame)
     groups = [group for family in _families(frame, grid, metrics).values() for group in family]
     return _table("summary", "Overview", groups, grid, statistics, source, _lost(frame, grid, metrics))
 
@@ -101,22 +94,23 @@ def rows_left_out(frame: pd.DataFrame, folder: str | Path, metrics: Sequence[str
 
 def _lost(frame: pd.DataFrame, grid: GridFile, metrics: Sequence[str]) -> str:
     parts = [frame[frame["bm_task"] == task] for task in grid.tasks]
-    return left_out((own, _metric(own, grid, metrics)) for own in parts if len(own))
+    return left_out((part, _metric(part, grid, metrics)) for part in parts if len(part))
 
 
 def _families(frame: pd.DataFrame, grid: GridFile, metrics: Sequence[str]) -> dict[str, list[_Group]]:
-    """The columns of each kind of task, in the order of the grid."""
+    """Return the columns of each kind of task, in the order of the grid."""
     families: dict[str, list[_Group]] = {}
     for task in grid.tasks:
-        own = frame[frame["bm_task"] == task]
-        for key in ("task", "protocol", "dataset", "part"):
-            require_one(own, key, f"task {task}", "give them different names in the grid")
-        for key, remedy in ONE_OF:
-            require_one(own, key, f"task {task}", remedy)
-        if len(own):
-            metric = _metric(own, grid, metrics)
-            if metric is not None:
-                families.setdefault(own.iloc[0]["task"], []).extend(_groups(own[own["metric"] == metric]))
+        rows = frame[frame["bm_task"] == task]
+        for key, remedy in _DISTINCT:
+            require_one(rows, key, f"task {task}", remedy)
+        metric = _metric(rows, grid, metrics) if len(rows) else None
+        if metric is not None:
+            first = rows.iloc[0]
+            groups = families.setdefault(first["task"], [])
+            for _, part in rows[rows["metric"] == metric].groupby("fraction", dropna=False):
+                fraction = records(part.iloc[:1])[0]["fraction"]
+                groups.append(_Group(task, first["protocol"], metric, fraction, part))
     if not families:
         raise ConfigError(
             f"no primary metric is known of {', '.join(frame['task'].unique())}; table --metric NAME shows one, such "
@@ -125,20 +119,10 @@ def _families(frame: pd.DataFrame, grid: GridFile, metrics: Sequence[str]) -> di
     return families
 
 
-def _groups(rows: pd.DataFrame) -> list[_Group]:
-    task, protocol, metric = rows.iloc[0][["bm_task", "protocol", "metric"]]
-    fractions = sorted(rows["fraction"].dropna().unique()) or [None]
-    return [_Group(task, protocol, metric, fraction, _at(rows, fraction)) for fraction in fractions]
-
-
-def _at(rows: pd.DataFrame, fraction: float | None) -> pd.DataFrame:
-    return rows[rows["fraction"].isna()] if fraction is None else rows[rows["fraction"] == fraction]
-
-
-def _metric(own: pd.DataFrame, grid: GridFile, asked: Sequence[str]) -> str | None:
-    """The metric asked for, else the grid's, else the task's primary one; None if none of them is there."""
-    row, present = records(own.iloc[:1])[0], set(own["metric"])
-    for metric in (*asked, grid.tasks[row["bm_task"]].metric):
+def _metric(rows: pd.DataFrame, grid: GridFile, requested: Sequence[str]) -> str | None:
+    """Return the requested metric, else the grid's, else the task's primary one; None if the rows have none of them."""
+    row, present = records(rows.iloc[:1])[0], set(rows["metric"])
+    for metric in (*requested, grid.tasks[row["bm_task"]].metric):
         if metric in present:
             return metric
     return primary_of(row["task"], present, is_multiclass(row.get("notes")))
@@ -148,10 +132,9 @@ def _table(
     name: str, title: str, groups: list[_Group], grid: GridFile, statistics: Statistics, source: str, lost: str
 ) -> Table:
     used = pd.concat([group.rows for group in groups])
-    present = set(used["bm_method"])
-    tasks = {group.task for group in groups}
+    tasks, present = {group.task for group in groups}, set(used["bm_method"])
     methods = [name for name in grid.methods if name in present or tasks.intersection(grid.cannot.get(name, ()))]
-    columns = [_column(group, methods, grid, statistics) for group in groups]
+    columns = [_cells(group, methods, grid, statistics) for group in groups]
     rows = [
         Row(grid.methods[method], cells, method)
         for method, cells in zip(methods, zip(*columns, strict=True), strict=True)
@@ -159,7 +142,7 @@ def _table(
     table = Table(
         name=name,
         title=title,
-        caption=_caption(groups),
+        caption=f"On {', '.join(used['dataset'].unique())} ({', '.join(used['part'].unique())})",
         columns=tuple(_header(group, grid) for group in groups),
         blocks=(Block("", tuple(rows)),),
         source=source,
@@ -169,24 +152,18 @@ def _table(
     return replace(table, footnotes=(*of_rows(table, used, statistics, []), *filter(None, [lost])))
 
 
-def _caption(groups: list[_Group]) -> str:
-    datasets = dict.fromkeys(dataset for group in groups for dataset in group.rows["dataset"])
-    parts = dict.fromkeys(part for group in groups for part in group.rows["part"])
-    return f"On {', '.join(datasets)} ({', '.join(parts)})"
-
-
 def _header(group: _Group, grid: GridFile) -> Column:
     share = "no training" if group.fraction is None else f"{group.fraction:.6%}".rstrip("0%").rstrip(".") + " %"
     labels = (grid.tasks[group.task].title, f"{group.protocol}: {group.metric}", share)
     return Column(labels, group.metric, fraction=group.fraction)
 
 
-def _column(group: _Group, methods: list[str], grid: GridFile, statistics: Statistics) -> list[Cell]:
+def _cells(group: _Group, methods: list[str], grid: GridFile, statistics: Statistics) -> list[Cell]:
     scale, decimals = print_scale(group.metric)
-    parts = {name: rows for name, rows in group.rows.groupby("bm_method", sort=False)}
-    cells = {
-        str(name): cell_of(rows, group.metric, statistics, scale=scale, decimals=decimals)
-        for name, rows in parts.items()
-    }
-    cells = with_best(cells, {str(name): rows for name, rows in parts.items()}, group.metric, statistics)
-    return [cells.get(name) or missing(cannot=group.task in grid.cannot.get(name, ())) for name in methods]
+    return column_of(
+        *(methods, group.rows, group.metric, statistics),
+        cannot=[name for name, tasks in grid.cannot.items() if group.task in tasks],
+        reported=[None] * len(methods),
+        scale=scale,
+        decimals=decimals,
+    )
