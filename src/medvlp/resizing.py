@@ -7,8 +7,9 @@ Pixels are squares: pixel i covers [i, i + 1), box corners are pixel edges, and 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,19 +23,10 @@ from medvlp.errors import ConfigError, DataError
 
 
 class Geometry(NamedTuple):
-    """What a rule did to one image, all in whole pixels: crop, then scale, then pad with zeros.
+    """What a rule did to one image, in whole pixels: crop, then scale, then pad with zeros.
 
-    Attributes:
-        left: left edge of the crop in the source image.
-        top: top edge of the crop in the source image.
-        crop_width: width of the crop.
-        crop_height: height of the crop.
-        width: width of the crop after scaling.
-        height: height of the crop after scaling.
-        pad_left: columns of zeros to the left.
-        pad_top: rows of zeros above.
-        out_width: width of the result.
-        out_height: height of the result.
+    ``left`` and ``top`` are the corner of the crop in the source image; ``width`` and ``height`` its size after
+    scaling; ``pad_left`` and ``pad_top`` the zeros before it in the result.
     """
 
     left: int
@@ -50,7 +42,7 @@ class Geometry(NamedTuple):
 
     @classmethod
     def identity(cls, height: int, width: int) -> "Geometry":
-        """The geometry of an image that stays as it is, of the given size in pixels."""
+        """Return the geometry of an image that stays as it is."""
         return cls(0, 0, width, height, width, height, 0, 0, width, height)
 
 
@@ -64,18 +56,10 @@ def _resized(pixels: Tensor, height: int, width: int, mode: InterpolationMode, a
     return v2.functional.resize(pixels, [height, width], interpolation=mode, antialias=antialias)
 
 
-def _square(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
-    x = _resized(pixels, size, size, InterpolationMode.BILINEAR, True)
-    return x, _whole(pixels, x)
-
-
-def _square_plain(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
-    x = _resized(pixels, size, size, InterpolationMode.BILINEAR, False)
-    return x, _whole(pixels, x)
-
-
-def _bicubic(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
-    x = _resized(pixels, size, size, InterpolationMode.BICUBIC, True)
+def _to_square(
+    pixels: Tensor, size: int, mode: InterpolationMode = InterpolationMode.BILINEAR, antialias: bool = True
+) -> tuple[Tensor, Geometry]:
+    x = _resized(pixels, size, size, mode, antialias)
     return x, _whole(pixels, x)
 
 
@@ -135,23 +119,16 @@ def _longer_pad(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
     return _padded(pixels, small, size)
 
 
-def _kept_aspect(pixels: Tensor, size: int, side: int) -> tuple[Tensor, Geometry]:
-    """Scale so that ``side`` becomes ``size``, unless it is that small already; the other side is cut to an integer."""
+def _kept_aspect(pixels: Tensor, size: int, side: Callable[[Sequence[int]], int]) -> tuple[Tensor, Geometry]:
+    """Scale so that a side becomes ``size``, unless it is that small already; the other side is cut to an integer."""
     height, width = pixels.shape[-2:]
-    if side <= size:
+    old = side((height, width))
+    if old <= size:
         return pixels, Geometry.identity(height, width)
     # whole-number division: torchvision's Resize cuts the other side in the same way
-    new = (max(height * size // side, 1), max(width * size // side, 1))
+    new = (max(height * size // old, 1), max(width * size // old, 1))
     x = _resized(pixels, *new, InterpolationMode.BILINEAR, True)
     return x, _whole(pixels, x)
-
-
-def _longer(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
-    return _kept_aspect(pixels, size, max(pixels.shape[-2:]))
-
-
-def _shorter(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
-    return _kept_aspect(pixels, size, min(pixels.shape[-2:]))
 
 
 def _stretch(pixels: Tensor, size: int, top_level: int) -> tuple[Tensor, Geometry]:
@@ -175,29 +152,21 @@ def _stretch(pixels: Tensor, size: int, top_level: int) -> tuple[Tensor, Geometr
     return y.to(torch.uint8), Geometry(left, top, x.shape[1], x.shape[0], size, size, 0, 0, size, size)
 
 
-def _stretch_official(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
-    return _stretch(pixels, size, 256)
-
-
-def _stretch_255(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
-    return _stretch(pixels, size, 255)
-
-
 def _full(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
     return pixels, Geometry.identity(*pixels.shape[-2:])
 
 
 _APPLY: dict[str, Callable[[Tensor, int], tuple[Tensor, Geometry]]] = {
-    "square": _square,
-    "square_plain": _square_plain,
-    "bicubic": _bicubic,
+    "square": _to_square,
+    "square_plain": partial(_to_square, antialias=False),
+    "bicubic": partial(_to_square, mode=InterpolationMode.BICUBIC),
     "lanczos": _lanczos,
     "pad": _pad,
     "longer_pad": _longer_pad,
-    "longer": _longer,
-    "shorter": _shorter,
-    "stretch_official": _stretch_official,
-    "stretch_255": _stretch_255,
+    "longer": partial(_kept_aspect, side=max),
+    "shorter": partial(_kept_aspect, side=min),
+    "stretch_official": partial(_stretch, top_level=256),
+    "stretch_255": partial(_stretch, top_level=255),
     "full": _full,
 }
 
@@ -251,7 +220,7 @@ class ResizeRule:
             done.
 
         Raises:
-            DataError: not a uint8 tensor of that shape, or one without pixels.
+            DataError: the image has another type or shape, or no pixels.
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 1 or not pixels.numel():
             raise DataError(
@@ -261,7 +230,7 @@ class ResizeRule:
         return result.contiguous(), geometry
 
     def mask(self, mask: Tensor, geometry: Geometry) -> Tensor:
-        """Take a mask along: crop, nearest neighbour by pixel centres, zero padding.
+        """Resize a mask with its image: crop, nearest neighbour by pixel centres, zero padding.
 
         Args:
             mask: bool (1, H, W), of the size of the source image.
@@ -275,14 +244,14 @@ class ResizeRule:
             DataError: not a bool tensor of that shape, or of another size than the image.
         """
         if mask.dtype != torch.bool or mask.ndim != 3 or mask.shape[0] != 1:
-            raise DataError(f"a mask is bool of shape (1, H, W), not {mask.dtype} {tuple(mask.shape)}")
+            raise DataError(f"a mask must be bool of shape (1, H, W), not {mask.dtype} {tuple(mask.shape)}")
         g = geometry
         needed = (g.top + g.crop_height, g.left + g.crop_width)
-        found = (mask.shape[1], mask.shape[2])
+        size = (mask.shape[1], mask.shape[2])
         # only the rules that crop may leave a margin at the bottom and right, whose width the geometry does not hold
-        if found != needed and not (self.rule in _CROPPING and found[0] >= needed[0] and found[1] >= needed[1]):
+        if size != needed and not (self.rule in _CROPPING and size[0] >= needed[0] and size[1] >= needed[1]):
             raise DataError(
-                f"the mask is {found[1]} × {found[0]} pixels and does not fit its image of {needed[1]} × {needed[0]}; "
+                f"the mask is {size[1]} × {size[0]} pixels and does not fit its image of {needed[1]} × {needed[0]}; "
                 "draw it at the size at which the image was read"
             )
         crop = mask[:, g.top : g.top + g.crop_height, g.left : g.left + g.crop_width]
@@ -292,7 +261,7 @@ class ResizeRule:
         return result
 
     def boxes(self, boxes: Tensor, geometry: Geometry) -> Tensor:
-        """Take boxes along.
+        """Resize boxes with their image.
 
         Args:
             boxes: float32 (n, 4), x0, y0, x1, y1 in pixels of the source image.
@@ -301,26 +270,13 @@ class ResizeRule:
         Returns:
             float32 (n, 4) in pixels of the resized image, not clipped: where a rule crops, a box may reach outside.
 
-        Raises:
-            DataError: not of shape (n, 4).
         """
         scale, source, result = _frames(boxes, geometry)
         return ((boxes.double() - source) * scale + result).float()
 
 
 def boxes_to_source(boxes: Tensor, geometry: Geometry) -> Tensor:
-    """The inverse of :meth:`ResizeRule.boxes`, for an evaluation at the original size.
-
-    Args:
-        boxes: float32 (n, 4), x0, y0, x1, y1 in pixels of the resized image.
-        geometry: what :meth:`ResizeRule.image` returned for that image.
-
-    Returns:
-        float32 (n, 4) in pixels of the source image, not clipped.
-
-    Raises:
-        DataError: not of shape (n, 4).
-    """
+    """Invert :meth:`ResizeRule.boxes`: float32 (n, 4), in pixels of the source image, not clipped."""
     scale, source, result = _frames(boxes, geometry)
     return ((boxes.double() - result) / scale + source).float()
 
@@ -328,7 +284,7 @@ def boxes_to_source(boxes: Tensor, geometry: Geometry) -> Tensor:
 def _frames(boxes: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     """Scale factors, origin in the source and origin in the result, each float64 (4,)."""
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise DataError(f"boxes are of shape (n, 4), x0 y0 x1 y1, not {tuple(boxes.shape)}")
+        raise DataError(f"boxes must be of shape (n, 4), x0 y0 x1 y1, not {tuple(boxes.shape)}")
     pairs = ((g.width / g.crop_width, g.height / g.crop_height), (g.left, g.top), (g.pad_left, g.pad_top))
     scale, source, result = (torch.tensor(p * 2, dtype=torch.float64, device=boxes.device) for p in pairs)
     return scale, source, result
@@ -352,19 +308,13 @@ def nearest(mask: Tensor, height: int, width: int) -> Tensor:
 
 
 def build_resize(name: str) -> ResizeRule:
-    """Make a resize rule from its name.
-
-    Args:
-        name: ``rule:size`` with a rule of :data:`RESIZE_RULES` and a size in pixels, such as "pad:256"; or "full".
-
-    Returns:
-        The rule.
+    """Build a resize rule from ``rule:size``, size in pixels, such as "pad:256"; or "full".
 
     Raises:
-        ConfigError: there is no such rule, or the size is missing, superfluous or not between 1 and 99999.
+        ConfigError: an unknown rule, or the size is missing, superfluous or not between 1 and 99999.
     """
     match = _NAME.fullmatch(name)
     if match is None or match[1] not in RESIZE_RULES or (match[1] == "full") != (match[2] is None):
         rules = ", ".join(r if r == "full" else f"{r}:SIZE" for r in RESIZE_RULES)
-        raise ConfigError(f'there is no resize rule "{name}"; there are {rules}, with SIZE in pixels')
+        raise ConfigError(f"unknown resize rule {name!r}; expected one of: {rules}, with SIZE in pixels")
     return ResizeRule(name, match[1], int(match[2] or 0))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from medvlp.errors import ConfigError, TokenizerError
+from medvlp.errors import ConfigError, TokenizerError, check_choice
 
 if TYPE_CHECKING:  # importing transformers takes seconds, and `medvlp --help` should not
     from transformers import PreTrainedTokenizerFast
@@ -48,24 +48,24 @@ def train_wordpiece(
 ) -> "PreTrainedTokenizerFast":
     """Train a WordPiece vocabulary, as BERT's tokenizer uses one.
 
-    The same texts give the same vocabulary with the same ids, in any order of the texts. The trainer of the
-    ``tokenizers`` library alone does not promise that: it numbers the characters that continue a word in the order of
-    a randomly seeded hash table, and these numbers break ties between merges. So the alphabet is handed to it sorted.
+    The same texts give the same vocabulary with the same ids, in any order of the texts. For this the alphabet is
+    handed over sorted: the trainer of the ``tokenizers`` library numbers the characters that continue a word in the
+    order of a randomly seeded hash table, and these numbers break ties between merges.
 
     Args:
         texts: the training texts.
-        vocab_size: entries of the vocabulary, special tokens and alphabet included. Few texts may give fewer.
+        vocab_size: most entries of the vocabulary, special tokens and alphabet included.
         lowercase: lower-case and strip accents, as BERT's uncased tokenizers do.
         min_frequency: a pair of pieces is merged only if it occurs at least this often.
-        min_texts: words of fewer different texts give their characters alone, so that no entry spells out a name that a
-            few reports hold.
+        min_texts: words of fewer different texts contribute characters only, so that no entry spells out a name from a
+            few reports.
 
     Returns:
         A fast tokenizer with [CLS] … [SEP] around each text, ids 0 to 4 for :data:`SPECIAL_TOKENS` and a
         model_max_length of 512.
 
     Raises:
-        TokenizerError: there is no text, or the alphabet alone exceeds ``vocab_size``.
+        TokenizerError: the texts are empty, or the alphabet alone exceeds ``vocab_size``.
     """
     _quiet_parallelism()
     from tokenizers import models, processors, trainers
@@ -75,13 +75,13 @@ def train_wordpiece(
     spread: Counter[str] = Counter()  # number of different texts
     pieces = lru_cache(1 << 18)(lambda word: [piece for piece, _ in draft.pre_tokenizer.pre_tokenize_str(word)])
     for text, times in Counter(texts).items():
-        found = Counter(p for word in draft.normalizer.normalize_str(text).split() for p in pieces(word))
-        spread.update(found.keys())
-        words.update({piece: count * times for piece, count in found.items()})
+        counts = Counter(p for word in draft.normalizer.normalize_str(text).split() for p in pieces(word))
+        spread.update(counts.keys())
+        words.update({piece: count * times for piece, count in counts.items()})
     first = {word[0] for word in words}
     later = {"##" + c for word in words for c in word[1:]}
     if not words:
-        raise TokenizerError("there is no text to train a vocabulary on")
+        raise TokenizerError("no text to train a vocabulary on; check that the training part has reports")
     alphabet = sorted(first | {c[2:] for c in later}) + sorted(later)
     if len(SPECIAL_TOKENS) + len(alphabet) > vocab_size:
         raise TokenizerError(
@@ -111,7 +111,9 @@ def train_wordpiece(
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", final.token_to_id("[CLS]")), ("[SEP]", final.token_to_id("[SEP]"))],
     )
-    return _wrap(final, {"model_max_length": 512, **_ROLES})
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=final, model_max_length=512, **_ROLES)
 
 
 def _repeated(words: dict[str, int]) -> Iterable[str]:
@@ -122,20 +124,11 @@ def _repeated(words: dict[str, int]) -> Iterable[str]:
             count -= 1000
 
 
-def _wrap(backend: Any, options: dict[str, Any]) -> "PreTrainedTokenizerFast":
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
-
-
 def load_tokenizer(path_or_name: str | os.PathLike) -> "PreTrainedTokenizerFast":
-    """Load a tokenizer from a local folder or by its hub name.
+    """Load a fast tokenizer from a local folder or by its hub name.
 
     Args:
         path_or_name: a folder with tokenizer.json or vocab.txt, or a name such as "emilyalsentzer/Bio_ClinicalBERT".
-
-    Returns:
-        A fast tokenizer.
 
     Raises:
         TokenizerError: the folder has no vocabulary, the hub cannot be reached, or no fast tokenizer exists.
@@ -173,14 +166,10 @@ def load_tokenizer(path_or_name: str | os.PathLike) -> "PreTrainedTokenizerFast"
 
 
 def tokenizer_state(tokenizer: "PreTrainedTokenizerFast") -> dict[str, Any]:
-    """Everything a tokenizer is, as strings, integers and dictionaries, for a checkpoint.
+    """Return a fast tokenizer as strings, integers and dictionaries, for a checkpoint.
 
-    Args:
-        tokenizer: a fast tokenizer.
-
-    Returns:
-        Keys ``backend`` (JSON text), ``special_tokens`` (role to token), ``model_max_length``, ``padding_side`` and
-        ``truncation_side``.
+    Keys are ``backend`` (JSON text), ``special_tokens`` (role to token), ``model_max_length``, ``padding_side`` and
+    ``truncation_side``.
     """
     from tokenizers import Tokenizer
 
@@ -198,13 +187,14 @@ def tokenizer_state(tokenizer: "PreTrainedTokenizerFast") -> dict[str, Any]:
 
 
 def tokenizer_from_state(state: dict[str, Any]) -> "PreTrainedTokenizerFast":
-    """The exact inverse of :func:`tokenizer_state`.
+    """Invert :func:`tokenizer_state` exactly.
 
     Raises:
         TokenizerError: the state is not one that :func:`tokenizer_state` returned.
     """
     _quiet_parallelism()
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
     try:
         roles, length = state["special_tokens"], state["model_max_length"]
@@ -218,7 +208,7 @@ def tokenizer_from_state(state: dict[str, Any]) -> "PreTrainedTokenizerFast":
         if type(length) is not int or length < 1:
             raise ValueError(f"model_max_length is {length!r}; expected a positive number")
         backend = Tokenizer.from_str(state["backend"])
-        return _wrap(backend, {**roles, "model_max_length": length, **sides})
+        return PreTrainedTokenizerFast(tokenizer_object=backend, **roles, model_max_length=length, **sides)
     except BaseException as error:  # the Rust side raises bare Exceptions, and panics that are not even those
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
@@ -250,8 +240,7 @@ class Collate:
         max_length: int = 256,
         padding: Literal["longest", "max_length"] = "longest",
     ) -> None:
-        if padding not in ("longest", "max_length"):
-            raise ConfigError(f'padding is "longest" or "max_length", not "{padding}"')
+        check_choice("padding", padding, ("longest", "max_length"))
         if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
             raise ConfigError("the batches need word positions, which only a fast tokenizer knows")
         _quiet_parallelism()
@@ -260,7 +249,7 @@ class Collate:
         self.padding = padding
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Collate samples of :class:`~medvlp.datasets.base.RadiographDataset`."""
+        """Collate samples of a :class:`~medvlp.datasets.base.RadiographDataset`."""
         # in a loader worker, torch's own collate stacks in shared memory: one copy less than torch.stack, and the heap
         # of the worker does not fill up with holes of the size of batches (1.2 GB instead of 40 MB)
         batch: dict[str, Any] = {

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from medvlp.errors import ConfigError, DataError
+from medvlp.errors import DataError, check_choice, check_range
 from medvlp.resizing import ResizeRule, build_resize, nearest
 
 Triple = tuple[float, float, float]
@@ -28,7 +28,6 @@ _IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALF: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _UNIT: tuple[Triple, Triple] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 _MIMIC: tuple[Triple, Triple] = ((0.4978, 0.4978, 0.4978), (0.2449, 0.2449, 0.2449))
-# on 0–255 the numbers are 101.48761 and 83.43944
 _CHEXZERO: tuple[Triple, Triple] = ((101.48761 / 255,) * 3, (83.43944 / 255,) * 3)
 
 _NORMALISATION: dict[str, tuple[Triple, Triple]] = {
@@ -52,6 +51,7 @@ TRANSFORMS: tuple[str, ...] = tuple(_NORMALISATION)
 """Names that :func:`build_transform` knows."""
 
 _KEPT_AREA = 0.1
+_BILINEAR = InterpolationMode.BILINEAR
 
 
 class _Finish(nn.Module):
@@ -73,7 +73,7 @@ class _Finish(nn.Module):
 
 
 def _follows(item: Any) -> bool:
-    """Whether an item of a sample only follows the image's geometry: colours and blur leave it alone."""
+    """Whether only the geometry of a transform applies to an item of a sample, not colours and blur."""
     return isinstance(item, tv_tensors.Mask | tv_tensors.BoundingBoxes)
 
 
@@ -174,9 +174,6 @@ class _RandomOperation(v2.Transform):
         )
 
 
-_BILINEAR = InterpolationMode.BILINEAR
-
-
 def _recipe(name: str, size: int, train: bool) -> tuple[str, list[nn.Module]]:
     """The resize rule, and what follows it up to the normalisation."""
     margin = round(size * 256 / 224)
@@ -274,8 +271,6 @@ class ImageTransform:
         Returns:
             float32 (3, S, S); where mean and std are the same for all channels, the channels share memory.
 
-        Raises:
-            DataError: not a uint8 tensor of that shape.
         """
         return self.finish(self.resize.image(image)[0])
 
@@ -287,9 +282,6 @@ class ImageTransform:
 
         Returns:
             float32 (3, S, S), the same as from the whole recipe under the same random state.
-
-        Raises:
-            DataError: the image does not have the size that the resize rule gives.
         """
         self._check(image)
         return self._normalise(self._augment(image))
@@ -316,7 +308,7 @@ class ImageTransform:
               the area is left. All n boxes are returned, so that the caller can count what it drops.
 
         Raises:
-            DataError: the image does not have the size that the resize rule gives, or the mask has another size.
+            DataError: image or mask do not have the size that the resize rule gives.
         """
         self._check(image)
         sample: dict[str, Any] = {"image": tv_tensors.Image(image)}
@@ -349,7 +341,7 @@ class ImageTransform:
             raise DataError(
                 f"transform {self.name} continues from uint8 images of shape {expected}, made by the resize rule "
                 f"{self.resize.name}, not from {image.dtype} {tuple(image.shape)}; resize with that rule, or make the "
-                "cache anew with it"
+                "cache again with it"
             )
 
 
@@ -410,19 +402,12 @@ def build_transform(name: str, size: int, train: bool) -> ImageTransform:
     Raises:
         ConfigError: an unknown name or a size below 8.
     """
-    if name not in _NORMALISATION:
-        raise ConfigError(f'there is no transform "{name}"; there are {", ".join(TRANSFORMS)}')
-    if size < 8:
-        raise ConfigError(f"image size {size} is too small; it must be at least 8 pixels")
+    check_choice("transform", name, TRANSFORMS)
+    check_range("[8, inf)", image_size=size)
     return ImageTransform(name, size, train)
 
 
 def normalisation(name: str) -> tuple[Triple, Triple]:
-    """Mean and standard deviation, per channel, that a transform subtracts from and divides [0, 1] images by.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    if name not in _NORMALISATION:
-        raise ConfigError(f'there is no transform "{name}"; there are {", ".join(TRANSFORMS)}')
+    """Return the mean and standard deviation, per channel, by which a transform normalises [0, 1] images."""
+    check_choice("transform", name, TRANSFORMS)
     return _NORMALISATION[name]

@@ -25,7 +25,7 @@ def test_usual_report():
     assert _flat(s.findings) == "Lungs are clear. Heart size is normal."
     assert s.impression == "No acute process."
     assert [n for n, _ in s.named] == ["preamble", "examination", "indication", "findings", "impression"]
-    assert s.last_paragraph == ""
+    assert s.get("last_paragraph") == ""
 
 
 def test_crlf():
@@ -78,13 +78,13 @@ def test_not_headers(line):
     s = parse_report(f"{BANNER}{line}\n \n Second paragraph.\n")
     assert (s.findings, s.impression) == ("", "")
     assert [n for n, _ in s.named] == ["full report", "last_paragraph"]
-    assert s.last_paragraph == "Second paragraph."
+    assert s.get("last_paragraph") == "Second paragraph."
 
 
 def test_only_comparison_then_paragraphs():
     s = parse_report(f"{BANNER} COMPARISON:  ___.\n \n The lungs are clear.\n \n No effusion.\n")
-    assert s.comparison == "___."
-    assert _flat(s.last_paragraph) == "The lungs are clear. No effusion."
+    assert s.get("comparison") == "___."
+    assert _flat(s.get("last_paragraph")) == "The lungs are clear. No effusion."
     assert _flat(select_text(s, "last_paragraph")) == "The lungs are clear. No effusion."
     assert select_text(s, "both") == ""
 

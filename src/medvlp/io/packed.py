@@ -22,20 +22,17 @@ _NEVER = 4 << 30
 
 
 def size_limit(path: Path) -> int:
-    """Bytes that the content of a compressed file may have: 100 times its size, between 64 MiB and 4 GiB."""
+    """Return the most bytes that a compressed file may unpack to: 100 times its size, from 64 MiB to 4 GiB."""
     return min(max(_ALWAYS, _RATIO * path.stat().st_size), _NEVER)
 
 
 def too_large(path: Path, limit: int) -> DataError:
-    """The error for a file that unpacks to more."""
-    return DataError(
-        f"{path} unpacks to more than {limit >> 20} MiB, far more than its size suggests; if the content is sound,"
-        " unpack the file and use the result"
-    )
+    """Return the error for a file that unpacks to more."""
+    return DataError(f"{path} unpacks to more than {limit >> 20} MiB; if its content is sound, unpack it yourself")
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends in an error where it is longer than allowed."""
+    """Stream that raises if it is longer than allowed."""
 
     def __init__(self, stream: IO[bytes], limit: int, path: Path) -> None:
         self._stream, self._limit, self._left, self._path = stream, limit, limit, path

@@ -23,14 +23,14 @@ study ids is left out: those studies never reach the table that the copies read.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from medvlp.errors import ConfigError
+from medvlp.errors import check_choice
 
 Policy = Literal["findings", "impression", "both", "longest", "last_paragraph", "all", "chexzero"]
 Cleaning = Literal["none", "mgca", "gloria", "g2d_official", "maco"]
 
-POLICIES: tuple[str, ...] = ("findings", "impression", "both", "longest", "last_paragraph", "all", "chexzero")
+POLICIES: tuple[str, ...] = get_args(Policy)
 """Names that :func:`select_text` knows."""
 
 _GLORIA_WORDS = 5  # captions_per_image of GLoRIA's configuration, which its code compares with a count of words
@@ -70,7 +70,7 @@ class Sections:
     named: tuple[tuple[str, str], ...] = field(default=())
 
     def get(self, name: str) -> str:
-        """Text of the **last** section of that name, "" if there is none."""
+        """Return the text of the **last** section of that name, or ""."""
         return next((text for n, text in reversed(self.named) if n == name), "")
 
     @property
@@ -82,16 +82,6 @@ class Sections:
     def findings(self) -> str:
         """The last findings, or ""."""
         return self.get("findings")
-
-    @property
-    def last_paragraph(self) -> str:
-        """Where there are neither findings nor impression: the last section after its first blank line, or ""."""
-        return self.get("last_paragraph")
-
-    @property
-    def comparison(self) -> str:
-        """The last comparison, or ""."""
-        return self.get("comparison")
 
 
 def _map_name(header: str) -> str:
@@ -105,31 +95,25 @@ def _map_name(header: str) -> str:
 
 
 def parse_report(text: str) -> Sections:
-    """Cut a report into sections.
+    """Split a report, with LF or CRLF line ends, into its sections in order.
 
     Text before the first header is "preamble"; without any header the whole is "full report". After a header the
     search goes on in the next line, so a second header in the same line is text. Empty findings and impressions are
     removed. If neither remains, the last section is cut at its first blank line, and the rest becomes
     "last_paragraph".
-
-    Args:
-        text: the content of a report file, with LF or CRLF line ends.
-
-    Returns:
-        The sections, in order.
     """
-    found: list[tuple[str, int, int]] = []  # name, start of the header's line end, start of the body
+    headers: list[tuple[str, int, int]] = []  # name, start of the header's line end, start of the body
     match = _HEADER.search(text)
     while match:
-        found.append((_map_name(match[1]), match.start(), match.end()))
+        headers.append((_map_name(match[1]), match.start(), match.end()))
         line_end = text.find("\n", match.end())
         match = _HEADER.search(text, line_end) if line_end >= 0 else None
-    if not found:
+    if not headers:
         named = [("full report", text)]
     else:
-        named = [("preamble", text[: found[0][1]])]
-        ends = [start for _, start, _ in found[1:]] + [len(text)]
-        named += [(name, text[body:end]) for (name, _, body), end in zip(found, ends, strict=True)]
+        named = [("preamble", text[: headers[0][1]])]
+        ends = [start for _, start, _ in headers[1:]] + [len(text)]
+        named += [(name, text[body:end]) for (name, _, body), end in zip(headers, ends, strict=True)]
     named = [(n, t) for n, t in named if n not in ("findings", "impression") or t.strip()]
     if named and not any(n in ("findings", "impression") for n, _ in named):
         name, body = named[-1]
@@ -149,7 +133,7 @@ def select_text(sections: Sections, policy: str, separator: str = " ") -> str:
     both            impression, then findings, joined by one space, as MGCA, ConVIRT and G2D take them; either alone
                     if the other is missing
     longest         the longest, in words, of findings, impression and last paragraph
-    last_paragraph  the first there is of impression, findings, last paragraph and comparison, as the common parser
+    last_paragraph  the first of impression, findings, last paragraph and comparison that is not empty
     all             the whole report (MRM, MaCo, REFERS)
     chexzero        CheXzero's own search, without sections: what follows the last word ``IMPRESSION:`` up to the first
                     word RECOMMENDATION(S): or NOTIFICATION(S): of the **report**; so the text is empty where such a
@@ -167,21 +151,19 @@ def select_text(sections: Sections, policy: str, separator: str = " ") -> str:
     Raises:
         ConfigError: an unknown policy.
     """
-    if policy in ("findings", "impression"):
-        return sections.get(policy)
-    if policy == "both":
-        return separator.join(t for t in (sections.impression, sections.findings) if t)
-    if policy == "longest":
-        candidates = (sections.impression, sections.findings, sections.last_paragraph)
-        return max(candidates, key=lambda t: len(t.split()))
-    if policy == "last_paragraph":
-        candidates4 = (sections.impression, sections.findings, sections.last_paragraph, sections.comparison)
-        return next((t for t in candidates4 if t), "")
+    check_choice("report policy", policy, POLICIES)
     if policy == "all":
         return sections.report.strip()
     if policy == "chexzero":
         return _chexzero(sections.report)
-    raise ConfigError(f'there is no report policy "{policy}"; there are {", ".join(POLICIES)}')
+    texts = [sections.get(name) for name in ("impression", "findings", "last_paragraph", "comparison")]
+    if policy == "both":
+        return separator.join(t for t in texts[:2] if t)
+    if policy == "longest":
+        return max(texts[:3], key=lambda t: len(t.split()))
+    if policy == "last_paragraph":
+        return next((t for t in texts if t), "")
+    return sections.get(policy)
 
 
 def _chexzero(report: str) -> str:
@@ -195,14 +177,10 @@ def _chexzero(report: str) -> str:
         ("NOTIFICATION:", "NOTIFICATIONS:"),
     ):
         # the first spelling that occurs decides, even if another one stands before it
-        place = next((words.index(s) for s in spellings if s in words), 0)
-        if place:  # the first word of a report is never taken for the end
-            ends.append(place)
+        end = next((words.index(s) for s in spellings if s in words), 0)
+        if end:  # the first word of a report is never taken for the end
+            ends.append(end)
     return " ".join(words[begin : min(ends, default=len(words))])
-
-
-def _clean_none(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _word_sentences(text: str) -> Iterator[list[str]]:
@@ -216,19 +194,11 @@ def _word_sentences(text: str) -> Iterator[list[str]]:
                 yield [w for w in words if w]
 
 
-def _clean_mgca(text: str) -> str:
-    return " ".join(" ".join(words) for words in _word_sentences(text) if words)
-
-
 def gloria_sentences(text: str) -> list[str]:
-    """The sentences that GLoRIA's code makes of a text and draws from: what ``cleaning: gloria`` joins.
+    """Split a text, with its sentence ends, into the sentences from which GLoRIA's code draws.
 
-    Args:
-        text: with its sentence ends.
-
-    Returns:
-        Lower-case words without punctuation; sentences of one word are left out, and so is what follows a sentence with
-        which the number of words is exactly 5.
+    These are lower-case words without punctuation; sentences of one word are dropped, and so is what follows a sentence
+    with which the number of words is exactly 5.
     """
     kept, count = [], 0
     for words in _word_sentences(text):
@@ -237,10 +207,6 @@ def gloria_sentences(text: str) -> list[str]:
         if count == _GLORIA_WORDS:
             break
     return kept
-
-
-def _clean_gloria(text: str) -> str:
-    return " ".join(gloria_sentences(text))
 
 
 def _clean_maco(text: str) -> str:
@@ -257,9 +223,9 @@ def _clean_g2d_official(text: str) -> str:
 
 
 _RECIPES: dict[str, Callable[[str], str]] = {
-    "none": _clean_none,
-    "mgca": _clean_mgca,
-    "gloria": _clean_gloria,
+    "none": lambda text: " ".join(text.split()),
+    "mgca": lambda text: " ".join(" ".join(words) for words in _word_sentences(text) if words),
+    "gloria": lambda text: " ".join(gloria_sentences(text)),
     "g2d_official": _clean_g2d_official,
     "maco": _clean_maco,
 }
@@ -293,8 +259,7 @@ def clean_text(text: str, cleaning: str) -> str:
     Raises:
         ConfigError: an unknown recipe.
     """
-    if cleaning not in _RECIPES:
-        raise ConfigError(f'there is no cleaning "{cleaning}"; there are {", ".join(CLEANINGS)}')
+    check_choice("cleaning", cleaning, CLEANINGS)
     return _RECIPES[cleaning](text)
 
 
@@ -304,7 +269,7 @@ def report_text(sections: Sections, policy: str, cleaning: str) -> str:
 
 
 def count_tokens(text: str) -> int:
-    """Runs of word characters, what the papers' "fewer than 3 tokens" rule counts; ``___`` counts as one."""
+    """Count runs of word characters, as the papers' "fewer than 3 tokens" rule does; ``___`` counts as one."""
     return len(re.findall(r"\w+", text))
 
 

@@ -18,15 +18,12 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 def decode_siim(rle: str, height: int, width: int) -> np.ndarray:
-    """Draw one string. An image may have several: their union is the mask, because released ones overlap.
+    """Draw one string as bool (height, width); the mask of an image is the union of its strings, which may overlap.
 
     Args:
         rle: pairs "gap length" separated by white space; "-1", " -1" and "" stand for no pneumothorax.
         height: rows of the image.
         width: columns of the image.
-
-    Returns:
-        bool (height, width).
 
     Raises:
         DataError: the string is no such encoding, or its runs go past the last pixel.
@@ -43,17 +40,7 @@ def decode_siim(rle: str, height: int, width: int) -> np.ndarray:
 
 
 def encode_siim(mask: np.ndarray) -> str:
-    """Encode a mask; :func:`decode_siim` gives it back.
-
-    Args:
-        mask: (H, W) of any number type; what is not 0 is inside.
-
-    Returns:
-        The pairs, separated by single spaces; "-1" for an empty mask.
-
-    Raises:
-        DataError: the mask has not two dimensions.
-    """
+    """Encode a mask (H, W), in which all but 0 is inside, so that :func:`decode_siim` restores it."""
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise DataError(f"a mask to encode needs two dimensions, not {mask.ndim}; pass one channel")
@@ -64,13 +51,7 @@ def encode_siim(mask: np.ndarray) -> str:
 
 
 def siim_extent(rle: str) -> int:
-    """Where the last run ends: 0 for an empty mask, at most height x width for a string that fits the image.
-
-    Args:
-        rle: as in :func:`decode_siim`.
-
-    Returns:
-        The number of pixels up to the end of the last run, in the order of the encoding; nothing is drawn.
+    """Return the number of pixels up to the end of the last run, without drawing: 0 for an empty mask.
 
     Raises:
         DataError: the string is no such encoding.
@@ -103,12 +84,12 @@ def _values(rle: str) -> np.ndarray:
 
 def _complaint(words: list[str]) -> str:
     """What is wrong with words of which at least one is no plain number of up to 18 digits."""
-    for place, word in enumerate(words, 1):
-        where = f"(value {place} of {len(words)})"
+    for number, word in enumerate(words, 1):
+        where = f"(value {number} of {len(words)})"
         if not _INTEGER.fullmatch(word):
             return f"RLE has a value that is no whole number {where}; fetch the table again"
         if word.startswith("-"):
-            return f"RLE has a negative {'gap' if place % 2 else 'length'} {where}; fetch the table again"
+            return f"RLE has a negative {'gap' if number % 2 else 'length'} {where}; fetch the table again"
         if word.startswith("+") or len(word) > 18:
             return f"RLE has a value that is no pixel count {where}; fetch the table again"
     return "RLE is not readable; fetch the table again"

@@ -29,21 +29,13 @@ _CROSSINGS_AT_ONCE = 1 << 20  # bounds the memory of a polygon of very many vert
 
 
 def draw(shapes: Sequence[str], height: int, width: int) -> np.ndarray:
-    """Draw the union of shapes; what lies outside the image is cut off, and boxes without area draw nothing.
-
-    Args:
-        shapes: strings in the notation above.
-        height: rows of the image.
-        width: columns of the image.
-
-    Returns:
-        bool (height, width).
+    """Draw the union of shapes, cut to the image, as bool (height, width); boxes without area draw nothing.
 
     Raises:
         DataError: a shape is malformed, or an RLE runs past the image; :func:`check` tells so without raising.
     """
     mask = np.zeros((height, width), dtype=bool)
-    for place, shape in enumerate(shapes, 1):
+    for number, shape in enumerate(shapes, 1):
         try:
             kind, body = _split(shape)
             if kind == "rle":
@@ -51,20 +43,12 @@ def draw(shapes: Sequence[str], height: int, width: int) -> np.ndarray:
             else:
                 _PAINTERS[kind](mask, _numbers(kind, body))
         except DataError as error:
-            raise DataError(f"shape {place} of {len(shapes)}: {error}") from error
+            raise DataError(f"shape {number} of {len(shapes)}: {error}") from error
     return mask
 
 
 def bounds(shape: str, height: int, width: int) -> Box:
-    """The box around a shape, as annotated: it is not cut to the image.
-
-    Args:
-        shape: a string in the notation above.
-        height: rows of the image; only an RLE needs the size.
-        width: columns of the image.
-
-    Returns:
-        (x0, y0, x1, y1), x1 and y1 exclusive; zeros for an empty RLE.
+    """Return the box around a shape, as annotated, not cut to the image: (x0, y0, x1, y1); zeros for an empty RLE.
 
     Raises:
         DataError: the shape is malformed, or an RLE runs past the image.
@@ -80,15 +64,10 @@ def bounds(shape: str, height: int, width: int) -> Box:
 
 
 def check(shape: str, height: int, width: int) -> str:
-    """What is wrong with a shape, without drawing it.
-
-    Args:
-        shape: a string in the notation above.
-        height: rows of the image.
-        width: columns of the image.
+    """Return what is wrong with a shape, without drawing it.
 
     Returns:
-        "" if nothing is; otherwise "malformed shape" (also: corners in the wrong order), "RLE runs past the image",
+        "" or "malformed shape" (also: corners in the wrong order), "RLE runs past the image",
         "empty box" (no width or no height, as MGCA stores images without objects), "empty RLE", or "box outside the
         image" (any part of it).
     """
@@ -106,16 +85,10 @@ def check(shape: str, height: int, width: int) -> str:
 
 
 def parse_object_cxr(annotation: str) -> list[str]:
-    """The shapes of one cell of Object-CXR's tables: ``type n n n ...`` joined by ``;``.
+    """Parse one cell of Object-CXR's tables, ``type n n n ...`` joined by ``;``, to shapes in the notation above.
 
-    Types are 0 rectangle, 1 ellipse (both by two corners), 2 polygon (vertices); numbers are whole. Whether a shape
-    makes sense for its image is for :func:`check` to say.
-
-    Args:
-        annotation: the cell; "" (NaN as pandas reads it) means no object.
-
-    Returns:
-        Shapes in the notation above, in order.
+    Types are 0 rectangle, 1 ellipse (both by two corners), 2 polygon (vertices); numbers are whole; "" means no
+    object. :func:`check` tells whether a shape fits its image.
 
     Raises:
         DataError: the cell is not of this grammar; the message names the object.

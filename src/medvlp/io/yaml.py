@@ -10,7 +10,7 @@ import yaml
 from medvlp.errors import ConfigError
 
 _ADDED = 1_000_000
-"""What aliases may add to a document, in values and characters; nested ones double it with every line."""
+"""Most values and characters that aliases may add to a document; nested ones double it with every line."""
 
 _DEPTH = 100
 """Levels that a document may have; what writes configs ends at some 200, depending on who calls it."""
@@ -66,8 +66,8 @@ def _measured(node: yaml.Node, known: dict[yaml.Node, tuple[int, int]], added: l
     return known[node]
 
 
-def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict:
-    seen: set = set()
+def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue
@@ -75,7 +75,7 @@ def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = Fa
         if not isinstance(key, Hashable):
             continue  # PyYAML's own error follows
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
@@ -84,15 +84,10 @@ _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _uni
 
 
 def parse_yaml(text: str, where: str | Path = "YAML") -> Any:
-    """Parse YAML into plain values.
-
-    Args:
-        text: the document.
-        where: what errors call it.
+    """Parse YAML into plain values; errors call the document ``where``.
 
     Raises:
-        ConfigError: it is not YAML, a key stands twice in it, it is nested too deeply, or its aliases
-            make it too long.
+        ConfigError: it is not YAML, repeats a key, is nested too deeply, or its aliases make it too long.
     """
     try:
         return yaml.load(text, Loader=_UniqueKeys)
@@ -108,7 +103,7 @@ def read_yaml(path: str | Path) -> Any:
     """Read a YAML file as plain values.
 
     Raises:
-        ConfigError: no such file, it is not UTF-8 or not YAML, or a key stands twice in it.
+        ConfigError: no such file, it is not UTF-8 or not YAML, or repeats a key.
     """
     path = Path(path)
     if not os.path.isfile(path):
