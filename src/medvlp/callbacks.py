@@ -140,7 +140,7 @@ class StudyFigures(L.Callback):
         self.every_n_epochs = every_n_epochs
         self._batch: dict[str, Any] | None = None
 
-    def _fixed(self, trainer: L.Trainer) -> dict[str, Any]:
+    def _fixed(self, trainer: L.Trainer) -> Any:
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
         dataset, collate = loader.dataset, loader.collate_fn
         labels = dataset.labels

@@ -3,6 +3,7 @@
 import errno
 import math
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -39,12 +40,8 @@ class UnreadableItemError(DataError):
         self.item_id = item_id
         self.reason = reason or message
 
-    def __reduce__(self) -> tuple:  # keeps the keywords when a loader worker sends the error to the main process
-        return _rebuild_unreadable, (type(self), str(self), self.item_id, self.reason)
-
-
-def _rebuild_unreadable(cls: type, message: str, item_id: str, reason: str) -> UnreadableItemError:
-    return cls(message, item_id=item_id, reason=reason)
+    def __reduce__(self) -> tuple[Any, ...]:  # loader workers send the error to the main process
+        return partial(type(self), item_id=self.item_id, reason=self.reason), (str(self),)
 
 
 class TokenizerError(MedVLPError):

@@ -305,7 +305,8 @@ class PretrainModule(TrainingModule):
     def encode(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """:meth:`forward` for training: in :attr:`contrastive_chunks` chunks, the outputs joined."""
         if self.contrastive_chunks == 1:
-            return self(batch)
+            outputs: dict[str, Tensor] = self(batch)
+            return outputs
         return encode_in_chunks(self.forward, batch, self.contrastive_chunks, self)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

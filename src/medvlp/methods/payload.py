@@ -138,7 +138,9 @@ class Bounded(TorchDispatchMode):
         self.tensors = 64 * len(weights) + 20_000
         self.numbers = 32 * sum(value.untyped_storage().nbytes() // 4 for value in weights.values()) + 2**28
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Count tensors that are created from sizes alone."""
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
             numbers = [arg for arg in args if isinstance(arg, int | float) and math.isfinite(arg)]

@@ -65,8 +65,8 @@ def check_checkpoint(path: str | Path) -> None:
 class SafeCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, but never half written, and checked before they are loaded.
 
-    Files on remote file systems (paths with ``://``) are written as Lightning does. Whatever the place, a checkpoint is
-    read as plain values and tensors unless the caller asks for more.
+    Files on remote file systems (paths with ``://``) are written as Lightning does. Either way a checkpoint is read as
+    plain values and tensors unless the caller asks for more.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

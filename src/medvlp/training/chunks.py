@@ -106,7 +106,7 @@ def encode_in_chunks(
     """
     dtype = torch.get_default_dtype()  # 64-true sets another one around the forward pass, but not around the backward
 
-    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _recomputing(module, dtype)
 
     parts = split_batch(batch, chunks)

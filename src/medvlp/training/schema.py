@@ -115,7 +115,7 @@ def conform(value: Any, kind: Any, where: str) -> Any:
     raise _mismatch(value, kind, where)
 
 
-def _one_of(value: Any, options: tuple, kind: Any, where: str) -> Any:
+def _one_of(value: Any, options: tuple[Any, ...], kind: Any, where: str) -> Any:
     for option in options:
         try:
             return conform(value, option, where)

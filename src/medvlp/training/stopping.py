@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
@@ -140,8 +140,8 @@ class StopGuard(Checkpoint):
         """Save the finished steps unless a step was interrupted; end frozen processes."""
         if isinstance(exception, SIGTERMException):
             # Lightning's launcher kills the first process if one that it started ends with an error.
-            own = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
-            exception.code = 0 if own and trainer.global_rank else 128 + (self._ended_by or signal.SIGTERM)
+            launched = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+            exception.code = 0 if launched and trainer.global_rank else 128 + (self._ended_by or signal.SIGTERM)
         elif trainer.world_size > 1:
             self._end_frozen_peers()
         elif self._unsaved and not self._stepping and not isinstance(exception, NonFiniteLossError | OSError):

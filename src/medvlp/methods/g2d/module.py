@@ -201,7 +201,8 @@ class G2D(PretrainModule):
 
     def encode_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, L) ids and mask → (N, embed_dim)."""
-        return self.text_projector(*self.text_encoder(input_ids, attention_mask))
+        vectors: Tensor = self.text_projector(*self.text_encoder(input_ids, attention_mask))
+        return vectors
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """L2-normalised cells in the space of the pooled vector, (B, embed_dim, g, g).
