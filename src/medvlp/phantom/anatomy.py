@@ -96,7 +96,6 @@ def _vessels(scene: Scene, hilum: float, rng: np.random.Generator) -> np.ndarray
 
 
 def _bones(scene: Scene, own: list[float], angle: float) -> np.ndarray:
-    """Return clavicles, scapulae and humeri, (size, size) float32 in [0, 1]."""
     a = scene.anatomy
     t, turn = np.linspace(0, 1, 25), np.linspace(0, 2 * np.pi, 20)
     shapes: list[Shape] = []
@@ -119,7 +118,6 @@ def _bones(scene: Scene, own: list[float], angle: float) -> np.ndarray:
 
 
 def _hila_and_breasts(scene: Scene, hilum: float, inner: np.ndarray, own: list[float]) -> None:
-    """Add the roots of the lungs at row ``hilum``, and breast shadows in women, to the density."""
     a, x, y = scene.anatomy, scene.x, scene.y
     for side in (-1, 1):
         off = ellipse(x, y, (side * 0.070, hilum), (0.05, 0.075))
@@ -133,7 +131,6 @@ def _hila_and_breasts(scene: Scene, hilum: float, inner: np.ndarray, own: list[f
 
 
 def _spine_and_airways(scene: Scene, own: list[float], turn: float) -> None:
-    """Add the spine to the density, and take the trachea and the main bronchi from it."""
     x, y, density, rows = scene.x, scene.y, scene.density, scene.y[:, 0]
     spine = ramp(0.043 - np.abs(x), 0.022)
     disc = (0.042 + 0.014 * np.cos(2 * np.pi * (rows + 0.02 * own[0]) / 0.049)).astype(np.float32)
@@ -149,7 +146,6 @@ def _spine_and_airways(scene: Scene, own: list[float], turn: float) -> None:
 
 
 def _stomach(scene: Scene, noise: np.random.Generator, own: list[float], filling: float, abdomen: np.ndarray) -> None:
-    """Take the gas of stomach and bowel from the density below the left dome."""
     bubble = 0.03 * own[1], scene.anatomy.dome_left + 0.055 + 0.012 * own[0]
     off = ellipse(scene.x - 0.15, scene.y, bubble, (0.065, 0.028))
     gas = texture(noise, scene.size, 9)

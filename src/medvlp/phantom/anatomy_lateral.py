@@ -7,7 +7,6 @@ from medvlp.phantom.scene import Anatomy, Scene
 
 
 def _body(a: Anatomy, x: np.ndarray, rows: np.ndarray, thick: float) -> np.ndarray:
-    """Return the soft tissue of neck and trunk, (size, size) float32 in [0, 1]."""
     coat = 0.055 + 0.05 * a.habitus
     front = contour(rows, "lateral outline front", apex=a.apex) * thick + coat - 0.02
     chest = bump(np.clip(np.abs(rows - 0.55) * (1 / 0.17), 0, 1)) * (0.07 if a.female else 0.015)

@@ -26,7 +26,6 @@ def _smooth(scene: Scene, control: np.ndarray, count: int) -> np.ndarray:
 
 
 def _tubes(scene: Scene, shape: str, side: int, u: list[float]) -> list[Stroke]:
-    """Return the lines of a shape of ``shapes.csv``."""
     a = scene.anatomy
     entry = a.apex + (0.72 + 0.1 * u[0]) * (a.dome_right - a.apex)
     top = a.apex + 0.09 + 0.04 * abs(u[1])
@@ -129,7 +128,6 @@ def _bullet(scene: Scene, side: int, u: list[float]) -> Drawing:
 
 
 def _spot(scene: Scene, side: int, u: list[float]) -> tuple[float, float]:
-    """Return a point over a lung field."""
     return scene.place(side, "diffuse", 0.5 + 0.5 * u[0], 0.5 + 0.5 * u[1])
 
 

@@ -170,7 +170,7 @@ def fibrosis(lesion: Lesion) -> np.ndarray:
 
 
 def emphysema(lesion: Lesion) -> np.ndarray:
-    """Draw darker, emptier lungs with few vessels and thin-walled bullae; the domes are low and flat (see ADAPT)."""
+    """Draw darker, emptier lungs with few vessels and thin-walled bullae; ``lesions.adapt`` flattens the domes."""
     scene, a, strength = lesion.scene, lesion.anatomy, lesion.strength
     reach = 1.0 if lesion.finding.zone == "diffuse" else 0.6
     low = a.apex + reach * (a.base - a.apex) - scene.y
@@ -193,7 +193,7 @@ def emphysema(lesion: Lesion) -> np.ndarray:
 
 
 def atelectasis(lesion: Lesion) -> np.ndarray:
-    """Draw plate-like bands over the diaphragm, or a collapsed lower lobe; the dome is raised (see ADAPT)."""
+    """Draw plate-like bands over the diaphragm, or a collapsed lower lobe; ``lesions.adapt`` raises the dome."""
     for side in lesion.sides:
         lift, lean, wide = lesion.uniform(3)
         if lesion.finding.subtype == "lobar":

@@ -111,7 +111,7 @@ def hernia(lesion: Lesion) -> np.ndarray:
 
 
 def fracture(lesion: Lesion) -> np.ndarray:
-    """Draw a broken rib with a displaced outer end, or a clavicle broken in the middle (see ADAPT)."""
+    """Draw a broken rib with a displaced outer end, or a clavicle broken in the middle (see ``lesions.adapt``)."""
     if not lesion.scene.frontal:
         return lesion.mask
     return _broken_clavicle(lesion) if lesion.finding.subtype == "clavicle" else _broken_rib(lesion)

@@ -85,25 +85,15 @@ class PhantomSpec:
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding of a study.
+    """One finding of a study."""
 
-    Args:
-        name: a member of :data:`FINDINGS`.
-        side: the patient's side (a left finding lies on the right of a frontal image), or None.
-        zone: where in the lung or chest.
-        severity: small, moderate or large.
-        size_mm: longest extent in millimetres, for findings that are measured (nodule, mass, pneumothorax).
-        subtype: the kind, where there are several ("endotracheal tube", "rib", "sternal wires", "coin", …).
-        seed: drawing seed, so that all views show the same lesion.
-    """
-
-    name: str
-    side: Side | None = None
+    name: str  # a member of FINDINGS
+    side: Side | None = None  # the patient's: a left finding lies on the right of a frontal image
     zone: Zone = "none"
     severity: Severity = "moderate"
-    size_mm: float = 0.0
-    subtype: str = ""
-    seed: int = 0
+    size_mm: float = 0.0  # longest extent, for findings that are measured (nodule, mass, pneumothorax)
+    subtype: str = ""  # "endotracheal tube", "rib", "sternal wires", "coin", …
+    seed: int = 0  # drawing seed, so that all views show the same lesion
 
 
 @dataclass(frozen=True)
@@ -119,25 +109,15 @@ class Patient:
 
 @dataclass(frozen=True)
 class Study:
-    """One examination of a patient.
-
-    Args:
-        patient: who is examined.
-        index: 0-based position among the phantom's studies.
-        number: 0-based position among the patient's studies.
-        views: the projections taken, in order; the first is frontal.
-        findings: what there is to see, possibly nothing.
-        reader: which of the phantom's radiologists reports, 0-based.
-        seed: seed of what differs between the studies of a patient.
-    """
+    """One examination of a patient."""
 
     patient: Patient
-    index: int
-    number: int
-    views: tuple[View, ...]
+    index: int  # 0-based position among the phantom's studies
+    number: int  # 0-based position among the patient's studies
+    views: tuple[View, ...]  # the projections taken; the first is frontal
     findings: tuple[Finding, ...]
-    reader: int
-    seed: int
+    reader: int  # which of the phantom's radiologists reports, 0-based
+    seed: int  # of what differs between the studies of a patient
 
     @property
     def labels(self) -> np.ndarray:
@@ -148,23 +128,13 @@ class Study:
 
 @dataclass(frozen=True)
 class RenderedView:
-    """One drawn radiograph with its exact truth.
-
-    Args:
-        view: the projection.
-        image: (size, size) uint8 grey levels, bright = dense, as in MIMIC-CXR-JPG.
-        masks: one (size, size) bool array per finding of the study, in its order; all False where the projection does
-            not show the finding.
-        boxes: for each finding the boxes of its connected parts, the largest first.
-        lungs: (size, size) bool, both lung fields.
-        heart: (size, size) bool.
-    """
+    """One drawn radiograph with its exact truth: masks of (size, size) bool, in the order of the study's findings."""
 
     view: View
-    image: np.ndarray
-    masks: tuple[np.ndarray, ...]
-    boxes: tuple[tuple[Box, ...], ...]
-    lungs: np.ndarray
+    image: np.ndarray  # (size, size) uint8 grey levels, bright = dense, as in MIMIC-CXR-JPG
+    masks: tuple[np.ndarray, ...]  # all False if the projection does not show the finding
+    boxes: tuple[tuple[Box, ...], ...]  # for each finding those of its connected parts, the largest first
+    lungs: np.ndarray  # both lung fields
     heart: np.ndarray
 
 

@@ -9,7 +9,7 @@ from medvlp.errors import ConfigError
 from medvlp.phantom.anatomy import draw_frontal
 from medvlp.phantom.anatomy_lateral import draw_lateral
 from medvlp.phantom.fields import axes, parts, strokes
-from medvlp.phantom.lesions import ADAPT, DRAW, ORDER
+from medvlp.phantom.lesions import DRAW, ORDER, adapt
 from medvlp.phantom.model import Difficulty, PhantomSpec, RenderedView, Study, View
 from medvlp.phantom.scene import Lesion, Scene, build_anatomy
 
@@ -48,7 +48,6 @@ def _marker(size: int, view: View, u: list[float]) -> np.ndarray:
 
 
 def _develop(scene: Scene, study: Study, view: View, difficulty: Difficulty) -> np.ndarray:
-    """Turn density into grey levels: exposure, quantum noise, tone curve, collimation and side marker."""
     size = scene.size
     rng = np.random.default_rng([study.seed, 7, 1 if view == "LATERAL" else 0])
     u = rng.uniform(-1, 1, 12).tolist()
@@ -102,9 +101,8 @@ def render_view(study: Study, view: View, size: int, difficulty: Difficulty) -> 
     _keep_freed_memory()
     anatomy = build_anatomy(study, view)
     for finding in study.findings:
-        if finding.name in ADAPT:
-            # A change of shape has no contrast of its own: both settings scale it.
-            anatomy = ADAPT[finding.name](anatomy, finding, min(1.3, difficulty.contrast * difficulty.lesion_size))
+        # A change of shape has no contrast of its own: both settings scale it.
+        anatomy = adapt(anatomy, finding, min(1.3, difficulty.contrast * difficulty.lesion_size))
     scene = draw_lateral(anatomy, size) if view == "LATERAL" else draw_frontal(anatomy, size)
     order = sorted(range(len(study.findings)), key=lambda i: ORDER.index(study.findings[i].name))
     masks = {i: DRAW[study.findings[i].name](Lesion(scene, study.findings[i], difficulty)) for i in order}

@@ -85,12 +85,9 @@ class _Writer:
         return "", draw.pick(TEXTS["comparison_after"][:3] if lasting else TEXTS["comparison_after"])
 
     def positive(self, finding: Finding, *, point: bool = False, brief: bool = False) -> str:
-        """Return a sentence that states or hedges a finding, and record the mention.
+        """Return a sentence (``point``: a bare noun phrase) about a finding, and record the mention.
 
-        Args:
-            finding: the finding.
-            point: a bare noun phrase, as in an impression.
-            brief: leave out what is clear after FINDINGS.
+        ``brief`` leaves out what is clear after FINDINGS.
         """
         hedged = finding.name in self.hedged
         self.mentions[finding.name] = -1.0 if hedged else 1.0
@@ -131,8 +128,7 @@ class _Writer:
             listing = "/".join(absent)
         else:
             listing = absent[0] if len(absent) == 1 else ", ".join(absent[:-1]) + " or " + absent[-1]
-        shape = draw.pick(self.reader["none"])
-        return [shape.format(list=listing)]
+        return [draw.pick(self.reader["none"]).format(list=listing)]
 
     def group(self, group: str) -> list[str]:
         """Return the sentences about one group of organs."""
@@ -225,11 +221,8 @@ def _capital(text: str) -> str:
 
 
 def _sentence(shape: str, phrase: Phrase) -> str:
-    return _capital(
-        shape.format(
-            np=phrase.text, Np=_capital(phrase.text), a_np=phrase.article, be=phrase.verb, cap_be=phrase.verb.title()
-        )
-    )
+    np, be = phrase.text, phrase.verb
+    return _capital(shape.format(np=np, Np=_capital(np), a_np=phrase.article, be=be, cap_be=be.title()))
 
 
 def _by_views(texts: dict[str, Any], study: Study) -> Any:

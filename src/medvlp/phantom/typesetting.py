@@ -44,9 +44,6 @@ def format_report(report: PhantomReport, rng: np.random.Generator, quirk: str | 
         quirk: a member of :data:`LAYOUT_QUIRKS`, or None to leave it to ``rng``: "crlf" line ends; "mixed_case" headers
             ("Impression:"), "flush_left" headers and "digit_title" (a title such as "CHEST, 1/1:"), all three not
             recognised by the common parser; "two_impressions", of which the last counts.
-
-    Returns:
-        The text of the file, ending with a line end.
     """
     wide, block, chance, which = rng.random(4).tolist()
     if quirk is None and chance < 0.01:

@@ -119,18 +119,10 @@ def age_at(study: Study) -> int:
 
 
 def _misread(cells: list[str], exact: list[str]) -> list[str]:
-    """Give each label that is present in any study the values that it lacks, one study for each.
+    """Give each label that is present in any study the values that it lacks, by changing at most four studies.
 
     A labeller misreads a report now and then; in the release every label (but No Finding) has 1, 0, −1 and blank. The
-    missing 1 goes to a study that has the finding. A 1 becomes −1, as where a hedge is seen that is none; a blank
-    becomes 0, a 0 blank; where there are none of these to spare, another value is misread.
-
-    Args:
-        cells: the 14 labels of each study as they are read, joined by commas.
-        exact: the same as they are.
-
-    Returns:
-        ``cells`` with at most four studies changed for a label.
+    missing 1 goes to a study that has the finding; a 1 becomes −1, a blank 0, a 0 blank, if there are any to spare.
     """
     table, there = (
         np.array([line.split(",") for line in lines], dtype=object).reshape(-1, len(LABELS)) for lines in (cells, exact)

@@ -101,7 +101,6 @@ def _sections(study: Study, report: PhantomReport, age: int) -> dict[str, str]:
 
 
 def _print_report(sections: dict[str, str]) -> str:
-    """Return the sections one after the other under their names."""
     lines = []
     for name in _PRINTED:
         if name in sections:

@@ -40,10 +40,6 @@ class Job:
     study: Study
     split: str
 
-    def random(self, purpose: int, count: int) -> list[float]:
-        """Return numbers in [0, 1) that depend on the study alone."""
-        return random(count, self.study.seed, purpose)
-
 
 @dataclass
 class Output:
@@ -85,16 +81,10 @@ class Output:
     def save_truth(
         self, image_id: str, job: Job, view: RenderedView, mentions: Mapping[str, float] | None = None
     ) -> None:
-        """Write the masks of an image and its rows of the tables of truth.
+        """Write the masks of an image, by the plain file name ``image_id``, and its rows of the tables of truth.
 
         ``patient`` and ``study`` are the positions in the phantom, the same in every layout of one spec. The row of
         labels holds all that there is to see, shown by this projection or not.
-
-        Args:
-            image_id: what the layout calls the image; a plain file name.
-            job: the study.
-            view: masks and boxes, in pixels of the saved image.
-            mentions: what the report says, if the layout has reports.
         """
         study = job.study
         patient, number = study.patient.index, study.index

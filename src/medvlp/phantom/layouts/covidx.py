@@ -138,7 +138,6 @@ def class_of(study: Study) -> str | None:
 
 
 def _sources(studies: list[tuple[Study, str, str]]) -> dict[int, str]:
-    """Return the source of each study by its index; a patient's studies of one class have one source."""
     sources: dict[int, str] = {}
     covid: dict[int, str] = {}
     pneumonia: dict[int, str] = {}

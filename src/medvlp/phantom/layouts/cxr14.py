@@ -117,7 +117,6 @@ LAYOUT = _CXR14Layout()
 
 
 def _numbers(seed: int, studies: list[Study]) -> list[tuple[int, int]]:
-    """Return the patient and follow-up number of each study, both rising, with gaps."""
     rng = np.random.default_rng([seed, _IDS])
     patient, follow_up, before = 0, 0, -1
     numbers = []

@@ -13,7 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGBaseline8Bit, SecondaryCaptureImageStorage
 
 from medvlp.phantom.layouts.common import encode_jpeg
-from medvlp.phantom.model import Study
+from medvlp.phantom.model import Study, read_table
 from medvlp.phantom.scene import FIELD_MM
 
 # Fixed, for pydicom's own would change the bytes from version to version. The UID is a UUID's (DICOM PS3.5, B.2).
@@ -23,6 +23,7 @@ _IMPLEMENTATION_NAME = "MEDVLP_PHANTOM"
 # ever the identifier of a real image.
 _UIDS = "1.2.276.0.7230010.3.1.{kind}.8323329.{process}.{second}.{micro}"
 _FIRST_SECOND = 4_102_444_800  # 2100-01-01
+_HEADER: dict[str, Any] = read_table("layouts/dicom.json")  # what is the same in every file
 
 
 def released_uids(index: int, rng: np.random.Generator) -> tuple[str, str, str]:
@@ -55,27 +56,14 @@ def released_header(study: Study, patient_id: str, size: int, age: int | None = 
         size: side of the image in pixels.
         age: in years, instead of the patient's.
     """
-    spacing = f"{FIELD_MM / size:.6g}"
-    return {
-        "SpecificCharacterSet": "ISO_IR 100",
-        "StudyDate": "19010101",
-        "StudyTime": "000000.00",
-        "AccessionNumber": "",
-        "Modality": "CR",
-        "ConversionType": "WSD",
-        "ReferringPhysicianName": "",
-        "SeriesDescription": f"view: {study.views[0]}",
+    view, spacing = study.views[0], f"{FIELD_MM / size:.6g}"
+    return _HEADER | {
+        "SeriesDescription": f"view: {view}",
         "PatientName": patient_id,
         "PatientID": patient_id,
-        "PatientBirthDate": "",
         "PatientSex": study.patient.sex,
         "PatientAge": str(study.patient.age if age is None else age),
-        "BodyPartExamined": "CHEST",
-        "ViewPosition": study.views[0],
-        "StudyID": "",
-        "SeriesNumber": "1",
-        "InstanceNumber": "1",
-        "PatientOrientation": "",
+        "ViewPosition": view,
         "PixelSpacing": [spacing, spacing],
     }
 
@@ -90,15 +78,15 @@ def dicom_bytes(
     monochrome1: bool = False,
     jpeg: bool = True,
 ) -> bytes:
-    """Encode grey levels as a DICOM Secondary Capture file.
+    """Encode (H, W) uint8 grey levels, bright = dense, as a DICOM Secondary Capture file.
 
     Args:
-        pixels: (H, W) uint8, bright = dense.
+        pixels: the grey levels.
         sop_uid: SOPInstanceUID.
         series_uid: SeriesInstanceUID.
         study_uid: StudyInstanceUID.
-        attributes: more attributes, DICOM keyword to value. Values are written as they are, valid or not.
-        monochrome1: whether the grey levels are stored inverted, as MONOCHROME1; they look the same when shown right.
+        attributes: more attributes, DICOM keyword to value, which is written as it is, valid or not.
+        monochrome1: whether the grey levels are stored inverted, as MONOCHROME1.
         jpeg: JPEG Baseline (Process 1), which is lossy; otherwise Explicit VR Little Endian.
     """
     meta = FileMetaDataset()
@@ -114,15 +102,11 @@ def dicom_bytes(
         "StudyInstanceUID": study_uid,
         "SeriesInstanceUID": series_uid,
         **attributes,
-        "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME1" if monochrome1 else "MONOCHROME2",
         "Rows": height,
         "Columns": width,
-        "BitsAllocated": 8,
-        "BitsStored": 8,
-        "HighBit": 7,
-        "PixelRepresentation": 0,
     }
+    values |= {"SamplesPerPixel": 1, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
     stored = 255 - pixels if monochrome1 else pixels
     if jpeg:
         values |= {"LossyImageCompression": "01", "LossyImageCompressionMethod": "ISO_10918_1"}

@@ -132,9 +132,7 @@ def _kinds(objects: list[tuple[int, str]]) -> dict[int, Kind]:
 
 def _spared(margins: Box, view: RenderedView, masks: list[np.ndarray]) -> Box:
     """Return margins that leave all pixels of some masks in the image."""
-    cover = np.zeros(view.image.shape, dtype=bool)
-    for mask in masks:
-        cover |= mask
+    cover = np.logical_or.reduce([np.zeros(view.image.shape, dtype=bool), *masks])
     if not cover.any():
         return margins
     height, width = view.image.shape
@@ -145,7 +143,6 @@ def _spared(margins: Box, view: RenderedView, masks: list[np.ndarray]) -> Box:
 
 
 def _reframe(view: RenderedView, margins: Box) -> RenderedView:
-    """Return a view with black margins put on, or its edges cut off."""
     if not any(margins):
         return view
     left, top, right, bottom = margins
@@ -168,7 +165,6 @@ def _reframe(view: RenderedView, margins: Box) -> RenderedView:
 
 
 def _shapes(finding: Finding, mask: np.ndarray, boxes: tuple[Box, ...], job: _Job) -> list[str]:
-    """Return the shapes that a reader would draw around one object; together they cover its mask."""
     if not boxes:
         return []
     if finding.subtype == _SCATTERED:
@@ -188,11 +184,8 @@ def _halves(mask: np.ndarray) -> list[np.ndarray]:
     columns = np.flatnonzero(mask.any(axis=0))
     if len(columns) < 2:
         return [mask]
-    left, right = mask.copy(), mask.copy()
-    middle = columns[len(columns) // 2]
-    left[:, middle:] = False
-    right[:, :middle] = False
-    return [left, right]
+    left = np.arange(mask.shape[1]) < columns[len(columns) // 2]
+    return [mask & left, mask & ~left]
 
 
 def shape_of(mask: np.ndarray, kind: Kind) -> str:

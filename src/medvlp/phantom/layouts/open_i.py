@@ -103,7 +103,6 @@ LAYOUT = _OpenILayout()
 
 
 def _texts(report: PhantomReport, job: _Job, rng: np.random.Generator) -> dict[str, str]:
-    """Return the four texts of a report, one line each, some of them empty."""
     sections = dict.fromkeys(SECTIONS, "")
     for name, text in report.sections.items():
         if name in ("FINDINGS", "IMPRESSION"):
@@ -138,7 +137,6 @@ def _image_ids(job: _Job, rng: np.random.Generator) -> list[str]:
 
 
 def _xml(job: _Job, texts: dict[str, str], mentions: dict[str, float], image_ids: list[str]) -> bytes:
-    """Return a report as the collection stores it."""
     top = ET.fromstring(_TEMPLATE.format(number=job.number, reader=job.study.reader + 1))
     for element in top.iter("AbstractText"):
         element.text = texts[element.attrib["Label"]] or None

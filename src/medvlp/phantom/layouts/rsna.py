@@ -159,7 +159,6 @@ def _cut_largest(mask: np.ndarray, boxes: list[Box]) -> list[Box]:
 
 
 def _tight(mask: np.ndarray, box: Box) -> Box | None:
-    """Return the smallest box around what a box holds of the mask; None if that is nothing."""
     x0, y0, x1, y1 = box
     inside = mask[y0:y1, x0:x1]
     columns, rows = (np.flatnonzero(inside.any(axis=axis)).tolist() for axis in (0, 1))
