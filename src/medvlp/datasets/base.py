@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.errors import ConfigError, DataError, UnreadableItemError, check_choice
 from medvlp.io.images import Damaged, check_reading, read_image, reading_name
 from medvlp.io.reports import gloria_sentences, split_sentences
 from medvlp.io.shapes import draw
@@ -39,6 +39,8 @@ SHAPE_COLUMNS: tuple[str, ...] = ("boxes", "box_labels", "shapes")
 """Annotations in pixels of the image as stored: ``boxes`` holds 4 n numbers x0, y0, x1, y1 (x1 and y1 exclusive),
 ``box_labels`` n class numbers, ``shapes`` strings of :mod:`medvlp.io.shapes` whose union is the mask."""
 
+_TARGET_COLUMNS = {"mask": "shapes", "boxes": "boxes"}
+
 RESERVED_COLUMNS: tuple[str, ...] = (*TEXT_COLUMNS, *SHAPE_COLUMNS)
 """Columns of a record table that are no labels."""
 
@@ -52,9 +54,14 @@ def dropped_by_reason(dropped: pd.DataFrame) -> str:
 
 
 class Dropped:
-    """Collects what is left out while a corpus is indexed."""
+    """Collects what is left out while a corpus is indexed.
 
-    def __init__(self) -> None:
+    Args:
+        listing: only a listing is made: nothing is noted, and nothing broken is an error.
+    """
+
+    def __init__(self, listing: bool = False) -> None:
+        self.listing = listing
         self._rows: list[tuple[str, int, str, bool]] = []
 
     def add(self, item_id: str, row: int, reason: str, *, broken: bool = False) -> None:
@@ -66,11 +73,16 @@ class Dropped:
             reason: why it is left out.
             broken: whether the item is damaged or missing, as opposed to left out by a policy on purpose.
         """
-        self._rows.append((str(item_id), int(row), reason, broken))
+        self.extend([item_id], [row], reason, broken=broken)
 
     def extend(self, ids: Iterable[Any], rows: Iterable[int], reason: str, *, broken: bool = False) -> None:
         """Note several items that are left out for the same reason."""
-        self._rows.extend((str(i), int(r), reason, broken) for i, r in zip(ids, rows, strict=True))
+        if not self.listing:
+            self._rows.extend((str(i), int(r), reason, broken) for i, r in zip(ids, rows, strict=True))
+
+    def repeated(self, rows: Sequence[int], source: str = "", item: str = "") -> None:
+        """Note rows that repeat an earlier one (of the table ``source``)."""
+        self.extend([item] * len(rows), rows, f"repeats an earlier row{f' of {source}' if source else ''}")
 
     def frame(self) -> pd.DataFrame:
         """A table with columns id, row, reason and broken; ``frame.attrs["counts"]`` holds the counts by reason."""
@@ -78,6 +90,16 @@ class Dropped:
         frame = frame.astype({"row": "int64", "broken": "bool"})
         frame.attrs["counts"] = {str(k): int(v) for k, v in frame["reason"].value_counts().items()}
         return frame
+
+
+def rectangles(boxes: Iterable[Sequence[float]]) -> list[str]:
+    """Boxes (x0, y0, x1, y1) as shapes."""
+    return ["rectangle " + " ".join(f"{v:.10g}" for v in box) for box in boxes]
+
+
+def with_labels(table: pa.Table, classes: Sequence[str]) -> pa.Table:
+    """Keep the labels ``classes`` of a record table, in this order."""
+    return table.select([*(c for c in table.column_names if c in RESERVED_COLUMNS), *classes])
 
 
 def make_table(
@@ -117,31 +139,6 @@ def make_table(
             numbers = np.array(pd.to_numeric(labels[name]), dtype=np.float32)
             arrays[str(name)] = pa.array(numbers, type=pa.float32())
     return pa.table(arrays)
-
-
-def to_numbers(frame: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Turn label columns into float32, blank cells into NaN.
-
-    Args:
-        frame: label columns as read from a table.
-        source: the table, for the error.
-
-    Raises:
-        DataError: a cell is no finite number. The cell itself is not shown, since it may be report text.
-    """
-    numbers = {}
-    for name in frame.columns:
-        column = frame[name].astype(object).where(frame[name].notna(), "")
-        values = pd.to_numeric(column.replace("", np.nan), errors="coerce").astype(np.float64)
-        wrong = np.flatnonzero(~np.isfinite(values) & (column != ""))
-        if len(wrong):
-            row = frame.index[wrong[0]] if frame.index.inferred_type == "integer" else wrong[0]
-            raise DataError(
-                f"column {name} of {source} holds something other than numbers (row {row}); write them with a decimal"
-                " point, and leave unknown ones blank"
-            )
-        numbers[name] = values.astype(np.float32)
-    return pd.DataFrame(numbers, index=frame.index)
 
 
 class PixelSource(Protocol):
@@ -200,14 +197,16 @@ class RadiographDataset(Dataset[Sample]):
         on_error: "raise" an :class:`UnreadableItemError`, or "skip": take the next readable item instead, and
             report that item's own index, so that an evaluator can drop the duplicate.
         dropped: what was left out when the table was made, with columns id, row, reason, broken.
-        min_side: if positive, JPEG files are decoded at the smallest DCT scale whose sides are at least this
-            many pixels. Faster, and up to one grey level off a full decode on average; 0 decodes in full, as samples
-            with targets always do.
         box_names: names of the classes that ``box_labels`` counts.
+
+    Attributes:
+        labels: float32 (N, K), NaN where unknown.
+        label_names: names of the K labels.
+        dropped: columns id, row, reason, broken; ``.attrs["counts"]`` counts by reason.
 
     Raises:
         DataError: the table lacks a required column.
-        ConfigError: a setting has no such value.
+        ConfigError: an unknown name.
     """
 
     def __init__(
@@ -222,19 +221,15 @@ class RadiographDataset(Dataset[Sample]):
         text_sampling: TextSampling = "whole",
         on_error: OnError = "raise",
         dropped: pd.DataFrame | None = None,
-        min_side: int = 0,
         box_names: Sequence[str] = (),
     ) -> None:
-        needed = {"mask": "shapes", "boxes": "boxes"}
-        if unknown := [t for t in targets if t not in needed]:
-            raise ConfigError(f"targets are mask and boxes, not {', '.join(unknown)}")
-        missing = [c for c in ("id", "image", *(needed[t] for t in targets)) if c not in table.column_names]
+        for target in targets:
+            check_choice("target", target, _TARGET_COLUMNS)
+        missing = [c for c in ("id", "image", *(_TARGET_COLUMNS[t] for t in targets)) if c not in table.column_names]
         if missing:
             raise DataError(f"the record table lacks the column(s) {missing}; it has {table.column_names}")
-        if text_sampling not in get_args(TextSampling):
-            raise ConfigError(f'text_sampling is one of {", ".join(get_args(TextSampling))}, not "{text_sampling}"')
-        if on_error not in ("raise", "skip"):
-            raise ConfigError(f'on_error is "raise" or "skip", not "{on_error}"')
+        check_choice("text_sampling", text_sampling, get_args(TextSampling))
+        check_choice("on_error", on_error, get_args(OnError))
         check_reading(intensity, damaged)
         self.transform = transform
         self.targets: tuple[Target, ...] = tuple(targets)
@@ -243,19 +238,18 @@ class RadiographDataset(Dataset[Sample]):
         self.seed = seed
         self.text_sampling = text_sampling
         self.on_error = on_error
-        self.min_side = 0 if targets else min_side
         self.box_names = tuple(box_names)
-        self._dropped = Dropped().frame() if dropped is None else dropped
+        self.dropped: pd.DataFrame = Dropped().frame() if dropped is None else dropped
         self._cache: PixelSource | None = None
         self._positions: np.ndarray | None = None
         self._set_table(table)
 
     def _set_table(self, table: pa.Table) -> None:
         self.table = table.combine_chunks()
-        self._label_names = tuple(c for c in table.column_names if c not in RESERVED_COLUMNS)
-        columns = [table.column(c).to_numpy() for c in self._label_names]
+        self.label_names = tuple(c for c in table.column_names if c not in RESERVED_COLUMNS)
+        columns = [table.column(c).to_numpy() for c in self.label_names]
         stacked = np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
-        self._labels = torch.from_numpy(np.ascontiguousarray(stacked, dtype=np.float32))
+        self.labels = torch.from_numpy(np.ascontiguousarray(stacked, dtype=np.float32))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -271,16 +265,6 @@ class RadiographDataset(Dataset[Sample]):
         return self.table.column("text").to_pylist() if "text" in self.table.column_names else []
 
     @property
-    def labels(self) -> Tensor:
-        """Labels of all records: float32 (N, K), NaN where unknown."""
-        return self._labels
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Names of the K labels."""
-        return self._label_names
-
-    @property
     def groups(self) -> list[str]:
         """What must stay together in a split: the patient where known, else the record itself."""
         return self.table.column("patient" if "patient" in self.table.column_names else "id").to_pylist()
@@ -290,11 +274,6 @@ class RadiographDataset(Dataset[Sample]):
         """Whether any record has a box or a shape."""
         columns = [self.table.column(name) for name in ("boxes", "shapes") if name in self.table.column_names]
         return any(pc.any(pc.greater(pc.list_value_length(column), 0)).as_py() for column in columns)
-
-    @property
-    def dropped(self) -> pd.DataFrame:
-        """What was left out at index time: columns id, row, reason, broken; ``.attrs["counts"]`` counts by reason."""
-        return self._dropped
 
     @property
     def reading(self) -> str:
@@ -310,30 +289,10 @@ class RadiographDataset(Dataset[Sample]):
             new._positions = self._positions[keep]
         return new
 
-    def prepared(
-        self,
-        transform: ImageTransform | None,
-        *,
-        targets: Sequence[Target] = (),
-        intensity: str = "standard",
-        damaged: Damaged = "refuse",
-        seed: int = 0,
-        text_sampling: TextSampling = "whole",
-        on_error: OnError = "raise",
-    ) -> "RadiographDataset":
-        """The same records with another transform, targets, reading of files, seed, text sampling and error rule."""
+    def prepared(self, transform: ImageTransform | None, **settings: Any) -> "RadiographDataset":
+        """The same records with another transform and other settings: targets, intensity, seed and so on."""
         return RadiographDataset(
-            self.table,
-            transform=transform,
-            targets=targets,
-            intensity=intensity,
-            damaged=damaged,
-            seed=seed,
-            text_sampling=text_sampling,
-            on_error=on_error,
-            dropped=self._dropped,
-            min_side=self.min_side,
-            box_names=self.box_names,
+            self.table, transform=transform, dropped=self.dropped, box_names=self.box_names, **settings
         )
 
     def with_cache(self, cache: PixelSource) -> "RadiographDataset":
@@ -385,7 +344,7 @@ class RadiographDataset(Dataset[Sample]):
         except UnreadableItemError as error:
             message = f"{error}; item {item_id}, index {row} of the dataset; set on_error: skip to leave such items out"
             raise UnreadableItemError(message, item_id=item_id, reason=error.reason) from error
-        sample: Sample = {"id": item_id, "index": row, "label": self._labels[row].clone()}
+        sample: Sample = {"id": item_id, "index": row, "label": self.labels[row].clone()}
         if "text" in self.table.column_names:
             sample["text"] = self._text(row, epoch)
         boxes = self._boxes(row, geometry) if "boxes" in self.targets else None
@@ -420,7 +379,7 @@ class RadiographDataset(Dataset[Sample]):
             stored, geometry, size = self._cache.read(int(self._positions[row]))
             return torch.from_numpy(stored).unsqueeze(0), Geometry(*geometry), size
         path = Path(self.table.column("image")[row].as_py())
-        pixels = torch.from_numpy(read_image(path, self.min_side, self.intensity, self.damaged)).unsqueeze(0)
+        pixels = torch.from_numpy(read_image(path, 0, self.intensity, self.damaged)).unsqueeze(0)
         size = (pixels.shape[1], pixels.shape[2])
         if self.transform is None:
             return pixels, None, size

@@ -1,29 +1,32 @@
 """What every corpus is: released files under a root, turned into records that splits, tasks and tools read alike."""
 
+import copy
+import itertools
 import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError
-from medvlp.datasets.folders import with_other_endings
-from medvlp.datasets.tables import Table, TableSpec, read_table
-from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.datasets.folders import image_files, with_other_endings
+from medvlp.datasets.tables import Table, TableSpec, read_table, rows_of
+from medvlp.errors import ConfigError, DataError, UnreadableItemError, check_choice
 from medvlp.io.paths import folder_path
+from medvlp.io.reports import count_tokens
 from medvlp.splits import Part, SplitInput
 
 Task = Literal["pairs", "classification", "segmentation", "detection", "grounding"]
 SIDE_VIEWS: tuple[str, ...] = ("LATERAL", "LL", "RL", "LLAT", "RLAT")
 """Views that are not frontal, in capitals."""
 
-TASKS: tuple[str, ...] = ("pairs", "classification", "segmentation", "detection", "grounding")
+TASKS: tuple[str, ...] = get_args(Task)
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,11 @@ class Records:
         return table
 
 
-class Unnoted(Dropped):
-    """Stands in for :class:`Dropped` where a table is only listed: nothing is noted, and nothing broken is raised."""
-
-    def add(self, item_id: str, row: int, reason: str, *, broken: bool = False) -> None:
-        """Does nothing."""
-
-    def extend(self, ids: Iterable[Any], rows: Iterable[int], reason: str, *, broken: bool = False) -> None:
-        """Does nothing."""
+def unusable(text: str, min_tokens: int, sections: str) -> str:
+    """Say why a report's text cannot be used, "" if it can: it lacks the ``sections``, or is too short."""
+    if not text:
+        return f"no {sections}"
+    return f"fewer than {min_tokens} tokens" if count_tokens(text) < min_tokens else ""
 
 
 class Corpus(ABC):
@@ -119,7 +119,7 @@ class Corpus(ABC):
     title: ClassVar[str]
     """The corpus's own name."""
     source: ClassVar[str]
-    """Where it is to be had, for the remedy in errors."""
+    """Where to get it, for the remedy in errors."""
     tasks: ClassVar[tuple[Task, ...]]
     """What its labels allow; the first is the default."""
     tables: ClassVar[tuple[TableSpec, ...]]
@@ -132,12 +132,12 @@ class Corpus(ABC):
     """Further checks of ``medvlp doctor``: functions of a ``medvlp.doctor.Case`` that yield findings."""
 
     def __init__(self, root: str | Path, *, on_error: OnError = "raise") -> None:
-        if on_error not in ("raise", "skip"):
-            raise ConfigError(f'on_error is "raise" or "skip", not "{on_error}"')
+        check_choice("on_error", on_error, get_args(OnError))
         self.root = folder_path(root)
         self.on_error = on_error
         self.substituted: dict[str, str] = {}
         """Images that are taken from a file with another ending: listed name to path."""
+        self._kept_tables: dict[str, Table] | None = None
 
     @classmethod
     def variants(cls, root: str | Path) -> tuple[dict[str, str], ...]:
@@ -174,6 +174,16 @@ class Corpus(ABC):
         """What to do when the corpus is not there."""
         return f"{self.source}, or write a phantom with: medvlp phantom --layout {self.name} --root {self.root}"
 
+    def examined(self) -> Self:
+        """A copy that skips broken items and keeps its tables, for tools that ask for all tasks one after another."""
+        new = copy.copy(self)
+        new.on_error, new._kept_tables = "skip", {}
+        return new
+
+    def table_folder(self, spec: TableSpec) -> Path:
+        """Folder that holds one of :attr:`tables`."""
+        return self.root
+
     def read_table(self, name: str) -> Table:
         """Read one of :attr:`tables` by its file name.
 
@@ -181,12 +191,24 @@ class Corpus(ABC):
             DataError: see :func:`~medvlp.datasets.tables.read_table`.
         """
         self.require_root()
-        spec = next(s for s in self.tables if s.name == name)
-        return read_table(self.root, spec, source=self.remedy)
+        kept = self._kept_tables
+        if kept is not None and name in kept:
+            table = kept[name]
+        else:
+            spec = self._spec(name)
+            table = read_table(self.table_folder(spec), spec, source=self.remedy)
+        if kept is not None:
+            kept[name] = table
+            table = replace(table, frame=table.frame.copy(), notes=list(table.notes), repeated=list(table.repeated))
+        return table
 
     def has_table(self, name: str) -> bool:
         """Whether the file of one of :attr:`tables` is there."""
-        return next(s for s in self.tables if s.name == name).find(self.root) is not None
+        spec = self._spec(name)
+        return spec.find(self.table_folder(spec)) is not None
+
+    def _spec(self, name: str) -> TableSpec:
+        return next(s for s in self.tables if s.name == name)
 
     def require_root(self) -> None:
         """Raise unless the folder exists.
@@ -226,26 +248,104 @@ class Corpus(ABC):
                 stacklevel=2,
             )
 
-    def broken(self, dropped: Dropped, item_id: str, row: int, reason: str, where: str, remedy: str = "") -> None:
-        """Note a broken item, or raise it, as ``on_error`` says.
+    def unique_items(self, items: pd.DataFrame, cells: list[str], dropped: Dropped, kind: str = "row") -> pd.DataFrame:
+        """One row per id: repeats are noted, contradictions and items of two tables are broken.
 
         Args:
-            dropped: where it is noted; :class:`Unnoted` neither notes nor raises.
+            items: with columns id, table (path) and row, and ``cells``.
+            cells: what two rows of an id must agree in.
+            dropped: where the others are noted.
+            kind: what a row is called.
+        """
+        later = items.duplicated("id")
+        same = items.duplicated(["id", "table", *cells])
+        dropped.extend(items["id"][same], items["row"][same], f"repeats an earlier {kind}")
+        first = items.drop_duplicates("id").set_index("id")["table"]
+        for item in rows_of(items[later & ~same]):
+            other = first[item.id]
+            listed = f"also listed in {Path(other).name}"
+            reason = f"contradicts an earlier {kind}" if other == item.table else listed
+            self.broken(dropped, item.id, item.row, reason, item.table)
+        return items[~later]
+
+    def on_disk(
+        self, images: pd.DataFrame, names: Iterable[str], files: Mapping[str, str], dropped: Dropped, where: Any
+    ) -> pd.DataFrame:
+        """The images whose file is there, with its path in the column ``image``; the others are broken.
+
+        Args:
+            images: with a column id, and the row of their table as column ``row`` or as index.
+            names: listed name of each.
+            files: name to path of what is there.
+            dropped: where missing ones are noted.
+            where: which table lists an image, for errors: one text, or one for each.
+        """
+        names = pd.Series(names, index=images.index, dtype=object)
+        images = images.assign(image=names.map(self.files_of(names, files)))
+        absent = images["image"].isna()
+        where = where if isinstance(where, str) else pd.Series(where, index=images.index, dtype=object)[absent]
+        rows = images["row"][absent] if "row" in images else None
+        self.broken_rows(dropped, images["id"][absent], "missing image file", where, rows)
+        return images[~absent]
+
+    def pools_on_disk(self, images: pd.DataFrame, folders: Mapping[str, str], dropped: Dropped) -> pd.DataFrame:
+        """:meth:`on_disk` where each released part has its folder.
+
+        Args:
+            images: with columns id, image (file name), pool, table (path) and row.
+            folders: part to the name of its folder below the root.
+            dropped: where missing ones are noted.
+
+        Raises:
+            DataError: a folder is missing or holds no image.
+        """
+        files: dict[str, str] = {}
+        for pool in images["pool"].unique():
+            folder = self.root / folders[pool]
+            there = image_files([folder])
+            if not there:
+                raise DataError(f"{folder} is missing or holds no image; get the images from {self.remedy}")
+            files |= {f"{pool}/{name}": path for name, path in there.items()}
+        names = [f"{pool}/{name}" for pool, name in zip(images["pool"], images["image"], strict=True)]
+        tables = zip(images["table"], images["pool"], strict=True)
+        where = [f"{table} (sought in {self.root / folders[pool]})" for table, pool in tables]
+        return self.on_disk(images, names, files, dropped, where).reset_index(drop=True)
+
+    def broken_rows(
+        self, dropped: Dropped, ids: pd.Series, reason: str | pd.Series, where: Any, rows: Iterable[int] | None = None
+    ) -> None:
+        """Note or raise several broken items, see :meth:`broken`.
+
+        Args:
+            dropped: where they are noted.
+            ids: of the items.
+            reason: one for all, or a series in which rows of ids are looked up.
+            where: file that says so, one for all or one for each.
+            rows: of their table; None takes the index of ``ids``.
+        """
+        places = itertools.repeat(where) if isinstance(where, str) else iter(where)
+        for (row, item), number, place in zip(ids.items(), ids.index if rows is None else rows, places, strict=False):
+            self.broken(dropped, item, int(number), reason if isinstance(reason, str) else reason[row], place)
+
+    def broken(self, dropped: Dropped, item_id: str, row: int, reason: str, where: str) -> None:
+        """Note a broken item, or raise it, as ``on_error`` says; no-op while listing.
+
+        Args:
+            dropped: where it is noted.
             item_id: identifier of the item.
             row: 0-based row in its table.
             reason: what is wrong, in a few words.
             where: file (and column) that says so.
-            remedy: what to do; the default is to get the corpus again.
 
         Raises:
             UnreadableItemError: ``on_error`` is "raise".
         """
-        if isinstance(dropped, Unnoted):
+        if dropped.listing:
             return
         if self.on_error == "raise":
-            remedy = remedy or f"get the file again from {self.source}"
             raise UnreadableItemError(
-                f"{where}, row {row}, item {item_id}: {reason}; {remedy}, or set on_error: skip to leave it out",
+                f"{where}, row {row}, item {item_id}: {reason}; get the file again from {self.source}, or set on_error:"
+                " skip to leave it out",
                 item_id=item_id,
                 reason=reason,
             )

@@ -8,15 +8,15 @@ sizes.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pandas as pd
 
 from medvlp.datasets.base import Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
-from medvlp.datasets.folders import IMAGE_SUFFIXES, image_files
-from medvlp.datasets.tables import rows_of
-from medvlp.errors import ConfigError, DataError
+from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.folders import IMAGE_SUFFIXES
+from medvlp.datasets.tables import read_lines
+from medvlp.errors import ConfigError, DataError, check_choice
 from medvlp.splits import SplitInput
 
 Classes = Literal["three", "binary"]
@@ -36,16 +36,15 @@ class COVIDx(Corpus):
     the file name, the patient the first field; for images from RSNA that is the image itself.
 
     Args:
-        root: folder with the lists and the folders ``train`` and ``test`` (and ``val``).
+        root: folder with the lists and the folders train and test (and val).
         version: name of the lists: "COVIDx9A" reads train_COVIDx9A.txt and test_COVIDx9A.txt, in the root or in
-            ``labels``; "kaggle" reads train.txt, test.txt and, where it is there, val.txt.
-        classes: "three" has the labels Normal, Pneumonia and COVID-19, "binary" COVID-19 alone. A list of positive
-            and negative cannot give three: MGCA's code takes each of its lines as COVID-19, silently; here it is an
+            labels/; "kaggle" reads train.txt, test.txt and, if available, val.txt.
+        classes: "three" has the labels Normal, Pneumonia and COVID-19, "binary" COVID-19 alone. Lists of positive and
+            negative cannot give three: MGCA's code takes each of their lines as COVID-19, silently; here it is an
             error.
-        on_error: "raise" on a broken line or a missing image, or "skip" (drop and count) them.
 
     Raises:
-        ConfigError: ``version`` is no name of lists, or ``classes`` is neither of the two.
+        ConfigError: ``version`` is not a name of lists, or ``classes`` is unknown.
     """
 
     name = "covidx"
@@ -61,11 +60,9 @@ class COVIDx(Corpus):
         super().__init__(root, on_error=on_error)
         if not version or "/" in version or "\\" in version:
             raise ConfigError(
-                f'version: "{version}" names no lists of COVIDx; "COVIDx9A" stands for train_COVIDx9A.txt, "kaggle" for'
-                " train.txt"
+                f"unknown version {version!r}; COVIDx9A stands for train_COVIDx9A.txt, kaggle for train.txt"
             )
-        if classes not in ("three", "binary"):
-            raise ConfigError(f'classes is "three" or "binary", not "{classes}"')
+        check_choice("classes", classes, get_args(Classes))
         self.version = version
         self.classes = classes
 
@@ -96,14 +93,16 @@ class COVIDx(Corpus):
         """Images in the order of the lists; see :meth:`Corpus.records`."""
         self.require_task(task)
         dropped = Dropped()
-        return self._records(self._on_disk(self._lines(pools, dropped), dropped), dropped)
+        lines = self._lines(pools, dropped)
+        lines = self.pools_on_disk(lines.assign(image=lines["id"]), _FOLDERS, dropped)
+        return self._records(lines, dropped)
 
     def listing(self) -> SplitInput:
         """Every file of the lists, whether it is there or not; see :meth:`Corpus.listing`.
 
         Of a line that is not of the grammar the first word that names a file counts; its class is unknown.
         """
-        dropped = Unnoted()
+        dropped = Dropped(listing=True)
         return self.split_input(self._records(self._lines(None, dropped).assign(image=""), dropped))
 
     def _lines(self, pools: Sequence[str] | None, dropped: Dropped) -> pd.DataFrame:
@@ -127,43 +126,40 @@ class COVIDx(Corpus):
             raise DataError(f"COVIDx has the parts {', '.join(_FOLDERS)}, not {', '.join(pools or ())}")
         lines = pd.concat(parts, ignore_index=True)
         self._require_vocabulary(lines)
-        return self._unique(lines, dropped)
+        return self.unique_items(lines, ["patient", "label"], dropped, "line")
 
     def _records(self, lines: pd.DataFrame, dropped: Dropped) -> Records:
         labels = pd.DataFrame({"COVID-19": lines["label"].isin(_COVID)})
         if self.classes == "three":
             labels = pd.DataFrame({label: lines["label"] == word for word, label in THREE.items()})
         labels = labels.astype("float32").where(lines["label"] != "")
-        columns = {"id": lines["file"], "image": lines["image"], "patient": lines["patient"], "pool": lines["pool"]}
-        return Records(make_table(columns, labels), dropped.frame())
+        return Records(make_table({c: lines[c] for c in ("id", "image", "patient", "pool")}, labels), dropped.frame())
 
     def _read_list(self, pool: str, path: Path, dropped: Dropped) -> pd.DataFrame:
-        """Columns pool, list, row (0-based line), patient, file, label (in lower case; "" only while listing)."""
-        try:
-            text = path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is no text in UTF-8; get it again from {self.remedy}") from error
-        if not text:
-            raise DataError(f"{path} is an empty file; get it again from {self.remedy}")
+        """Columns pool, table, row (0-based line), patient, id, label (in lower case; "" only while listing)."""
+        lines = read_lines(path, again := f"get it again from {self.remedy}")
+        if lines == [""]:
+            raise DataError(f"{path} is an empty file; {again}")
         rows = []
-        for row, line in enumerate(text.split("\n")):
+        for row, line in enumerate(lines):
             words = line.split()
             if not words:
                 continue
             files = [i for i, word in enumerate(words) if word.lower().endswith(IMAGE_SUFFIXES)]
             at = files[0] if files else 0
+            label, reason = "", ""
             if len(files) != 1 or at == 0 or len(words) - at not in (2, 3):
                 reason = "malformed line: it must read patient, file, class and perhaps source"
+            elif (label := words[at + 1].lower()) not in THREE and label not in _BINARY:
+                reason = "unknown class"
+            if reason:
                 self.broken(dropped, words[at] if files else "", row, reason, str(path))
                 label = ""
-            elif (label := words[at + 1].lower()) not in THREE and label not in _BINARY:
-                self.broken(dropped, words[at], row, "unknown class", str(path))
-                label = ""
-            if not label and not (files and isinstance(dropped, Unnoted)):
+            if not label and not (files and dropped.listing):
                 continue  # a listing counts every line that names a file
             name = words[at].replace("\\", "/").rpartition("/")[2]
-            rows.append((pool, path, row, " ".join(words[:at]), name, label))
-        return pd.DataFrame(rows, columns=["pool", "list", "row", "patient", "file", "label"])
+            rows.append((pool, str(path), row, " ".join(words[:at]), name, label))
+        return pd.DataFrame(rows, columns=["pool", "table", "row", "patient", "id", "label"])
 
     def _require_vocabulary(self, lines: pd.DataFrame) -> None:
         binary = lines[lines["label"].isin(_BINARY)]
@@ -172,40 +168,11 @@ class COVIDx(Corpus):
         first = binary.iloc[0]
         if len(binary) < (lines["label"] != "").sum():
             raise DataError(
-                f"{first['list']}, row {first['row']}: the lists mix {'/'.join(_BINARY)} with {'/'.join(THREE)};"
+                f"{first['table']}, row {first['row']}: the lists mix {'/'.join(_BINARY)} with {'/'.join(THREE)};"
                 f" take all lists of one version, from {self.remedy}"
             )
         if self.classes == "three":
             raise ConfigError(
-                f"{first['list']} knows only positive and negative, so classes: three cannot be had from it; set"
+                f"{first['table']} knows only positive and negative, so classes: three cannot be had from it; set"
                 " classes: binary, or a version with three classes, such as COVIDx9A"
             )
-
-    def _unique(self, lines: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
-        """One line per file: repeats are counted, contradictions and files in two lists are broken."""
-        later = lines.duplicated("file")
-        same = later & lines.duplicated(["list", "patient", "file", "label"])
-        dropped.extend(lines["file"][same], lines["row"][same], "repeats an earlier line")
-        first = lines.drop_duplicates("file").set_index("file")["list"]
-        for line in rows_of(lines[later & ~same]):
-            other = first[line.file]
-            reason = "contradicts an earlier line" if other == line.list else f"also listed in {other.name}"
-            self.broken(dropped, line.file, line.row, reason, str(line.list))
-        return lines[~later]
-
-    def _on_disk(self, lines: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
-        """The lines whose image is there, with its path in the column image."""
-        lines = lines.assign(image="")
-        for pool in lines["pool"].unique():
-            folder = self.root / _FOLDERS[pool]
-            files = image_files([folder])
-            if not files:
-                raise DataError(f"{folder} is missing or holds no image; get the images from {self.remedy}")
-            of_pool = lines["pool"] == pool
-            lines.loc[of_pool, "image"] = (
-                lines["file"][of_pool].map(self.files_of(lines["file"][of_pool], files)).fillna("")
-            )
-        for line in rows_of(lines[lines["image"] == ""]):
-            where = f"{line.list} (sought in {self.root / _FOLDERS[line.pool]})"
-            self.broken(dropped, line.file, line.row, "missing image file", where)
-        return lines[lines["image"] != ""].reset_index(drop=True)

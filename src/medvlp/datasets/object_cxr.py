@@ -13,10 +13,10 @@ from typing import Literal
 import pandas as pd
 
 from medvlp.datasets.base import Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
-from medvlp.datasets.folders import image_files, read_headers
-from medvlp.datasets.tables import TableSpec, relative_path, rows_of
-from medvlp.errors import ConfigError, DataError
+from medvlp.datasets.corpus import Corpus, Records, Task
+from medvlp.datasets.folders import read_headers
+from medvlp.datasets.tables import TableSpec, first_reason, relative_path, rows_of
+from medvlp.errors import DataError, check_choice
 from medvlp.io.shapes import bounds, check, parse_object_cxr
 from medvlp.splits import SplitInput
 
@@ -35,7 +35,6 @@ class ObjectCXR(Corpus):
         root: folder of the corpus.
         polygon_boxes: how a polygon becomes a box: "bounds", the rectangle around it. MGCA's code instead takes a box
             around the polygon's pole of inaccessibility that may leave the image; that rule is not offered.
-        on_error: "raise" on a missing image or a broken annotation, or "skip" (drop and count) them.
 
     Raises:
         ConfigError: an unknown ``polygon_boxes``.
@@ -63,22 +62,21 @@ class ObjectCXR(Corpus):
         self, root: str | Path, *, polygon_boxes: Literal["bounds"] = "bounds", on_error: OnError = "raise"
     ) -> None:
         super().__init__(root, on_error=on_error)
-        if polygon_boxes != "bounds":
-            raise ConfigError(f'polygon_boxes is "bounds", not "{polygon_boxes}"')
+        check_choice("polygon_boxes", polygon_boxes, ("bounds",))
         self.polygon_boxes = polygon_boxes
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Images in the order of the tables; see :meth:`Corpus.records`."""
         self.require_task(task)
         dropped = Dropped()
-        rows = self._on_disk(self._rows(pools, dropped), dropped)
-        rows = self._parsed(rows, dropped)
-        rows = self._checked(rows, dropped)
+        rows = self._rows(pools, dropped)
+        rows = self.pools_on_disk(rows, {pool: pool for pool in POOLS}, dropped)
+        rows = self._checked(self._parsed(rows, dropped), dropped)
         return self._records(rows, dropped, task)
 
     def listing(self) -> SplitInput:
         """Every image of the tables, whether its file is there or not; see :meth:`Corpus.listing`."""
-        dropped = Unnoted()
+        dropped = Dropped(listing=True)
         rows = self._rows(None, dropped)
         rows["shapes"] = [[annotation] if annotation else [] for annotation in rows["annotation"]]
         return self.split_input(self._records(rows, dropped, "classification"))
@@ -97,58 +95,24 @@ class ObjectCXR(Corpus):
         """Columns id (file name without its ending), image (file name), pool, table, row, annotation, one per image."""
         self.require_root()
         # the first release has no test.csv
-        wanted = [p for p in POOLS if (p in pools if pools is not None else p != "test" or self.has_table("test.csv"))]
-        if not wanted:
+        read = [p for p in POOLS if (p in pools if pools is not None else p != "test" or self.has_table("test.csv"))]
+        if not read:
             raise DataError(f"{self.title} has the parts {', '.join(POOLS)}, not {', '.join(pools or ())}")
-        rows = pd.concat([self._part(pool, dropped) for pool in wanted], ignore_index=True)
-        return self._unique(rows, dropped)
+        rows = pd.concat([self._part(pool, dropped) for pool in read], ignore_index=True)
+        return self.unique_items(rows, ["annotation"], dropped)
 
     def _part(self, pool: str, dropped: Dropped) -> pd.DataFrame:
         table = self.read_table(f"{pool}.csv")
         frame = table.frame
         names = frame["image_name"].map(lambda cell: relative_path(cell).rpartition("/")[2]).astype(object)
-        part = pd.DataFrame(
-            {
-                "id": names.map(lambda name: name.rpartition(".")[0]).astype(object),
-                "image": names,
-                "pool": pool,
-                "table": str(table.path),
-                "row": frame.index,
-                "annotation": frame["annotation"],
-            }
-        )
-        for row in part.index[part["id"] == ""]:
-            reason = "blank image name" if frame["image_name"][row] == "" else "no image file name inside the corpus"
-            self.broken(dropped, "", row, reason, str(table.path))
-        if isinstance(dropped, Unnoted):
-            # a listing counts every row with a name
-            part["id"] = part["id"].where(part["id"] != "", frame["image_name"])
-        return part[part["id"] != ""]
-
-    def _on_disk(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
-        """The rows whose image is there, with its path."""
-        paths = pd.Series("", index=rows.index, dtype=object)
-        for pool in rows["pool"].unique():
-            files = image_files([self.root / pool])
-            if not files:
-                raise DataError(f"{self.root / pool} is missing or holds no image; get the images from {self.remedy}")
-            of_pool = rows["pool"] == pool
-            paths[of_pool] = rows["image"][of_pool].map(self.files_of(rows["image"][of_pool], files)).fillna("")
-        for row in rows_of(rows[paths == ""]):
-            where = f"{row.table} (sought in {self.root / row.pool})"
-            self.broken(dropped, row.id, row.row, "missing image file", where)
-        return rows.assign(image=paths)[paths != ""]
-
-    def _unique(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
-        later = rows.duplicated("id")
-        same = rows.duplicated(["id", "pool", "annotation"])
-        dropped.extend(rows["id"][same], rows["row"][same], "repeats an earlier row")
-        first = rows.drop_duplicates("id").set_index("id")["table"]
-        for row in rows_of(rows[later & ~same]):
-            other = Path(first[row.id]).name
-            reason = "contradicts an earlier row" if first[row.id] == row.table else f"also listed in {other}"
-            self.broken(dropped, row.id, row.row, reason, row.table)
-        return rows[~later]
+        ids = names.map(lambda name: name.rpartition(".")[0]).astype(object)
+        blank = frame["image_name"] == ""
+        reasons = {"blank image name": blank, "no image file name inside the corpus": (ids == "") & ~blank}
+        self.broken_rows(dropped, ids[ids == ""], first_reason(reasons, frame.index), str(table.path))
+        if dropped.listing:  # a listing counts every row with a name
+            ids = ids.where(ids != "", frame["image_name"])
+        columns = {"id": ids, "image": names, "pool": pool, "table": str(table.path), "row": frame.index}
+        return pd.DataFrame(columns | {"annotation": frame["annotation"]})[ids != ""]
 
     def _parsed(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
         """The rows with their shapes; those that are not of the grammar are broken."""

@@ -9,21 +9,22 @@ there.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
+from medvlp.datasets.base import Dropped, OnError, make_table, with_labels
+from medvlp.datasets.corpus import Corpus, Records, Task, unusable
 from medvlp.datasets.folders import IMAGE_SUFFIXES, image_files
 from medvlp.datasets.open_i_reports import LABELS, OpenIReport, parse, report_files
-from medvlp.datasets.tables import TableSpec, rows_of
-from medvlp.errors import ConfigError, DataError
-from medvlp.io.reports import CLEANINGS, count_tokens, report_text
+from medvlp.datasets.tables import TableSpec
+from medvlp.errors import DataError, check_choice
+from medvlp.io.reports import CLEANINGS, report_text
 from medvlp.splits import SplitInput
 
-REPORT_POLICIES: tuple[str, ...] = ("both", "findings", "impression", "longest", "all")
+ReportPolicy = Literal["both", "findings", "impression", "longest", "all"]
 """The report policies that make sense where sections are marked as such."""
 
 _PROJECTIONS = "indiana_projections.csv"
@@ -41,14 +42,12 @@ class OpenI(Corpus):
 
     Args:
         root: folder of the corpus.
-        views: projections to keep, "Frontal" or "Lateral", once the split is made; "" keeps images of unknown
-            projection, which are all of them without the table of projections.
-        report_policy: one of :data:`REPORT_POLICIES`, see :func:`medvlp.io.reports.select_text`.
-        cleaning: see :func:`medvlp.io.reports.clean_text`; "none" keeps the token ``XXXX`` of removed words, as all
-            others.
-        min_tokens: reports with fewer word tokens after cleaning are dropped.
+        views: projections to keep, "Frontal" or "Lateral", after the split; "" keeps images of unknown projection,
+            which are all of them without the table of projections.
+        report_policy: which sections make up the text, see medvlp.io.reports.select_text.
+        cleaning: a name of medvlp.io.reports.CLEANINGS; "none" keeps the token XXXX of removed words, as all others.
+        min_tokens: reports with fewer words after cleaning are left out.
         classes: labels to keep, in this order; None keeps all.
-        on_error: "raise" on a missing image or a broken report, or "skip" (drop and count) them.
 
     Raises:
         ConfigError: an unknown policy, cleaning or label.
@@ -74,21 +73,17 @@ class OpenI(Corpus):
         root: str | Path,
         *,
         views: Sequence[str] = ("Frontal", ""),
-        report_policy: str = "both",
+        report_policy: ReportPolicy = "both",
         cleaning: str = "none",
         min_tokens: int = 3,
         classes: Sequence[str] | None = None,
         on_error: OnError = "raise",
     ) -> None:
         super().__init__(root, on_error=on_error)
-        for value, allowed, what in (
-            (report_policy, REPORT_POLICIES, "report_policy"),
-            (cleaning, CLEANINGS, "cleaning"),
-        ):
-            if value not in allowed:
-                raise ConfigError(f'{what} "{value}" is unknown; there are {", ".join(allowed)}')
-        if unknown := [c for c in classes or () if c not in LABELS]:
-            raise ConfigError(f"{self.title} has no label {', '.join(unknown)}; it has {', '.join(LABELS)}")
+        check_choice("report_policy", report_policy, get_args(ReportPolicy))
+        check_choice("cleaning", cleaning, CLEANINGS)
+        for name in classes or ():
+            check_choice(f"label of {self.title}", name, LABELS)
         self.views = tuple("" if v.lower() in ("", "unknown") else v.lower() for v in views)
         self.report_policy = report_policy
         self.cleaning = cleaning
@@ -112,7 +107,7 @@ class OpenI(Corpus):
     def listing(self) -> SplitInput:
         """Every image that a report names, whether it has a file and a text or not; see :meth:`Corpus.listing`."""
         self.require_root()
-        dropped = Unnoted()
+        dropped = Dropped(listing=True)
         images, reports = self._listed(dropped)
         return self.split_input(self._records(images.assign(image=""), reports, {}, "classification", dropped))
 
@@ -142,7 +137,7 @@ class OpenI(Corpus):
         """The chosen views and labels."""
         views = pd.Series(table.column("view").to_pylist(), dtype=object).str.lower()
         table = table.filter(pa.array(views.isin(self.views).to_numpy(dtype=bool)))
-        return table.select([c for c in table.column_names if c in RESERVED_COLUMNS] + list(self.classes))
+        return with_labels(table, self.classes)
 
     def _listed(self, dropped: Dropped) -> tuple[pd.DataFrame, dict[int, OpenIReport]]:
         """The images that the reports name (id, number, study, row, place), and the reports by number."""
@@ -184,12 +179,8 @@ class OpenI(Corpus):
             )
         known = set(images["id"])
         there = {f"{_image_id(name, known)}{os.path.splitext(name)[1]}": path for name, path in files.items()}
-        listed = images["id"] + ".png"
-        paths = dict(zip(images["id"], listed.map(self.files_of(listed, there)), strict=True))
-        images = images.assign(image=images["id"].map(paths))
-        for image in rows_of(images[images["image"].isna()]):
-            self.broken(dropped, image.id, image.row, "missing image file", f"{image.place} (sought under {self.root})")
-        return images[images["image"].notna()].reset_index(drop=True)
+        place = images["place"] + f" (sought under {self.root})"
+        return self.on_disk(images, images["id"] + ".png", there, dropped, place)
 
     def _texts(
         self, images: pd.DataFrame, reports: dict[int, OpenIReport], dropped: Dropped
@@ -201,33 +192,27 @@ class OpenI(Corpus):
             # "all" keeps indication and comparison, which alone say nothing about the image
             usable = self.report_policy != "all" or sections.findings or sections.impression
             text = report_text(sections, self.report_policy, self.cleaning) if usable else ""
-            if not text:
-                named = "impression or findings" if self.report_policy in ("both", "longest", "all") else ""
-                reasons[number] = f"no {named or self.report_policy + ' text'}"
-            elif count_tokens(text) < self.min_tokens:
-                reasons[number] = f"fewer than {self.min_tokens} tokens"
+            either = self.report_policy in ("both", "longest", "all")
+            sought = "impression or findings" if either else f"{self.report_policy} text"
+            if reason := unusable(text, self.min_tokens, sought):
+                reasons[number] = reason
             else:
                 texts[number] = text
-        reason = images["number"].map(reasons)
-        for name in sorted(set(reasons.values())):
-            of_reason = images[reason == name]
-            dropped.extend(of_reason["id"], of_reason["row"], name)
-        return texts, images[reason.isna()]
+        why = images["number"].map(reasons)
+        for reason in sorted(set(reasons.values())):
+            of_reason = images[why == reason]
+            dropped.extend(of_reason["id"], of_reason["row"], reason)
+        return texts, images[why.isna()]
 
     def _projections(self, known: set[str], dropped: Dropped) -> dict[str, str]:
         """Image id to Frontal or Lateral; empty without the table."""
         if not self.has_table(_PROJECTIONS):
             return {}
         table = self.read_table(_PROJECTIONS)
-        views = {"frontal": "Frontal", "lateral": "Lateral"}
-        found = {}
-        for row, name, cell in zip(table.frame.index, table.frame["filename"], table.frame["projection"], strict=True):
-            view = views.get(cell.lower())
-            if view is None:
-                self.broken(dropped, name, int(row), "projection is neither Frontal nor Lateral", str(table.path))
-            else:
-                found[_image_id(name, known)] = view
-        return found
+        names, view = table.frame["filename"], table.frame["projection"].str.lower()
+        unknown = ~view.isin(("frontal", "lateral"))
+        self.broken_rows(dropped, names[unknown], "projection is neither Frontal nor Lateral", str(table.path))
+        return {_image_id(n, known): v.capitalize() for n, v in zip(names[~unknown], view[~unknown], strict=True)}
 
 
 def _image_id(name: str, known: set[str]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from medvlp.errors import DataError
+from medvlp.io.packed import READ_ERRORS, open_unpacked
 from medvlp.io.tables import Cells, read_cells
 
 _SUFFIXES = ("", ".gz", ".zip")
@@ -139,6 +140,53 @@ def _unique(frame: pd.DataFrame, spec: TableSpec, path: Path, again: str) -> tup
         item = "/".join(str(frame.iloc[row][k]) for k in keys)
         raise DataError(f"{path}: row {row} contradicts an earlier row of the same {', '.join(keys)} {item}; {again}")
     return frame[~same_row], np.flatnonzero(same_row.to_numpy()).tolist()
+
+
+def to_numbers(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Turn label columns into float32, blank cells into NaN.
+
+    Args:
+        frame: label columns as read from a table.
+        source: the table, for the error.
+
+    Raises:
+        DataError: a cell is no finite number. The cell itself is not shown, since it may be report text.
+    """
+    numbers = {}
+    for name in frame.columns:
+        column = frame[name].astype(object).where(frame[name].notna(), "")
+        values = pd.to_numeric(column.replace("", np.nan), errors="coerce").astype(np.float64)
+        wrong = np.flatnonzero(~np.isfinite(values) & (column != ""))
+        if len(wrong):
+            row = frame.index[wrong[0]] if frame.index.inferred_type == "integer" else wrong[0]
+            raise DataError(
+                f"column {name} of {source} holds something other than numbers (row {row}); write them with a decimal"
+                " point, and leave unknown ones blank"
+            )
+        numbers[name] = values.astype(np.float32)
+    return pd.DataFrame(numbers, index=frame.index)
+
+
+def first_reason(reasons: Mapping[str, pd.Series | np.ndarray], index: pd.Index) -> pd.Series:
+    """For each row the first reason that applies to it, "" for none; ``reasons`` maps each to a mask."""
+    result = pd.Series("", index=index, dtype=object)
+    for reason, mask in reasons.items():
+        result[np.asarray(mask, dtype=bool) & (result == "")] = reason
+    return result
+
+
+def read_lines(path: Path, again: str) -> list[str]:
+    """The stripped lines of a text file, which may be packed with gzip.
+
+    Raises:
+        DataError: it is not UTF-8 or cannot be read.
+    """
+    try:
+        with open_unpacked(path) as file:
+            text = file.read().decode("utf-8-sig")
+    except (*READ_ERRORS, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text ({type(error).__name__}); {again}") from error
+    return [line.strip() for line in text.split("\n")]
 
 
 def rows_of(frame: pd.DataFrame) -> Iterator[Any]:

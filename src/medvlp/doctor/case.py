@@ -1,14 +1,12 @@
 """A corpus while it is examined: what several checks need, read once."""
 
-import copy
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from medvlp.datasets.corpus import Corpus, Records, Task
-from medvlp.datasets.tables import Table
 from medvlp.doctor.findings import Diagnosis, Finding, Level
 from medvlp.errors import MedVLPError
 from medvlp.splits import SplitInput
@@ -52,20 +50,6 @@ class Case:
         """Return an image's path without the folder of the images."""
         path, root = str(Path(path)), str(self.corpus.image_root.absolute())
         return path.removeprefix(root).lstrip("/\\") if path.startswith(root) else path
-
-
-def reader_of(corpus: Corpus) -> Corpus:
-    """Return a copy of a corpus that skips broken items and reads each table once, although every task asks for it."""
-    corpus = copy.copy(corpus)
-    corpus.on_error = "skip"
-    read = cache(corpus.read_table)
-
-    def remembered(name: str) -> Table:
-        table = read(name)
-        return replace(table, frame=table.frame.copy(), notes=list(table.notes), repeated=list(table.repeated))
-
-    corpus.read_table = remembered  # type: ignore[method-assign]
-    return corpus
 
 
 def refusal(name: str, level: Level, error: Exception) -> Finding:

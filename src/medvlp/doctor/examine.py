@@ -14,7 +14,7 @@ import pandas as pd
 
 from medvlp.datasets.corpus import Corpus
 from medvlp.datasets.tables import Table
-from medvlp.doctor.case import Case, Progress, reader_of, refusal
+from medvlp.doctor.case import Case, Progress, refusal
 from medvlp.doctor.findings import Diagnosis, Finding, Level, SplitState, TaskState
 from medvlp.doctor.images import check_images
 from medvlp.doctor.sums import check_sums
@@ -44,7 +44,7 @@ def examine(
         progress: called with what is being done, how many are done, and how many there are.
     """
     diagnosis = Diagnosis(corpus.name, corpus.title, corpus.root, options or {}, corpus.is_phantom)
-    case = Case(reader_of(corpus), diagnosis, deep, lists, workers, progress)
+    case = Case(corpus.examined(), diagnosis, deep, lists, workers, progress)
     diagnosis.checks.append(_check_folder(corpus))
     if diagnosis.ok:
         for check in (*CHECKS, *corpus.checks):
