@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError
 from medvlp.datasets.folders import image_files, with_other_endings
-from medvlp.datasets.tables import Table, TableSpec, read_table, rows_of
+from medvlp.datasets.tables import Table, TableSpec, first_reason, read_table, rows_of
 from medvlp.errors import ConfigError, DataError, UnreadableItemError, check_choice
 from medvlp.io.paths import folder_path
 from medvlp.io.reports import count_tokens
@@ -326,6 +326,13 @@ class Corpus(ABC):
         places = itertools.repeat(where) if isinstance(where, str) else iter(where)
         for (row, item), number, place in zip(ids.items(), ids.index if rows is None else rows, places, strict=False):
             self.broken(dropped, item, int(number), reason if isinstance(reason, str) else reason[row], place)
+
+    def broken_by_reason(self, dropped: Dropped, ids: pd.Series, reasons: Mapping[str, Any], where: str) -> pd.Series:
+        """Note or raise the rows of which a reason (a mask for each) holds, reason by reason; returns which."""
+        first = first_reason(reasons, ids.index)
+        for reason in reasons:
+            self.broken_rows(dropped, ids[first == reason], reason, where)
+        return first != ""
 
     def broken(self, dropped: Dropped, item_id: str, row: int, reason: str, where: str) -> None:
         """Note a broken item, or raise it, as ``on_error`` says; no-op while listing.

@@ -8,18 +8,17 @@ index of all folders finds it.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
+from medvlp.datasets.base import Dropped, OnError, make_table, rectangles, with_labels
+from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import image_files, read_headers
-from medvlp.datasets.tables import TableSpec
-from medvlp.errors import ConfigError, DataError
-from medvlp.io.packed import READ_ERRORS, open_unpacked
+from medvlp.datasets.tables import TableSpec, read_lines
+from medvlp.errors import DataError, check_choice
 from medvlp.splits import SplitInput
 
 LabelsVersion = Literal["auto", "v2020", "2017"]
@@ -43,6 +42,7 @@ NIH_14: tuple[str, ...] = (
 """The 14 labels in NIH's order, which MedKLIP, KAD, MRM and MaCo share."""
 
 NO_FINDING = "No Finding"
+LABELS: tuple[str, ...] = (*NIH_14, NO_FINDING)
 
 BOX_CLASSES: tuple[str, ...] = NIH_14[:8]
 """The classes with boxes; the table calls Infiltration ``Infiltrate``."""
@@ -51,6 +51,7 @@ _TABLES = {"v2020": "Data_Entry_2017_v2020.csv", "2017": "Data_Entry_2017.csv"}
 _LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 _BOX_TABLE = "BBox_List_2017.csv"
 _BOX_COLUMNS = ["Bbox [x", "y", "w", "h]"]
+_CORNERS = ["x0", "y0", "x1", "y1"]
 _BOX_SPACE = 1024.0  # pixels: boxes are given on images of this side
 
 
@@ -64,11 +65,10 @@ class ChestXray14(Corpus):
 
     Args:
         root: folder of the corpus.
-        labels_version: "v2020", "2017" (the tables differ in about 0.16 % of the rows), or "auto": the newer that is
-            there.
+        labels_version: label table: "v2020", "2017" (they differ in about 0.16 % of the rows), or "auto" for the newest
+            there is.
         classes: labels to keep, in this order; None keeps the 14 and "No Finding".
-        views: values of View Position to keep, once the split is made.
-        on_error: "raise" on a missing image or a broken row, or "skip" (drop and count) them.
+        views: values of View Position to keep, after the split.
 
     Raises:
         ConfigError: an unknown ``labels_version`` or class.
@@ -112,13 +112,11 @@ class ChestXray14(Corpus):
         on_error: OnError = "raise",
     ) -> None:
         super().__init__(root, on_error=on_error)
-        if labels_version not in ("auto", *_TABLES):
-            raise ConfigError(f'labels_version is auto, {" or ".join(_TABLES)}, not "{labels_version}"')
-        known = (*NIH_14, NO_FINDING)
-        if unknown := [c for c in classes or () if c not in known]:
-            raise ConfigError(f"{self.title} has no label {', '.join(unknown)}; it has {', '.join(known)}")
+        check_choice("labels_version", labels_version, get_args(LabelsVersion))
+        for name in classes or ():
+            check_choice(f"label of {self.title}", name, LABELS)
         self.labels_version = labels_version
-        self.classes = tuple(classes) if classes is not None else known
+        self.classes = tuple(classes) if classes is not None else LABELS
         self.views = tuple(v.upper() for v in views)
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
@@ -147,7 +145,7 @@ class ChestXray14(Corpus):
     def listing(self) -> SplitInput:
         """Every image of the label table, whether its file is there or not; see :meth:`Corpus.listing`."""
         self.require_root()
-        dropped = Unnoted()
+        dropped = Dropped(listing=True)
         images = self._listed(dropped, None).assign(image="")
         return self.split_input(Records(self._table(images), dropped.frame()))
 
@@ -160,7 +158,7 @@ class ChestXray14(Corpus):
         """The chosen views and labels; records of a blank view stay."""
         views = pd.Series(table.column("view").to_pylist(), dtype=object).str.upper()
         table = table.filter(pa.array(views.isin((*self.views, "")).to_numpy(dtype=bool)))
-        return table.select([c for c in table.column_names if c in RESERVED_COLUMNS] + list(self.classes))
+        return with_labels(table, self.classes)
 
     @property
     def label_table(self) -> str:
@@ -169,26 +167,23 @@ class ChestXray14(Corpus):
         Raises:
             DataError: it is not there.
         """
-        wanted = list(_TABLES) if self.labels_version == "auto" else [self.labels_version]
-        found = next((_TABLES[v] for v in wanted if self.has_table(_TABLES[v])), None)
-        if found is None:
-            names = " or ".join(_TABLES[v] for v in wanted)
-            raise DataError(f"{self.root / names} is missing; get it from {self.remedy}")
-        return found
+        names = [n for version, n in _TABLES.items() if self.labels_version in ("auto", version)]
+        name = next((n for n in names if self.has_table(n)), None)
+        if name is None:
+            raise DataError(f"{self.root / ' or '.join(names)} is missing; get it from {self.remedy}")
+        return name
 
     def _listed(self, dropped: Dropped, pools: Sequence[str] | None) -> pd.DataFrame:
         """Rows of the label table that can be used: id, patient, view, pool and the 15 labels; the index is the row.
 
-        While listing (``dropped`` is :class:`Unnoted`) all rows with an id, with NaN for labels that are broken.
+        While listing all rows with an id, with NaN for labels that are broken.
         """
         table = self.read_table(self.label_table)
-        if table.repeated:
-            ids = ["repeated row"] * len(table.repeated)
-            dropped.extend(ids, table.repeated, "repeats an earlier row")
+        dropped.repeated(table.repeated, item="repeated row")
         frame = table.frame
         found = frame["Finding Labels"].str.replace(r"\s*\|\s*", "|", regex=True).str.get_dummies("|")
-        unknown = found.columns.difference([*NIH_14, NO_FINDING])
-        labels = found.reindex(columns=[*NIH_14, NO_FINDING], fill_value=0)
+        unknown = found.columns.difference(list(LABELS))
+        labels = found.reindex(columns=list(LABELS), fill_value=0)
         number = pd.to_numeric(frame["Patient ID"], errors="coerce")
         number = number.where(number.between(0, 99_999_999))  # eight digits in file names
         patient = number.fillna(-1).astype("int64").astype(str).str.zfill(8)
@@ -201,11 +196,7 @@ class ChestXray14(Corpus):
             "Patient ID is no number": number.isna(),
             "Patient ID is not that of the file name": frame["Image Index"].str[:8] != patient,
         }
-        wrong = pd.Series(False, index=frame.index)
-        for reason, rows in reasons.items():
-            for row in frame.index[rows & ~wrong]:
-                self.broken(dropped, frame["Image Index"][row], row, reason, str(table.path))
-            wrong |= rows
+        wrong = self.broken_by_reason(dropped, frame["Image Index"], reasons, str(table.path))
         pool = self._pools(set(frame["Image Index"]), dropped, required=pools is not None)
         images = pd.DataFrame(
             {
@@ -217,7 +208,7 @@ class ChestXray14(Corpus):
             }
         )
         labels = labels.astype("float32")
-        if isinstance(dropped, Unnoted):
+        if dropped.listing:
             labels[reasons["blank label"] | reasons["unknown label"] | reasons[both]] = np.nan
             images["patient"] = patient.where(number.notna(), "")
             wrong = reasons["blank id"]
@@ -235,7 +226,7 @@ class ChestXray14(Corpus):
         for name, path in paths.items():
             if path is None:
                 continue
-            for row, image in enumerate(self._read_list(path)):
+            for row, image in enumerate(read_lines(path, f"get it from {self.remedy}")):
                 if not image:
                     continue
                 if image not in known:
@@ -250,29 +241,17 @@ class ChestXray14(Corpus):
                     )
         return pool
 
-    def _read_list(self, path: Path) -> list[str]:
-        try:
-            with open_unpacked(path) as file:
-                text = file.read().decode("utf-8-sig")
-        except (*READ_ERRORS, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read ({type(error).__name__}); get it from {self.remedy}") from error
-        return [line.strip() for line in text.split("\n")]
-
     def _on_disk(self, images: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
         """The images whose file is there, with its path in the column image."""
-        folders = [f / "images" for f in sorted(self.root.glob("images_*"))] + sorted(self.root.glob("images_*"))
-        files = image_files([*folders, self.root / "images", self.root])
+        folders = sorted(self.root.glob("images_*"))
+        files = image_files([*(f / "images" for f in folders), *folders, self.root / "images", self.root])
         if not files:
             raise DataError(
                 f"{self.root} holds no image, neither in images_*/images nor in images nor in itself; get them from"
                 f" {self.remedy}"
             )
-        images = images.assign(image=images["id"].map(self.files_of(images["id"], files)))
-        absent = images["image"].isna()
-        for row in images.index[absent]:
-            where = f"{self.root / self.label_table} (sought in the image folders)"
-            self.broken(dropped, images["id"][row], row, "missing image file", where)
-        return images[~absent]
+        where = f"{self.root / self.label_table} (sought in the image folders)"
+        return self.on_disk(images, images["id"], files, dropped, where)
 
     def _box_rows(self, images: pd.DataFrame, dropped: Dropped, every: bool) -> tuple[pd.DataFrame, set[str]]:
         """Boxes (id, class, x0, y0, x1, y1) of the images, in the 1024 pixels of the release, and ids of broken ones.
@@ -283,7 +262,7 @@ class ChestXray14(Corpus):
             every: whether ``images`` are all images, so that a box of another one is an error.
         """
         table = self.read_table(_BOX_TABLE)
-        dropped.extend(["repeated row"] * len(table.repeated), table.repeated, "repeats an earlier row")
+        dropped.repeated(table.repeated, item="repeated row")
         frame = table.frame
         numbers = frame[_BOX_COLUMNS].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
         corners = np.hstack([numbers[:, :2], numbers[:, :2] + numbers[:, 2:]])
@@ -291,20 +270,16 @@ class ChestXray14(Corpus):
         known = frame["Image Index"].isin(images["id"])
         reasons = {
             "box with a value that is no number": ~np.isfinite(numbers).all(axis=1),
-            "unknown class": ~classes.isin(BOX_CLASSES).to_numpy(),
+            "unknown class": ~classes.isin(BOX_CLASSES),
             "empty box": (numbers[:, 2:] <= 0).any(axis=1),
             "box outside the image": (corners[:, :2] < 0).any(axis=1) | (corners[:, 2:] > _BOX_SPACE).any(axis=1),
-            f"not in {self.label_table}": ~known.to_numpy() if every else np.zeros(len(frame), dtype=bool),
+            f"not in {self.label_table}": ~known & every,
         }
-        wrong = np.zeros(len(frame), dtype=bool)
-        for reason, rows in reasons.items():
-            for at in np.flatnonzero(rows & ~wrong).tolist():
-                self.broken(dropped, frame["Image Index"].iloc[at], int(frame.index[at]), reason, str(table.path))
-            wrong |= rows
-        boxes = pd.DataFrame(corners, columns=["x0", "y0", "x1", "y1"], index=frame.index)
+        wrong = self.broken_by_reason(dropped, frame["Image Index"], reasons, str(table.path))
+        boxes = pd.DataFrame(corners, columns=_CORNERS, index=frame.index)
         boxes.insert(0, "id", frame["Image Index"])
         boxes.insert(1, "class", classes.map({c: i for i, c in enumerate(BOX_CLASSES)}).fillna(-1).astype(int))
-        return boxes[~wrong & known.to_numpy()], set(frame["Image Index"][wrong])
+        return boxes[~wrong & known], set(frame["Image Index"][wrong])
 
     def _scaled(self, images: pd.DataFrame, boxes: pd.DataFrame, dropped: Dropped) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The boxes in pixels of the files, and the images but those whose size cannot be read."""
@@ -316,14 +291,13 @@ class ChestXray14(Corpus):
         size = pd.DataFrame([(h.width, h.height) for h in headers], index=boxed["id"], columns=["w", "h"])
         boxes = boxes[boxes["id"].isin(boxed["id"][~np.array(unread, dtype=bool)])]
         scale = size.reindex(boxes["id"]).to_numpy(dtype=np.float64) / _BOX_SPACE
-        boxes[["x0", "y0", "x1", "y1"]] *= np.hstack([scale, scale])
+        boxes[_CORNERS] *= np.hstack([scale, scale])
         return images.drop(index=boxed.index[unread]), boxes
 
     @staticmethod
     def _table(images: pd.DataFrame, boxes: pd.DataFrame | None = None) -> pa.Table:
-        labels = images[[*NIH_14, NO_FINDING]]
-        names = ["id", "image", "patient", "study", "view", "pool"]
-        columns = {name: images[name] for name in names}
+        labels = images[list(LABELS)]
+        columns = {name: images[name] for name in ("id", "image", "patient", "study", "view", "pool")}
         if boxes is None:
             return make_table(columns, labels)
         keys = ["id"]
@@ -331,12 +305,12 @@ class ChestXray14(Corpus):
             columns |= {"id": images["id"] + "_" + images["text"], "text": images["text"]}
             keys.append("class")
         grouped = {key: rows for key, rows in boxes.groupby(keys)}
-        own = [grouped.get(key) for key in images[keys].itertuples(index=False, name=None)]
-        corners = [[] if rows is None else rows[["x0", "y0", "x1", "y1"]].to_numpy().tolist() for rows in own]
+        rows = [grouped.get(key, boxes[:0]) for key in images[keys].itertuples(index=False, name=None)]
+        corners = [of_record[_CORNERS].to_numpy().tolist() for of_record in rows]
         return make_table(
             columns,
             labels,
             boxes=corners,
-            box_labels=[[] if rows is None else rows["class"].tolist() for rows in own],
-            shapes=[["rectangle " + " ".join(f"{v:.10g}" for v in box) for box in record] for record in corners],
+            box_labels=[of_record["class"].tolist() for of_record in rows],
+            shapes=[rectangles(record) for record in corners],
         )

@@ -11,17 +11,17 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
+from medvlp.datasets.base import Dropped, OnError, make_table, rectangles
+from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import IMAGE_SUFFIXES, read_headers
 from medvlp.datasets.tables import TableSpec, relative_path, rows_of
-from medvlp.errors import ConfigError, DataError
+from medvlp.errors import DataError, check_choice
 from medvlp.io.paths import folder_path
 from medvlp.splits import SplitInput
 
@@ -61,9 +61,8 @@ class MSCXR(Corpus):
 
     Args:
         root: folder of the annotations.
-        mimic_root: folder of MIMIC-CXR-JPG, if the images are not under ``root``.
-        annotations: "csv", "json", or "auto": the newest release that is there, csv first.
-        on_error: "raise" on a missing image or a broken row, or "skip": leave its phrase (or image) out, counted.
+        mimic_root: folder of MIMIC-CXR-JPG, if the images are not under root.
+        annotations: "csv", "json", or "auto" for the newest release there is, csv first.
 
     Raises:
         ConfigError: an unknown ``annotations``.
@@ -90,8 +89,7 @@ class MSCXR(Corpus):
         on_error: OnError = "raise",
     ) -> None:
         super().__init__(root, on_error=on_error)
-        if annotations not in ("auto", "csv", "json"):
-            raise ConfigError(f'annotations is auto, csv or json, not "{annotations}"')
+        check_choice("annotations", annotations, get_args(Annotations))
         self.mimic_root = folder_path(mimic_root) if mimic_root is not None else self.root
         self.annotations = annotations
 
@@ -124,7 +122,7 @@ class MSCXR(Corpus):
             raise DataError(f"mimic_root {self.mimic_root} does not exist; get MIMIC-CXR-JPG from PhysioNet")
         dropped = Dropped()
         keys = ["dicom_id"] if task in ("detection", "classification") else ["dicom_id", "label_text"]
-        rows = self._rows(keys, dropped)
+        rows = self._checked(self._read(dropped), keys, dropped, self.annotation_path)
         if pools is not None:
             rows = rows[rows["split"].isin(pools)]
         rows = self._on_disk(rows, dropped, self.annotation_path)
@@ -133,7 +131,7 @@ class MSCXR(Corpus):
     def listing(self) -> SplitInput:
         """Every image of the table, once, whether its file is there or not; see :meth:`Corpus.listing`."""
         self.require_root()
-        rows = self._read(Unnoted())
+        rows = self._read(Dropped(listing=True))
         rows = rows[rows["dicom_id"] != ""]
         findings = pd.DataFrame({name: rows["category_name"] == name for name in CATEGORIES}).groupby(rows["dicom_id"])
         # a column split that contradicts itself is broken, for the records to say
@@ -141,15 +139,11 @@ class MSCXR(Corpus):
         patient = first["path"].fillna("").map(relative_path).str.extract(_PATH)[0]
         columns = {"id": first.index, "patient": patient, "pool": first["split"]}
         table = make_table(columns, findings.any().reindex(first.index).astype("float32"))
-        return self.split_input(Records(table, Unnoted().frame()))
+        return self.split_input(Records(table, Dropped().frame()))
 
     def split_keys(self, records: Records) -> np.ndarray:
         """DICOM ids, which the phrases of an image share."""
         return np.array([Path(path).stem for path in records.column("image")], dtype=object)
-
-    def _rows(self, keys: list[str], dropped: Dropped) -> pd.DataFrame:
-        """The usable rows of the table, without the records (of ``keys``) that have a broken one."""
-        return self._checked(self._read(dropped), keys, dropped, self.annotation_path)
 
     def _read(self, dropped: Dropped) -> pd.DataFrame:
         """The rows of the table as text, each once."""
@@ -204,7 +198,10 @@ class MSCXR(Corpus):
         relative = rows["path"].map(relative_path)
         parts = relative.str.extract(_PATH)
         sizes = numbers[_SIZE].groupby(rows["dicom_id"])
-        finite = pd.Series(np.isfinite(numbers.to_numpy()).all(axis=1), index=rows.index)
+        finite = np.isfinite(numbers.to_numpy()).all(axis=1)
+        two_sizes = (sizes.transform("min") != sizes.transform("max")).any(axis=1)
+        two_paths = relative.groupby(rows["dicom_id"]).transform("nunique") > 1
+        two_splits = rows["split"].groupby(rows["dicom_id"]).transform("nunique") > 1
         reasons = {
             "blank id": rows["dicom_id"] == "",
             "blank phrase": rows["label_text"] == "",
@@ -213,22 +210,15 @@ class MSCXR(Corpus):
             "path is not files/p../p../s../image": parts[0].isna(),
             "path names another image": parts[2] != rows["dicom_id"],
             "box or image size that is no number": ~finite,
-            "two rows of one image differ in the image size": (sizes.transform("min") != sizes.transform("max")).any(
-                axis=1
-            ),
+            "two rows of one image differ in the image size": two_sizes,
             "empty box": (w <= 0) | (h <= 0),
             "box outside the image": (x < 0) | (y < 0) | (x + w > width) | (y + h > height),
-            "two rows of one image differ in the path": relative.groupby(rows["dicom_id"]).transform("nunique") > 1,
-            "two rows of one image differ in the split": rows["split"].groupby(rows["dicom_id"]).transform("nunique")
-            > 1,
+            "two rows of one image differ in the path": two_paths,
+            "two rows of one image differ in the split": two_splits,
         }
         if "two_sizes" in rows:
             reasons["image and annotation differ in the image size"] = rows["two_sizes"]
-        wrong = pd.Series(False, index=rows.index)
-        for reason, at in reasons.items():
-            for row in rows.index[at & ~wrong]:
-                self.broken(dropped, rows["dicom_id"][row], int(row), reason, str(path))
-            wrong |= at
+        wrong = self.broken_by_reason(dropped, rows["dicom_id"], reasons, str(path))
         rows = rows.assign(relative=relative, patient=parts[0], study=parts[1], **dict(numbers.items()))
         # numbered before any is left out, so that the id of a phrase does not depend on the others
         phrases = rows[["dicom_id", "label_text"]].drop_duplicates()
@@ -284,20 +274,14 @@ class MSCXR(Corpus):
     def _layout(self, images: pd.DataFrame) -> Callable[[str], Path]:
         """Where the images lie: as released, without the folder ``files``, or all in one folder."""
         root = self.mimic_root
-
-        def released(cell: str) -> Path:
-            return root / cell
-
-        def bare(cell: str) -> Path:
-            return root / cell.removeprefix("files/")
-
-        def flat(cell: str) -> Path:
-            return root / "files" / cell.rpartition("/")[2]
-
-        first = images["relative"].head(20)
-        places = (released, bare, flat)
+        places: tuple[Callable[[str], Path], ...] = (
+            lambda cell: root / cell,
+            lambda cell: root / cell.removeprefix("files/"),
+            lambda cell: root / "files" / cell.rpartition("/")[2],
+        )
         layouts = [*places, *(_ended(place, suffix) for suffix in IMAGE_SUFFIXES for place in places)]
-        return next((f for f in layouts if any(f(cell).is_file() for cell in first)), released)
+        first = images["relative"].head(20)
+        return next((f for f in layouts if any(f(cell).is_file() for cell in first)), places[0])
 
     @staticmethod
     def _table(rows: pd.DataFrame, keys: list[str], task: str | None) -> pa.Table:
@@ -324,7 +308,7 @@ class MSCXR(Corpus):
         frame = pd.DataFrame(labels, columns=list(CATEGORIES))
         if task in ("classification", "pairs"):
             return make_table(columns, frame)
-        shapes = [["rectangle " + " ".join(f"{v:.10g}" for v in box) for box in record] for record in boxes]
+        shapes = [rectangles(record) for record in boxes]
         return make_table(columns, frame, boxes=boxes, box_labels=classes, shapes=shapes)
 
 

@@ -9,17 +9,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from medvlp.datasets.base import Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
+from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import IMAGE_SUFFIXES, common_size, files_below
-from medvlp.datasets.tables import Table, TableSpec, read_table
-from medvlp.errors import ConfigError, DataError
+from medvlp.datasets.tables import Table, TableSpec, first_reason, read_table
+from medvlp.errors import DataError, check_choice
 from medvlp.io.rle import siim_extent
 from medvlp.io.shapes import bounds
 from medvlp.splits import SplitInput
@@ -47,11 +47,10 @@ class SIIMPneumothorax(Corpus):
         root: folder of the challenge.
         stage: which table: 1 for ``train-rle.csv`` (11,582 rows, 10,675 images), 2 for ``stage_2_train.csv`` (12,954
             rows, 12,047 images), "auto" for stage 2 where its table is there, else stage 1.
-        table: the table, if it lies elsewhere or has another name; then ``stage`` is not looked at.
-        on_error: "raise" on the first broken item, or "skip": leave it out, counted and listed.
+        table: the table, if it lies elsewhere or has another name; ``stage`` is then ignored.
 
     Raises:
-        ConfigError: there is no such stage.
+        ConfigError: an unknown stage.
     """
 
     name = "siim"
@@ -76,8 +75,7 @@ class SIIMPneumothorax(Corpus):
         self, root: str | Path, *, stage: Stage = "auto", table: str | Path | None = None, on_error: OnError = "raise"
     ) -> None:
         super().__init__(root, on_error=on_error)
-        if stage not in (*_STAGES, "auto"):
-            raise ConfigError(f'stage is 1, 2 or "auto", not "{stage}"')
+        check_choice("stage", stage, get_args(Stage))
         self.stage = stage
         self.table = Path(table) if table is not None else None
 
@@ -87,7 +85,7 @@ class SIIMPneumothorax(Corpus):
         self.require_root()
         dropped = Dropped()
         table = self._table()
-        dropped.extend([""] * len(table.repeated), table.repeated, f"repeats an earlier row of {table.path.name}")
+        dropped.repeated(table.repeated, table.path.name)
         paths = self._paths(set(table.frame["ImageId"]), dropped)
         unlisted = sorted(paths.keys() - set(table.frame["ImageId"]))
         dropped.extend(unlisted, [-1] * len(unlisted), "no row in the table")
@@ -140,7 +138,7 @@ class SIIMPneumothorax(Corpus):
         of_image = marked.groupby(owner)
         label = of_image.first().where(of_image.nunique() == 1)
         table = make_table({"id": ids, "patient": ids}, pd.DataFrame({PNEUMOTHORAX: label}))
-        return self.split_input(Records(table, Unnoted().frame(), rows=owner.astype(np.int64)))
+        return self.split_input(Records(table, Dropped().frame(), rows=owner.astype(np.int64)))
 
     def after_split(self, table: pa.Table) -> pa.Table:
         """For grounding keep the images that show something to ground."""
@@ -194,18 +192,22 @@ class SIIMPneumothorax(Corpus):
         frame = table.frame
         ids, cells = frame["ImageId"], frame["EncodedPixels"]
         empty = cells == "-1"
-        reason = pd.Series("", index=frame.index, dtype=object)
-        reason.update(cells[~empty].map(lambda cell: _rle_problem(cell, size)))
+        reason = first_reason(
+            {
+                "blank ImageId": ids == "",
+                "missing image file": ~ids.isin(paths.keys()),
+                "two image files that differ": ids.map(lambda i: i in paths and paths[i] is None),
+            },
+            frame.index,
+        )
+        rle = cells[~empty & (reason == "")].map(lambda cell: _rle_problem(cell, size))
+        reason.update(rle)
         mixed = empty.groupby(ids).transform("nunique") > 1
         reason[mixed & (reason == "")] = "both -1 and a mask"
-        reason[ids.map(lambda i: i in paths and paths[i] is None)] = "two image files that differ"
-        reason[~ids.isin(paths.keys())] = "missing image file"
-        reason[ids == ""] = "blank ImageId"
-        wrong = frame[reason != ""]
-        wrong = wrong[~wrong.duplicated("ImageId") | (wrong["ImageId"] == "")]
-        for row, item in zip(wrong.index, wrong["ImageId"], strict=True):
-            self.broken(dropped, item, int(row), reason[row], str(table.path))
-        return frame[~ids.isin(set(wrong["ImageId"]))]
+        wrong = ids[reason != ""]
+        wrong = wrong[~wrong.duplicated() | (wrong == "")]
+        self.broken_rows(dropped, wrong, reason, str(table.path))
+        return frame[~ids.isin(set(wrong))]
 
 
 def _rle_problem(cell: str, size: tuple[int, int] | None) -> str:
