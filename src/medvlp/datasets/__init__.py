@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from medvlp.errors import ConfigError
+from medvlp.errors import check_choice
 
 if TYPE_CHECKING:
     from medvlp.datasets.corpus import Corpus
@@ -26,9 +26,8 @@ def corpus_class(name: str) -> "type[Corpus]":
     """The reader of a corpus, imported on first use.
 
     Raises:
-        ConfigError: there is no such corpus.
+        ConfigError: an unknown name.
     """
-    if name not in CORPORA:
-        raise ConfigError(f'there is no dataset "{name}"; there are {", ".join(CORPORA)}')
+    check_choice("dataset", name, CORPORA)
     module, _, attribute = CORPORA[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -1,12 +1,12 @@
 """What becomes of uncertain and unmentioned labels, by the names that the papers use."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
-from medvlp.errors import ConfigError
+from medvlp.errors import check_choice
 
 LabelPolicy = Literal["keep", "u_zeros", "u_ones", "u_ignore", "gloria"]
 Blanks = Literal["unknown", "negative"]
@@ -59,10 +59,8 @@ def apply_policy(labels: pd.DataFrame, policy: str, blanks: str | None = None) -
     Raises:
         ConfigError: an unknown policy or treatment of blanks.
     """
-    if policy not in LABEL_POLICIES:
-        raise ConfigError(f'there is no label policy "{policy}"; there are {", ".join(LABEL_POLICIES)}')
-    if blanks not in (None, "unknown", "negative"):
-        raise ConfigError(f'blanks is "unknown" or "negative", not "{blanks}"')
+    check_choice("label_policy", policy, LABEL_POLICIES)
+    check_choice("blanks", blanks, (None, *get_args(Blanks)))
     blanks = blanks or ("unknown" if policy == "keep" else "negative")
     result = {}
     for name in labels.columns:
@@ -84,11 +82,10 @@ def select_classes(labels: pd.DataFrame, classes: Sequence[str] | None, source: 
     """Columns by name, in the order asked for; None keeps all.
 
     Raises:
-        ConfigError: there is no such label.
+        ConfigError: an unknown label.
     """
     if classes is None:
         return labels
-    missing = [c for c in classes if c not in labels.columns]
-    if missing:
-        raise ConfigError(f"{source} has no label {', '.join(missing)}; it has {', '.join(map(str, labels.columns))}")
+    for name in classes:
+        check_choice(f"label of {source}", name, labels.columns)
     return labels[list(classes)]

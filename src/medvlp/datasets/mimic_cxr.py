@@ -6,6 +6,7 @@ reports root and then in the root, as files ``files/p10/p10000032/s50414267.txt`
 Releases 2.0.0 and 2.1.0 differ only in the table of the radiologist's labels of the test reports.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,27 +14,18 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from medvlp.datasets.base import Dropped, OnError, RadiographDataset, make_table, to_numbers
-from medvlp.datasets.corpus import SIDE_VIEWS, Corpus, Records, Task
+from medvlp.datasets.base import Dropped, OnError, make_table
+from medvlp.datasets.corpus import SIDE_VIEWS, Corpus, Records, Task, unusable
 from medvlp.datasets.folders import IMAGE_SUFFIXES
 from medvlp.datasets.labels import LabelPolicy, apply_policy, select_classes
 from medvlp.datasets.mimic_reports import REPORTS_ZIP, Reports, read_sections
-from medvlp.datasets.tables import TableSpec, read_table
-from medvlp.errors import ConfigError, DataError
+from medvlp.datasets.tables import TableSpec, read_table, to_numbers
+from medvlp.errors import DataError, check_choice
 from medvlp.io.paths import folder_path
-from medvlp.io.reports import CLEANINGS, POLICIES, count_tokens, report_text
+from medvlp.io.reports import CLEANINGS, POLICIES, report_text
 from medvlp.splits import SplitInput
 
 Labels = Literal["chexpert", "negbio", "radiologist", "truth"]
-
-SPLITS: dict[str, str] = {
-    "train": "train",
-    "validate": "validate",
-    "val": "validate",
-    "valid": "validate",
-    "test": "test",
-}
-"""Accepted split names and the official ones that they stand for."""
 
 _POOLS = ("train", "validate", "test")
 _LABEL_TABLES: dict[str, str] = {
@@ -51,19 +43,18 @@ class MIMICCXR(Corpus):
     their study needs a usable report; for "classification" no report is read.
 
     Args:
-        root: folder of MIMIC-CXR-JPG.
-        reports_root: folder of MIMIC-CXR with the reports, if they are not under ``root``.
-        views: values of ViewPosition to keep, by name; "" or "unknown" stands for a blank one.
-        report_policy: see :func:`medvlp.io.reports.select_text`.
-        cleaning: see :func:`medvlp.io.reports.clean_text`.
-        min_tokens: studies with fewer word tokens after cleaning are dropped (MGCA: 3).
-        labels: which label table, joined by study: "chexpert", "negbio", "radiologist" (2.1.0, test reports only), the
+        root: folder of MIMIC-CXR-JPG, or where the phantom is written.
+        reports_root: folder of MIMIC-CXR with the reports, if they are not under root.
+        views: values of ViewPosition to keep; "" or "unknown" stands for a blank one.
+        report_policy: which sections, a name of medvlp.io.reports.POLICIES.
+        cleaning: a name of medvlp.io.reports.CLEANINGS.
+        min_tokens: studies with fewer words after cleaning are left out (MGCA: 3).
+        labels: label table, joined by study: "chexpert", "negbio", "radiologist" (2.1.0, test reports only), the
             phantom's exact "truth", or None. Studies that the table lacks get NaN.
-        label_policy: what becomes of uncertain and blank labels, see :data:`medvlp.datasets.labels.LABEL_POLICIES`.
-        classes: label columns to keep, in this order; None keeps all.
+        label_policy: what becomes of uncertain and blank labels, a name of medvlp.datasets.labels.LABEL_POLICIES.
+        classes: labels to keep, in this order; None keeps all.
         cache_dir: folder for the parsed reports (Parquet, keyed by the studies and their files); None keeps none.
             The cache holds report text: keep it as safe as the corpus.
-        on_error: "raise" on a missing, empty or undecodable report file, or "skip" (drop and count) them.
 
     Raises:
         ConfigError: an unknown policy, cleaning or label table.
@@ -119,13 +110,9 @@ class MIMICCXR(Corpus):
         on_error: OnError = "raise",
     ) -> None:
         super().__init__(root, on_error=on_error)
-        for value, allowed, what in (
-            (report_policy, POLICIES, "report_policy"),
-            (cleaning, CLEANINGS, "cleaning"),
-            (labels, (*_LABEL_TABLES, "truth", None), "labels"),
-        ):
-            if value not in allowed:
-                raise ConfigError(f'{what} "{value}" is unknown; there are {", ".join(map(str, allowed))}')
+        check_choice("report_policy", report_policy, POLICIES)
+        check_choice("cleaning", cleaning, CLEANINGS)
+        check_choice("labels", labels, (*_LABEL_TABLES, "truth", None))
         self.reports_root = folder_path(reports_root) if reports_root is not None else None
         self.views = tuple(views)
         self.report_policy = report_policy
@@ -134,7 +121,7 @@ class MIMICCXR(Corpus):
         self.labels = labels
         self.label_policy = label_policy
         self.classes = classes
-        self.cache_dir = Path(cache_dir) if cache_dir is not None else None
+        self.cache_dir = Path(cache_dir) if cache_dir else None
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Images of the chosen views, in the order of the split table; see :meth:`Corpus.records`."""
@@ -204,23 +191,20 @@ class MIMICCXR(Corpus):
             )
         splits = splits[splits["split"].isin(pools)]
         for name in ("dicom_id", "subject_id", "study_id"):
-            for row in splits.index[splits[name] == ""]:
-                self.broken(dropped, splits["dicom_id"][row], int(row), f"blank {name}", str(self.root))
-            splits = splits[splits[name] != ""]
+            blank = splits[name] == ""
+            self.broken_rows(dropped, splits["dicom_id"][blank], f"blank {name}", str(self.root))
+            splits = splits[~blank]
         meta = self.read_table("mimic-cxr-2.0.0-metadata.csv").frame
         splits = splits.assign(view=splits["dicom_id"].map(meta.set_index("dicom_id")["ViewPosition"]))
         absent = splits["view"].isna()
-        for row in splits.index[absent]:
-            self.broken(dropped, splits["dicom_id"][row], int(row), "not in the metadata table", str(self.root))
+        self.broken_rows(dropped, splits["dicom_id"][absent], "not in the metadata table", str(self.root))
         splits = splits[~absent]
-        wanted = {"" if v in ("", "unknown") else v.upper() for v in self.views}
+        chosen = {"" if v in ("", "unknown") else v.upper() for v in self.views}
         upper = splits["view"].str.upper()
-        keep = upper.isin(wanted)
-        blank = ~keep & (upper == "")
-        dropped.extend(splits["dicom_id"][blank], splits.index[blank], "blank view")
-        for view in sorted(set(upper[~keep & ~blank])):
+        keep = upper.isin(chosen)
+        for view in sorted(set(upper[~keep])):
             other = upper == view
-            dropped.extend(splits["dicom_id"][other], splits.index[other], f"view {view}")
+            dropped.extend(splits["dicom_id"][other], splits.index[other], f"view {view}" if view else "blank view")
         return splits[keep]
 
     def _texts(self, images: pd.DataFrame, dropped: Dropped) -> tuple[dict[str, str], pd.DataFrame]:
@@ -240,24 +224,16 @@ class MIMICCXR(Corpus):
                 broken.add(problem)
                 continue
             text = report_text(sections, self.report_policy, self.cleaning)
-            if not text:
-                reasons[study] = (
-                    "no impression or findings" if self.report_policy == "both" else f"no {self.report_policy} text"
-                )
-            elif count_tokens(text) < self.min_tokens:
-                reasons[study] = f"fewer than {self.min_tokens} tokens"
+            sought = "impression or findings" if self.report_policy == "both" else f"{self.report_policy} text"
+            if reason := unusable(text, self.min_tokens, sought):
+                reasons[study] = reason
             else:
                 texts[study] = text
         reason_of = images["study_id"].map(reasons)
         left_out = reason_of.notna()
         where = " or ".join(map(str, roots))
-        for dicom, study, row, reason in zip(
-            images["dicom_id"][left_out],
-            images["study_id"][left_out],
-            images.index[left_out],
-            reason_of[left_out],
-            strict=True,
-        ):
+        skipped = images[left_out].assign(reason=reason_of[left_out])
+        for row, dicom, study, reason in skipped[["dicom_id", "study_id", "reason"]].itertuples(name=None):
             if reason in broken:
                 self.broken(dropped, dicom, row, reason, f"report of study s{study} under {where}")
             else:
@@ -293,45 +269,17 @@ class MIMICCXR(Corpus):
     def _image_paths(self, images: pd.DataFrame) -> list[str]:
         """Nested as released, or flat: all images in one folder, as some mirrors have them."""
 
-        def nested(folder: Path, ending: str) -> Callable[[str, str, str], Path]:
-            return lambda p, s, d: folder / f"p{p[:2]}" / f"p{p}" / f"s{s}" / f"{d}{ending}"
-
-        def flat(folder: Path, ending: str) -> Callable[[str, str, str], Path]:
-            return lambda p, s, d: folder / f"{d}{ending}"
+        def layout(nested: bool, folder: Path, ending: str) -> Callable[[str, str, str], str]:
+            if nested:
+                return lambda p, s, d: str(folder / f"p{p[:2]}" / f"p{p}" / f"s{s}" / f"{d}{ending}")
+            return lambda p, s, d: str(folder / f"{d}{ending}")
 
         endings = sorted(IMAGE_SUFFIXES, key=".jpg".__ne__)  # the released one first
-        layouts = [
-            place(folder, ending)
-            for ending in endings
-            for place in (nested, flat)
-            for folder in (self.root / "files", self.root)
-        ]
+        folders = (self.root / "files", self.root)
+        layouts = [layout(nested, f, e) for e in endings for nested in (True, False) for f in folders]
         keys = list(zip(images["subject_id"], images["study_id"], images["dicom_id"], strict=True))
         # the first images decide: asking for each of 377,110 files in four places takes minutes on a network disk
-        layout = next((f for f in layouts if any(f(*k).is_file() for k in keys[:20])), layouts[0])
-        paths = [str(layout(*k)) for k in keys]
+        path_of = next((f for f in layouts if any(os.path.isfile(f(*k)) for k in keys[:20])), layouts[0])
+        paths = [path_of(*k) for k in keys]
         self.substitute({f"{k[2]}.jpg": path for k, path in zip(keys, paths, strict=True) if not path.endswith(".jpg")})
         return paths
-
-
-def read_mimic_cxr(root: str | Path, *, split: str, **options: object) -> RadiographDataset:
-    """One official split of MIMIC-CXR as a dataset without a transform.
-
-    Args:
-        root: folder of MIMIC-CXR-JPG.
-        split: "train", "validate" ("val") or "test".
-        **options: of :class:`MIMICCXR`.
-
-    Returns:
-        The images of the split with text and labels, in the order of the split table.
-
-    Raises:
-        DataError: the root, a table or a column is missing.
-        UnreadableItemError: a report file is missing, empty or undecodable and ``on_error`` is "raise".
-        ConfigError: an unknown split, policy or cleaning.
-    """
-    if split not in SPLITS:
-        raise ConfigError(f'split "{split}" is unknown; there are {", ".join(SPLITS)}')
-    corpus = MIMICCXR(root, **options)  # type: ignore[arg-type]
-    records = corpus.records("pairs", pools=(SPLITS[split],))
-    return RadiographDataset(records.table.drop_columns(["pool"]), dropped=records.dropped, on_error=corpus.on_error)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from medvlp.datasets.base import Dropped, OnError, RadiographDataset, make_table, to_numbers
+from medvlp.datasets.base import Dropped, OnError, RadiographDataset, make_table
+from medvlp.datasets.tables import to_numbers
 from medvlp.errors import ConfigError, DataError, UnreadableItemError, check_range
 from medvlp.io.tables import read_cells
 from medvlp.splits import hash_split

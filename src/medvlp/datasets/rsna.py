@@ -14,16 +14,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table
-from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
+from medvlp.datasets.base import Dropped, OnError, make_table, rectangles, with_labels
+from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import common_size, image_files
-from medvlp.datasets.tables import Table, TableSpec, read_table
-from medvlp.errors import ConfigError, DataError
+from medvlp.datasets.tables import TableSpec, first_reason, read_lines, read_table
+from medvlp.errors import ConfigError, DataError, check_choice
 from medvlp.splits import SplitInput
 
 PNEUMONIA = "Pneumonia"
 DETAILED_CLASSES: tuple[str, ...] = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
 """Classes of ``stage_2_detailed_class_info.csv``. Target 0 is not "normal": it is the first two together."""
+_ALL_CLASSES = (PNEUMONIA, *DETAILED_CLASSES)
 
 _LABELS, _CLASSES, _SUBMISSION = (
     "stage_2_train_labels.csv",
@@ -33,7 +34,6 @@ _LABELS, _CLASSES, _SUBMISSION = (
 _TRAIN, _TEST = "stage_2_train_images", "stage_2_test_images"
 _BOX = ("x", "y", "width", "height")
 _COLUMNS = ("patientId", *_BOX, "Target")
-_WITH_MASKS = (None, "segmentation", "grounding")
 _NEED_BOXES = ("segmentation", "detection", "grounding")
 
 
@@ -51,14 +51,14 @@ class RSNAPneumonia(Corpus):
 
     Args:
         root: folder of the challenge.
-        classes: labels of a sample, in this order: "Pneumonia" (the Target) or names of :data:`DETAILED_CLASSES`.
-        test_labels: labels of the test images, which RSNA released after the challenge: a csv in the columns of
-            ``stage_2_train_labels.csv`` (patientId and Target at least), or a list with lines
-            ``stage_2_test_images/<patientId>.dcm 0``, as MRM and MaCo have them.
-        on_error: "raise" on the first broken item, or "skip": leave it out, counted and listed.
+        classes: labels of a sample, in this order: "Pneumonia" (the Target), or the detailed classes "Normal",
+            "No Lung Opacity / Not Normal", "Lung Opacity".
+        test_labels: file with labels of the test images, which RSNA released after the challenge: a CSV with the
+            columns of stage_2_train_labels.csv (patientId and Target at least), or a list with lines
+            "stage_2_test_images/<patientId>.dcm 0", as MRM and MaCo have them.
 
     Raises:
-        ConfigError: there is no such class.
+        ConfigError: an unknown class.
     """
 
     name = "rsna"
@@ -96,11 +96,10 @@ class RSNAPneumonia(Corpus):
         on_error: OnError = "raise",
     ) -> None:
         super().__init__(root, on_error=on_error)
-        known = (PNEUMONIA, *DETAILED_CLASSES)
-        if unknown := [c for c in classes if c not in known]:
-            raise ConfigError(f"{self.title} has no class {', '.join(unknown)}; it has {', '.join(known)}")
         if not classes:
-            raise ConfigError(f"classes is empty; name some of {', '.join(known)}")
+            raise ConfigError(f"classes is empty; name some of {', '.join(_ALL_CLASSES)}")
+        for name in classes:
+            check_choice(f"class of {self.title}", name, _ALL_CLASSES)
         self.classes = tuple(classes)
         self.test_labels = Path(test_labels) if test_labels is not None else None
 
@@ -115,23 +114,17 @@ class RSNAPneumonia(Corpus):
         if pools is None or "test" in pools:
             parts.append(self._test(task, dropped, required=pools is not None))
         images = pd.concat(parts, ignore_index=True) if parts else _no_images()
-        columns: dict[str, Any] = {
-            "id": images["id"],
-            "image": images["image"],
-            "patient": images["id"],
-            "pool": images["pool"],
-        }
+        columns: dict[str, Any] = {c: images[c] for c in ("id", "image", "pool")} | {"patient": images["id"]}
         if task == "grounding":
             columns["text"] = [PNEUMONIA] * len(images)
-        labels = images[[c for c in (PNEUMONIA, *DETAILED_CLASSES) if c in images.columns]]
         boxes = images["boxes"].tolist()
         with_boxes = task in (None, "detection", "grounding")
         table = make_table(
             columns,
-            labels,
+            images[[c for c in _ALL_CLASSES if c in images.columns]],
             boxes=boxes if with_boxes else None,
             box_labels=[[0] * len(b) for b in boxes] if with_boxes else None,
-            shapes=[[_rectangle(b) for b in bs] for bs in boxes] if task in _WITH_MASKS else None,
+            shapes=[rectangles(b) for b in boxes] if task in (None, "segmentation", "grounding") else None,
         )
         return Records(table, dropped.frame(), box_names=(PNEUMONIA,) if with_boxes else ())
 
@@ -143,7 +136,7 @@ class RSNAPneumonia(Corpus):
         """
         self.require_root()
         train = _targets(self.read_table(_LABELS).frame).assign(pool="train")
-        listed, _ = self._listed_test(self._files(self.root / _TEST), Unnoted())
+        listed, _ = self._listed_test(self._files(self.root / _TEST), Dropped(listing=True))
         ids = sorted(set(listed["patientId"]) - {""})
         targets = pd.Series(dtype=np.float32)
         if self.test_labels is not None:
@@ -152,14 +145,11 @@ class RSNAPneumonia(Corpus):
         # an image in both tables is a training image
         images = pd.concat([train, test], ignore_index=True).drop_duplicates("id", ignore_index=True)
         columns = {"id": images["id"], "patient": images["id"], "pool": images["pool"]}
-        return self.split_input(Records(make_table(columns, images[[PNEUMONIA]]), Unnoted().frame()))
+        return self.split_input(Records(make_table(columns, images[[PNEUMONIA]]), Dropped().frame()))
 
     def after_split(self, table: pa.Table) -> pa.Table:
         """Keep the chosen classes; for grounding keep the images that show something to ground, as MedKLIP does."""
-        labels = [c for c in table.column_names if c not in RESERVED_COLUMNS]
-        table = table.drop_columns([c for c in labels if c not in self.classes])
-        others = [c for c in table.column_names if c not in labels]
-        table = table.select([*others, *(c for c in self.classes if c in labels)])
+        table = with_labels(table, [c for c in self.classes if c in table.column_names])
         if "text" in table.column_names:
             table = table.filter(pa.array([len(b) > 0 for b in table.column("boxes").to_pylist()], type=pa.bool_()))
         return table
@@ -168,13 +158,13 @@ class RSNAPneumonia(Corpus):
 
     def _train(self, task: str | None, dropped: Dropped) -> pd.DataFrame:
         table = self.read_table(_LABELS)
-        _note_repeated(table, dropped)
+        dropped.repeated(table.repeated, table.spec.name)
         folder = self.root / _TRAIN
         if not folder.is_dir():
             raise DataError(f"the image folder {folder} is missing; get it from {self.remedy}")
         images = self._annotated(table.frame, str(table.path), folder, dropped)
-        wanted = any(c in DETAILED_CLASSES for c in self.classes) and task in (None, "classification")
-        if wanted or (task is None and self.has_table(_CLASSES)):
+        detailed = not {*self.classes}.isdisjoint(DETAILED_CLASSES) and task in (None, "classification")
+        if detailed or (task is None and self.has_table(_CLASSES)):
             images = self._with_classes(images, dropped)
         return images.assign(pool="train")
 
@@ -189,8 +179,7 @@ class RSNAPneumonia(Corpus):
             dropped.extend(listed["patientId"], listed.index, f"no folder {_TEST}")
             return _no_images()
         blank = listed["patientId"] == ""
-        for row in listed.index[blank]:
-            self.broken(dropped, "", int(row), "blank patientId", where)
+        self.broken_rows(dropped, listed["patientId"][blank], "blank patientId", where)
         listed = listed[~blank]
         has_boxes = False
         if self.test_labels is not None:
@@ -215,7 +204,7 @@ class RSNAPneumonia(Corpus):
         if not self.has_table(_SUBMISSION):
             return pd.DataFrame({"patientId": sorted(files)}), str(self.root / _TEST)
         table = self.read_table(_SUBMISSION)
-        _note_repeated(table, dropped)
+        dropped.repeated(table.repeated, table.spec.name)
         unlisted = sorted(set(files) - set(table.frame["patientId"]))
         dropped.extend(unlisted, [-1] * len(unlisted), f"no row in {_SUBMISSION}")
         return table.frame[["patientId"]], str(table.path)
@@ -223,8 +212,7 @@ class RSNAPneumonia(Corpus):
     def _bare(self, listed: pd.DataFrame, where: str, files: dict[str, str], dropped: Dropped) -> pd.DataFrame:
         """Images of which nothing is known but that they are there."""
         absent = ~listed["patientId"].isin(files.keys())
-        for row in listed.index[absent]:
-            self.broken(dropped, listed["patientId"][row], int(row), "missing image file", where)
+        self.broken_rows(dropped, listed["patientId"][absent], "missing image file", where)
         ids = listed["patientId"][~absent]
         paths = [files[i] for i in ids]
         return pd.DataFrame(
@@ -236,10 +224,7 @@ class RSNAPneumonia(Corpus):
         if not path.is_file():
             raise DataError(f"the file {path} (test_labels) is missing; check the path, or leave test_labels out")
         if path.suffix == ".txt":
-            try:
-                lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(f"{path} cannot be read ({type(error).__name__}); get it again") from error
+            lines = [line.split() for line in read_lines(path, "get it again") if line]
             for row, cells in enumerate(lines):
                 if len(cells) != 2:
                     raise DataError(f"row {row} of {path} is not a path and a label; get the list again")
@@ -265,8 +250,7 @@ class RSNAPneumonia(Corpus):
         if listed is None:
             listed = [] if released else dict.fromkeys(os.path.splitext(name)[0] for name in there)
         names = dict.fromkeys([*released, *(f"{i}.dcm" for i in listed if i)])
-        stems = {os.path.splitext(name)[0]: path for name, path in self.files_of(names, there).items()}
-        return stems
+        return {os.path.splitext(name)[0]: path for name, path in self.files_of(names, there).items()}
 
     # ------------------------------------------------------------------ rows to images
 
@@ -279,42 +263,20 @@ class RSNAPneumonia(Corpus):
         present = ids.isin(files.keys())
         size = common_size(files[i] for i in sorted(ids[present].unique())) if has_boxes else None
         target = pd.to_numeric(frame["Target"], errors="coerce")
-        reason = pd.Series("", index=frame.index, dtype=object)
-
-        def note(wrong: pd.Series, text: str) -> None:
-            reason[wrong & (reason == "")] = text
-
-        note(ids == "", "blank patientId")
-        note(~target.isin((0, 1)), "Target is neither 0 nor 1")
+        reasons = {"blank patientId": ids == "", "Target is neither 0 nor 1": ~target.isin((0, 1))}
         corners = pd.DataFrame(index=frame.index)
         if has_boxes:
-            cells = frame[list(_BOX)]
-            numbers = cells.apply(pd.to_numeric, errors="coerce")
-            boxed = target == 1
-            note(boxed & ~np.isfinite(numbers).all(axis=1), "the box is not four numbers")
-            note((target == 0) & (cells != "").any(axis=1), "a box, but Target 0")
-            note(boxed & ((numbers["width"] <= 0) | (numbers["height"] <= 0)), "empty box")
-            corners = pd.DataFrame(
-                {
-                    "x0": numbers["x"],
-                    "y0": numbers["y"],
-                    "x1": numbers["x"] + numbers["width"],
-                    "y1": numbers["y"] + numbers["height"],
-                }
-            )
-            outside = (corners["x0"] < 0) | (corners["y0"] < 0)
-            if size is not None:
-                outside |= (corners["y1"] > size[0]) | (corners["x1"] > size[1])
-            note(boxed & outside, "box outside the image")
-        note(ids.map(target.groupby(ids).nunique()) > 1, "both Target 0 and Target 1")
-        note(~present, "missing image file")
-        wrong = reason != ""
+            corners, of_boxes = _boxes(frame, target, size)
+            reasons |= of_boxes
+        reasons |= {
+            "both Target 0 and Target 1": ids.map(target.groupby(ids).nunique()) > 1,
+            "missing image file": ~present,
+        }
+        reason = first_reason(reasons, frame.index)
         # the first row that is wrong speaks for its image, and the whole image goes: half its boxes are a wrong sample
-        first = frame[wrong].drop_duplicates("patientId")
-        first = pd.concat([first, frame[wrong & (ids == "")]]).loc[lambda f: ~f.index.duplicated()].sort_index()
-        for row, item in zip(first.index, first["patientId"], strict=True):
-            self.broken(dropped, item, int(row), reason[row], where)
-        good = ~ids.isin(set(ids[wrong]))
+        wrong = ids[reason != ""]
+        self.broken_rows(dropped, wrong[~wrong.duplicated() | (wrong == "")], reason, where)
+        good = ~ids.isin(set(wrong))
         frame, corners, target = frame[good], corners[good], target[good]
         rows = frame.reset_index(names="row").groupby("patientId", sort=True)["row"].first()
         found: dict[str, list[tuple[float, ...]]] = {i: [] for i in rows.index}
@@ -339,23 +301,25 @@ class RSNAPneumonia(Corpus):
         # one row per box: a join before this would multiply rows
         frame = table.frame.drop_duplicates(["patientId", "class"])
         positive = frame["patientId"].map(images.set_index("id")[PNEUMONIA])
-        reason = pd.Series("", index=frame.index, dtype=object)
-        reason[positive.notna() & ((frame["class"] == DETAILED_CLASSES[2]) != (positive == 1))] = (
-            "class and Target disagree"
+        reason = first_reason(
+            {
+                "blank patientId": frame["patientId"] == "",
+                "unknown class name": ~frame["class"].isin(DETAILED_CLASSES),
+                "two detailed classes": frame.duplicated("patientId", keep=False),
+                "class and Target disagree": positive.notna()
+                & ((frame["class"] == DETAILED_CLASSES[2]) != (positive == 1)),
+            },
+            frame.index,
         )
-        reason[frame.duplicated("patientId", keep=False)] = "two detailed classes"
-        reason[~frame["class"].isin(DETAILED_CLASSES)] = "unknown class name"
-        reason[frame["patientId"] == ""] = "blank patientId"
-        wrong = frame[reason != ""].drop_duplicates("patientId")
-        for row, item in zip(wrong.index, wrong["patientId"], strict=True):
-            self.broken(dropped, item, int(row), reason[row], str(table.path))
-        images = images[~images["id"].isin(wrong["patientId"])]
-        known = frame[~frame["patientId"].isin(wrong["patientId"])].set_index("patientId")["class"]
+        wrong = frame["patientId"][reason != ""].drop_duplicates()
+        self.broken_rows(dropped, wrong, reason, str(table.path))
+        images = images[~images["id"].isin(wrong)]
+        known = frame[~frame["patientId"].isin(wrong)].set_index("patientId")["class"]
         of_image = images["id"].map(known)
         unknown = of_image.isna()
-        for row, item in zip(images["row"][unknown], images["id"][unknown], strict=True):
-            # the table lists every training image
-            self.broken(dropped, item, int(row), "no detailed class", str(table.path))
+        # the table lists every training image
+        rows = images["row"][unknown]
+        self.broken_rows(dropped, images["id"][unknown], "no detailed class", str(table.path), rows)
         images, of_image = images[~unknown], of_image[~unknown]
         return images.assign(**{c: (of_image == c).to_numpy(np.float32) for c in DETAILED_CLASSES})
 
@@ -374,9 +338,21 @@ def _no_images() -> pd.DataFrame:
     return frame.astype({PNEUMONIA: np.float32})
 
 
-def _note_repeated(table: Table, dropped: Dropped) -> None:
-    dropped.extend([""] * len(table.repeated), table.repeated, f"repeats an earlier row of {table.spec.name}")
-
-
-def _rectangle(box: Sequence[float]) -> str:
-    return "rectangle " + " ".join(f"{v:.10g}" for v in box)
+def _boxes(
+    frame: pd.DataFrame, target: pd.Series, size: tuple[int, int] | None
+) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
+    """Corners of the boxes (NaN for none), and what may be wrong with a row's box."""
+    cells = frame[list(_BOX)]
+    numbers = cells.apply(pd.to_numeric, errors="coerce")
+    x, y, width, height = (numbers[name] for name in _BOX)
+    corners = pd.DataFrame({"x0": x, "y0": y, "x1": x + width, "y1": y + height})
+    outside = (x < 0) | (y < 0)
+    if size is not None:
+        outside |= (corners["y1"] > size[0]) | (corners["x1"] > size[1])
+    boxed = target == 1
+    return corners, {
+        "the box is not four numbers": boxed & ~np.isfinite(numbers).all(axis=1),
+        "a box, but Target 0": (target == 0) & (cells != "").any(axis=1),
+        "empty box": boxed & ((width <= 0) | (height <= 0)),
+        "box outside the image": boxed & outside,
+    }
