@@ -99,7 +99,7 @@ def test_json_and_csv_say_the_same(tmp_path):
     assert MSCXR(tmp_path).records().table.equals(table)
     with pytest.raises(DataError, match=r"has neither MS_CXR_Local_Alignment_v1\.1\.0\.csv nor .*v1\.0\.0\.csv"):
         MSCXR(tmp_path, annotations="csv").records()
-    with pytest.raises(ConfigError, match="annotations is auto"):
+    with pytest.raises(ConfigError, match="unknown annotations"):
         MSCXR(tmp_path, annotations="coco")
 
 

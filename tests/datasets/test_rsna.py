@@ -146,7 +146,7 @@ def test_detailed_classes_in_the_order_asked_for(root):
     assert table["Normal"].to_pylist()[:4] == [0, 1, 0, 0]
     assert "Pneumonia" not in table.column_names
     for wrong in (("Pneumothorax",), ()):
-        with pytest.raises(ConfigError, match=r"it has Pneumonia|name some of Pneumonia"):
+        with pytest.raises(ConfigError, match=r"expected one of: Pneumonia|name some of Pneumonia"):
             RSNAPneumonia(root, classes=wrong)
 
 

@@ -89,7 +89,7 @@ def test_stage_auto_and_a_table_elsewhere(root, tmp_path):
     (root / "train-rle.csv").unlink()
     with pytest.raises(DataError, match=r"holds neither stage_2_train.csv nor train-rle.csv; get one .* with table"):
         SIIMPneumothorax(root).records()
-    with pytest.raises(ConfigError, match='stage is 1, 2 or "auto"'):
+    with pytest.raises(ConfigError, match="unknown stage 3; expected one of: 1, 2, auto"):
         SIIMPneumothorax(root, stage=3)
 
 

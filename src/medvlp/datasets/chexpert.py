@@ -9,21 +9,21 @@ reports the table ``df_chexpert_plus_240401.csv`` is read.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, make_table, to_numbers
+from medvlp.datasets.base import Dropped, OnError, make_table, with_labels
 from medvlp.datasets.chexpert_files import patient_folders, views_of
-from medvlp.datasets.corpus import Corpus, Records, Task, Unnoted
+from medvlp.datasets.corpus import Corpus, Records, Task, unusable
 from medvlp.datasets.folders import IMAGE_SUFFIXES
 from medvlp.datasets.labels import CHEXPERT_5, CHEXPERT_14, LABEL_POLICIES, Blanks, LabelPolicy, apply_policy
-from medvlp.datasets.tables import Table, TableSpec, read_table
-from medvlp.errors import ConfigError, DataError
+from medvlp.datasets.tables import TableSpec, first_reason, to_numbers
+from medvlp.errors import ConfigError, DataError, check_choice
 from medvlp.io.paths import folder_path
-from medvlp.io.reports import CLEANINGS, POLICIES, Sections, count_tokens, report_text
+from medvlp.io.reports import CLEANINGS, POLICIES, Sections, report_text
 from medvlp.splits import SplitInput
 
 TestImages = Literal["first", "all"]
@@ -38,9 +38,12 @@ _RELEASE = "CheXpert-v1.0"  # of which the names of all released folders begin
 _TRUTH = "groundtruth.csv"
 _FIRST = "/view1_"
 _TABLES = {"train": "train.csv", "valid": "valid.csv"}
+_POOLS = {**_TABLES, "test": _TRUTH}
+_COLUMNS = ("id", "image", "patient", "study", "view", "pool")
 _SIDE, _PROJECTION = "Frontal/Lateral", "AP/PA"
 _RELEASED = ("Path", _SIDE, _PROJECTION, *CHEXPERT_14)
 _TEST_STUDY = r"^(?:[^/]+/)?test/(patient\d+)/(study\d+)/?$"
+_REPORTED = r"^(?:[^/]+/)?((?:train|valid)/patient\d+/study\d+/view\d+_(?:frontal|lateral))\.\w+$"
 _IMAGE = r"(patient\d+)/(study\d+)/(view\d+_(?:frontal|lateral)\.jpg)$"
 
 
@@ -57,21 +60,20 @@ class CheXpert(Corpus):
     does: 500 of the 668. An image without a file is found by listing the folders of all patients.
 
     Args:
-        root: folder of the release, or the folder that holds the unpacked batches.
-        classes: labels of a sample, in this order, by name; None for all 14.
-        label_policy: what becomes of uncertain labels, see :data:`medvlp.datasets.labels.LABEL_POLICIES`. The default
-            is what GLoRIA, MGCA, MaCo and MRM do.
+        root: folder of the release, folder of the unpacked batches, or where the phantom is written.
+        classes: labels of a sample, in this order; None for all 14.
+        label_policy: what becomes of uncertain labels, a name of medvlp.datasets.labels.LABEL_POLICIES. The default is
+            what GLoRIA, MGCA, MaCo and MRM do.
         blanks: whether an unmentioned label is "unknown" (NaN) or "negative"; None takes what the policy's papers do.
         views: "frontal" (by the column Frontal/Lateral; the 17 images marked LL and RL there are frontal), "all", or
-            values of AP/PA, :data:`FRONTAL` and :data:`LATERAL` for images without one. First test images stay whatever
-            their view.
-        test_images: "first" view of each study, or "all".
-        reports_root: folder of CheXpert Plus with the reports, if they are not under ``root``.
-        report_policy: which sections, see :func:`medvlp.io.reports.select_text`. CheXpert Plus has its sections in
-            columns, so nothing is parsed; a "last_paragraph" is never found.
-        cleaning: see :func:`medvlp.io.reports.clean_text`.
-        min_tokens: reports with fewer word tokens after cleaning count as none.
-        on_error: "raise" on the first broken item, or "skip": leave it out, counted and listed.
+            values of AP/PA, with FRONTAL and LATERAL for images without one. First test images stay whatever their
+            view.
+        test_images: of each study of the later test set the "first" view, or "all".
+        reports_root: folder of CheXpert Plus with the reports, if they are not under root.
+        report_policy: which sections, a name of medvlp.io.reports.POLICIES. CheXpert Plus has its sections in columns,
+            so nothing is parsed; a "last_paragraph" is never found.
+        cleaning: a name of medvlp.io.reports.CLEANINGS.
+        min_tokens: reports with fewer words after cleaning are left out.
 
     Raises:
         ConfigError: an unknown name.
@@ -84,15 +86,17 @@ class CheXpert(Corpus):
     )
     tasks = ("classification", "pairs")
     tables = (
-        TableSpec("train.csv", _RELEASED, optional=("Sex", "Age"), key=("Path",), rows={223_414: "1.0 and 1.0-small"}),
-        TableSpec(
-            "valid.csv",
-            _RELEASED,
-            optional=("Sex", "Age"),
-            key=("Path",),
-            required=False,
-            needed_for="the validation set",
-            rows={234: "1.0 and 1.0-small"},
+        *(
+            TableSpec(
+                name,
+                _RELEASED,
+                optional=("Sex", "Age"),
+                key=("Path",),
+                required=pool == "train",
+                needed_for="" if pool == "train" else "the validation set",
+                rows={223_414 if pool == "train" else 234: "1.0 and 1.0-small"},
+            )
+            for pool, name in _TABLES.items()
         ),
         TableSpec(
             _TRUTH,
@@ -129,17 +133,13 @@ class CheXpert(Corpus):
         on_error: OnError = "raise",
     ) -> None:
         super().__init__(root, on_error=on_error)
-        for value, allowed, what in (
-            (label_policy, tuple(LABEL_POLICIES), "label_policy"),
-            (blanks, (None, "unknown", "negative"), "blanks"),
-            (test_images, ("first", "all"), "test_images"),
-            (report_policy, POLICIES, "report_policy"),
-            (cleaning, CLEANINGS, "cleaning"),
-        ):
-            if value not in allowed:
-                raise ConfigError(f'{what} "{value}" is unknown; there are {", ".join(map(str, allowed))}')
-        if classes is not None and (not classes or [c for c in classes if c not in CHEXPERT_14]):
-            raise ConfigError(f"classes are some of {', '.join(CHEXPERT_14)}, not {', '.join(classes) or 'none'}")
+        check_choice("label_policy", label_policy, LABEL_POLICIES)
+        check_choice("blanks", blanks, (None, *get_args(Blanks)))
+        check_choice("test_images", test_images, get_args(TestImages))
+        check_choice("report_policy", report_policy, POLICIES)
+        check_choice("cleaning", cleaning, CLEANINGS)
+        for name in ("none",) if classes is not None and not classes else classes or ():
+            check_choice("class", name, CHEXPERT_14)
         if not views or (isinstance(views, str) and views not in ("frontal", "all")):
             raise ConfigError(
                 f'views is "frontal", "all", or a list of AP, PA, LL, RL, {FRONTAL}, {LATERAL}, not "{views}"'
@@ -154,26 +154,12 @@ class CheXpert(Corpus):
         self.cleaning = cleaning
         self.min_tokens = min_tokens
 
-    # ------------------------------------------------------------------ tables
-
-    def read_table(self, name: str) -> Table:
-        """Read one of :attr:`tables`, from the root or the batch that holds it; see :meth:`Corpus.read_table`."""
-        self.require_root()
-        spec = self._spec(name)
-        return read_table(self._folder(spec) or self.root, spec, source=self.remedy)
-
-    def has_table(self, name: str) -> bool:
-        """Whether the file of one of :attr:`tables` is there."""
-        return self._folder(self._spec(name)) is not None
-
-    def _spec(self, name: str) -> TableSpec:
-        return next(s for s in self.tables if s.name == name)
-
-    def _folder(self, spec: TableSpec) -> Path | None:
+    def table_folder(self, spec: TableSpec) -> Path:
+        """Override: the root, a batch, or the folder of the reports."""
         folders = [self.root, *self._batches()]
         if spec.name == PLUS and self.reports_root is not None:
             folders = [self.reports_root]
-        return next((f for f in folders if spec.find(f) is not None), None)
+        return next((f for f in folders if spec.find(f) is not None), folders[0])
 
     def _has_images(self, pool: str) -> bool:
         return any((folder / pool).is_dir() for folder in (self.root, *self._batches()))
@@ -184,18 +170,14 @@ class CheXpert(Corpus):
             return []
         return sorted(f for f in self.root.iterdir() if f.name.startswith(_RELEASE) and f.is_dir())
 
-    # ------------------------------------------------------------------ records
-
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """All views with raw labels; see :meth:`Corpus.records`."""
         self.require_task(task)
         self.require_root()
         dropped = Dropped()
         parts = []
-        for pool, name in (*_TABLES.items(), ("test", _TRUTH)):
-            if pools is not None and pool not in pools:
-                continue
-            if pools is None and not self.has_table(name):
+        for pool, name in _POOLS.items():
+            if pool not in pools if pools is not None else not self.has_table(name):
                 continue
             if pools is None and pool != "train" and not self._has_images(pool):
                 # labels are small and images are not: many copies hold the labels of parts that they lack
@@ -206,7 +188,7 @@ class CheXpert(Corpus):
         if not parts and pools is None:
             raise self._no_tables()
         images = pd.concat(parts, ignore_index=True) if parts else _no_images()
-        columns: dict[str, Any] = {c: images[c] for c in ("id", "image", "patient", "study", "view", "pool")}
+        columns: dict[str, Any] = {c: images[c] for c in _COLUMNS}
         if task == "pairs" or (task is None and self.has_table(PLUS)):
             columns["text"] = self._texts(images["id"], dropped)
         return Records(make_table(columns, images[list(CHEXPERT_14)]), dropped.frame())
@@ -221,23 +203,21 @@ class CheXpert(Corpus):
             DataError: none of the three tables is there, or one cannot be read.
         """
         self.require_root()
-        names = [(pool, name) for pool, name in (*_TABLES.items(), ("test", _TRUTH)) if self.has_table(name)]
-        if not names:
+        tables = {pool: self.read_table(name).frame for pool, name in _POOLS.items() if self.has_table(name)}
+        if not tables:
             raise self._no_tables()
-        tables = {pool: self.read_table(name).frame for pool, name in names}
         parts = [self._listed_test(f) if pool == "test" else _listed_rows(f, pool) for pool, f in tables.items()]
         images = pd.concat(parts, ignore_index=True).drop_duplicates("id", ignore_index=True)
         columns = {c: images[c] for c in ("id", "patient", "view", "pool")}
-        return self.split_input(Records(make_table(columns, images[list(CHEXPERT_14)]), Unnoted().frame()))
+        return self.split_input(Records(make_table(columns, images[list(CHEXPERT_14)]), Dropped().frame()))
 
     def _no_tables(self) -> DataError:
         return DataError(f"{self.root} holds none of train.csv, valid.csv and {_TRUTH}; get them from {self.remedy}")
 
     def _listed_test(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The images of the rows of groundtruth.csv."""
-        names = frame["Study"].str.replace("\\", "/", regex=False)
-        parts = names.str.extract(_TEST_STUDY)
-        study = (parts[0] + "/" + parts[1]).fillna(names)
+        parts, study = _studies(frame)
+        study = study.fillna(_slashes(frame["Study"]))
         rows = _numbers(frame, (0, 1)).assign(study=study, patient=parts[0].fillna(""))
         rows = rows[study != ""].drop_duplicates("study")
         images = self._test_images(patient_folders(self.root, self._batches(), "test"))
@@ -281,57 +261,47 @@ class CheXpert(Corpus):
             keep &= np.asarray(table.column("text").to_pylist(), dtype=object) != ""
         table = table.filter(pa.array(keep, type=pa.bool_()))
         labels = apply_policy(table.select(list(CHEXPERT_14)).to_pandas(), self.label_policy, self.blanks)
-        table = table.select([c for c in table.column_names if c in RESERVED_COLUMNS])
-        for name in self.classes:
-            table = table.append_column(name, pa.array(labels[name].to_numpy(np.float32), type=pa.float32()))
-        return table
+        for name in CHEXPERT_14:
+            column = pa.array(labels[name].to_numpy(np.float32), type=pa.float32())
+            table = table.set_column(table.column_names.index(name), name, column)
+        return with_labels(table, self.classes)
 
     def _listed(self, pool: str, dropped: Dropped) -> pd.DataFrame:
         """The images of train.csv or valid.csv."""
         table = self.read_table(_TABLES[pool])
         frame, where = table.frame, str(table.path)
-        dropped.extend([""] * len(table.repeated), table.repeated, f"repeats an earlier row of {table.path.name}")
+        dropped.repeated(table.repeated, table.path.name)
         parts = _path_parts(frame, pool)
-        ids = f"{pool}/" + parts[0] + "/" + parts[1] + "/" + parts[2]
+        listed = parts[0] + "/" + parts[1] + "/" + parts[2]
+        ids = f"{pool}/" + listed
         side = frame[_SIDE].str.upper()
         labels = to_numbers(frame[list(CHEXPERT_14)], where)
         folders = patient_folders(self.root, self._batches(), pool, self.remedy if len(frame) else "")
-        listed = parts[0] + "/" + parts[1] + "/" + parts[2]
         files = self.files_of(listed.dropna(), views_of(folders, parts[0].dropna().unique()))
-        reason = pd.Series("", index=frame.index, dtype=object)
-        for wrong, text in (
-            (frame["Path"] == "", "blank Path"),
-            (parts[0].isna(), f"Path is not of the form {_RELEASE}/{pool}/patient00001/study1/view1_frontal.jpg"),
-            (~side.isin((FRONTAL, LATERAL)), f"{_SIDE} is neither Frontal nor Lateral"),
-            (_other_than(labels, (-1, 0, 1)), "a label other than 1, 0, −1 or blank"),
-            (ids.duplicated() & ids.notna(), "an image listed twice"),
-            (~listed.isin(files.keys()), "missing image file"),
-        ):
-            reason[wrong & (reason == "")] = text
-        for row in frame.index[reason != ""]:
-            self.broken(dropped, frame["Path"][row], int(row), reason[row], where)
+        form = f"Path is not of the form {_RELEASE}/{pool}/patient00001/study1/view1_frontal.jpg"
+        reason = first_reason(
+            {
+                "blank Path": frame["Path"] == "",
+                form: parts[0].isna(),
+                f"{_SIDE} is neither Frontal nor Lateral": ~side.isin((FRONTAL, LATERAL)),
+                "a label other than 1, 0, −1 or blank": _other_than(labels, (-1, 0, 1)),
+                "an image listed twice": ids.duplicated() & ids.notna(),
+                "missing image file": ~listed.isin(files.keys()),
+            },
+            frame.index,
+        )
+        self.broken_rows(dropped, frame["Path"][reason != ""], reason, where)
         good = reason == ""
         parts = parts[good]
-        view = _views(frame)
-        return pd.DataFrame(
-            {
-                "id": ids[good],
-                "image": listed[good].map(files),
-                "patient": parts[0],
-                "study": parts[0] + "/" + parts[1],
-                "view": view[good],
-                "pool": pool,
-            }
-        ).join(labels[good])
+        columns = (ids[good], listed[good].map(files), parts[0], parts[0] + "/" + parts[1], _views(frame)[good], pool)
+        return pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True))).join(labels[good])
 
     def _test(self, dropped: Dropped) -> pd.DataFrame:
         """The images of the studies of groundtruth.csv, as they lie on the disk."""
         table = self.read_table(_TRUTH)
         frame, where = table.frame, str(table.path)
-        dropped.extend([""] * len(table.repeated), table.repeated, f"repeats an earlier row of {table.path.name}")
-        names = frame["Study"].str.replace("\\", "/", regex=False)
-        parts = names.str.extract(_TEST_STUDY)
-        studies = parts[0] + "/" + parts[1]
+        dropped.repeated(table.repeated, table.path.name)
+        parts, studies = _studies(frame)
         labels = to_numbers(frame[list(CHEXPERT_14)], where)
         folders = patient_folders(self.root, self._batches(), "test", self.remedy if len(frame) else "")
         images = self._test_images(folders)
@@ -339,28 +309,25 @@ class CheXpert(Corpus):
         dropped.extend("test/" + unlisted["path"], [-1] * len(unlisted), f"no row in {_TRUTH}")
         first = images["study"][images["number"] == 1]
         one_each = self.test_images == "first"
-        reason = pd.Series("", index=frame.index, dtype=object)
-        for wrong, text in (
-            (frame["Study"] == "", "blank Study"),
-            (parts[0].isna(), f"Study is not of the form {_RELEASE}/test/patient64741/study1"),
-            (_other_than(labels, (0, 1)), "a label other than 1 and 0"),
-            (studies.duplicated() & studies.notna(), "a study listed twice"),
-            (~studies.isin(images["study"]), "missing image file"),
-            (one_each & ~studies.isin(first), "no image called view1"),
-            (one_each & studies.isin(first[first.duplicated()]), "two images called view1"),
-        ):
-            reason[wrong & (reason == "")] = text
-        for row in frame.index[reason != ""]:
-            self.broken(dropped, frame["Study"][row], int(row), reason[row], where)
+        reason = first_reason(
+            {
+                "blank Study": frame["Study"] == "",
+                f"Study is not of the form {_RELEASE}/test/patient64741/study1": parts[0].isna(),
+                "a label other than 1 and 0": _other_than(labels, (0, 1)),
+                "a study listed twice": studies.duplicated() & studies.notna(),
+                "missing image file": ~studies.isin(images["study"]),
+                "no image called view1": one_each & ~studies.isin(first),
+                "two images called view1": one_each & studies.isin(first[first.duplicated()]),
+            },
+            frame.index,
+        )
+        self.broken_rows(dropped, frame["Study"][reason != ""], reason, where)
         good = reason == ""
         listed = pd.DataFrame({"study": studies[good], "patient": parts[0][good]}).join(labels[good])
         merged = listed.merge(images, on="study", how="left")
-        return merged.assign(
-            id="test/" + merged["path"],
-            image=merged["file"],
-            view=merged["side"].str.upper(),
-            pool="test",
-        ).drop(columns=["number", "side", "path", "file"])
+        view = merged["side"].str.upper()
+        columns = merged.assign(id="test/" + merged["path"], image=merged["file"], view=view, pool="test")
+        return columns.drop(columns=["number", "side", "path", "file"])
 
     def _texts(self, ids: pd.Series, dropped: Dropped) -> list[str]:
         """The text of each image, "" where there is no usable report."""
@@ -370,17 +337,13 @@ class CheXpert(Corpus):
             )
         table = self.read_table(PLUS)
         frame = table.frame
-        dropped.extend([""] * len(table.repeated), table.repeated, f"repeats an earlier row of {PLUS}")
-        image = frame["path_to_image"].str.replace("\\", "/", regex=False)
+        dropped.repeated(table.repeated, PLUS)
         # below the release's name, if it stands there; other copies of the images have another suffix
-        key = image.str.extract(r"^(?:[^/]+/)?((?:train|valid)/patient\d+/study\d+/view\d+_(?:frontal|lateral))\.\w+$")[
-            0
-        ]
-        bad = key.isna() | key.duplicated()
-        for row in frame.index[bad]:
-            reason = "path_to_image is not of the form train/patient00001/study1/view1_frontal.jpg"
-            reason = reason if pd.isna(key[row]) else "an image listed twice"
-            self.broken(dropped, frame["path_to_image"][row], int(row), reason, str(table.path))
+        key = _slashes(frame["path_to_image"]).str.extract(_REPORTED)[0]
+        form = "path_to_image is not of the form train/patient00001/study1/view1_frontal.jpg"
+        reason = first_reason({form: key.isna(), "an image listed twice": key.duplicated()}, frame.index)
+        bad = reason != ""
+        self.broken_rows(dropped, frame["path_to_image"][bad], reason, str(table.path))
         frame, key = frame[~bad], key[~bad]
         # the views of a study share one report: clean it once
         cells = frame[["section_findings", "section_impression", "report"]]
@@ -392,14 +355,23 @@ class CheXpert(Corpus):
     def _text(self, findings: str, impression: str, report: str) -> str:
         named = tuple((n, t.strip()) for n, t in (("findings", findings), ("impression", impression)) if t.strip())
         text = report_text(Sections(report, named), self.report_policy, self.cleaning)
-        return text if count_tokens(text) >= self.min_tokens else ""
+        return "" if unusable(text, self.min_tokens, "text") else text
+
+
+def _slashes(paths: pd.Series) -> pd.Series:
+    return paths.str.replace("\\", "/", regex=False)
+
+
+def _studies(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Patient and study of each row of groundtruth.csv, and both as a path; NaN where Study is of another form."""
+    parts = _slashes(frame["Study"]).str.extract(_TEST_STUDY)
+    return parts, parts[0] + "/" + parts[1]
 
 
 def _path_parts(frame: pd.DataFrame, pool: str) -> pd.DataFrame:
     """Patient, study and file of each Path; NaN where it is of another form."""
     # the first component repeats the name of the release (or of the small one) and is dropped, as MGCA does
-    paths = frame["Path"].str.replace("\\", "/", regex=False)
-    return paths.str.extract(rf"^(?:[^/]+/)?{pool}/{_IMAGE}")
+    return _slashes(frame["Path"]).str.extract(rf"^(?:[^/]+/)?{pool}/{_IMAGE}")
 
 
 def _views(frame: pd.DataFrame) -> pd.Series:
@@ -432,5 +404,5 @@ def _other_than(labels: pd.DataFrame, allowed: Sequence[int]) -> pd.Series:
 
 
 def _no_images() -> pd.DataFrame:
-    frame = pd.DataFrame({c: pd.Series(dtype=object) for c in ("id", "image", "patient", "study", "view", "pool")})
+    frame = pd.DataFrame(columns=list(_COLUMNS), dtype=object)
     return frame.assign(**{c: pd.Series(dtype=np.float32) for c in CHEXPERT_14})

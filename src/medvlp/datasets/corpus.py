@@ -1,7 +1,6 @@
 """What every corpus is: released files under a root, turned into records that splits, tasks and tools read alike."""
 
 import copy
-import itertools
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -280,10 +279,11 @@ class Corpus(ABC):
             dropped: where missing ones are noted.
             where: which table lists an image, for errors: one text, or one for each.
         """
-        names = pd.Series(names, index=images.index, dtype=object)
-        images = images.assign(image=names.map(self.files_of(names, files)))
+        names = list(names)
+        paths = self.files_of(names, files)
+        images = images.assign(image=pd.Series([paths.get(n) for n in names], index=images.index, dtype=object))
         absent = images["image"].isna()
-        where = where if isinstance(where, str) else pd.Series(where, index=images.index, dtype=object)[absent]
+        where = where if isinstance(where, str) else np.array(where, dtype=object)[absent]
         rows = images["row"][absent] if "row" in images else None
         self.broken_rows(dropped, images["id"][absent], "missing image file", where, rows)
         return images[~absent]
@@ -323,9 +323,11 @@ class Corpus(ABC):
             where: file that says so, one for all or one for each.
             rows: of their table; None takes the index of ``ids``.
         """
-        places = itertools.repeat(where) if isinstance(where, str) else iter(where)
-        for (row, item), number, place in zip(ids.items(), ids.index if rows is None else rows, places, strict=False):
-            self.broken(dropped, item, int(number), reason if isinstance(reason, str) else reason[row], place)
+        rows = list(ids.index if rows is None else rows)
+        reasons = [reason] * len(ids) if isinstance(reason, str) else reason[ids.index]
+        places = [where] * len(ids) if isinstance(where, str) else where
+        for item, row, why, place in zip(ids, rows, reasons, places, strict=True):
+            self.broken(dropped, item, int(row), why, place)
 
     def broken_by_reason(self, dropped: Dropped, ids: pd.Series, reasons: Mapping[str, Any], where: str) -> pd.Series:
         """Note or raise the rows of which a reason (a mask for each) holds, reason by reason; returns which."""
