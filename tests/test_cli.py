@@ -460,3 +460,29 @@ def test_too_many_unreadable_images(command, config, broken, tmp_path):
     line = command(*argv, "--data.on_error", "skip").error()
     _says(line, run / "skipped.csv", "0.05", "max_skipped")
     assert len(pd.read_csv(run / "skipped.csv")) >= 3
+
+
+def test_commands_over_a_corpus_have_one_form(command, tmp_path):
+    """``COMMAND DATASET --root DIR``; the forms of 0.2 work and say once what to write instead."""
+    small = ["--studies", "3", "--size", "32"]
+    new, old = tmp_path / "new", tmp_path / "old"
+    assert "deprecated" not in command("phantom", "rsna", "--root", new, *small).ok().err
+    former = command("phantom", "--layout", "rsna", "--root", old, *small).ok()
+    assert former.err.count("deprecated; write: medvlp phantom DATASET --root DIR") == 1
+    assert (new / "phantom.json").read_bytes() == (old / "phantom.json").read_bytes()
+    command("phantom", "--root", tmp_path / "default", *small).ok()
+    assert (tmp_path / "default" / "mimic-cxr-2.0.0-metadata.csv.gz").is_file()
+
+    out = ["--out", tmp_path / "out"]
+    for name, words, former_words in (
+        ("doctor", ["--json"], ["rsna", "--json", new]),
+        ("view", [*out, "--count", "2"], ["rsna", *out, new]),
+        ("prepare", [*out, "--workers", "1"], ["--data", "rsna", *out, "--root", new]),
+    ):
+        first = command(name, "rsna", "--root", new, *words).ok()
+        second = command(name, *former_words).ok()
+        assert "deprecated" not in first.err
+        assert second.err.count(f"deprecated; write: medvlp {name} DATASET --root DIR") == 1
+        if name == "doctor":
+            assert first.out == second.out
+        assert "missing; write:" in command(name, "rsna", *(out if name != "doctor" else [])).err

@@ -28,10 +28,10 @@ from medvlp.phantom.model import Difficulty
 TEXT = "zweihaender quokka"
 
 
-def doctor(*words: str | Path) -> int:
+def doctor(name: str, root: str | Path, *words: str | Path) -> int:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return run(parser.parse_args([str(w) for w in words]))
+    return run(parser.parse_args([str(w) for w in (name, "--root", root, *words)]))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_every_phantom_is_in_order(trees, name, capsys):
     out = capsys.readouterr().out
     assert "nothing that is needed is absent or corrupt" in out
     assert "a phantom of" in out
-    assert f"medvlp prepare --data {name} --root {trees / name} --out CACHE" in out
+    assert f"medvlp prepare {name} --root {trees / name} --out CACHE" in out
 
 
 def test_json_is_one_object_with_stable_keys(rsna, capsys):
@@ -94,7 +94,7 @@ def test_missing_folder_names_where_to_get_it(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "does not exist" in out
     assert "Kaggle" in out
-    assert "medvlp phantom --layout rsna" in out
+    assert "medvlp phantom rsna" in out
     assert doctor("covidx", tmp_path / "nowhere") == 1
     (tmp_path / "empty").mkdir()
     assert doctor("mimic_cxr", tmp_path / "empty") == 1
@@ -151,7 +151,7 @@ def test_broken_images_are_listed_by_reason(rsna):
     (lost,) = [c for c in diagnosis.at("error") if c.name == "records broken"]
     assert "missing image file" in lost.found
     assert gone.stem in lost.items[0]
-    assert diagnosis.next == [f"medvlp doctor rsna {rsna}"]
+    assert diagnosis.next == [f"medvlp doctor rsna --root {rsna}"]
 
 
 def test_a_damage_within_the_pixels_needs_deep(trees, tmp_path):
@@ -243,7 +243,7 @@ def test_phantoms_cut_short_or_of_another_layout_are_errors(rsna):
     assert "cannot be read" in checks(examine(corpus_class("rsna")(rsna)), "error")["phantom"].found
     manifest.rename(rsna / "phantom.json.partial")
     remedy = checks(examine(corpus_class("rsna")(rsna)), "error")["phantom"].remedy
-    assert remedy == f"write it again: medvlp phantom --layout rsna --root {rsna} --overwrite"
+    assert remedy == f"write it again: medvlp phantom rsna --root {rsna} --overwrite"
 
 
 def test_links_out_of_the_folder_warn_and_stray_files_are_noted(rsna, tmp_path):

@@ -447,7 +447,7 @@ def test_tokenizer_options_are_ignored_with_a_warning(mimic, tmp_path):
 def test_the_command(mimic, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    common = ["--data", "mimic_cxr", "--root", str(mimic), "--out", str(tmp_path / "out"), "--resize", "square:32"]
+    common = ["mimic_cxr", "--root", str(mimic), "--out", str(tmp_path / "out"), "--resize", "square:32"]
     common += ["--workers", "1", "--option", "views=[PA]"]
     assert run(parser.parse_args([*common, "--verify"])) == 1
     capsys.readouterr()

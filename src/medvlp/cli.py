@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from medvlp._version import __version__
 from medvlp.errors import MedVLPError, os_error_line
@@ -26,6 +25,7 @@ TOOLS = {
     "doctor": ("medvlp.doctor", "check a corpus folder: what is there, what is missing, what can run"),
     "prepare": ("medvlp.prepare", "decode and resize a corpus once, for fast loading"),
     "view": ("medvlp.view", "draw samples of a corpus with their annotations"),
+    "phantom": ("medvlp.phantom.command", "write rendered radiographs with reports in a corpus's layout"),
     "benchmark": ("medvlp.benchmark.command", "methods × tasks × fractions × seeds, and the tables that come out"),
 }
 """Commands with a module of their own, which offers ``add_arguments(parser)`` and ``run(args) -> exit status``."""
@@ -46,26 +46,6 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=f"{text} (medvlp {name} --help)", add_help=False)
     listing = commands.add_parser("list", help="list methods, datasets or tasks")
     listing.add_argument("what", nargs="?", choices=["methods", "datasets", "tasks"], default="methods")
-    phantom = commands.add_parser("phantom", help="write rendered radiographs with reports in a corpus's layout")
-    phantom.add_argument(
-        "--layout",
-        default="mimic_cxr",
-        help='corpus whose layout is written, or "all": each in its own folder below the root (default: mimic_cxr)',
-    )
-    phantom.add_argument("--root", type=Path, required=True, help="folder to write")
-    phantom.add_argument("--studies", type=int, default=1000)
-    phantom.add_argument("--seed", type=int, default=0)
-    phantom.add_argument("--size", type=int, default=256, help="side of the images in pixels")
-    phantom.add_argument("--laterals", type=float, default=0.2, help="share of studies with a lateral view")
-    phantom.add_argument("--contrast", type=float, default=1.0, help="factor on the findings' contrast")
-    phantom.add_argument("--noise", type=float, default=1.0, help="factor on the image noise")
-    phantom.add_argument("--lesion-size", type=float, default=1.0, help="factor on the findings' size")
-    phantom.add_argument("--omission", type=float, default=0.05, help="rate at which reports omit a finding")
-    phantom.add_argument("--uncertainty", type=float, default=0.1, help="rate at which reports hedge a finding")
-    phantom.add_argument("--prevalence", type=float, default=1.0, help="factor on the odds of each finding")
-    phantom.add_argument("--findings", nargs="+", metavar="NAME", help="findings that may occur (default: all)")
-    phantom.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
-    phantom.add_argument("--overwrite", action="store_true", help="replace another phantom in the folder")
     return parser
 
 
@@ -106,36 +86,12 @@ def _list(what: str) -> None:
     Console().print(table)
 
 
-def _phantom(args: argparse.Namespace) -> None:
-    from medvlp.phantom import FINDINGS, LAYOUTS, Difficulty, PhantomSpec
-    from medvlp.phantom.progress import write_with_progress
-
-    spec = PhantomSpec(
-        studies=args.studies,
-        seed=args.seed,
-        size=args.size,
-        laterals=args.laterals,
-        findings=tuple(args.findings or FINDINGS),
-        difficulty=Difficulty(
-            contrast=args.contrast,
-            noise=args.noise,
-            lesion_size=args.lesion_size,
-            omission=args.omission,
-            uncertainty=args.uncertainty,
-            prevalence=args.prevalence,
-        ),
-    )
-    for layout in LAYOUTS if args.layout == "all" else (args.layout,):
-        folder = args.root / layout if args.layout == "all" else args.root
-        root = write_with_progress(layout, folder, spec, workers=args.workers, overwrite=args.overwrite)
-        print(f"{args.studies} studies in {root}")
-
-
 def _tool(name: str, words: Sequence[str]) -> int:
     module = importlib.import_module(TOOLS[name][0])
     parser = argparse.ArgumentParser(prog=f"medvlp {name}", description=TOOLS[name][1] + ".")
     module.add_arguments(parser)
-    return module.run(parser.parse_args(words))
+    # Options may stand between DATASET and a root without --root, which argparse allows without subcommands alone.
+    return module.run(parser.parse_args(words) if name == "benchmark" else parser.parse_intermixed_args(words))
 
 
 def _one_line(message: str, name: str) -> str:
@@ -192,11 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if words and words[0] in TOOLS:
             sys.exit(_tool(words[0], words[1:]))
-        args = _parser().parse_args(words)
-        if args.command == "list":
-            _list(args.what)
-        else:
-            _phantom(args)
+        _list(_parser().parse_args(words).what)
     except BrokenPipeError:
         # whoever read the output has closed it (medvlp list | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from medvlp.arguments import add_corpus_arguments, settle_corpus_arguments
 from medvlp.datasets import CORPORA
 from medvlp.datasets.base import dropped_by_reason
 from medvlp.datasets.corpus import TASKS, Corpus, Records, Task
@@ -211,10 +212,7 @@ def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``medvlp prepare``."""
-    parser.add_argument(
-        "--data", required=True, choices=list(CORPORA), metavar="NAME", help="see: medvlp list datasets"
-    )
-    parser.add_argument("--root", type=Path, required=True, help="folder of the corpus")
+    add_corpus_arguments(parser, CORPORA)
     parser.add_argument("--out", type=Path, required=True, help="folder of the caches; data.cache_dir of a run")
     parser.add_argument("--transform", default="g2d_paper", help="recipe to prepare for (default: g2d_paper)")
     parser.add_argument("--size", type=int, default=224, help="image side that the model sees (default: 224)")
@@ -243,11 +241,12 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
+    settle_corpus_arguments(args, "prepare")
     console = Console(soft_wrap=True, highlight=False)
     if args.verify:
         return _verify(args, console)
     # broken items are listed, all of them
-    corpus = corpus_from_words(args.data, args.root, args.option, on_error="skip")
+    corpus = corpus_from_words(args.dataset, args.root, args.option, on_error="skip")
     result = prepare(
         corpus,
         args.out,
@@ -279,7 +278,7 @@ def run(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace, console: Any) -> int:
     names = [args.resize] if args.resize is not None else rules_of(args.transform, args.size)
     reading = reading_name(args.intensity, args.damaged)
-    folders = [cache_folder(args.out, args.data, reading, name) for name in names]
+    folders = [cache_folder(args.out, args.dataset, reading, name) for name in names]
     problems = [f"{folder}: {problem}" for folder in folders for problem in verify(folder)]
     for problem in problems:
         console.print(problem, markup=False)

@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from medvlp import viz
+from medvlp.arguments import add_corpus_arguments, settle_corpus_arguments
 from medvlp.datasets import CORPORA
 from medvlp.datasets.base import RadiographDataset, Sample
 from medvlp.datasets.corpus import TASKS, Corpus, Task
@@ -193,7 +194,7 @@ def _records(corpus: Corpus, task: Task, split: str | None, part: str) -> tuple[
         )
     table = corpus.after_split(table)
     if not len(table):
-        raise DataError(f"{title} has no records; look at: medvlp doctor {corpus.name} {corpus.root}")
+        raise DataError(f"{title} has no records; look at: medvlp doctor {corpus.name} --root {corpus.root}")
     return table, records.box_names, title
 
 
@@ -241,8 +242,7 @@ def _caption(card: Card) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``medvlp view``."""
-    parser.add_argument("dataset", choices=list(CORPORA), metavar="DATASET", help="see: medvlp list datasets")
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the corpus")
+    add_corpus_arguments(parser, CORPORA)
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures and of index.html")
     parser.add_argument("--task", choices=TASKS, help="whose records (default: the first task of the dataset)")
     parser.add_argument("--split", help="take the samples from a part of this split (default: all records)")
@@ -260,6 +260,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         Exit status 0; unreadable images are counted and shown as such.
     """
+    settle_corpus_arguments(args, "view")
     corpus = corpus_from_words(args.dataset, args.root, args.option, on_error="skip")
     result = view(
         corpus,

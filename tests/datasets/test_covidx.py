@@ -142,7 +142,7 @@ def test_repeated_lines_are_counted_and_files_of_two_lists_are_broken(tmp_path):
 
 
 def test_what_is_not_there(tmp_path):
-    with pytest.raises(DataError, match=r"does not exist; get it from .*medvlp phantom --layout covidx"):
+    with pytest.raises(DataError, match=r"does not exist; get it from .*medvlp phantom covidx"):
         COVIDx(tmp_path / "none", version="COVIDx9A").records()
     root = _write(tmp_path)
     for path in (root / "test").iterdir():

@@ -268,7 +268,7 @@ def test_ids_never_leave_the_root(root):
 
 
 def test_missing_folders_and_columns(root, tmp_path):
-    with pytest.raises(DataError, match=r"folder .*none does not exist; get it from .*medvlp phantom --layout rsna"):
+    with pytest.raises(DataError, match=r"folder .*none does not exist; get it from .*medvlp phantom rsna"):
         RSNAPneumonia(tmp_path / "none").records()
     _write(root / "stage_2_train_labels.csv", "patientId,x,y,width,Target", ["a,,,,0"])
     with pytest.raises(DataError, match=r"lacks the column\(s\) height"):

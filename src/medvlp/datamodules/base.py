@@ -228,7 +228,7 @@ class RadiographDataModule(L.LightningDataModule):
             self._caches[rule] = None
             rank_zero_warn(
                 f"{self.cache_dir} holds no prepared images of {self.cache_name} for {dataset.reading} {rule}, so each"
-                f" file is decoded in each epoch; prepare them once with: medvlp prepare --data {self.cache_name}"
+                f" file is decoded in each epoch; prepare them once with: medvlp prepare {self.cache_name}"
                 f" --root {self.image_root} --out {self.cache_dir} --transform {self.transform}"
                 f" --size {self.image_size} --intensity {self.intensity} --damaged {self.damaged}",
                 category=UserWarning,

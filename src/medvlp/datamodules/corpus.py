@@ -142,7 +142,7 @@ class CorpusDataModule(RadiographDataModule):
         """
         if self._records is None:
             records = self.corpus.records(self.task)
-            doctor = f"; look at: medvlp doctor {self.corpus.name} {self.corpus.root}"
+            doctor = f"; look at: medvlp doctor {self.corpus.name} --root {self.corpus.root}"
             self._check_broken(records.dropped, len(records), str(self.corpus.root), doctor)
             self._records = records
         return self._records

@@ -114,7 +114,7 @@ class Corpus(ABC):
     """
 
     name: ClassVar[str]
-    """Layout name: of ``medvlp phantom --layout``, ``medvlp doctor`` and :mod:`medvlp.splits`."""
+    """Layout name: of ``medvlp phantom``, ``medvlp doctor`` and :mod:`medvlp.splits`."""
     title: ClassVar[str]
     """The corpus's own name."""
     source: ClassVar[str]
@@ -171,7 +171,7 @@ class Corpus(ABC):
     @property
     def remedy(self) -> str:
         """What to do when the corpus is not there."""
-        return f"{self.source}, or write a phantom with: medvlp phantom --layout {self.name} --root {self.root}"
+        return f"{self.source}, or write a phantom with: medvlp phantom {self.name} --root {self.root}"
 
     def examined(self) -> Self:
         """A copy that skips broken items and keeps its tables, for tools that ask for all tasks one after another."""

@@ -247,7 +247,7 @@ class MIMICCXR(Corpus):
             if spec.find(self.root / "truth") is None:
                 raise DataError(
                     f"{self.root / 'truth' / spec.name} is missing: labels: truth exist for phantoms only; use chexpert"
-                    f" or negbio, or write a phantom with: medvlp phantom --layout {self.name} --root {self.root}"
+                    f" or negbio, or write a phantom with: medvlp phantom {self.name} --root {self.root}"
                 )
             table = read_table(self.root / "truth", spec, source=self.remedy)
         else:

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from medvlp.arguments import add_corpus_arguments, settle_corpus_arguments
 from medvlp.datasets import CORPORA, corpus_class
 from medvlp.datasets.options import OPTION_HELP, corpus_from_words
 from medvlp.doctor.examine import examine
@@ -27,8 +28,7 @@ _LISTED = 20  # items shown of each finding; all of them are in the JSON
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``medvlp doctor``."""
-    parser.add_argument("dataset", choices=list(CORPORA), metavar="DATASET", help="see: medvlp list datasets")
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the corpus")
+    add_corpus_arguments(parser, CORPORA)
     parser.add_argument("--deep", action="store_true", help="decode every image, draw every mask, verify SHA256SUMS")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help=OPTION_HELP)
     parser.add_argument("--lists", type=Path, metavar="DIR", help="the authors' list files, for splits that need them")
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         Exit status: 0; 1 if something needed is absent or corrupt; 2 if an option is wrong.
     """
     try:
+        settle_corpus_arguments(args, "doctor")
         if args.workers is not None and args.workers < 1:
             raise ConfigError(f"--workers must be at least 1, not {args.workers}")
         settings = {"lists": args.lists, "deep": args.deep, "workers": args.workers}

@@ -70,7 +70,7 @@ def _check_folder(corpus: Corpus) -> Finding:
 def check_phantom(case: Case) -> Iterator[Finding]:
     """Check that a phantom is complete and of this layout."""
     root, name = case.corpus.root, case.corpus.name
-    again = f"write it again: medvlp phantom --layout {name} --root {shlex.quote(str(root))} --overwrite"
+    again = f"write it again: medvlp phantom {name} --root {shlex.quote(str(root))} --overwrite"
     if (root / _PARTIAL).exists():
         yield Finding("phantom", "error", "was not written to its end", remedy=again)
     elif case.diagnosis.phantom:
@@ -227,12 +227,12 @@ def _next_commands(case: Case) -> list[str]:
     root = shlex.quote(str(corpus.root))
     words = "".join(f" --option {shlex.quote(f'{key}={value}')}" for key, value in options.items())
     if not corpus.root.is_dir():
-        return [f"medvlp phantom --layout {name} --root {root}"]
+        return [f"medvlp phantom {name} --root {root}"]
     if not case.diagnosis.ok:
-        return [f"medvlp doctor {name} {root}{words}"]
+        return [f"medvlp doctor {name} --root {root}{words}"]
     commands = [
-        f"medvlp prepare --data {name} --root {root} --out CACHE{words}",
-        f"medvlp view {name} {root} --out VIEW{words}",
+        f"medvlp prepare {name} --root {root} --out CACHE{words}",
+        f"medvlp view {name} --root {root} --out VIEW{words}",
     ]
     if "pairs" in case.records and case.diagnosis.tasks["pairs"].runs:
         keys = "".join(f" --data.init_args.{key} {shlex.quote(str(value))}" for key, value in options.items())
