@@ -1,11 +1,11 @@
-"""What a frozen encoder makes of a part of a corpus, computed once and kept in memory-mapped files.
+"""Features of a frozen encoder, computed once and kept in memory-mapped files.
 
-A stored set is a folder named by the hash of everything that its numbers depend on: the encoder's weights, what is
-taken from it, the images (ids in order, transform, size, intensity rule, augmentation seed) and the number of views.
-View v of a sample is the sample as epoch v of a live run would augment it, so that as many views as epochs give what
-that run sees, and fewer are seen again in turn.
+A stored set is a folder named by the hash of all that its numbers depend on: the encoder's weights and output, the
+images (ids in order, transform, size, intensity rule, augmentation seed) and the number of views. View v of a sample is
+augmented as in epoch v of a live run. With as many views as epochs, training sees the same samples as that run; with
+fewer, the views repeat.
 
-Each process of the run that makes a set writes one shard: of W, shard r holds the samples r, r + W, …
+Each process writes one shard: of W processes, process r stores the samples r, r + W, …
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,56 +33,64 @@ Extract = Callable[[Tensor], Sequence[Tensor]]
 
 _DONE = "features.json"
 _WAIT = "wait"
-_LEAST = (1, 0, 1, 1)  # views, side, levels and shards
+_LEAST = {"views": 1, "side": 0, "levels": 1, "shards": 1}
 _TYPES: dict[str, type] = {"float32": np.float32, "float16": np.float16}
 _PLAIN = ("size", "geometry")
 
 
-@dataclass
 class _Shard:
-    """The samples of one process: arrays (views, n, …)."""
+    """The samples of one process: arrays (views, n, …) by name, and boxes; ValueError if they do not fit."""
 
-    levels: list[np.ndarray]
-    arrays: dict[str, np.ndarray]
-    boxes: dict[str, np.ndarray] | None
+    def __init__(self, folder: Path, facts: dict[str, Any], samples: int) -> None:
+        names = [f"level{k}" for k in range(facts["levels"])]
+        names += ["index", "label", *(["mask"] if facts["side"] else []), *facts["plain"]]
+        expected = {f"{name}.npy" for name in names} | ({"boxes.npz"} if facts["boxes"] else set())
+        if expected != {path.name for path in folder.glob("*.np[yz]")}:
+            raise ValueError("other arrays than were stored")
+        self.side = facts["side"]
+        self.arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        self.width = self.arrays["index"].shape[1]
+        self.boxes: dict[str, np.ndarray] = {}
+        if facts["boxes"]:
+            with np.load(folder / "boxes.npz") as file:
+                self.boxes = dict(file)
+        self._check(folder, facts, samples)
 
-    def check(self, views: int, samples: int, side: int) -> None:
-        """Raise ValueError unless the arrays fit each other."""
+    def _check(self, folder: Path, facts: dict[str, Any], samples: int) -> None:
+        for name, array in self.arrays.items():
+            if array.offset + array.nbytes != (folder / f"{name}.npy").stat().st_size:
+                raise ValueError(f"{name} has another length")
+            if array.shape[:2] != (facts["views"], self.width):
+                raise ValueError(f"{name} has another shape")
         index = self.arrays["index"]
-        if any(array.shape[:2] != (views, index.shape[1]) for array in (*self.levels, *self.arrays.values())):
-            raise ValueError("arrays of other shapes")
         if index.ndim != 2 or (index.size and not 0 <= index.min() <= index.max() < samples):
-            raise ValueError("samples that are not there")
-        if side and self.arrays["mask"].shape[2] != -(-side * side // 8):
-            raise ValueError(f"masks of another side than {side}")
-        if self.boxes is not None:
-            ends = self.boxes["offsets"]
-            boxes = len(self.boxes["boxes"])
-            fits = len(ends) == index.size + 1 and ends[-1] == boxes == len(self.boxes["labels"])
-            if not fits or ends[0] != 0 or (np.diff(ends) < 0).any():
-                raise ValueError("boxes that do not fit")
+            raise ValueError("index out of range")
+        if self.side and self.arrays["mask"].shape[2] != -(-self.side * self.side // 8):
+            raise ValueError("masks have another side")
+        if facts["boxes"]:
+            ends, count = self.boxes["offsets"], len(self.boxes["boxes"])
+            if len(ends) != index.size + 1 or not ends[-1] == count == len(self.boxes["labels"]):
+                raise ValueError("another number of boxes")
+            if ends[0] != 0 or (np.diff(ends) < 0).any():
+                raise ValueError("offsets of boxes out of order")
 
-    def batch(self, views: np.ndarray, rows: np.ndarray, side: int) -> dict[str, Any]:
-        """Some of its samples."""
-        found: dict[str, Any] = {f"level{k}": level[views, rows] for k, level in enumerate(self.levels)}
-        found |= {name: array[views, rows] for name, array in self.arrays.items() if name != "mask"}
-        if side:
-            bits = np.unpackbits(self.arrays["mask"][views, rows], axis=-1, count=side * side)
-            found["mask"] = bits.reshape(-1, 1, side, side).astype(np.float32)
-        if self.boxes is not None:
-            offsets, width = self.boxes["offsets"], self.arrays["index"].shape[1]
-            places = [
-                slice(offsets[v * width + r], offsets[v * width + r + 1]) for v, r in zip(views, rows, strict=True)
-            ]
-            found["boxes"] = [self.boxes["boxes"][place] for place in places]
-            found["box_labels"] = [self.boxes["labels"][place] for place in places]
-        return found
+    def batch(self, views: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+        """Return the arrays of some samples, and lists of boxes."""
+        batch: dict[str, Any] = {name: array[views, rows] for name, array in self.arrays.items()}
+        if self.side:
+            bits = np.unpackbits(batch["mask"], axis=-1, count=self.side * self.side)
+            batch["mask"] = bits.reshape(-1, 1, self.side, self.side).astype(np.float32)
+        if self.boxes:
+            starts, ends = (self.boxes["offsets"][views * self.width + rows + k] for k in (0, 1))
+            for key, name in (("boxes", "boxes"), ("box_labels", "labels")):
+                batch[key] = [self.boxes[name][start:end] for start, end in zip(starts, ends, strict=True)]
+        return batch
 
 
 class StoredFeatures(Dataset[dict[str, Any]]):
-    """Batches of stored features in the place of images.
+    """Batches of stored features instead of images.
 
-    A batch has the keys of :mod:`medvlp.datamodules.base` but for image and text, and ``features``: a list of K
+    A batch has the keys of :mod:`medvlp.datamodules.base` without image and text, and ``features``: a list of K
     float32 tensors (B, …).
 
     Args:
@@ -99,86 +106,62 @@ class StoredFeatures(Dataset[dict[str, Any]]):
         self._ids = list(ids)
         try:
             facts: dict[str, Any] = json.loads((folder / _DONE).read_text())
-            numbers = [facts[name] for name in ("views", "side", "levels", "shards")]
-            if any(type(number) is not int or number < least for number, least in zip(numbers, _LEAST, strict=True)):
-                raise ValueError("a number out of range")
-            self.views, self.side, self.levels, self._stride = numbers
+            for name, least in _LEAST.items():
+                if type(facts[name]) is not int or facts[name] < least:
+                    raise ValueError(f"{name} out of range")
+            self.views, self.levels, self._stride = facts["views"], facts["levels"], facts["shards"]
             self.skipped: list[tuple[str, str]] = [(item, reason) for item, reason in facts["skipped"]]
-            # of more processes than samples, some have none
+            # if there were more processes than samples, some shards are empty
             filled = range(min(self._stride, len(self._ids)))
-            self._shards = [_open_shard(folder / f"shard{r}", facts) for r in filled]
-            for shard in self._shards:
-                shard.check(self.views, len(self._ids), self.side)
+            self._shards = [_Shard(folder / f"shard{r}", facts, len(self._ids)) for r in filled]
         except Exception as error:  # numpy's readers raise anything from BadZipFile to TokenError
             raise DataError(f"{folder}: damaged stored features ({type(error).__name__}); delete the folder") from error
-        if sum(shard.arrays["index"].shape[1] for shard in self._shards) != len(self._ids):
+        if sum(shard.width for shard in self._shards) != len(self._ids):
             raise DataError(f"{folder}: stored features of another number of samples; delete the folder")
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """A batch of one; loaders take whole batches by :meth:`__getitems__`."""
+        """Return a batch of one; loaders call :meth:`__getitems__`."""
         return self.__getitems__([key])
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, Any]:
-        """The batch of some samples.
+        """Return the batch of some samples.
 
         Args:
             keys: (index, epoch), or the index alone for view 0.
         """
         pairs = np.array([key if isinstance(key, tuple) else (int(key), 0) for key in keys])
         rows, views = pairs[:, 0], pairs[:, 1] % self.views
-        count = self._stride
-        if count == 1:
-            found = self._shards[0].batch(views, rows, self.side)
-        else:
-            order = np.argsort(rows % count, kind="stable")
-            cuts = np.flatnonzero(np.diff(rows[order] % count)) + 1
-            parts = [
-                self._shards[rows[at[0]] % count].batch(views[at], rows[at] // count, self.side)
-                for at in np.split(order, cuts)
-            ]
-            back = np.argsort(order)
-            found = {}
-            for name in parts[0]:
-                if isinstance(parts[0][name], list):
-                    joined = [item for part in parts for item in part[name]]
-                    found[name] = [joined[i] for i in back]
-                else:
-                    found[name] = np.concatenate([part[name] for part in parts])[back]
+        stored = self._gather(views, rows)
+        features = [torch.from_numpy(stored.pop(f"level{k}").astype(np.float32)) for k in range(self.levels)]
         batch: dict[str, Any] = {
             name: [torch.from_numpy(item) for item in value] if isinstance(value, list) else torch.from_numpy(value)
-            for name, value in found.items()
-            if not name.startswith("level")
+            for name, value in stored.items()
         }
-        batch["features"] = [torch.from_numpy(found[f"level{k}"].astype(np.float32)) for k in range(self.levels)]
-        batch["id"] = [self._ids[i] for i in found["index"]]
-        batch["skipped"] = []
-        return batch
+        return {**batch, "features": features, "id": [self._ids[i] for i in stored["index"]], "skipped": []}
+
+    def _gather(self, views: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+        shard, row = rows % self._stride, rows // self._stride
+        if self._stride == 1:
+            return self._shards[0].batch(views, row)
+        order = np.argsort(shard, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(shard[order])) + 1)
+        parts = [self._shards[shard[group[0]]].batch(views[group], row[group]) for group in groups]
+        back = np.argsort(order)
+        stored: dict[str, Any] = {}
+        for name, first in parts[0].items():
+            if isinstance(first, list):
+                joined = [item for part in parts for item in part[name]]
+                stored[name] = [joined[i] for i in back]
+            else:
+                stored[name] = np.concatenate([part[name] for part in parts])[back]
+        return stored
 
 
-def _open_shard(folder: Path, facts: dict[str, Any]) -> _Shard:
-    """Opens the arrays that the facts name; raises ValueError where there are others, or one is not of its length."""
-    levels = [f"level{k}" for k in range(facts["levels"])]
-    names = ["index", "label", *(["mask"] if facts["side"] else []), *facts["plain"]]
-    wanted = {f"{name}.npy" for name in (*levels, *names)} | ({"boxes.npz"} if facts["boxes"] else set())
-    if wanted != {path.name for path in folder.glob("*.np[yz]")}:
-        raise ValueError("other arrays than were stored")
-    arrays: dict[str, Any] = {}
-    for name in (*levels, *names):
-        array = arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
-        if array.offset + array.nbytes != (folder / f"{name}.npy").stat().st_size:
-            raise ValueError(f"{name} is of another length")
-    boxes = None
-    if facts["boxes"]:
-        with np.load(folder / "boxes.npz") as file:
-            boxes = {name: file[name] for name in file.files}
-    return _Shard([arrays[name] for name in levels], {name: arrays[name] for name in names}, boxes)
-
-
-class _Views(Sampler):
-    """Every (index, view) of one rank, in the order in which they are stored."""
+class _Views(Sampler[tuple[int, int]]):
+    """Every (index, view) of one rank, in storage order."""
 
     def __init__(self, size: int, views: int, rank: int, world_size: int) -> None:
         self.rows = list(range(rank, size, world_size))
@@ -194,7 +177,7 @@ class _Views(Sampler):
 def features_key(
     dataset: RadiographDataset, encoder_sha256: str, what: str, views: int, dtype: str, precision: str = "32-true"
 ) -> str:
-    """Hash of everything that the stored features of a dataset depend on.
+    """Hash everything that the stored features of a dataset depend on.
 
     Args:
         dataset: with its transform.
@@ -247,12 +230,12 @@ class _Writer:
             )
         self.arrays[name][at] = values
 
-    def add(self, made: list[np.ndarray], batch: dict[str, Any]) -> None:
-        """The next samples in the order of :class:`_Views`."""
+    def add(self, levels: list[np.ndarray], batch: dict[str, Any]) -> None:
+        """Append the next samples in the order of :class:`_Views`."""
         numbers = np.arange(self.done, self.done + len(batch["id"]))
         self.done += len(numbers)
         at = np.divmod(numbers, max(self.shape[1], 1))
-        for k, level in enumerate(made):
+        for k, level in enumerate(levels):
             if self.dtype == "float16" and len(level) and np.abs(level).max() > np.finfo(np.float16).max:
                 raise ConfigError("the encoder's features overflow float16; set features_dtype: float32")
             self._put(f"level{k}", level, at, _TYPES[self.dtype])
@@ -271,7 +254,7 @@ class _Writer:
         self.skipped += [(str(item), str(reason)) for item, reason in batch.get("skipped", [])]
 
     def close(self) -> None:
-        """Everything on disk, with a note of what there is."""
+        """Flush everything to disk and describe it."""
         for array in self.arrays.values():
             array.flush()  # type: ignore[attr-defined]
         if self.has_boxes:
@@ -323,64 +306,62 @@ def store_features(
     title: str = "features",
     limit_gb: float = 50.0,
 ) -> StoredFeatures:
-    """Computes the features of a dataset, unless they are there already.
+    """Compute the features of a dataset, or open those that are stored.
 
-    The ranks of a run share the work, and must see the same folder. The size on disk is said before the bulk of it is
-    computed.
+    The ranks of a run share the work and must see the same folder. If another run computes the same features, wait for
+    it. The size on disk is logged after the first batch.
 
     Args:
         dataset: with its transform.
         extract: the frozen encoder, on the trainer's device, in eval mode.
-        folder: where sets of features are kept.
+        folder: parent of all stored sets.
         key: of :func:`features_key`.
-        trainer: whose device, precision and processes are used.
+        trainer: gives device, precision and ranks.
         views: augmented views per sample.
         dtype: "float32", or "float16" for half the size.
         batch_size: images encoded at once.
         num_workers: loader processes.
-        title: for messages.
-        limit_gb: larger sets are refused.
+        title: names the set in messages.
+        limit_gb: refuse larger sets.
 
     Returns:
         The stored set, opened.
 
     Raises:
-        ConfigError: the set would be larger than the limit or than the free space, float16 overflows, or there is no
-            such type of numbers.
+        ConfigError: the set would exceed the limit or the free space, float16 overflows, or `dtype` is unknown.
     """
     if dtype not in _TYPES:
-        raise ConfigError(f"features are stored as {' or '.join(_TYPES)}, not {dtype!r}")
+        raise ConfigError(f"unknown features_dtype {dtype!r}; expected one of: {', '.join(_TYPES)}")
     folder = Path(folder)
-    place = folder / key
-    ids = dataset.ids
+    path = folder / key
     strategy, rank, world_size = trainer.strategy, trainer.global_rank, trainer.world_size
-    with _shared(place, strategy, rank) as part:
+    with _shared(path, strategy, rank) as part:
         if part is not None:
             sampler = _Views(len(dataset), views, rank, world_size)
-            loader: DataLoader = DataLoader(
+            loader: DataLoader[dict[str, Any]] = DataLoader(
                 dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=Collate(None)
             )
             writer = _Writer(part / f"shard{rank}", (views, len(sampler.rows)), dtype)
             for batch in loader:
                 images = trainer.precision_plugin.convert_input(batch["image"]).to(strategy.root_device)
                 with trainer.precision_plugin.forward_context():
-                    made = [level.float().cpu().numpy() for level in extract(images)]
+                    levels = [level.float().cpu().numpy() for level in extract(images)]
                 if writer.done == 0:
                     size = np.dtype(_TYPES[dtype]).itemsize
-                    each = sum(level[0].size * size for level in made)
+                    each = sum(level[0].size * size for level in levels)
                     each += batch["mask"][0].numel() // 8 if "mask" in batch else 0
                     _check_space(title, folder, len(dataset), views, each, limit_gb)
-                writer.add(made, batch)
+                writer.add(levels, batch)
             writer.close()
             strategy.barrier()
             if rank == 0:
                 _finish(part, world_size, views)
     strategy.barrier()
-    return StoredFeatures(place, ids)
+    return StoredFeatures(path, dataset.ids)
 
 
 @contextmanager
-def _shared(place: Path, strategy: Any, rank: int) -> Iterator[Path | None]:
+def _shared(path: Path, strategy: Any, rank: int) -> Iterator[Path | None]:
     """Yield to every rank the folder to fill, or None if the set is complete; rank 0 decides for all."""
     if rank > 0:
         while (told := strategy.broadcast(None)) == _WAIT:
@@ -389,15 +370,15 @@ def _shared(place: Path, strategy: Any, rank: int) -> Iterator[Path | None]:
         return
 
     def waiting() -> None:
-        rank_zero_info(f"waiting for the process that makes {place}")
+        rank_zero_info(f"waiting for the process that makes {path}")
         strategy.broadcast(_WAIT)
 
-    with get_or_make(place, _DONE, waiting) as part:
+    with get_or_make(path, _DONE, waiting) as part:
         yield strategy.broadcast(part)
 
 
 def _finish(part: Path, shards: int, views: int) -> None:
-    """Join the notes of the shards."""
+    """Join the descriptions of the shards."""
     notes = [json.loads((part / f"shard{r}" / "shard.json").read_text()) for r in range(shards)]
     facts = {**notes[0], "skipped": sorted({tuple(s) for n in notes for s in n["skipped"]})}
     (part / _DONE).write_text(json.dumps({**facts, "shards": shards, "views": views}))
