@@ -185,13 +185,15 @@ class _Killer:
 
 
 def _watched(root: Path, out: Path, at: int | None, counted=None) -> None:
-    """Prepare in a process of its own with every rename, removal, sync and added image as a possible end."""
+    """Prepare in a process of its own with every rename, removal, sync and prepared image as a possible end."""
+    from medvlp.datasets import shards
     from medvlp.io import cache_writer
 
     killer = _Killer(at)
     os.replace, os.fsync = killer.around(os.replace), killer.around(os.fsync)
     Path.unlink = killer.around(Path.unlink)  # type: ignore[method-assign]
-    cache_writer.ShardWriter.add = killer.around(cache_writer.ShardWriter.add)  # type: ignore[method-assign]
+    shards._prepare_image = killer.around(shards._prepare_image)
+    cache_writer._write_arrays = killer.around(cache_writer._write_arrays)
     _prepare(root, out)
     if counted is not None:
         counted.value = killer.count

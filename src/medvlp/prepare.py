@@ -25,9 +25,10 @@ from medvlp.datasets.shards import Plan, Shapes, make_plan, require_room, write
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.cache import verify
 from medvlp.io.cache_format import PATH_MARK, cache_folder, relative_paths
-from medvlp.io.cache_writer import finish, locked, write_skipped
+from medvlp.io.cache_writer import finish, write_skipped
 from medvlp.io.images import INTENSITIES, Damaged, check_reading, read_image, reading_name
 from medvlp.resizing import build_resize
+from medvlp.store import locked
 from medvlp.transforms import build_transform
 
 
@@ -151,7 +152,7 @@ def prepare(
         for rule in rules:
             folder = cache_folder(out, corpus.name, reading, rule.name)
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder))
+            stack.enter_context(locked(folder / ".lock", partial(_refuse, folder), poll=0))
             plans.append(make_plan(folder, rule, corpus.root, shapes, overwrite, images_per_shard))
         require_room(Path(out), plans)
         total = sum(len(p.paths) for p in plans)
@@ -163,6 +164,10 @@ def prepare(
     unreadable = dict(pair for f in folders for pair in f.unreadable)
     skipped = (*left_out, *(("image", path, reason) for path, reason in sorted(unreadable.items())))
     return PrepareResult(folders, skipped, time.monotonic() - start)
+
+
+def _refuse(folder: Path) -> None:
+    raise DataError(f"another process is preparing {folder}; wait for it to end")
 
 
 def _images(records: Records, root: Path) -> dict[str, Shapes]:

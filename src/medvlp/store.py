@@ -117,11 +117,11 @@ def get_or_make(path: str | Path, mark: str, waiting: Callable[[], object] = lam
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
-    with _locked(lock, waiting) as locked:
+    with locked(lock, waiting) as alone:
         if (path / mark).is_file():
             yield None
         else:
-            if locked:
+            if alone:
                 remove_leftovers(path.parent, f"{path.name}.")
             temporary = _temporary(path)
             temporary.mkdir()
@@ -145,14 +145,24 @@ def _rename(temporary: Path, path: Path, mark: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path, waiting: Callable[[], object]) -> Iterator[bool]:
+def locked(path: str | Path, waiting: Callable[[], object], poll: float | None = None) -> Iterator[bool]:
+    """Hold a lock file, which other processes cannot; it is free again when the process ends.
+
+    Args:
+        path: the file; its folder must exist.
+        waiting: called while another process holds the lock; what it raises ends the waiting.
+        poll: seconds between its calls; 10 by default.
+
+    Yields:
+        False on a file system without locks.
+    """
     lock = FileLock(path)
     while not lock.is_locked:
         try:
-            lock.acquire(timeout=_POLL)
+            lock.acquire(timeout=_POLL if poll is None else poll)
         except Timeout:
             waiting()
-        except (OSError, NotImplementedError):  # a file system without locks
+        except (OSError, NotImplementedError):
             yield False
             return
     try:

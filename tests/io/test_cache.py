@@ -17,9 +17,9 @@ from medvlp.io.cache_format import INDEX_SCHEMA, cache_folder, mask_key, read_ta
 from medvlp.io.cache_writer import (
     PreparedImage,
     PreparedMask,
-    ShardWriter,
     finish,
     write_paths,
+    write_shard,
     write_skipped,
     write_table,
 )
@@ -63,10 +63,7 @@ def make(base: Path, count: int = 7, per_shard: int = 3) -> tuple[Path, Path, Pa
     folder.mkdir(parents=True)
     write_paths(folder, [f"a/{i:03d}.png" for i in range(count)], per_shard)
     for number, start in enumerate(range(0, count, per_shard)):
-        writer = ShardWriter(folder, number, {})
-        for i in range(start, min(start + per_shard, count)):
-            writer.add(_image(root, i))
-        writer.commit()
+        write_shard(folder, number, [_image(root, i) for i in range(start, min(start + per_shard, count))], {})
     write_skipped(folder, [("image", "a/003.png", "broken")])
     description = {"corpus": "rsna", "intensity": "standard", "rule": RULE}
     finish(folder, -(-count // per_shard), description, {}, 1)
@@ -267,12 +264,3 @@ def test_verify_looks_into_the_indexes(cached):
     (folder / "cache.json").unlink()
     finish(folder, 3, {k: description[k] for k in ("corpus", "intensity", "rule")}, {}, 1)
     assert verify(folder) == ["shard-00000.arrow: offsets and sizes do not fill shard-00000.bin"]
-
-
-def test_an_aborted_shard_leaves_nothing(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/001.png").write_bytes(b"x")
-    writer = ShardWriter(tmp_path, 0, {})
-    writer.add(_image(tmp_path, 1))
-    writer.abort()
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]

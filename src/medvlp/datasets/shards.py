@@ -23,12 +23,12 @@ from medvlp.io.cache_format import CACHE_FILE, PATH_MARK, mask_key
 from medvlp.io.cache_writer import (
     PreparedImage,
     PreparedMask,
-    ShardWriter,
     kept_shard,
     read_paths,
     remove_shards,
     versions,
     write_paths,
+    write_shard,
 )
 from medvlp.io.images import read_header
 from medvlp.io.shapes import draw
@@ -39,7 +39,7 @@ Reader = Callable[[Path], np.ndarray]
 """Makes grey levels, uint8 (H, W), of a file."""
 
 SHARD_BYTES = 256 * 2**20
-"""Pixels of a shard, about; at most this much work is lost when the process is ended."""
+"""Approximate size of a shard's pixels. A shard is in memory until it is written, and lost if the process ends."""
 
 SHARD_IMAGES = 4096
 """Images of a shard, at most."""
@@ -259,20 +259,13 @@ def write(plans: Sequence[Plan], root: Path, read: Reader, workers: int | None, 
     Raises:
         DataError: a worker was ended, or a file changed while it was read.
     """
-    writers: dict[Path, ShardWriter] = {}
-    try:
-        for job, images in _results(_jobs(plans), root, read, workers, sum(len(p.todo) for p in plans)):
-            for column, plan in enumerate(job.plans):
-                if plan.folder not in writers:
-                    writers[plan.folder] = ShardWriter(plan.folder, job.number, plan.packages)
-                for entries in images:
-                    writers[plan.folder].add(entries[column])
-                if job.last:
-                    plan.unreadable.update(writers.pop(plan.folder).commit())
-            advance(len(images) * len(job.plans))
-    finally:
-        for writer in writers.values():
-            writer.abort()
+    pending: dict[Path, list[PreparedImage]] = {}
+    for job, images in _results(_jobs(plans), root, read, workers, sum(len(p.todo) for p in plans)):
+        for column, plan in enumerate(job.plans):
+            pending.setdefault(plan.folder, []).extend(entries[column] for entries in images)
+            if job.last:
+                plan.unreadable.update(write_shard(plan.folder, job.number, pending.pop(plan.folder), plan.packages))
+        advance(len(images) * len(job.plans))
 
 
 def _results(

@@ -1,14 +1,13 @@
-"""Writing the files of :mod:`medvlp.io.cache`, so that each is complete or absent, whatever ends the process."""
+"""Writing the files of :mod:`medvlp.io.cache`; each is complete or absent, whatever ends the process."""
 
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,18 +27,20 @@ from medvlp.io.cache_format import (
 from medvlp.store import atomic_write, sha256_of
 
 _META = b"medvlp"
+_KINDS = ("shard", "masks")
 _PACKAGES = ("medvlp", "numpy", "pillow", "pydicom", "pylibjpeg-openjpeg", "simplejpeg", "torch", "torchvision")
+_PATHS = pa.schema([("path", pa.large_string())])
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decode and resize; shards of other versions are not kept."""
-    found = {}
+    installed = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = ""
-    return found
+            installed[name] = ""
+    return installed
 
 
 @dataclass(frozen=True)
@@ -83,40 +84,17 @@ def write_table(path: Path, table: pa.Table) -> None:
         writer.write_table(whole, max_chunksize=max(len(whole), 1))
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other writers out of a folder; the lock ends with the process, however that ends.
-
-    Raises:
-        DataError: another process is writing there.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where two writers at once are the user's care
-        yield
-        return
-    with (folder / ".lock").open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"another process is preparing {folder}; wait for it to end") from error
-        except OSError:
-            pass  # a file system without locks
-        yield
-
-
 def write_paths(folder: Path, paths: Sequence[str], per_shard: int) -> None:
-    """Write down what the cache will hold, before anything is prepared."""
-    schema = pa.schema([("path", pa.large_string())], metadata={_META: str(per_shard).encode()})
+    """Write what the cache will hold, before anything is prepared."""
+    schema = _PATHS.with_metadata({_META: str(per_shard).encode()})
     write_table(folder / PATHS_FILE, pa.table({"path": list(paths)}, schema=schema))
 
 
 def read_paths(folder: Path) -> tuple[list[str], int] | None:
-    """What :func:`write_paths` wrote: paths in order and images per shard; None if nothing was."""
+    """Return paths and images per shard as given to :func:`write_paths`; None without the file."""
     if not (folder / PATHS_FILE).is_file():
         return None
-    schema = pa.schema([("path", pa.large_string())])
-    table = read_table(folder / PATHS_FILE, schema)
+    table = read_table(folder / PATHS_FILE, _PATHS)
     try:
         return table.column("path").to_pylist(), max(int((table.schema.metadata or {})[_META]), 1)
     except (KeyError, ValueError) as error:
@@ -125,120 +103,78 @@ def read_paths(folder: Path) -> tuple[list[str], int] | None:
 
 def shard_files(number: int) -> tuple[str, str, str, str]:
     """Names of a shard's files: index, pixels, mask index, masks."""
-    return (
-        f"shard-{number:05d}.arrow",
-        f"shard-{number:05d}.bin",
-        f"masks-{number:05d}.arrow",
-        f"masks-{number:05d}.bin",
-    )
+    index, pixels, mask_index, masks = (f"{kind}-{number:05d}.{end}" for kind in _KINDS for end in ("arrow", "bin"))
+    return index, pixels, mask_index, masks
 
 
 def remove_shards(folder: Path, start: int) -> None:
     """Remove the shards from number ``start`` on, their indexes first, so that each is absent at once."""
-    names = sorted(p.name for p in folder.glob("*-*.*") if p.name.startswith(("shard-", "masks-")))
+    names = [p.name for kind in _KINDS for p in sorted(folder.glob(f"{kind}-*.*"))]
     last = [n for n in names if int(n.split("-")[1].split(".")[0]) >= start]
     for name in sorted(last, key=lambda n: not (n.startswith("shard-") and n.endswith(".arrow"))):
         (folder / name).unlink(missing_ok=True)
 
 
-@dataclass
-class _Bytes:
-    """A file being written, with its length and digest."""
-
-    file: IO[bytes]
-    length: int = 0
-    digest: Any = field(default_factory=hashlib.sha256)
-
-    def append(self, data: np.ndarray) -> int:
-        offset = self.length
-        view = np.ascontiguousarray(data).data.cast("B") if data.size else memoryview(b"")
-        self.file.write(view)
-        self.digest.update(view)
-        self.length += len(view)
-        return offset
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        return {"bytes": self.length, "sha256": self.digest.hexdigest()}
+def _write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> tuple[list[int], dict[str, Any]]:
+    """Write arrays one after the other; returns their offsets, and the file's size and hash."""
+    digest, offsets, length = hashlib.sha256(), [], 0
+    with atomic_write(path) as file:
+        for array in arrays:
+            data = np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(b"")
+            file.write(data)
+            digest.update(data)
+            offsets.append(length)
+            length += len(data)
+    return offsets, {"bytes": length, "sha256": digest.hexdigest()}
 
 
-class ShardWriter:
-    """Writes one shard; nothing of it is there before :meth:`commit` ends.
+def write_shard(
+    folder: Path, number: int, images: Sequence[PreparedImage], packages: dict[str, str]
+) -> list[tuple[str, str]]:
+    """Write the files of one shard, the index last: without it the shard does not exist.
 
     Args:
         folder: of the cache.
         number: of the shard.
+        images: in the order of the paths.
         packages: :func:`versions`.
+
+    Returns:
+        Path and reason of the images that cannot be read.
     """
-
-    def __init__(self, folder: Path, number: int, packages: dict[str, str]) -> None:
-        self._folder = folder
-        self._names = shard_files(number)
-        self._packages = packages
-        self._rows: list[PreparedImage] = []
-        self._places: list[tuple[int, int, int]] = []
-        self._masks: dict[bytes, tuple[int, int, int]] = {}
-        self._stack = ExitStack()
-        # an older shard's index goes first, so that it never stands beside newer pixels
-        for name in self._names:
-            (folder / name).unlink(missing_ok=True)
-        self._pixels = _Bytes(self._stack.enter_context(atomic_write(folder / self._names[1])))
-        self._bits: _Bytes | None = None
-
-    def add(self, image: PreparedImage) -> None:
-        """Add the next image in the order of the paths."""
-        height, width = (0, 0) if image.pixels is None else image.pixels.shape
-        offset = self._pixels.length if image.pixels is None else self._pixels.append(image.pixels)
-        self._places.append((offset, height, width))
-        for mask in image.masks:
-            if mask.key in self._masks:
-                continue
-            if self._bits is None:
-                self._bits = _Bytes(self._stack.enter_context(atomic_write(self._folder / self._names[3])))
-            self._masks[mask.key] = (self._bits.append(mask.packed), mask.height, mask.width)
-        # without the pixels, which are written
-        self._rows.append(replace(image, pixels=None, masks=()))
-
-    def abort(self) -> None:
-        """Leave nothing behind."""
-        with suppress(_Aborted), self._stack:
-            raise _Aborted
-
-    def commit(self) -> list[tuple[str, str]]:
-        """Put the files into their places, the index last.
-
-        Returns:
-            Path and reason of the images that cannot be read.
-        """
-        index, pixels, mask_index, masks = self._names
-        self._stack.close()
-        files = {pixels: self._pixels.entry}
-        if self._bits is not None:
-            files[masks] = self._bits.entry
-            columns = map(list, zip(*self._masks.values(), strict=True))
-            write_table(self._folder / mask_index, pa.table([list(self._masks), *columns], schema=MASK_SCHEMA))
-        meta = {"format": FORMAT, "packages": self._packages, "files": files, "masks": len(self._masks)}
-        schema = INDEX_SCHEMA.with_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
-        rows, places = self._rows, self._places
-        columns_by_name = {
-            **{name: [place[i] for place in places] for i, name in enumerate(("offset", "height", "width"))},
-            "geometry": [list(r.geometry) for r in rows],
-            "source_height": [r.size[0] for r in rows],
-            "source_width": [r.size[1] for r in rows],
-        }
-        for name in INDEX_SCHEMA.names:
-            if name not in columns_by_name:
-                columns_by_name[name] = [getattr(r, name) for r in rows]
-        write_table(self._folder / index, pa.table(columns_by_name, schema=schema))
-        return [(r.path, r.reason) for r in rows if r.reason]
-
-
-class _Aborted(Exception):
-    """Ends the writing of a shard."""
+    names = shard_files(number)
+    index, pixels, mask_index, masks = names
+    for name in names:  # the older index first, so that it never stands beside newer pixels
+        (folder / name).unlink(missing_ok=True)
+    stored = [np.zeros((0, 0), np.uint8) if image.pixels is None else image.pixels for image in images]
+    offsets, entry = _write_arrays(folder / pixels, stored)
+    files = {pixels: entry}
+    unique: dict[bytes, PreparedMask] = {}
+    for mask in (mask for image in images for mask in image.masks):
+        unique.setdefault(mask.key, mask)
+    if unique:
+        drawn = list(unique.values())
+        mask_offsets, files[masks] = _write_arrays(folder / masks, [mask.packed for mask in drawn])
+        columns = [list(unique), mask_offsets, [mask.height for mask in drawn], [mask.width for mask in drawn]]
+        write_table(folder / mask_index, pa.table(columns, schema=MASK_SCHEMA))
+    meta = {"format": FORMAT, "packages": packages, "files": files, "masks": len(unique)}
+    table = {
+        "offset": offsets,
+        "height": [array.shape[0] for array in stored],
+        "width": [array.shape[1] for array in stored],
+        "geometry": [list(image.geometry) for image in images],
+        "source_height": [image.size[0] for image in images],
+        "source_width": [image.size[1] for image in images],
+    }
+    table |= {name: [getattr(image, name) for image in images] for name in INDEX_SCHEMA.names if name not in table}
+    schema = INDEX_SCHEMA.with_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
+    write_table(folder / index, pa.table(table, schema=schema))
+    return [(image.path, image.reason) for image in images if image.reason]
 
 
 def _meta(table: pa.Table) -> dict[str, Any]:
-    return json.loads((table.schema.metadata or {}).get(_META, b"{}"))
+    meta: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_META, b"{}"))
+    return meta
 
 
 def kept_shard(
@@ -249,7 +185,7 @@ def kept_shard(
     shapes: Sequence[Sequence[Sequence[str]]],
     packages: dict[str, str],
 ) -> list[tuple[str, str]] | None:
-    """Whether a shard is there, complete, and made from the same files by the same versions.
+    """Check that a shard is complete, and made from the same files by the same versions.
 
     Args:
         folder: of the cache.
@@ -289,20 +225,15 @@ def kept_shard(
 
 
 def write_skipped(folder: Path, rows: Iterable[tuple[str, str, str]]) -> None:
-    """Write the listing of what was left out: (record or image, its id or path, the reason)."""
-    with atomic_write(folder / SKIPPED_FILE) as file:
-        lines: list[str] = []
-        writer = csv.writer(_Lines(lines), lineterminator="\n")
+    """Write the listing of what was skipped: (record or image, its id or path, the reason)."""
+    with atomic_write(folder / SKIPPED_FILE, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("kind", "item", "reason"))
         writer.writerows(rows)
-        file.write("".join(lines).encode())
 
 
-class _Lines:
-    """What :func:`csv.writer` writes to."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self.write = lines.append
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def finish(
@@ -328,10 +259,9 @@ def finish(
         meta = _meta(table)
         files |= meta["files"]
         written = [index, mask_index] if meta["masks"] else [index]
-        files |= {n: {"bytes": (folder / n).stat().st_size, "sha256": sha256_of(folder / n)} for n in written}
+        files |= {name: _entry(folder / name) for name in written}
         listed.append({"images": len(table), "bytes": meta["files"][pixels]["bytes"], "masks": meta["masks"]})
-    for name in (PATHS_FILE, SKIPPED_FILE):
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+    files |= {name: _entry(folder / name) for name in (PATHS_FILE, SKIPPED_FILE)}
     content = {
         "format": FORMAT,
         **description,
@@ -343,6 +273,6 @@ def finish(
         "shards": listed,
         "files": dict(sorted(files.items())),
     }
-    with atomic_write(folder / CACHE_FILE) as file:
-        file.write((json.dumps(content, indent=1, sort_keys=False) + "\n").encode())
+    with atomic_write(folder / CACHE_FILE, "w") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
     return content
