@@ -323,7 +323,7 @@ def test_wrong_input_is_explained():
 def test_unknown_name_and_size():
     with pytest.raises(ConfigError, match="g2d_paper"):
         build_transform("g2d", 224, True)
-    with pytest.raises(ConfigError, match="too small"):
+    with pytest.raises(ConfigError, match="image_size must be at least 8"):
         build_transform("plain", 4, True)
     with pytest.raises(ConfigError):
         normalisation("g2d")

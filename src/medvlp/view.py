@@ -21,10 +21,10 @@ from PIL import Image
 from medvlp import viz
 from medvlp.arguments import add_corpus_arguments, settle_corpus_arguments
 from medvlp.datasets import CORPORA
-from medvlp.datasets.base import RadiographDataset, Sample
+from medvlp.datasets.base import RadiographDataset
 from medvlp.datasets.corpus import TASKS, Corpus, Task
 from medvlp.datasets.options import OPTION_HELP, corpus_from_words
-from medvlp.errors import ConfigError, DataError, UnreadableItemError
+from medvlp.errors import DataError, UnreadableItemError, check_choice, check_range
 from medvlp.seeding import derive_seed
 from medvlp.splits import SplitLeakWarning, make_split, split_names
 from medvlp.store import atomic_write
@@ -38,15 +38,9 @@ _SHEET_EXCERPT = 120  # and on a sheet
 
 @dataclass(frozen=True)
 class Card:
-    """One sample, ready to be shown.
+    """One sample, ready to be shown: uint8 picture (h, w, 3), labels present, facts (view, boxes, …), shortened text.
 
-    Args:
-        id: of the record.
-        picture: uint8 (h, w, 3), or None if the image is unreadable.
-        labels: names of the labels that are present.
-        facts: view, pool, number of boxes and the like.
-        text: of the report, shortened; "" without one.
-        problem: why the image is unreadable.
+    The picture of an unreadable image is None, and ``problem`` says why.
     """
 
     id: str
@@ -58,7 +52,7 @@ class Card:
 
     @property
     def png(self) -> str:
-        """The picture as a data URL, "" without one."""
+        """The picture as a data URL, or ""."""
         if self.picture is None:
             return ""
         buffer = io.BytesIO()
@@ -68,13 +62,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Viewed:
-    """What :func:`view` wrote.
-
-    Args:
-        page: the HTML file.
-        sheets: the PNG files.
-        cards: what they show.
-    """
+    """What :func:`view` wrote: the HTML file, the PNG files, and the cards that they show."""
 
     page: Path
     sheets: tuple[Path, ...]
@@ -82,21 +70,16 @@ class Viewed:
 
     @property
     def unreadable(self) -> int:
-        """How many of the chosen images cannot be read."""
+        """The number of chosen images that cannot be read."""
         return sum(1 for card in self.cards if card.problem)
 
 
 def choose(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Choose records so that every label is there.
-
-    Args:
-        labels: float32 (N, K), 1 present; NaN and −1 count as not present.
-        count: how many to choose.
-        seed: shuffles the records.
+    """Choose records so that every label of (N, K) is present (1; NaN and −1 are not).
 
     Returns:
         int64 indices, ascending, ``min(count, N)`` of them. Round by round, each label that occurs, rarest first, and
-        then the records without any give one that was not yet chosen.
+        then the records without any give one that was not yet chosen, in the order that the seed shuffles.
     """
     order = np.random.default_rng(derive_seed(seed, len(labels))).permutation(len(labels))
     present = labels[order] == 1
@@ -129,25 +112,22 @@ def view(
     """Write ``sheet-1.png`` … and ``index.html`` with samples of a corpus.
 
     Args:
-        corpus: its reader; with ``on_error: skip`` broken records are left out, otherwise they are errors.
+        corpus: its reader.
         out: folder to write into, made if needed; files of these names are replaced.
         task: whose records; None takes the corpus's default.
         split: take them from a part of this split; None takes all records.
         part: "train", "validate" or "test".
-        count: how many samples.
+        count: number of samples.
         seed: of the choice.
         size: longer side of a picture, in pixels.
         text: show reports and phrases too.
-
-    Returns:
-        What was written.
 
     Raises:
         ConfigError: an unknown split or part, or a number that is not positive.
         DataError: the corpus cannot be read, or has no records to show.
     """
-    if count < 1 or size < 16:
-        raise ConfigError(f"count must be at least 1 and size at least 16, not {count} and {size}")
+    check_range("[1, inf)", count=count)
+    check_range("[16, inf)", size=size)
     table, box_names, title = _records(corpus, task or corpus.tasks[0], split, part)
     columns = table.column_names
     targets = [t for t, column in (("mask", "shapes"), ("boxes", "boxes")) if column in columns]
@@ -174,27 +154,21 @@ def view(
 
 
 def _records(corpus: Corpus, task: Task, split: str | None, part: str) -> tuple[pa.Table, tuple[str, ...], str]:
-    """The records to choose from, the names of box classes, and what to call them."""
+    """Return the records to choose from, the names of box classes, and a title."""
     records = corpus.records(task)
-    title = f"{corpus.title}, {task}"
-    if split is None:
-        table = records.table
-    else:
-        if split not in split_names(corpus.name):
-            raise ConfigError(f'{corpus.title} has no split "{split}"; it has {", ".join(split_names(corpus.name))}')
+    table, title = records.table, f"{corpus.title}, {task}"
+    if split is not None:
+        check_choice(f"split of {corpus.title}", split, split_names(corpus.name))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SplitLeakWarning)
             listing = corpus.listing()
-            made = make_split(corpus.name, split, listing, strict=False)
-        if part not in made.parts:
-            raise ConfigError(f'the split "{split}" has no part "{part}"; it has {", ".join(made.parts)}')
-        table, title = (
-            records.take(corpus.chosen(records, listing, made.parts[part])),
-            f"{title}, {part} of the split {split}",
-        )
+            parts = make_split(corpus.name, split, listing, strict=False).parts
+        check_choice(f"part of the split {split}", part, parts)
+        table = records.take(corpus.chosen(records, listing, parts[part]))
+        title = f"{title}, {part} of the split {split}"
     table = corpus.after_split(table)
     if not len(table):
-        raise DataError(f"{title} has no records; look at: medvlp doctor {corpus.name} --root {corpus.root}")
+        raise DataError(f"{title} has no records; see: medvlp doctor {corpus.name} --root {corpus.root}")
     return table, records.box_names, title
 
 
@@ -214,20 +188,14 @@ def _card(dataset: RadiographDataset, index: int, size: int, with_text: bool) ->
         size=size,
         mask=sample["mask"][0].numpy() > 0 if "mask" in sample else None,
         boxes=sample["boxes"].numpy() if "boxes" in sample else None,
-        names=_box_names(dataset, sample),
+        # one class needs no name on each box
+        names=[dataset.box_names[int(n)] for n in sample.get("box_labels", ())] if len(dataset.box_names) > 1 else [],
     )
     if "boxes" in sample and len(sample["boxes"]):
         facts += (f"{len(sample['boxes'])} box{'es' if len(sample['boxes']) > 1 else ''}",)
     if "mask" in sample and sample["mask"].any():
         facts += (f"mask of {100 * float(sample['mask'].mean()):.1f} %",)
     return Card(row["id"], picture, labels, (*facts, f"{image.shape[1]} × {image.shape[0]}"), text)
-
-
-def _box_names(dataset: RadiographDataset, sample: Sample) -> list[str]:
-    # one class needs no name on each box
-    if len(dataset.box_names) < 2 or "boxes" not in sample:
-        return []
-    return [dataset.box_names[int(n)] for n in sample["box_labels"]]
 
 
 def _caption(card: Card) -> str:
@@ -237,11 +205,8 @@ def _caption(card: Card) -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------------- command
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``medvlp view``."""
+    """Add the options of ``medvlp view``."""
     add_corpus_arguments(parser, CORPORA)
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures and of index.html")
     parser.add_argument("--task", choices=TASKS, help="whose records (default: the first task of the dataset)")
@@ -255,24 +220,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``medvlp view``.
-
-    Returns:
-        Exit status 0; unreadable images are counted and shown as such.
-    """
+    """Run ``medvlp view``; unreadable images are counted and shown as such. Returns exit status 0."""
     settle_corpus_arguments(args, "view")
     corpus = corpus_from_words(args.dataset, args.root, args.option, on_error="skip")
-    result = view(
-        corpus,
-        args.out,
-        task=args.task,
-        split=args.split,
-        part=args.part,
-        count=args.count,
-        seed=args.seed,
-        size=args.size,
-        text=not args.no_text,
-    )
+    settings = {key: getattr(args, key) for key in ("task", "split", "part", "count", "seed", "size")}
+    result = view(corpus, args.out, text=not args.no_text, **settings)
     lost = f", {result.unreadable} of them unreadable" if result.unreadable else ""
     print(f"{result.page}: {len(result.cards)} samples{lost}")
     return 0

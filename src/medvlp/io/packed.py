@@ -28,7 +28,7 @@ def size_limit(path: Path) -> int:
 
 def too_large(path: Path, limit: int) -> DataError:
     """Return the error for a file that unpacks to more."""
-    return DataError(f"{path} unpacks to more than {limit >> 20} MiB; if its content is sound, unpack it yourself")
+    return DataError(f"{path} unpacks to more than {limit >> 20} MiB; if the content is sound, unpack it yourself")
 
 
 class _Bounded(io.RawIOBase):

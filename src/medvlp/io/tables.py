@@ -47,36 +47,23 @@ class Cells:
     _columns: list[pa.ChunkedArray] = field(repr=False)
 
     def require(self, columns: Mapping[str, str], hint: str = "") -> None:
-        """Raise unless some columns are there, each once.
-
-        Args:
-            columns: column to the remedy if it is missing.
-            hint: what else may be wrong.
-
-        Raises:
-            DataError: with the first that is not.
-        """
+        """Raise unless some columns (name to remedy) are there, each once; ``hint`` ends the error."""
         for name, remedy in columns.items():
             if (count := self.names.count(name)) > 1:
                 raise DataError(f'{self.path} has the column "{name}" {count} times; keep one of them')
             if not count:
-                there = ", ".join(n for n in self.names if n)
-                raise DataError(f'{self.path} has no column "{name}"; it has {there}; {remedy}{hint}')
+                present = ", ".join(n for n in self.names if n)
+                raise DataError(f'{self.path} has no column "{name}"; it has {present}; {remedy}{hint}')
 
     def frame(self, columns: Mapping[str, int]) -> pd.DataFrame:
-        """Columns as text without outer white space, "" where blank.
-
-        Args:
-            columns: new name to the position of the column.
-
-        Returns:
-            N rows, with the row number as index.
+        """Return columns (new name to position) as text without outer white space, "" where blank; index: row number.
 
         Raises:
             DataError: a column holds something that is no text and no number.
         """
         trimmed = [pc.utf8_trim_whitespace(self._text(at)) for at in columns.values()]
-        return pa.table(trimmed, names=list(columns)).to_pandas()
+        frame: pd.DataFrame = pa.table(trimmed, names=list(columns)).to_pandas()
+        return frame
 
     def _text(self, at: int) -> pa.ChunkedArray:
         """A column of any type that stands for text; whole numbers are written without a point."""
@@ -153,11 +140,11 @@ class _Reader:
 
     def __init__(self, path: Path, sep: str, encoding: str, open_rows: bool, again: str, settable: bool) -> None:
         if len(sep) != 1 or sep in '"\r\n':
-            raise ConfigError(f"sep is one character, such as a comma, a semicolon or a tab, not {sep!r}")
+            raise ConfigError(f"sep must be one character, such as a comma, a semicolon or a tab, not {sep!r}")
         try:
             self.codec = codecs.lookup(encoding).name
         except LookupError as error:
-            raise ConfigError(f'there is no encoding "{encoding}"') from error
+            raise ConfigError(f"unknown encoding {encoding!r}; see Python's list of standard encodings") from error
         self.path, self.sep, self.encoding, self.open_rows, self.again = path, sep, encoding, open_rows, again
         self.settable = settable
         self.notes: list[str] = []
@@ -174,7 +161,7 @@ class _Reader:
             except UnicodeDecodeError as error:
                 raise self._undecodable(data, error.start) from error
         if (at := data.find(0)) >= 0:
-            remedy = f"{self.again}, or {self._remedy('encoding: utf-16')}" if self.settable else self.again
+            remedy = f"{self.again}, or set encoding: utf-16" if self.settable else self.again
             raise DataError(f"{self._row_of(data[:at].decode(errors='replace'))} holds a NUL character; {remedy}")
         try:
             header = next(filter(None, csv.reader(_lines(data), delimiter=self.sep, skipinitialspace=True)), None)
@@ -268,9 +255,9 @@ class _Reader:
     def _check_header(self, header: list[str]) -> None:
         other = next((s for s in _SEPARATORS if s != self.sep and s in header[0]), None)
         if len(header) == 1 and other is not None:
-            found, expected = (_SEPARATORS.get(s, f'"{s}"') for s in (other, self.sep))
+            actual, expected = (_SEPARATORS.get(s, f'"{s}"') for s in (other, self.sep))
             remedy = self._remedy(f"sep: {json.dumps(other)} (a file named .tsv always has tabs)")
-            raise DataError(f"the header of {self.path} is separated by {found} and not by {expected}; {remedy}")
+            raise DataError(f"the header of {self.path} is separated by {actual} and not by {expected}; {remedy}")
 
     def _row_of(self, before: str) -> str:
         """What follows a text that stands before it in the file; records and not lines, since texts hold line ends."""
