@@ -7,7 +7,7 @@ key                meaning
 ================== ====================================================================================
 method             name of the method, or of a bare encoder
 checkpoint         SHA-256 of the encoder's weights: equal weights, equal hash, wherever the file lies
-task, protocol     what was measured, and by whose rules
+task, protocol     what was measured, and the evaluation protocol
 dataset, part      corpus, and the part of its split that was scored
 split, split_sha256  name of the split, and the hash over its members
 fraction           share of the training part
@@ -48,7 +48,7 @@ _VERSIONS = ("torch", "torchvision", "lightning", "timm", "transformers", "torch
 
 
 def versions() -> dict[str, str]:
-    """Versions of medvlp and of what computes."""
+    """Return the versions of medvlp and of the libraries that compute."""
     found = {"medvlp": __version__, "python": platform.python_version()}
     for name in _VERSIONS:
         try:
@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """The accelerator's name and number, or the processor's."""
+    """Return the number and name of the accelerators, or of the processors."""
     import torch
 
     if torch.cuda.is_available():
@@ -103,7 +103,7 @@ class ResultRow:
 
 
 def append_rows(path: str | Path, rows: Iterable[ResultRow]) -> Path:
-    """Appends rows to a JSON Lines file; see :func:`append_lines`.
+    """Append rows to a JSON Lines file; see :func:`append_lines`.
 
     Args:
         path: the file; made with its folder where there is none.
@@ -202,7 +202,7 @@ def read_lines(path: str | Path) -> list[bytes]:
 
 
 def numbered_rows(path: str | Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
-    """Reads a JSON Lines file of result rows, plain or compressed with gzip (``.gz``).
+    """Read a JSON Lines file of result rows, plain or compressed with gzip (``.gz``).
 
     Returns:
         Line (from 1) to its row, in the file's order; and the lines that are no rows: cut short, not UTF-8, not JSON.
@@ -230,7 +230,7 @@ def numbered_rows(path: str | Path) -> tuple[dict[int, dict[str, Any]], list[int
 
 
 def warn_of_broken(path: str | Path, lines: Sequence[int]) -> None:
-    """Warns of lines that are no result rows, with their numbers; says nothing if there are none."""
+    """Warn of lines that are no result rows, with their numbers."""
     if lines:
         more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
         warnings.warn(
@@ -240,26 +240,14 @@ def warn_of_broken(path: str | Path, lines: Sequence[int]) -> None:
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """As :func:`numbered_rows`, without the numbers; lines that were cut short are left out with a warning.
-
-    Raises:
-        DataError: no such file.
-    """
+    """Read rows as :func:`numbered_rows`, without the numbers; truncated lines are skipped with a warning."""
     rows, broken = numbered_rows(path)
     warn_of_broken(path, broken)
     return list(rows.values())
 
 
 def write_predictions(path: str | Path, frame: pd.DataFrame) -> str:
-    """Writes per-sample predictions as Parquet.
-
-    Args:
-        path: the file; its folder is made.
-        frame: one row per sample; see ``medvlp.metrics.samples.Samples.to_frame``.
-
-    Returns:
-        SHA-256 of the file.
-    """
+    """Write per-sample predictions (``medvlp.metrics.samples.Samples.to_frame``) as Parquet; return the SHA-256."""
     path = Path(path)
     with atomic_write(path) as file:
         frame.to_parquet(file, index=False)

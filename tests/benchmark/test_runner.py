@@ -15,7 +15,7 @@ from medvlp.benchmark.executors import InProcess, JobTimeoutError
 from medvlp.benchmark.grid import read_grid
 from medvlp.benchmark.jobs import Job, expand
 from medvlp.benchmark.progress import Progress, duration
-from medvlp.benchmark.runner import Runner, guess
+from medvlp.benchmark.runner import Runner, estimates
 from medvlp.benchmark.work import job_folder, leave_note
 from medvlp.errors import ConfigError
 from medvlp.results import ResultRow, append_rows, numbered_rows
@@ -67,7 +67,7 @@ def _run(runner: Runner, function=pretend) -> tuple[dict[str, str], list[Job]]:
         seen.append(job)
         return function(job, *rest)
 
-    with Progress(runner.wanted, quiet=True) as progress:
+    with Progress(runner.requested, quiet=True) as progress:
         return runner.run(InProcess(counted), progress), seen
 
 
@@ -99,10 +99,10 @@ def test_a_checkpoint_is_made_again_only_if_a_task_needs_it(small):
 
 
 def test_estimates_become_measurements(small):
-    before = guess(small.work, small.jobs)
+    before = estimates(small.work, small.jobs)
     assert {seconds for seconds, _ in before.values()} == {600.0, 60.0}, "the grid's own guesses"
     _run(small)
-    after = guess(small.work, small.jobs)
+    after = estimates(small.work, small.jobs)
     assert {seconds for seconds, _ in after.values()} == {30.0, 3.0}
 
 
@@ -247,4 +247,12 @@ def test_an_interrupted_run_says_what_was_done(tiny_grid, monkeypatch, capsys, e
         run_command.run(parser.parse_args(["--config", str(path)]))
     left = len(expand(read_grid(path))) - 2
     printed = capsys.readouterr().err
-    assert printed == f"ended before it was done: 2 done, {left} waiting; the same command goes on from there\n"
+    assert printed == f"interrupted: 2 done, {left} waiting; the same command resumes\n"
+
+
+def test_a_blocked_job_has_no_duration(small, capfd):
+    with Progress(small.requested) as progress:
+        progress.set(small.requested[-1], "blocked", "the pre-training of g2d failed")
+    assert capfd.readouterr().out == (
+        f"blocked  {small.requested[-1].name}  0/{len(small.requested)}  the pre-training of g2d failed\n"
+    )

@@ -19,7 +19,7 @@ from medvlp.benchmark.grid import read_grid as read_yaml_grid
 from medvlp.benchmark.gridfile import GridFile
 from medvlp.benchmark.jobs import expand
 from medvlp.benchmark.rows import collected
-from medvlp.benchmark.runner import Runner, guess
+from medvlp.benchmark.runner import Runner, estimates
 from medvlp.benchmark.verify import verify as verify_rows
 from medvlp.benchmark.work import is_done, job_folder
 from medvlp.datasets import corpus_class
@@ -186,7 +186,7 @@ class Notes(Kind):
                 assert read["state"] == "done"
                 assert read["results_sha256"] == content["results_sha256"]
             assert is_done(work, first) == (states[first.hash] == "done")
-            for seconds, size in guess(work, self.jobs).values():
+            for seconds, size in estimates(work, self.jobs).values():
                 assert seconds >= 0, f"{seconds} s"
                 assert size >= 0
             attempt(describe, work, self.jobs, self.grid, states)

@@ -1,6 +1,6 @@
-"""Head-to-head: grids of methods × tasks × fractions × seeds as jobs, and the tables that come out of them.
+"""Benchmarks: grids of methods × tasks × fractions × seeds as jobs, and the tables of their results.
 
-A grid (:mod:`~medvlp.benchmark.grid`) becomes jobs, a runner works them off, and what they found is collected in one
+A grid (:mod:`~medvlp.benchmark.grid`) becomes jobs, a runner runs them, and their results are collected in one
 JSON Lines file. Its rows are those of :mod:`medvlp.results` with one key more, ``benchmark``, a dictionary (None for
 what does not apply):
 

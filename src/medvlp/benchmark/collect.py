@@ -1,4 +1,4 @@
-"""One file of rows, and ``grid.json``, from the folders of the jobs that are done."""
+"""Write the results file and ``grid.json`` from the folders of finished jobs."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ COLLECTED, PANELS = "results.jsonl", "panels.npz"
 
 
 def rows_of(work: Path, job: Job, grid: Grid) -> list[dict[str, Any]]:
-    """The rows of a job that is done, with the key ``benchmark`` (see :mod:`medvlp.benchmark`)."""
+    """Return the rows of a finished job, with the key ``benchmark`` (see :mod:`medvlp.benchmark`)."""
     folder = job_folder(work, job)
     facts = {
         "grid": grid.name,
@@ -38,18 +38,17 @@ def rows_of(work: Path, job: Job, grid: Grid) -> list[dict[str, Any]]:
 
 
 def append(work: Path, job: Job, grid: Grid) -> None:
-    """Adds the rows of a job that has just ended; :func:`collect` makes the file whole whatever happens to this."""
+    """Append the rows of a job that has just ended; :func:`collect` repairs the file if that is interrupted."""
     append_lines(work / COLLECTED, map(json.dumps, rows_of(work, job, grid)))
 
 
 def collect(work: Path, jobs: Sequence[Job], grid: Grid) -> tuple[int, int]:
-    """Writes the rows of all jobs that are done, in the order of the jobs, in the place of the file that is there.
+    """Write the rows of all finished jobs, in the order of the jobs, and replace the file.
 
-    A file cut short, doubled rows and rows of jobs that are no longer in the grid are mended in this way: what counts
-    lies in the jobs' own folders.
+    This repairs a truncated file, repeated rows and rows of jobs that are no longer in the grid.
 
     Returns:
-        How many jobs are done, and how many rows that makes.
+        The numbers of finished jobs and of rows.
     """
     done, count = 0, 0
     with atomic_write(work / COLLECTED, "w") as file:

@@ -4,17 +4,17 @@ import argparse
 from importlib import import_module
 
 PARTS = {
-    "run": ("medvlp.benchmark.run_command", "work off a grid of methods, tasks, fractions and seeds"),
+    "run": ("medvlp.benchmark.run_command", "run a grid of methods, tasks, fractions and seeds"),
     "table": ("medvlp.benchmark.table_command", "the papers' tables and our own from result rows"),
     "report": ("medvlp.benchmark.report.command", "one self-contained HTML page of a benchmark"),
     "verify": ("medvlp.benchmark.verify", "recompute every number from the saved predictions"),
-    "compare": ("medvlp.benchmark.compare", "two result files side by side, with significance"),
+    "compare": ("medvlp.benchmark.compare", "compare two result files, with significance"),
 }
-"""Each module offers ``add_arguments(parser)`` and ``run(args) -> exit status``; imported when asked for."""
+"""Subcommands: a module with ``add_arguments(parser)`` and ``run(args) -> exit status``, and a help text."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which subcommand, and what follows it."""
+    """Add the subcommand and its options."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     width = max(map(len, PARTS))
     parser.epilog = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in PARTS.items())
@@ -23,11 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the chosen subcommand.
-
-    Returns:
-        Its exit status.
-    """
+    """Run the chosen subcommand and return its exit status."""
     name, text = PARTS[args.part]
     module = import_module(name)
     parser = argparse.ArgumentParser(prog=f"medvlp benchmark {args.part}", description=f"{text[0].upper()}{text[1:]}.")

@@ -1,4 +1,4 @@
-"""The live table of a benchmark that runs."""
+"""Live table of a running benchmark."""
 
 import os
 import time
@@ -17,13 +17,13 @@ STATES = ("done", "running", "waiting", "failed", "blocked")
 
 
 class Progress:
-    """A table that is drawn anew on a terminal; elsewhere a line per job that ends.
+    """A live table on a terminal; elsewhere a line per job that ends.
 
-    It writes to a copy of the standard output, because jobs of this process turn theirs to their logs.
+    It writes to a copy of the standard output, because jobs of this process redirect theirs to their logs.
 
     Args:
         jobs: all jobs.
-        quiet: write nothing.
+        quiet: print nothing.
     """
 
     def __init__(self, jobs: Sequence[Job], quiet: bool = False) -> None:
@@ -46,19 +46,20 @@ class Progress:
         self._file.close()
 
     def set(self, job: Job, state: str, note: str = "") -> None:
-        """Records what has become of a job."""
+        """Set the state of a job, and print it if the job has ended."""
         self.states[job.hash] = state
         if state == "running":
             self._started[job.hash] = time.monotonic()
-        elif job.hash in self._started or state in ("failed", "blocked"):
-            seconds = time.monotonic() - self._started.pop(job.hash, time.monotonic())
-            count = Counter(self.states.values())
-            text = f"{state:8} {job.name}  {seconds:.0f} s  {count['done']}/{len(self.jobs)}  {note}".rstrip()
-            if not self.console.is_terminal or state != "done":
-                self.console.print(Text(text, style="red" if state in ("failed", "blocked") else ""), soft_wrap=True)
+            return
+        started = self._started.pop(job.hash, None)
+        time_text = "" if started is None else f"  {time.monotonic() - started:.0f} s"
+        count = Counter(self.states.values())
+        text = f"{state:8} {job.name}{time_text}  {count['done']}/{len(self.jobs)}  {note}".rstrip()
+        if not self.console.is_terminal or state != "done":
+            self.console.print(Text(text, style="red" if state in ("failed", "blocked") else ""), soft_wrap=True)
 
     def estimate(self, seconds: float) -> None:
-        """Sets the time that is left."""
+        """Set the estimated time that is left."""
         self._left = seconds
 
     def _draw(self) -> Group:
@@ -66,7 +67,7 @@ class Progress:
         table.add_column("task")
         for state in STATES:
             table.add_column(state, justify="right")
-        groups: dict[str, Counter] = {}
+        groups: dict[str, Counter[str]] = {}
         for job in self.jobs:
             groups.setdefault(job.task or "pre-training", Counter())[self.states[job.hash]] += 1
         for name, count in groups.items():
@@ -80,7 +81,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words."""
+    """Format seconds as "5 s", "2 min" or "2 h 30 min"."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return f"{seconds:.0f} s"
@@ -88,6 +89,6 @@ def duration(seconds: float) -> str:
 
 
 def counted(states: Mapping[str, str]) -> str:
-    """The states in words: "3 done, 1 failed"."""
+    """Format the states as "3 done, 1 failed"."""
     count = Counter(states.values())
     return ", ".join(f"{count[state]} {state}" for state in STATES if count[state]) or "nothing to do"

@@ -1,4 +1,4 @@
-"""Works off the jobs of a grid: what is done stays done, what is interrupted goes on, what fails stops nothing else."""
+"""Run the jobs of a grid: finished jobs are kept, interrupted ones resume, and failures do not stop the others."""
 
 import shutil
 import time
@@ -19,31 +19,29 @@ from medvlp.errors import ConfigError
 
 _POLL = 0.2
 _PATIENCE = 20.0
-"""Seconds for which a run waits for the folder: what a killed one has left ends within that time."""
+"""Seconds to wait for the folder: processes of a killed run end within that time."""
 
 
-def guess(work: Path, jobs: Sequence[Job]) -> dict[str, tuple[float, float]]:
-    """Seconds and bytes that each job will take.
+def estimates(work: Path, jobs: Sequence[Job]) -> dict[str, tuple[float, float]]:
+    """Estimate seconds and bytes of each job, by its hash.
 
-    Measured on jobs of the same task (or method, for pre-training) where some are done in this folder; the grid's own
-    guess elsewhere.
+    Measured on finished jobs of the same task and fraction (or method, for pre-training) in this folder; otherwise the
+    grid's own estimates.
     """
     measured: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for job in jobs:
-        state = read_state(job_folder(work, job))
+        folder = job_folder(work, job)
+        state = read_state(folder)
         if state and state["state"] == "done":
-            measured.setdefault(_alike(job), []).append((state["seconds"], _size(job_folder(work, job))))
+            measured.setdefault(_kind(job), []).append((state["seconds"], _size(folder)))
     result = {}
     for job in jobs:
-        known = measured.get(_alike(job))
-        if known:
-            result[job.hash] = (median(s for s, _ in known), median(b for _, b in known))
-        else:
-            result[job.hash] = (60 * job.minutes, 1e9 * job.gigabytes)
+        known = measured.get(_kind(job), [(60 * job.minutes, 1e9 * job.gigabytes)])
+        result[job.hash] = (median(seconds for seconds, _ in known), median(size for _, size in known))
     return result
 
 
-def _alike(job: Job) -> tuple[str, str]:
+def _kind(job: Job) -> tuple[str, str]:
     return (job.task, f"{job.fraction}") if job.kind == "task" else ("", job.method)
 
 
@@ -57,9 +55,12 @@ class Runner:
     Args:
         grid: what is run.
         jobs: of :func:`medvlp.benchmark.jobs.expand`.
-        only: names of tasks or methods; other jobs are left for another time.
+        only: names of tasks or methods; other jobs are not run.
         retry: run jobs again that failed before.
-        drop_features: once all jobs are done, delete what frozen encoders computed; a later task computes it anew.
+        drop_features: once all jobs are done, delete the stored features of frozen encoders.
+
+    Raises:
+        ConfigError: ``only`` names an unknown task or method.
     """
 
     def __init__(
@@ -72,40 +73,39 @@ class Runner:
         drop_features: bool = False,
     ) -> None:
         self.grid, self.jobs, self.work = grid, list(jobs), grid.folder
-        known = {*grid.methods, *grid.tasks}
-        for name in only:
-            if name not in known:
-                there = ", ".join(sorted(known))
-                raise ConfigError(f"--only {name}: no method or task of {grid.name}; there are {there}")
-        chosen = [job for job in self.jobs if job.kind == "task" and _chosen(job, grid, only)]
+        self.retry, self.drop_features = retry, drop_features
+        methods, tasks = ([name for name in only if name in names] for names in (grid.methods, grid.tasks))
+        if unknown := [name for name in only if name not in (*methods, *tasks)]:
+            expected = ", ".join(sorted({*grid.methods, *grid.tasks}))
+            raise ConfigError(f"--only {unknown[0]}: no method or task of {grid.name}; expected one of: {expected}")
+        # names of methods select rows, names of tasks columns
+        chosen = [
+            job
+            for job in self.jobs
+            if job.kind == "task" and (not methods or job.method in methods) and (not tasks or job.task in tasks)
+        ]
         needed = {job.needs for job in chosen}
-        self.wanted = [job for job in self.jobs if job in chosen or job.hash in needed]
-        self.retry = retry
-        self.drop_features = drop_features
-        self.by_hash = {job.hash: job for job in self.jobs}
+        self.requested = [job for job in self.jobs if job in chosen or job.hash in needed]
+        self._by_hash = {job.hash: job for job in self.jobs}
 
     def states(self) -> dict[str, str]:
-        """Hash to "done", "failed" or "waiting", as the folders say."""
-        found = {}
+        """Return "done", "failed" or "waiting" by hash, as recorded in the folders."""
+        states = {}
         for job in self.jobs:
             state = read_state(job_folder(self.work, job))
             failed = state is not None and state["state"] == "failed"
-            found[job.hash] = "done" if is_done(self.work, job) else "failed" if failed else "waiting"
-        return found
+            states[job.hash] = "done" if is_done(self.work, job) else "failed" if failed else "waiting"
+        return states
 
     def run(self, executor: Executor, progress: Progress) -> dict[str, str]:
-        """Works off what is left.
-
-        Args:
-            executor: where.
-            progress: what is told of it.
+        """Run the jobs that are left.
 
         Returns:
             Hash to "done", "failed", "blocked" (its pre-training failed) or "waiting".
 
         Raises:
-            ConfigError: another run is at work in the folder, or the disk is too small.
-            CheckpointError: a checkpoint that results were made with has changed, and more of it is wanted.
+            ConfigError: another run uses the folder, or the disk is too small.
+            CheckpointError: a checkpoint that results were made with has changed, and another job needs it.
         """
         self.work.mkdir(parents=True, exist_ok=True)
         try:
@@ -118,25 +118,25 @@ class Runner:
         for rest in self.work.glob("features/*.part*"):
             shutil.rmtree(rest, ignore_errors=True)  # of killed jobs
         states = self.states()
-        left = [j for j in self.wanted if states[j.hash] != "done" and (self.retry or states[j.hash] != "failed")]
+        left = [j for j in self.requested if states[j.hash] != "done" and (self.retry or states[j.hash] != "failed")]
         # a pre-trained method whose tasks are all done is not needed again, even if its checkpoint was deleted
         tasks_left = {job.needs for job in left if job.kind == "task"}
         left = [job for job in left if job.kind == "task" or job.hash in tasks_left]
         states |= {job.hash: "waiting" for job in left}  # a failed pre-training that is tried again blocks no task
-        for job in self.wanted:
+        for job in self.requested:
             progress.states[job.hash] = states[job.hash]
-        checkpoints = {h: checkpoint_of(self.work, self.by_hash[h]) for h in tasks_left if h and states[h] == "done"}
+        checkpoints = {h: checkpoint_of(self.work, self._by_hash[h]) for h in tasks_left if h and states[h] == "done"}
         self._check_disk(left)
         collect(self.work, self.jobs, self.grid)
-        self.work_off(left, states, checkpoints, executor, progress)
+        self._run_jobs(left, states, checkpoints, executor, progress)
         collect(self.work, self.jobs, self.grid)
         describe(self.work, self.jobs, self.grid, states)
         if self.drop_features and all(state == "done" for state in states.values()):
             shutil.rmtree(self.work / "features", ignore_errors=True)
-        return {job.hash: states[job.hash] for job in self.wanted}
+        return {job.hash: states[job.hash] for job in self.requested}
 
     def _check_disk(self, left: Sequence[Job]) -> None:
-        estimate = guess(self.work, self.jobs)
+        estimate = estimates(self.work, self.jobs)
         needed = sum(estimate[job.hash][1] for job in left)
         free = shutil.disk_usage(self.work).free
         if needed > free:
@@ -145,7 +145,7 @@ class Runner:
                 "space, or set work: to another disk"
             )
 
-    def work_off(
+    def _run_jobs(
         self,
         left: Sequence[Job],
         states: dict[str, str],
@@ -153,7 +153,7 @@ class Runner:
         executor: Executor,
         progress: Progress,
     ) -> None:
-        """Hands jobs to the executor as soon as what they need is there; ``states`` is kept up to date."""
+        """Submit jobs as soon as their pre-training is done; ``states`` is updated."""
         waiting = list(left)
         running: dict[str, tuple[Job, Any]] = {}
         try:
@@ -166,48 +166,40 @@ class Runner:
                 ready = ready[: max(0, executor.capacity - len(running))]
                 for job in ready:
                     if job.needs and job.needs not in checkpoints:
-                        checkpoints[job.needs] = checkpoint_of(self.work, self.by_hash[job.needs])
+                        checkpoints[job.needs] = checkpoint_of(self.work, self._by_hash[job.needs])
                     waiting.remove(job)
                     states[job.hash] = "running"
                     progress.set(job, "running")
                 if ready:
                     calls = [(job, self.work, checkpoints.get(job.needs or "")) for job in ready]
-                    running |= {
-                        job.hash: (job, handle) for job, handle in zip(ready, executor.submit(calls), strict=True)
-                    }
+                    handles = zip(ready, executor.submit(calls), strict=True)
+                    running |= {job.hash: (job, handle) for job, handle in handles}
                     describe(self.work, self.jobs, self.grid, states)
                 ended = [hash for hash, (_, handle) in running.items() if handle.done()]
                 for hash in ended:
-                    job, handle = running.pop(hash)
-                    self._ended(job, handle, states, progress)
-                estimate = guess(self.work, self.jobs) if ended else None
-                if estimate:
+                    self._end(*running.pop(hash), states, progress)
+                if ended:
+                    estimate = estimates(self.work, self.jobs)
                     rest = sum(estimate[j.hash][0] for j in (*waiting, *(job for job, _ in running.values())))
                     progress.estimate(rest / min(executor.capacity, max(1, len(running))))
-                if not ended and not ready:
+                elif not ready:
                     time.sleep(_POLL)
         finally:
             executor.close()
 
-    def _ended(self, job: Job, handle: Any, states: dict[str, str], progress: Progress) -> None:
+    def _end(self, job: Job, handle: Any, states: dict[str, str], progress: Progress) -> None:
+        folder = job_folder(self.work, job)
         try:
-            note = handle.result()
+            state = handle.result()
         except Exception as death:
-            # the process itself died: killed for memory, or by a fault in native code
-            what = " ".join(str(death).split()) or type(death).__name__
-            what = what if isinstance(death, JobTimeoutError) else f"its process ended: {what[-500:]}"
-            # of a job on a cluster that ended itself there is a note already
-            left = read_state(job_folder(self.work, job))
-            note = left if left and left["state"] == "failed" else leave_note(job, self.work, what)
-        states[job.hash] = note["state"]
-        error = f"{note['error']} (log: {job_folder(self.work, job) / 'log.txt'})" if "error" in note else ""
-        progress.set(job, note["state"], error)
-        if note["state"] == "done" and job.kind == "task":
+            # the process died: out of memory, or a fault in native code
+            text = " ".join(str(death).split()) or type(death).__name__
+            text = text if isinstance(death, JobTimeoutError) else f"its process ended: {text[-500:]}"
+            # a job on a cluster that ended itself has recorded why
+            recorded = read_state(folder)
+            state = recorded if recorded and recorded["state"] == "failed" else leave_note(job, self.work, text)
+        states[job.hash] = state["state"]
+        error = f"{state['error']} (log: {folder / 'log.txt'})" if "error" in state else ""
+        progress.set(job, state["state"], error)
+        if state["state"] == "done" and job.kind == "task":
             append(self.work, job, self.grid)
-
-
-def _chosen(job: Job, grid: Grid, only: Sequence[str]) -> bool:
-    """Names of methods choose rows, names of tasks columns; of both, where they cross."""
-    methods = [name for name in only if name in grid.methods]
-    tasks = [name for name in only if name in grid.tasks]
-    return (not methods or job.method in methods) and (not tasks or job.task in tasks)

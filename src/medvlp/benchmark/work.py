@@ -1,18 +1,18 @@
-"""One job, worked off in its own folder: fit, test, and a note of how it ended.
+"""Run one job in its own folder: fit, test, and record how it ended.
 
 .. code-block:: text
 
     <work>/jobs/<job>/job.yaml       the whole config: medvlp fit --config job.yaml does the same by hand
                       log.txt        everything that was printed
                       checkpoints/   of pre-training; of a task's head until the job is done
-                      results.jsonl  rows, as medvlp test writes them, and predictions/
-                      state.json     how it ended; without it the job is not done
+                      results.jsonl  rows, as medvlp test writes them, beside predictions/
+                      state.json     how it ended; without it the job has not ended
                       rank1/, …      config and log of the other processes of a job over several devices of a cluster
 
 A cluster starts such a job once per device (``SLURM_PROCID`` counts the processes); the first keeps the folder (lock,
 state, pictures). The others take part in what Lightning does and write nothing else.
 
-Lightning is imported when a job runs and not before: the runner itself starts at once.
+Lightning is imported only when a job runs, so that the runner starts at once.
 """
 
 import contextlib
@@ -45,23 +45,19 @@ STATE, LOG, RESULTS = "state.json", "log.txt", "results.jsonl"
 _FITTED = "fitted"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE = 20.0
-"""Seconds for which a job waits for its folder: workers of a killed run end within that time."""
+"""Seconds to wait for the job's folder: processes of a killed run end within that time."""
 _BAD_ARGUMENTS = 2
 TERMINATED = 128 + signal.SIGTERM
-"""Exit status of a job that was asked to end: it is neither done nor failed, and goes on another time."""
+"""Exit status of a job that was asked to end: it is neither done nor failed, and resumes the next time."""
 
 
 def job_folder(work: Path, job: Job) -> Path:
-    """Where a job is worked off."""
+    """Return the folder of a job."""
     return work / "jobs" / job.name
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """Return how the job of a folder ended.
-
-    Returns:
-        The note; None if the job has not ended, or if the note is damaged, which is warned of: the job runs again.
-    """
+    """Return the content of ``state.json``; None if the job has not ended, or, with a warning, if it is damaged."""
     path = folder / STATE
     if not path.is_file():
         return None
@@ -69,7 +65,6 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         state = read_json(path, "the job is run again")
         if wrong := _wrong_of(state):
             raise DataError(f"{path}: {wrong}; the job is run again")
-        record_of(Cost | None, state.get("cost"), f"{path}: cost")
     except DataError as error:
         warnings.warn(str(error), stacklevel=2)
         return None
@@ -77,20 +72,24 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _wrong_of(state: dict[str, Any]) -> str:
-    """What is wrong with a note, in words; empty if nothing."""
+    """Say what is wrong with a state; empty if nothing."""
     if state.get("state") not in ("done", "failed"):
         return "state is neither done nor failed"
     if not isinstance(state.get("seconds"), int | float) or not 0 <= state["seconds"] < 1e12:
-        return "seconds is no number"
+        return "seconds is not a duration"
     all_texts = ("error", "checkpoint", "checkpoint_sha256", "results_sha256")
     texts = all_texts[:1] if state["state"] == "failed" else all_texts[1:]
     if any(not isinstance(state.get(key, ""), str) for key in all_texts) or not any(state.get(key) for key in texts):
-        return f"none of {', '.join(texts)} is a text" if len(texts) > 1 else "error is no text"
+        return f"none of {', '.join(texts)} is a string" if len(texts) > 1 else "error is not a string"
+    try:
+        record_of(Cost | None, state.get("cost"), "cost")
+    except DataError as error:
+        return str(error).partition(";")[0]
     return ""
 
 
 def is_done(work: Path, job: Job) -> bool:
-    """Whether a job was worked off, and the stored results are still valid."""
+    """Return whether a job is done and its stored results are unchanged."""
     state = read_state(job_folder(work, job))
     if state is None or state["state"] != "done":
         return False
@@ -101,14 +100,14 @@ def is_done(work: Path, job: Job) -> bool:
 
 
 def checkpoint_of(work: Path, job: Job) -> Path:
-    """The checkpoint of a pre-training job that is done.
+    """Return the checkpoint of a pre-training job that is done.
 
     Raises:
-        CheckpointError: it is gone, or is not the one that the results were made with.
+        CheckpointError: it does not exist, or is not the one that the results were made with.
     """
     folder = job_folder(work, job)
     state = read_state(folder) or {}
-    path = folder / state.get("checkpoint", "checkpoints/last.ckpt")
+    path: Path = folder / state.get("checkpoint", "checkpoints/last.ckpt")
     if not path.is_file():
         raise CheckpointError(f"{path}: the checkpoint is gone; delete {folder / STATE} to pre-train again")
     if sha256_of(path) != state.get("checkpoint_sha256"):
@@ -120,30 +119,30 @@ def checkpoint_of(work: Path, job: Job) -> Path:
 
 
 def run_job(job: Job, work: Path, checkpoint: Path | None = None) -> dict[str, Any]:
-    """Works off a job; one that was interrupted goes on where it was.
+    """Run a job, or resume it.
 
     Args:
-        job: what to do.
+        job: of a grid.
         work: the benchmark's folder.
         checkpoint: of the pre-training job that it needs.
 
     Returns:
-        The note that lies in the job's folder: "state" is "done" or "failed"; of the latter "error" says why.
+        The content of ``state.json``: "state" is "done" or "failed", with the reason in "error".
 
     Raises:
-        SystemExit: it was asked to end (preempted, out of time, SIGTERM), and is neither.
+        SystemExit: it was asked to end (preempted, out of time, SIGTERM).
     """
     folder = job_folder(work, job)
-    _own(folder).mkdir(parents=True, exist_ok=True)
+    _folder_of_rank(folder).mkdir(parents=True, exist_ok=True)
     if _rank():
-        return _worked_off(job, folder, work, checkpoint)
+        return _run_and_record(job, folder, work, checkpoint)
     try:
         with FileLock(folder / ".lock", timeout=_PATIENCE):
             (folder / STATE).unlink(missing_ok=True)
-            state = _worked_off(job, folder, work, checkpoint)
-            with contextlib.suppress(OSError):  # the disk may be full: the note is returned in any case
+            state = _run_and_record(job, folder, work, checkpoint)
+            with contextlib.suppress(OSError):  # the disk may be full; the state is returned anyway
                 _write(folder / STATE, state)
-                # not before: killed in between, the job would be tested again, and with what
+                # only now: a job killed before this point is tested again, with these checkpoints
                 if job.kind == "task" and state["state"] == "done" and not job.keep:
                     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             return state
@@ -152,7 +151,7 @@ def run_job(job: Job, work: Path, checkpoint: Path | None = None) -> dict[str, A
 
 
 def leave_note(job: Job, work: Path, error: str, seconds: float = 0.0) -> dict[str, Any]:
-    """Writes for a job that can no longer do so that it failed, and why; returns the note."""
+    """Record that a job failed, on behalf of a process that no longer can; return the state."""
     note = _failed(error, seconds)
     with contextlib.suppress(OSError):
         job_folder(work, job).mkdir(parents=True, exist_ok=True)  # its process may have died before it began
@@ -164,13 +163,13 @@ def _rank() -> int:
     return int(os.environ.get("SLURM_PROCID", "0"))
 
 
-def _own(folder: Path) -> Path:
-    """Where this process writes what all processes of a job write."""
+def _folder_of_rank(folder: Path) -> Path:
+    """Return where this process of several writes its config and its log."""
     return folder / f"rank{_rank()}" if _rank() else folder
 
 
-def _worked_off(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> dict[str, Any]:
-    start, log = time.monotonic(), _own(folder) / LOG
+def _run_and_record(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> dict[str, Any]:
+    start, log = time.monotonic(), _folder_of_rank(folder) / LOG
     try:
         with _logged(log):
             print(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} {job.name}", flush=True)
@@ -230,7 +229,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _config(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> Path:
-    """Writes the job's config with its place, its encoder and what the runner adds."""
+    """Write the job's config with its folder, its encoder and the runner's callbacks."""
     settings: dict[str, Any] = {"trainer.default_root_dir": str(folder)}
     added = [{"class_path": "medvlp.benchmark.callbacks.StayStopped"}]
     watts = job.watts and job.watts * processes(job)
@@ -245,13 +244,13 @@ def _config(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> Path
         settings.pop("model.init_args.features_dir", None)
     config = with_settings(job.config, settings)
     config["trainer"]["callbacks"] = [*config["trainer"].get("callbacks", []), *added, meter]
-    path = _own(folder) / "job.yaml"
+    path = _folder_of_rank(folder) / "job.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
 
 
 def devices_and_nodes(job: Job) -> tuple[int, int]:
-    """Over how many devices of how many nodes a job runs; what its config leaves to Lightning counts as one."""
+    """Return the numbers of devices per node and of nodes; what its config leaves to Lightning counts as one."""
     trainer = job.config.get("trainer", {})
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if isinstance(devices, list):
@@ -260,7 +259,7 @@ def devices_and_nodes(job: Job) -> tuple[int, int]:
 
 
 def processes(job: Job) -> int:
-    """Devices times nodes."""
+    """Return devices times nodes."""
     devices, nodes = devices_and_nodes(job)
     return devices * nodes
 
@@ -294,7 +293,7 @@ def _fit_and_test(job: Job, folder: Path, work: Path, checkpoint: Path | None) -
 
 
 def _medvlp(command: str, config: Path, checkpoint: Path | None, job: Job) -> Any:
-    """``medvlp fit`` or ``test``; in this process if it takes one device, since imports cost more than many a job."""
+    """Run ``medvlp fit`` or ``test``, in this process if it needs one device, since imports are slow."""
     words = [command, "--config", str(config)]
     if checkpoint is not None:
         words += ["--ckpt_path", str(checkpoint)]
@@ -312,7 +311,7 @@ def _medvlp(command: str, config: Path, checkpoint: Path | None, job: Job) -> An
 
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Everything that this process prints, Python's output and that of libraries below it, goes into a file."""
+    """Redirect everything that this process prints to a file, including the output of native libraries."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
@@ -324,7 +323,7 @@ def _logged(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Python's own streams are left as they are: loggers keep what they find, and would keep a closed one
+            # Python's own streams stay as they are: loggers keep a reference, which must not be to a closed one
             sys.stdout.flush()
             sys.stderr.flush()
             for number, handle in zip((1, 2), kept, strict=True):
