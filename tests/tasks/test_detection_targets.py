@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medvlp.errors import ConfigError
-from medvlp.tasks.detection.anchors import COCO_ANCHORS, scaled_anchors
+from medvlp.tasks.detection.yolo import COCO_ANCHORS, scaled_anchors
 from medvlp.tasks.detection.targets import ScaleTargets, Truth, assign, shape_iou, truth_of
 
 

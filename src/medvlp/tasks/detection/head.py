@@ -21,19 +21,13 @@ def conv_block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     )
 
 
-def scaled_width(channels: int, factor: float) -> int:
+def _scaled(channels: int, factor: float) -> int:
     """Channels times a factor, to a multiple of 8, at least 8."""
     return max(8, round(channels * factor / 8) * 8)
 
 
 class Branch(nn.Module):
-    """One level: CBL 1 × 1 to a, 3 × 3 to 2a, 1 × 1 to a, 3 × 3 to 2a, 1 × 1 to a (the tap), 3 × 3 to 2a, output.
-
-    Args:
-        inputs: channels of the level.
-        width: a.
-        outputs: channels of the output.
-    """
+    """One level: CBL 1 × 1 to a, 3 × 3 to 2a, 1 × 1 to a, 3 × 3 to 2a, 1 × 1 to a (the tap), 3 × 3 to 2a, output."""
 
     def __init__(self, inputs: int, width: int, outputs: int) -> None:
         super().__init__()
@@ -56,9 +50,8 @@ class Branch(nn.Module):
 class YOLOv3Neck(nn.Module):
     """Top-down path and output of each level, as in LoVT, MGCA and G2D (MGCA ``mgca/models/ssl_detector.py``).
 
-    The tap of a level goes through a CBL 1 × 1 to half its channels, is enlarged (nearest neighbour) and concatenated
-    before the next level. It is enlarged to that level's own grid: twice as large where the image size is a multiple
-    of the largest stride, and without a gap where it is not.
+    The tap of a level passes a CBL 1 × 1 to half its channels, is enlarged (nearest neighbour) to the grid of the next
+    level and concatenated with it.
 
     Args:
         channels: of the three levels, coarsest first.
@@ -79,28 +72,28 @@ class YOLOv3Neck(nn.Module):
                 f"width, num_classes and num_anchors must be positive, not {width}, {num_classes} and {num_anchors}"
             )
         outputs = num_anchors * (5 + num_classes)
-        widths = [scaled_width(a, width) for a in WIDTHS]
-        passed = [scaled_width(a // 2, width) for a in WIDTHS[:-1]]
-        inputs = [channels[0], *(extra + own for extra, own in zip(passed, channels[1:], strict=True))]
+        widths = [_scaled(a, width) for a in WIDTHS]
+        passed = [_scaled(a // 2, width) for a in WIDTHS[:-1]]
+        inputs = [channels[0], *(extra + level for extra, level in zip(passed, channels[1:], strict=True))]
         self.branches = nn.ModuleList(Branch(i, a, outputs) for i, a in zip(inputs, widths, strict=True))
         self.passes = nn.ModuleList(conv_block(a, p, 1) for a, p in zip(widths, passed, strict=False))
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Outputs of the three levels.
+        """Compute the raw outputs of the three levels.
 
         Args:
             levels: (B, channels[i], H_i, W_i), coarsest first.
 
         Returns:
-            (B, anchors · (5 + classes), H_i, W_i) each: anchor by anchor x, y, w, h, objectness, classes, all raw.
+            (B, anchors · (5 + classes), H_i, W_i) each: anchor by anchor x, y, w, h, objectness, classes.
         """
         outputs = []
         features = levels[0]
-        for place, branch in enumerate(self.branches):
+        for i, branch in enumerate(self.branches):
             output, tap = branch(features)
             outputs.append(output)
-            if place < len(self.passes):
-                finer = levels[place + 1]
-                enlarged = F.interpolate(self.passes[place](tap), size=finer.shape[-2:], mode="nearest")
+            if i < len(self.passes):
+                finer = levels[i + 1]
+                enlarged = F.interpolate(self.passes[i](tap), size=finer.shape[-2:], mode="nearest")
                 features = torch.cat([enlarged, finer], 1)
         return outputs

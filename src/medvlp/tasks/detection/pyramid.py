@@ -14,11 +14,11 @@ Resample = Literal["down", "keep", "up"]
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """Where three levels come from.
+    """Sources of the three levels.
 
     Args:
-        sources: position in the encoder's pyramid of each level, coarsest level first.
-        resample: what is done with it: "down" halves the grid, "up" doubles it.
+        sources: index in the encoder's pyramid of each level, coarsest level first.
+        resample: "down" halves its grid, "up" doubles it.
         strides: of each level after that, in pixels of the image.
     """
 
@@ -28,36 +28,33 @@ class LevelPlan:
 
     @property
     def used(self) -> tuple[int, ...]:
-        """Levels of the encoder's pyramid that are needed, finest first, each once: what a feature cache keeps."""
+        """Indices of the needed levels of the encoder's pyramid, finest first, each once; feature caches keep these."""
         return tuple(sorted(set(self.sources)))
 
 
 def plan_levels(reductions: Sequence[int]) -> LevelPlan:
-    """Chooses three levels.
+    """Choose three levels.
 
-    =====================  ==============================================================================
-    strides of the encoder  levels
-    =====================  ==============================================================================
-    three or more           the three deepest (ResNet-50: 32, 16, 8; four stages of it: 16, 8, 4)
-    two                     both, and the deeper one halved
-    one (ViT)               its last map doubled, kept and halved (strides 8, 16, 32 of patches of 16); where
-                            the encoder gives maps of three depths, the earliest is doubled, the last halved
-    =====================  ==============================================================================
+    ========================  ==============================================================================
+    strides of the encoder    levels
+    ========================  ==============================================================================
+    three or more             the three deepest (ResNet-50: 32, 16, 8; four stages of it: 16, 8, 4)
+    two                       both, and the deeper one halved
+    one (ViT)                 its last map doubled, kept and halved (strides 8, 16, 32 of patches of 16); where
+                              the encoder gives maps of three depths, the earliest is doubled, the last halved
+    ========================  ==============================================================================
 
-    Of maps of one stride the deepest counts, where the encoder has others.
+    Where the encoder has several strides, the deepest map of each stride is used.
 
     Args:
         reductions: stride of each level of the encoder, finest first.
 
-    Returns:
-        The plan.
-
     Raises:
-        ConfigError: there is no level.
+        ConfigError: the encoder has no feature maps.
     """
     if not reductions:
-        raise ConfigError("detection needs an encoder with feature maps; this one gives none")
-    deepest = {stride: place for place, stride in enumerate(reductions)}  # a later level of the stride replaces it
+        raise ConfigError("detection needs an encoder with feature maps, and this one has none")
+    deepest = {stride: i for i, stride in enumerate(reductions)}
     strides = sorted(deepest, reverse=True)
     if len(strides) >= 3:
         chosen = strides[:3]
@@ -74,15 +71,15 @@ def plan_levels(reductions: Sequence[int]) -> LevelPlan:
 
 
 class ThreeLevels(nn.Module):
-    """Makes the planned levels: nothing to learn for a CNN, one 2 × 2 deconvolution for a ViT.
+    """Compute the planned levels: without parameters for a CNN, with one 2 × 2 deconvolution for a ViT.
 
     The resampling is that of Feature2Pyramid (MMSegmentation's neck for BEiT): a deconvolution of kernel and stride 2,
-    and a max pooling of 2 × 2. An odd grid is halved upwards, with windows that overlap, so that its cells still cover
-    the image evenly.
+    and a max pooling of 2 × 2. An odd grid is halved rounding up, with overlapping windows, so that its cells still
+    cover the image evenly.
 
     Args:
-        plan: where the levels come from.
-        channels: of each level of the pyramid that :meth:`forward` gets, which holds the levels ``plan.used`` alone.
+        plan: source of the levels.
+        channels: of the levels ``plan.used``, which are the input of :meth:`forward`.
 
     Attributes:
         channels: of each of the three levels, coarsest first.
@@ -92,32 +89,25 @@ class ThreeLevels(nn.Module):
         super().__init__()
         if len(channels) != len(plan.used):
             raise ConfigError(f"the plan uses {len(plan.used)} levels of the pyramid, but {len(channels)} are given")
-        self.places = [plan.used.index(source) for source in plan.sources]
+        self.sources = [plan.used.index(source) for source in plan.sources]
         self.resample = plan.resample
-        self.channels = [channels[place] for place in self.places]
+        self.channels = [channels[source] for source in self.sources]
         self.up = nn.ModuleDict(
             {
                 str(level): nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
-                for level, (width, how) in enumerate(zip(self.channels, plan.resample, strict=True))
-                if how == "up"
+                for level, (width, resample) in enumerate(zip(self.channels, plan.resample, strict=True))
+                if resample == "up"
             }
         )
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """Makes three levels.
-
-        Args:
-            pyramid: the used levels, finest first: (B, C, H, W) each.
-
-        Returns:
-            Three maps, coarsest first.
-        """
+        """The used levels, finest first, (B, C, H, W) each, to three maps, coarsest first."""
         levels = []
-        for level, (place, how) in enumerate(zip(self.places, self.resample, strict=True)):
-            features = pyramid[place]
-            if how == "up":
+        for level, (source, resample) in enumerate(zip(self.sources, self.resample, strict=True)):
+            features = pyramid[source]
+            if resample == "up":
                 features = self.up[str(level)](features)
-            elif how == "down":
+            elif resample == "down":
                 height, width = features.shape[-2:]
                 features = F.adaptive_max_pool2d(features, (-(-height // 2), -(-width // 2)))
             levels.append(features)

@@ -1,8 +1,8 @@
-"""Imports ultralytics without what it does beside: network, telemetry, settings in the home folder, global state.
+"""Import ultralytics without its side effects: network, telemetry, settings in the home folder, global state.
 
-Read in the package, version 8.4: at import it resolves host names to see whether it is online, and writes a settings
-file whose ``sync`` switches on usage events and crash reports. It also sets environment variables (``OMP_NUM_THREADS``
-among them), print options of torch and numpy and OpenCV's threads, adds warning filters, and replaces ``torch.save``.
+At import, version 8.4 of the package resolves host names to see whether it is online, and writes a settings file whose
+``sync`` enables usage events and crash reports. It also sets environment variables (``OMP_NUM_THREADS`` among them),
+print options of torch and numpy and OpenCV's threads, adds warning filters, and replaces ``torch.save``.
 """
 
 import json
@@ -24,12 +24,12 @@ import torch
 from medvlp.errors import ConfigError
 
 _OFF = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
-"""No network, no pip from within, no log lines. They stay set, for what the package does later."""
+"""No network, no pip, no log lines; kept set for later calls into the package."""
 
 
 @contextmanager
 def _unchanged() -> Iterator[None]:
-    """Puts back what importing ultralytics changes in this process."""
+    """Restore what importing ultralytics changes in this process."""
     environment = dict(os.environ)
     save = torch.save
     print_options = getattr(torch._tensor_str, "PRINT_OPTS", None)
@@ -55,19 +55,13 @@ def _settings_folder() -> tempfile.TemporaryDirectory:
 
 
 def import_ultralytics(*modules: str) -> list[Any]:
-    """Imports modules of ultralytics, the first time with everything switched off that is not computing.
+    """Import modules of ultralytics by their names under the package ("nn.tasks"; "" is the package itself).
 
     Its settings live in a temporary folder of this process, with ``sync: false``; a settings file of the user is
-    neither read nor written. Where the user has imported ultralytics before, it stays as it is.
-
-    Args:
-        *modules: names under the package ("nn.tasks"); "" is the package itself.
-
-    Returns:
-        The modules.
+    neither read nor written. If the user has imported ultralytics before, it is left as it is.
 
     Raises:
-        ConfigError: it is not installed, or one of the packages that it needs is not.
+        ConfigError: ultralytics, or one of the packages that it needs, is not installed.
     """
     missing = "head: ultralytics needs the package ultralytics (AGPL-3.0); install it with: pip install"
     if find_spec("ultralytics") is None:
@@ -84,7 +78,7 @@ def import_ultralytics(*modules: str) -> list[Any]:
             (folder / "Ultralytics").mkdir(exist_ok=True)
             (folder / "Ultralytics" / "settings.json").write_text(json.dumps({"sync": False}))
             package = import_module("ultralytics")
-            package.settings.update({"sync": False})  # a version that does not know the file's schema resets it
+            package.settings.update({"sync": False})  # a version with another schema resets the file
             return [import_module(name) for name in names]
     except ImportError as error:
         raise ConfigError(f"{missing} 'medvlp[detection]' (importing it failed: {error})") from error

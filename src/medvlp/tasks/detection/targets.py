@@ -1,28 +1,28 @@
-"""From truth boxes to what each cell and anchor should say."""
+"""Targets of each cell and anchor from the annotated boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from medvlp.errors import ConfigError
+from medvlp.errors import check_choice
 
 Variant = Literal["official", "yolov3"]
-VARIANTS: tuple[str, ...] = ("official", "yolov3")
+VARIANTS: tuple[str, ...] = get_args(Variant)
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The boxes of a batch, in one row of tensors.
+    """The boxes of a batch, concatenated.
 
     Args:
         boxes: (M, 4) float32 centre x, centre y, width, height as fractions of the image.
         labels: (M,) int64 class numbers.
-        owner: (M,) int64 which image of the batch a box belongs to.
-        valid: (M,) bool; False for boxes that are left out. They stay as rows, so that no size depends on values.
-        batch: number of images, those without a box included.
+        owner: (M,) int64 image of the batch that a box belongs to.
+        valid: (M,) bool; False for skipped boxes. They stay as rows, so that no size depends on values.
+        batch: number of images, with those without a box.
     """
 
     boxes: Tensor
@@ -34,7 +34,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class ScaleTargets:
-    """What one level should say; (B, A, H, W) float32 each, A anchors.
+    """Targets of one level; (B, A, H, W) float32 each, A anchors.
 
     Args:
         mask: 1 where a box is assigned.
@@ -55,23 +55,16 @@ class ScaleTargets:
     classes: Tensor
 
 
-def truth_of(
-    boxes: Sequence[Tensor],
-    labels: Sequence[Tensor] | None,
-    image_size: tuple[int, int],
-) -> Truth:
-    """The batch's boxes in one row of tensors.
+def truth_of(boxes: Sequence[Tensor], labels: Sequence[Tensor] | None, image_size: tuple[int, int]) -> Truth:
+    """Concatenate the boxes of a batch.
 
-    A box that reaches beyond the image is cut at its edge. Left out are boxes that then have no width or no height
-    (wholly outside, or of zero area) and boxes with coordinates that are not finite.
+    Boxes are clipped to the image. Those that then have no area (outside the image, or of zero area) and those with
+    coordinates that are not finite are skipped.
 
     Args:
         boxes: B tensors (n, 4): x0, y0, x1, y1 in pixels of the image; n may be 0.
         labels: B tensors (n,) of class numbers; None means class 0.
         image_size: height and width of the images in pixels.
-
-    Returns:
-        The truth, on the device of the boxes.
     """
     counts = [len(b) for b in boxes]
     device = boxes[0].device if counts else torch.device("cpu")
@@ -88,7 +81,7 @@ def truth_of(
 
 
 def shape_iou(sizes: Tensor, anchors: Tensor, extra: float = 0.0) -> Tensor:
-    """IoU of boxes and anchors laid on one corner.
+    """Compute the IoU of boxes and anchors that share a corner.
 
     Args:
         sizes: (M, 2) width and height.
@@ -112,38 +105,32 @@ def assign(
     variant: Variant = "official",
     ignore_threshold: float = 0.5,
 ) -> list[ScaleTargets]:
-    """Assigns every box of a batch, without a loop over images or boxes.
-
-    A box belongs to the cell that holds its centre. Which anchors answer for it:
+    """Assign every box of a batch to the cell that holds its centre and to anchors, without a loop over boxes.
 
     official
         MGCA's released rule (``mgca/utils/yolo_loss.py``), G2D's and LoVT's too: on **every** level, the anchor of
-        that level with the best shape IoU. The IoU is taken in cells with the +1 pixel convention, so small boxes
-        seem more alike than they are. The anchors of the box's cell with a shape IoU above ``ignore_threshold`` are
-        no negatives; an anchor that is the best one without reaching it is positive and negative at once.
+        that level with the best shape IoU. The IoU is computed in cells with the +1 pixel convention, which makes small
+        boxes more alike. The anchors of the box's cell with a shape IoU above ``ignore_threshold`` are no negatives; a
+        best anchor below the threshold is positive and negative at once.
     yolov3
-        Redmon and Farhadi: the one best of all nine anchors, by plain shape IoU. An anchor above the threshold is no
-        negative, and a positive never is one.
+        Redmon and Farhadi: the best of all nine anchors by plain shape IoU. An anchor above the threshold is no
+        negative, nor is a positive.
 
-    Where two boxes meet in a cell and anchor, the later box of the image gives position and size.
+    Of two boxes with the same cell and anchor, the later one gives position and size.
 
     Args:
         truth: the boxes.
         grids: rows and columns of each level, coarsest first.
         anchors: (levels, A, 2) width and height in pixels of the image.
-        image_size: height and width in pixels. A cell is image size / grid large, be it a whole number or not.
+        image_size: height and width in pixels; a cell measures image size / grid, whole number or not.
         num_classes: C.
-        variant: which rule.
-        ignore_threshold: shape IoU above which an anchor of the box's cell is not held to be empty.
+        variant: the rule.
+        ignore_threshold: shape IoU above which an anchor of the box's cell is no negative.
 
     Returns:
         The targets of each level.
-
-    Raises:
-        ConfigError: there is no such variant.
     """
-    if variant not in VARIANTS:
-        raise ConfigError(f'there is no detection variant "{variant}"; there are {", ".join(VARIANTS)}')
+    check_choice("detection variant", variant, VARIANTS)
     anchors = anchors.to(truth.boxes)
     height, width = image_size
     pixels = truth.boxes.new_tensor([width, height])
@@ -151,7 +138,8 @@ def assign(
     out = []
     if variant == "yolov3":
         nine = shape_iou(truth.boxes[:, 2:] * pixels, anchors.flatten(0, 1)).unflatten(1, anchors.shape[:2])
-        level_of, anchor_of = (t.squeeze(1) for t in _unravel(nine.flatten(1).argmax(1, keepdim=True), nine.shape[2]))
+        flat = nine.flatten(1).argmax(1, keepdim=True).squeeze(1)
+        level_of, anchor_of = flat.div(nine.shape[2], rounding_mode="floor"), flat % nine.shape[2]
     for level, (rows, columns) in enumerate(grids):
         cells = truth.boxes.new_tensor([columns, rows])
         in_cells = anchors[level] / (pixels / cells)
@@ -162,14 +150,9 @@ def assign(
             iou, best, here = nine[:, level], anchor_of, level_of == level
         spared = iou > ignore_threshold
         if variant == "yolov3":
-            chosen = torch.nn.functional.one_hot(best, iou.shape[1]).bool() & here[:, None]
-            spared = spared | chosen
+            spared = spared | (torch.nn.functional.one_hot(best, iou.shape[1]).bool() & here[:, None])
         out.append(_scale_targets(truth, (rows, columns), in_cells, num_classes, best, here, spared))
     return out
-
-
-def _unravel(index: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    return torch.div(index, columns, rounding_mode="floor"), index % columns
 
 
 def _scale_targets(
@@ -181,42 +164,33 @@ def _scale_targets(
     here: Tensor,
     spared: Tensor,
 ) -> ScaleTargets:
-    """The targets of one level.
+    """Targets of one level with (A, 2) anchors in cells.
 
-    Args:
-        truth: M boxes.
-        grid: rows and columns.
-        anchors: (A, 2) in cells.
-        num_classes: C.
-        best: (M,) the anchor that answers for a box.
-        here: (M,) whether it does on this level.
-        spared: (M, A) whether an anchor of the box's cell is no negative.
-
-    Returns:
-        The targets.
+    ``best`` (M,) is the anchor of each box, ``here`` (M,) whether it counts on this level, ``spared`` (M, A) whether an
+    anchor of the box's cell is no negative.
     """
     rows, columns = grid
     count = len(anchors)
-    place = truth.boxes[:, :2] * truth.boxes.new_tensor([columns, rows])
+    centre = truth.boxes[:, :2] * truth.boxes.new_tensor([columns, rows])
     sizes = truth.boxes[:, 2:] * truth.boxes.new_tensor([columns, rows])
     # a centre on the right or lower edge of the image belongs to the last cell
-    column = place[:, 0].long().clamp(0, columns - 1)
-    row = place[:, 1].long().clamp(0, rows - 1)
+    column = centre[:, 0].long().clamp(0, columns - 1)
+    row = centre[:, 1].long().clamp(0, rows - 1)
     shape = (truth.batch, count, rows, columns)
     total = truth.batch * count * rows * columns
-    # one slot behind the last cell takes what must not be written
+    # writes to skip go to one extra slot behind the last cell
     which = torch.arange(count, device=best.device)
     slots = ((truth.owner[:, None] * count + which) * rows + row[:, None]) * columns + column[:, None]
     slots = slots.masked_fill(~truth.valid[:, None], total)
-    own = slots.gather(1, best[:, None]).squeeze(1).masked_fill(~here, total)
+    assigned = slots.gather(1, best[:, None]).squeeze(1).masked_fill(~here, total)
 
-    # duplicates in one write have no order, so the latest box of a slot is found first
+    # a scatter with duplicates has no order, so the latest box of a slot is determined first
     order = torch.arange(len(best), device=best.device)
-    latest = torch.full((total + 1,), -1, device=best.device).scatter_reduce(0, own, order, "amax")[:total]
+    latest = torch.full((total + 1,), -1, device=best.device).scatter_reduce(0, assigned, order, "amax")[:total]
     values = torch.cat(
         [
             torch.ones_like(sizes[:, :1]),
-            place - torch.stack([column, row], 1),
+            centre - torch.stack([column, row], 1),
             torch.log(sizes.clamp(min=0) / anchors[best] + 1e-16),
         ],
         1,
@@ -228,5 +202,5 @@ def _scale_targets(
     noobj = torch.ones(total + 1, device=best.device, dtype=values.dtype)
     noobj = noobj.scatter(0, slots.masked_fill(~spared, total).flatten(), 0.0)[:total].view(shape)
     classes = torch.zeros((total + 1) * num_classes, device=best.device, dtype=values.dtype)
-    classes = classes.scatter(0, own * num_classes + truth.labels, 1.0)[: total * num_classes]
+    classes = classes.scatter(0, assigned * num_classes + truth.labels, 1.0)[: total * num_classes]
     return ScaleTargets(mask, noobj, x, y, w, h, classes.view(*shape, num_classes))

@@ -1,21 +1,19 @@
 """Detection on a frozen encoder."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from medvlp.errors import ConfigError
+from medvlp.errors import ConfigError, check_choice, check_range
 from medvlp.losses.precision import total
 from medvlp.metrics.bootstrap import Measures
-from medvlp.metrics.detection import detection_measures
+from medvlp.metrics.detection import COLUMNS, detection_measures
 from medvlp.metrics.samples import SampleStore
-from medvlp.seeding import derive_seed, run_seed
-from medvlp.tasks.base import Features, Task
+from medvlp.tasks.base import Features, Task, seeded
 from medvlp.tasks.detection.decode import CONVENTIONS, Convention, Detections, detect
 from medvlp.tasks.detection.pyramid import plan_levels
 from medvlp.tasks.detection.targets import Truth, Variant, truth_of
@@ -25,63 +23,52 @@ from medvlp.tasks.encoder import EncoderSource, optim_from
 from medvlp.training.optim import OptimConfig
 
 Head = Literal["yolov3", "ultralytics"]
+EncoderMode = Literal["eval", "train"]
 
+PROTOCOLS: dict[str, EncoderMode] = {"honest": "eval", "mgca": "train"}
+"""Mode of the encoder by protocol; see :class:`Detection`."""
 
-@dataclass(frozen=True)
-class _Protocol:
-    """What a protocol fixes of the model; batch, epochs, images and selection are the data module's and trainer's."""
-
-    optim: OptimConfig
-    encoder_mode: Literal["eval", "train"] = "eval"
-
-
-_MGCA = OptimConfig(lr=5e-4, weight_decay=1e-6, decay_all=True, schedule="constant")
-PROTOCOLS: dict[str, _Protocol] = {
-    "honest": _Protocol(optim=_MGCA),
-    "mgca": _Protocol(optim=_MGCA, encoder_mode="train"),
-}
-"""Protocols by name; see :class:`Detection`."""
+_OPTIM = OptimConfig(lr=5e-4, weight_decay=1e-6, decay_all=True, schedule="constant")
 
 
 class Detection(Task):
     """YOLOv3 on the frozen encoder's pyramid.
 
     ========= ================================================================================================
-    protocol  what it fixes here
+    protocol  settings
     ========= ================================================================================================
     honest    ours: as mgca, but the frozen encoder is in eval mode, so that its pyramids can be stored
     mgca      MGCA's code and G2D's paper: gradients off, batch norms in train mode; AdamW 5e-4, weight decay
               1e-6, no schedule. RSNA's 1 % takes 2e-4, Object-CXR's 2.5e-4 (G2D: 2e-4): in the configs
     ========= ================================================================================================
 
-    Whatever the protocol, the metrics are those of :func:`medvlp.metrics.detection.detection_measures`: average
-    precision over all images and all detections down to ``min_score``, and beside it the papers' number, for which
-    detections below 0.5 are dropped, and then images without a detection together with their truth. Both come from
-    the same detections, since a score cut commutes with non-maximum suppression. Choose checkpoints by ``val/map_coco``
-    or, as the papers do, by ``val/map_mgca``.
+    In every protocol the metrics are those of :func:`medvlp.metrics.detection.detection_measures`: average precision
+    over all images and all detections down to ``min_score``, and beside it the papers' number, which drops detections
+    below 0.5 and then images without a detection together with their truth. Both come from the same detections, since a
+    score cut commutes with non-maximum suppression. Choose checkpoints by ``val/map_coco`` or, as the papers do, by
+    ``val/map_mgca``.
 
-    Images without a box are background. Boxes are cut at the image's edge, and those without area are left out, for
-    training; readers leave empty ones out before. Any encoder with feature maps will do: of a ResNet the three deepest
-    levels that it has, of a vision transformer three made of its one grid
-    (:func:`medvlp.tasks.detection.pyramid.plan_levels`).
+    Images without a box are background. For training, boxes are clipped to the image, and those without area are
+    skipped. Any encoder with feature maps works: of a ResNet the three deepest levels are used, of a vision transformer
+    three levels made of its single grid (:func:`medvlp.tasks.detection.pyramid.plan_levels`).
 
     Args:
-        encoder: where the encoder comes from.
+        encoder: source of the encoder.
         protocol: see the table.
         head: "yolov3" as in the papers, or "ultralytics" (needs the extra ``medvlp[detection]``).
         variant: of the papers' head: "official" assigns a box on all three levels, "yolov3" to the best of nine
             anchors.
         width: factor on the head's channels, for narrow encoders.
-        num_classes: classes of boxes; 1 takes all boxes for one class, as the papers do.
-        min_score: lowest score of a detection that is kept.
-        nms_iou: overlap from which the lower of two detections of a class goes.
-        nms: how that overlap is measured: "official" (+1 pixel) or "plain".
+        num_classes: classes of boxes; 1 merges all classes, as the papers do.
+        min_score: lowest score of a kept detection.
+        nms_iou: overlap from which the lower of two detections of a class is dropped.
+        nms: convention of that overlap: "official" (+1 pixel) or "plain".
         max_candidates: detections of an image before the suppression, highest scores first.
         max_detections: detections of an image after it.
         frozen: see :class:`~medvlp.tasks.base.Task`.
         encoder_mode: as above.
         optim: as above.
-        features: as above. The size of the stored pyramids is said before they are written; those of a ResNet-50 at
+        features: as above. The size of the stored pyramids is printed before they are written; those of a ResNet-50 at
             224 px take 1.4 MB an image in float16, so 22 GB for RSNA's training part.
         features_dtype: as above.
         **options: of :class:`~medvlp.tasks.base.Task`: views, features_dir, features_limit_gb, resamples, …
@@ -113,26 +100,19 @@ class Detection(Task):
         features_dtype: Literal["float32", "float16"] = "float16",
         **options: Any,
     ) -> None:
-        if protocol not in PROTOCOLS:
-            raise ConfigError(f"detection has no protocol {protocol!r}; it has {', '.join(PROTOCOLS)}")
-        if head not in ("yolov3", "ultralytics"):
-            raise ConfigError(f"head is yolov3 or ultralytics, not {head!r}")
-        if nms not in CONVENTIONS:
-            raise ConfigError(f"nms is {' or '.join(CONVENTIONS)}, not {nms!r}")
-        if not (0 <= min_score < 1 and 0 < nms_iou <= 1):
-            raise ConfigError(f"min_score lies in [0, 1) and nms_iou in (0, 1], not {min_score} and {nms_iou}")
-        if max_candidates < 1 or max_detections < 1:
-            raise ConfigError(
-                f"max_candidates and max_detections must be positive, not {max_candidates} and {max_detections}"
-            )
-        rows = PROTOCOLS[protocol]
+        check_choice("detection protocol", protocol, PROTOCOLS)
+        check_choice("head", head, get_args(Head))
+        check_choice("nms", nms, CONVENTIONS)
+        check_range("[0, 1)", min_score=min_score)
+        check_range("(0, 1]", nms_iou=nms_iou)
+        check_range("[1, inf)", max_candidates=max_candidates, max_detections=max_detections)
         super().__init__(
             encoder,
             protocol=protocol,
             image_size=image_size,
             frozen=frozen,
-            encoder_mode=rows.encoder_mode if encoder_mode is None else encoder_mode,
-            optim=optim_from(optim) or rows.optim,
+            encoder_mode=encoder_mode or PROTOCOLS[protocol],
+            optim=optim_from(optim) or _OPTIM,
             features=features,
             features_dtype=features_dtype,
             dense=True,
@@ -147,10 +127,9 @@ class Detection(Task):
             "max_detections": max_detections,
         }
         self.plan = plan_levels(self.encoder.reductions)
-        channels = [self.encoder.channels[place] for place in self.plan.used]
+        channels = [self.encoder.channels[level] for level in self.plan.used]
         size = (image_size, image_size)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(run_seed(), 3))
+        with seeded(3):
             self.head: YOLOv3 | UltralyticsYOLOv3 = (
                 YOLOv3(self.plan, channels, size, num_classes, variant, width)
                 if head == "yolov3"
@@ -174,46 +153,45 @@ class Detection(Task):
         if self.num_classes not in (1, max(1, len(names))):
             raise ConfigError(
                 f"the boxes have {len(names)} classes ({', '.join(names)}), but num_classes is {self.num_classes}; "
-                "set it to that, or to 1 to take all boxes for one class"
+                "set it to that, or to 1 to merge all classes"
             )
 
     # ---------------------------------------------------------------- training
 
     def extract(self, images: Tensor) -> Sequence[Tensor]:
-        """The levels of the pyramid that the head uses, finest first."""
-        pyramid = self.encoder.pyramid(images)
-        return [pyramid[place] for place in self.plan.used]
+        """Return the levels of the pyramid that the head uses, finest first."""
+        pyramid = self.encoder(images)
+        return [pyramid[level] for level in self.plan.used]
 
     def what(self) -> str:
-        """Which levels."""
+        """Name the levels."""
         return f"pyramid levels {', '.join(map(str, self.plan.used))}"
 
-    def truth(self, batch: dict[str, Any]) -> Truth:
-        """The boxes of a batch."""
+    def _truth(self, batch: dict[str, Any]) -> Truth:
         labels = batch["box_labels"] if self.num_classes > 1 else None
         return truth_of(batch["boxes"], labels, (self.image_size, self.image_size))
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The weighted terms of the head's loss."""
-        return self.head.loss(self.head(self.features(batch)), self.truth(batch))
+        """Return the weighted terms of the head's loss."""
+        return self.head.loss(self.head(self.features(batch)), self._truth(batch))
 
     # ---------------------------------------------------------------- evaluation
 
     def store(self) -> SampleStore:
         """Detections and truth of each image, in pixels of the image as the model sees it."""
-        return SampleStore([], ["boxes", "scores", "labels", "truth", "truth_labels"])
+        return SampleStore([], COLUMNS)
 
     def detections(self, outputs: Any) -> Detections:
-        """What is left of the head's outputs after score cut and non-maximum suppression."""
+        """Apply score cut and non-maximum suppression to the head's outputs."""
         return detect(self.head.decode(outputs), **self.choice)
 
     def _columns(self, outputs: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        found = self.detections(outputs)
+        detections = self.detections(outputs)
         labels = batch["box_labels"]
         return {
-            "boxes": found.per_image(found.boxes),
-            "scores": found.per_image(found.scores),
-            "labels": found.per_image(found.labels),
+            "boxes": detections.per_image(detections.boxes),
+            "scores": detections.per_image(detections.scores),
+            "labels": detections.per_image(detections.labels),
             "truth": batch["boxes"],
             "truth_labels": labels if self.num_classes > 1 else [torch.zeros_like(label) for label in labels],
         }
@@ -223,16 +201,15 @@ class Detection(Task):
         return self._columns(self.head(self.features(batch)), batch)
 
     def pictures(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The boxes that are left, with their scores."""
-        found = self.columns(batch)
+        """Return the detected boxes with their scores."""
+        columns = self.columns(batch)
         names = ("boxes", "scores")
-        return {name: pad_sequence(found[name], True, float("nan")).float().cpu().numpy() for name in names}
+        return {name: pad_sequence(columns[name], True, float("nan")).float().cpu().numpy() for name in names}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss and detections from one forward pass."""
+        """Override: loss and detections from one forward pass."""
         outputs = self.head(self.features(batch))
-        loss = total(self.head.loss(outputs, self.truth(batch)))
-        self.log("val/loss", loss, sync_dist=True, batch_size=len(batch["index"]), prog_bar=True)
+        self._log_val_loss(total(self.head.loss(outputs, self._truth(batch))), batch)
         self._collect("validate", batch, self._columns(outputs, batch))
 
     @classmethod

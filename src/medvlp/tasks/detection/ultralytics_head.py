@@ -1,6 +1,6 @@
 """``head: ultralytics``: the YOLOv3 neck and ``Detect`` head of the ultralytics package on the encoder's pyramid.
 
-The package is AGPL-3.0 and an extra; nothing of it is imported before such a head is built.
+The package is AGPL-3.0 and an extra; it is imported only when such a head is built.
 """
 
 from collections.abc import Sequence
@@ -35,44 +35,34 @@ def _model_description(package: Any) -> dict[str, Any]:
 
 
 def _on_a_pyramid(model: dict[str, Any], channels: Sequence[int]) -> dict[str, Any]:
-    """The description with its backbone replaced by places that the given levels take.
+    """Replace the backbone of a model description by the given levels, coarsest first.
 
-    The head of the description names backbone layers by number: the last one (coarsest), and those that its
-    concatenations take. Each of them becomes an ``Index`` into the list of levels, and the numbers stay.
-
-    Args:
-        model: of the package.
-        channels: of the levels, coarsest first.
-
-    Returns:
-        A new description.
+    The head of the description refers to backbone layers by number: the last one (coarsest), and those that its
+    concatenations take. Each of them becomes an ``Index`` into the list of levels, so that the numbers stay valid.
     """
     length = len(model["backbone"])
-    named = {place for source, *_ in model["head"] for place in (source if isinstance(source, list) else [source])}
-    places = [length - 1, *sorted((place for place in named if 0 <= place < length), reverse=True)]
-    if len(places) != len(channels):
-        raise ConfigError(f"ultralytics' YOLOv3 takes {len(places)} levels of its backbone, not {len(channels)}")
+    inputs = {layer for source, *_ in model["head"] for layer in (source if isinstance(source, list) else [source])}
+    layers = [length - 1, *sorted((layer for layer in inputs if 0 <= layer < length), reverse=True)]
+    if len(layers) != len(channels):
+        raise ConfigError(f"ultralytics' YOLOv3 takes {len(layers)} levels of its backbone, not {len(channels)}")
     backbone: list[list[Any]] = [[-1, 1, "nn.Identity", []]]
     backbone += [[0, 1, "Index", [channels[0], 0]] for _ in range(length - 1)]
-    for level, place in enumerate(places):
-        backbone[place] = [0, 1, "Index", [channels[level], level]]
+    for level, layer in enumerate(layers):
+        backbone[layer] = [0, 1, "Index", [channels[level], level]]
     return {**model, "backbone": backbone}
 
 
 class UltralyticsYOLOv3(nn.Module):
     """Ultralytics' YOLOv3 neck, anchor-free ``Detect`` head and loss (task-aligned assignment, CIoU, DFL).
 
-    Its layers are those of the package's own ``yolov3.yaml``; only the backbone is ours. It doubles grids on the way
-    from coarse to fine, so levels whose sides are not g, 2g, 4g (an image size that is no multiple of the largest
-    stride) are stretched to that, bilinearly, and their strides are image size / side.
+    Its layers are those of the package's ``yolov3.yaml`` without the backbone. It doubles grids from coarse to fine, so
+    levels whose sides are not g, 2g, 4g (an image size that is no multiple of the largest stride) are resized to that,
+    bilinearly, and their strides are image size / side. Detect stays in float32 in a half-precision run.
 
-    Detect stays in float32 in a half-precision run.
-
-    The same interface as :class:`~medvlp.tasks.detection.yolo.YOLOv3`, but :meth:`decode` wants outputs of the
-    evaluation mode.
+    Same interface as :class:`~medvlp.tasks.detection.yolo.YOLOv3`, but :meth:`decode` needs outputs of evaluation mode.
 
     Args:
-        plan: where its three levels come from.
+        plan: source of its three levels.
         channels: of the encoder's levels ``plan.used``.
         image_size: height and width of the images in pixels, which must be equal.
         num_classes: classes of the boxes.
@@ -115,9 +105,9 @@ class UltralyticsYOLOv3(nn.Module):
         self._criterion: Any = None
 
     def _aligned(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Levels with sides g, 2g, 4g; sets the strides that follow."""
+        """Resize the levels to sides g, 2g, 4g, and set the strides accordingly."""
         rows, columns = levels[0].shape[-2:]
-        sides = [(rows << place, columns << place) for place in range(len(levels))]
+        sides = [(rows << i, columns << i) for i in range(len(levels))]
         # the head lists its levels from fine to coarse
         strides = torch.tensor([self.image_size[0] / side for side, _ in reversed(sides)], dtype=torch.float32)
         if not torch.equal(strides, self.detect.stride.cpu()):
@@ -128,12 +118,12 @@ class UltralyticsYOLOv3(nn.Module):
         ]
 
     def forward(self, pyramid: Sequence[Tensor]) -> Any:
-        """The used levels, finest first, to what ``Detect`` gives in the mode of this module."""
+        """The used levels, finest first, to the output of ``Detect`` in the mode of this module."""
         features: Any = self._aligned(self.levels(pyramid))
         kept: list[Any] = []
         for layer in self.model:
             if isinstance(layer.f, list):
-                features = [features if place == -1 else kept[place] for place in layer.f]
+                features = [features if source == -1 else kept[source] for source in layer.f]
             elif layer.f != -1:
                 features = kept[layer.f]
             if layer is self.detect:
@@ -145,14 +135,11 @@ class UltralyticsYOLOv3(nn.Module):
         raise AssertionError("the last layer is Detect")
 
     def loss(self, outputs: Any, truth: Truth) -> dict[str, Tensor]:
-        """The package's loss, per image, of the outputs of :meth:`forward`.
+        """Return the package's loss per image: box (CIoU), classes and dfl, weighted by its own gains.
 
         Args:
-            outputs: of either mode.
-            truth: the boxes; images without any count as background.
-
-        Returns:
-            Scalars box (CIoU), classes and dfl, weighted by the package's own gains; their sum is to be minimised.
+            outputs: of :meth:`forward`, in either mode.
+            truth: the boxes; images without any are background.
         """
         rows = truth.valid.nonzero().squeeze(1)
         dtype, default = next(self.detect.parameters()).dtype, torch.get_default_dtype()
@@ -165,7 +152,7 @@ class UltralyticsYOLOv3(nn.Module):
         if self._criterion is None or self._criterion.device != device:
             self._criterion = self._criterion_class(self)
         with torch.autocast(device.type, enabled=False):
-            torch.set_default_dtype(dtype)  # of the targets that the package makes
+            torch.set_default_dtype(dtype)  # the package creates targets of the default dtype
             try:
                 summed, _ = self._criterion(outputs, batch)
             finally:
@@ -173,13 +160,13 @@ class UltralyticsYOLOv3(nn.Module):
         return dict(zip(("box", "classes", "dfl"), (summed / truth.batch).unbind(), strict=True))
 
     def decode(self, outputs: Any) -> Predictions:
-        """All boxes of the outputs of :meth:`forward` in evaluation mode; the score is the best class's probability.
+        """Return all boxes of evaluation-mode outputs; the score is the probability of the best class.
 
         Raises:
-            ConfigError: the outputs are of training mode, which are not decoded.
+            ConfigError: the outputs are of training mode.
         """
         if not isinstance(outputs, tuple):
-            raise ConfigError("head: ultralytics decodes boxes in evaluation mode alone; call eval() before forward")
-        found = exact(outputs[0])[0].transpose(1, 2)
-        classes = found[..., 4:]
-        return Predictions(corners_of(found[..., :4]), classes.amax(2), classes)
+            raise ConfigError("head: ultralytics decodes boxes only in evaluation mode; call eval() before forward")
+        boxes = exact(outputs[0])[0].transpose(1, 2)
+        classes = boxes[..., 4:]
+        return Predictions(corners_of(boxes[..., :4]), classes.amax(2), classes)
