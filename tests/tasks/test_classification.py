@@ -161,7 +161,7 @@ def test_transplant_interpolates_positions():
 def test_bad_settings():
     with pytest.raises(ConfigError, match="no encoder"):
         Classification()
-    with pytest.raises(ConfigError, match="no protocol 'lin'"):
+    with pytest.raises(ConfigError, match="unknown classification protocol 'lin'"):
         probe(protocol="lin")
     with pytest.raises(ConfigError, match="several learning rates"):
         probe(protocol="finetune_g2d", lrs=[0.1, 0.2])

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from medvlp.errors import ConfigError
-from medvlp.tasks.detection.yolo import scaled_anchors
 from medvlp.tasks.detection.decode import Predictions, decode, detect, suppress
 from medvlp.tasks.detection.targets import assign, truth_of
+from medvlp.tasks.detection.yolo import scaled_anchors
 
 
 def outputs_for(levels) -> list[Tensor]:

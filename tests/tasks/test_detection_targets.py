@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from medvlp.errors import ConfigError
-from medvlp.tasks.detection.yolo import COCO_ANCHORS, scaled_anchors
 from medvlp.tasks.detection.targets import ScaleTargets, Truth, assign, shape_iou, truth_of
+from medvlp.tasks.detection.yolo import COCO_ANCHORS, scaled_anchors
 
 
 def slow(truth: Truth, grids, anchors: Tensor, image_size, num_classes: int, variant: str) -> list[dict[str, Tensor]]:

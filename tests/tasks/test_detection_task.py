@@ -159,11 +159,11 @@ def test_a_split_without_boxes_has_no_number(corpora, run_task):
     ("changes", "message"),
     [
         ({"protocol": "coco"}, "honest, mgca"),
-        ({"head": "retina"}, "yolov3 or ultralytics"),
+        ({"head": "retina"}, "expected one of: yolov3, ultralytics"),
         ({"variant": "best"}, "official, yolov3"),
-        ({"nms": "soft"}, "official or plain"),
+        ({"nms": "soft"}, "expected one of: official, plain"),
         ({"min_score": 1.0}, "min_score"),
-        ({"max_detections": 0}, "positive"),
+        ({"max_detections": 0}, "at least 1"),
     ],
 )
 def test_settings_that_do_not_exist(changes, message):

@@ -222,7 +222,7 @@ def test_what_a_phrase_shares_with_every_report_can_be_taken_off(places, tmp_pat
     found = run(task(places, prompts="phantom", against="negatives"), siim(places), tmp_path)
     assert 0 <= found["iou"] <= 1
     for change, message in (
-        ({"against": "nothing"}, "not 'nothing'"),
+        ({"against": "nothing"}, "unknown against 'nothing'"),
         ({"against": "negatives"}, "needs a prompt set with negative prompts"),
         ({"against": "negatives", "prompts": "kad"}, "needs a prompt set with negative prompts"),
     ):
@@ -271,18 +271,18 @@ def test_unnormalised_patches_and_their_weights(places, tmp_path, monkeypatch):
 
 def test_what_cannot_be_asked(places, tmp_path, monkeypatch):
     mute = checkpoint(tmp_path / "random.ckpt", "random", text=None, embed_dim=None)
-    with pytest.raises(NotSupportedError, match="random has no text side"):
+    with pytest.raises(NotSupportedError, match="random has no text encoder"):
         Grounding(EncoderSource(checkpoint=mute))
     with monkeypatch.context() as patched:
         patched.setattr(G2D, "embed_patches", PretrainModule.embed_patches)
         with pytest.raises(NotSupportedError, match="g2d has no patch embeddings"):
             task(places)
     for change, message in (
-        ({"protocol": "glori"}, "no protocol 'glori'"),
-        ({"priors": ["edge"]}, "not 'edge'"),
-        ({"scale": "log"}, "got log"),
-        ({"sigma": -1.0}, "not negative"),
-        ({"protocol": "medklip", "thresholds": []}, "give thresholds"),
+        ({"protocol": "glori"}, "unknown grounding protocol 'glori'"),
+        ({"priors": ["edge"]}, "unknown prior 'edge'"),
+        ({"scale": "log"}, "unknown scale 'log'"),
+        ({"sigma": -1.0}, "sigma must be at least 0"),
+        ({"protocol": "medklip", "thresholds": []}, "set thresholds"),
     ):
         with pytest.raises(ConfigError, match=message):
             task(places, **change)

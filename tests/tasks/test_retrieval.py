@@ -9,10 +9,10 @@ from helpers import SIZE, datamodule, trainer
 from medvlp.datamodules.chexpert import CheXpertDataModule
 from medvlp.datamodules.mimic_cxr import MIMICCXRDataModule
 from medvlp.errors import ConfigError, DataError, NotSupportedError
-from medvlp.metrics.retrieval import recall_statistics
+from medvlp.metrics.retrieval import recall_statistics, text_groups
 from medvlp.results import read_rows
 from medvlp.tasks.encoder import EncoderSource
-from medvlp.tasks.retrieval import PROTOCOLS, Retrieval, exclusive_classes, select_per_class, text_groups
+from medvlp.tasks.retrieval import PROTOCOLS, Retrieval, exclusive_classes, select_per_class
 
 NAMES = ["Edema", "Mass", "No Finding", "Hernia"]
 TWO = ["Cardiomegaly", "Pleural Effusion"]
@@ -165,15 +165,15 @@ def test_validation(places, tmp_path):
 def test_what_cannot_be_asked(places, tmp_path):
     mute = EncoderSource(checkpoint=checkpoint(tmp_path / "random.ckpt", "random", text=None, embed_dim=None))
     for protocol in PROTOCOLS:
-        with pytest.raises(NotSupportedError, match="random has no text side"):
+        with pytest.raises(NotSupportedError, match="random has no text encoder"):
             Retrieval(mute, protocol)
     images = Retrieval(
         mute, "gloria_5x200", directions=["i2i"], classes=TWO, precisions=[2], image_size=SIZE, resamples=0
     )
     assert 0 <= run(images, mimic(places), tmp_path)["precision@2/i2i"] <= 1
     for change, message in (
-        ({"protocol": "clip"}, "no protocol 'clip'"),
-        ({"directions": ["t2t"]}, "not 't2t'"),
+        ({"protocol": "clip"}, "unknown retrieval protocol 'clip'"),
+        ({"directions": ["t2t"]}, "unknown direction 't2t'"),
         ({"recalls": [0]}, "at least 1"),
         ({"per_class": 0}, "at least 1"),
         ({"recalls": []}, "nothing to score"),
@@ -184,7 +184,7 @@ def test_what_cannot_be_asked(places, tmp_path):
             task(places, **change)
     with pytest.raises(ConfigError, match="gives no texts"):
         run(task(places), chexpert(places), tmp_path)
-    with pytest.raises(ConfigError, match="no label 'Zebra'"):
+    with pytest.raises(ConfigError, match="unknown label 'Zebra'"):
         run(task(places, protocol="gloria_5x200", classes=["Zebra"]), mimic(places), tmp_path)
     with pytest.raises(ConfigError, match="'Hernia' has no prompts in chexpert"):
         run(task(places, protocol="convirt_8x200", classes=["Hernia"]), chexpert(places), tmp_path)

@@ -144,7 +144,7 @@ def test_labels_without_prompts(places, tmp_path):
     assert model.facts()["labels_without_prompts"] == ["Lung Lesion"]
     with pytest.raises(ConfigError, match="'Lung Lesion' has no prompts"):
         run(task(places, classes=["Lung Lesion", "Edema"]), data, tmp_path)
-    with pytest.raises(ConfigError, match="no label 'Hernia'"):
+    with pytest.raises(ConfigError, match="unknown classes 'Hernia'"):
         run(task(places, classes=["Hernia"]), data, tmp_path)
     with pytest.raises(ConfigError, match="none of the labels Lung Lesion has prompts"):
         run(task(places), chexpert(places, classes=["Lung Lesion"]), tmp_path)
@@ -155,7 +155,7 @@ def test_a_prompt_file_with_classes_that_no_label_has(places, tmp_path):
     sides = {"positive": ["edema"], "negative": ["no edema"]}
     path.write_text(json.dumps({"prompts": {"Edema": sides, "Oedema": sides}}))
     model = task(places, prompts=str(path))
-    with pytest.warns(UserWarning, match="prompts for Oedema, and no label is called so"):
+    with pytest.warns(UserWarning, match="prompts for Oedema, which match no label"):
         run(model, chexpert(places, classes=["Edema"]), tmp_path)
     moved = path.rename(tmp_path / "moved.json")
     assert task(places, prompts=str(moved)).settings() != task(places).settings()
@@ -172,7 +172,7 @@ def test_methods_may_score_themselves(places, tmp_path, monkeypatch):
     model = task(places, protocol="gloria", prompts=None)
     assert model.own_scores
     run(model, chexpert(places), tmp_path)
-    with pytest.raises(ConfigError, match="best, mean and probabilities"):
+    with pytest.raises(ConfigError, match="best, mean, probabilities"):
         run(task(places, own_scores=True, rule="softmax"), chexpert(places), tmp_path)
     monkeypatch.undo()
     assert not task(places, protocol="gloria", prompts=None).own_scores
@@ -182,15 +182,15 @@ def test_methods_may_score_themselves(places, tmp_path, monkeypatch):
 
 def test_what_cannot_be_asked(places, tmp_path):
     mute = checkpoint(tmp_path / "random.ckpt", "random", text=None, embed_dim=None)
-    with pytest.raises(NotSupportedError, match="random has no text side"):
+    with pytest.raises(NotSupportedError, match="random has no text encoder"):
         ZeroShotClassification(EncoderSource(checkpoint=mute))
     with pytest.raises(ConfigError, match="needs a whole method"):
         ZeroShotClassification(None)
     for change, message in (
-        ({"protocol": "chexnet"}, "no protocol 'chexnet'"),
-        ({"rule": "softmix"}, "no scoring rule"),
-        ({"thresholds": "best"}, "not 'best'"),
-        ({"temperature": 0.0}, "positive"),
+        ({"protocol": "chexnet"}, "unknown zero-shot protocol 'chexnet'"),
+        ({"rule": "softmix"}, "unknown scoring rule"),
+        ({"thresholds": "best"}, "unknown thresholds 'best'"),
+        ({"temperature": 0.0}, "temperature"),
     ):
         with pytest.raises(ConfigError, match=message):
             task(places, **change)

@@ -273,6 +273,11 @@ class RadiographDataModule(L.LightningDataModule):
         """Return files and folders that the images come from: of one that lies in a phantom tree, all are phantoms."""
         return [] if self.image_root is None else [self.image_root]
 
+    def select_test(self, mask: Any) -> None:
+        """Keep the samples of the test part where ``mask``, a bool array (N,), is true: a benchmark's own selection."""
+        if self.test_set is not None:
+            self.test_set = self.test_set.subset(mask)
+
     def stand_in(self, split: Split, make: Callable[[], Dataset] | None) -> None:
         """Let the loaders of a part read something else than its images: what a frozen encoder made of them.
 

@@ -1,27 +1,29 @@
-"""What every downstream task is: an encoder, a protocol, per-sample predictions, metrics with intervals, rows."""
+"""Base of the downstream tasks: an encoder, a protocol, per-sample predictions, metrics with intervals, result rows."""
 
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from medvlp.errors import CheckpointError, ConfigError, DataError, check_range
 from medvlp.losses.precision import total
-from medvlp.metrics.bootstrap import Measures, group_codes, interval
+from medvlp.metrics.bootstrap import Interval, Measures, group_codes, interval
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.results import ResultRow, append_rows, write_predictions
 from medvlp.seeding import derive_seed, run_seed
 from medvlp.store import sha256_of
 from medvlp.tasks.encoder import EncoderSource, TaskEncoder, optim_from, source_from
 from medvlp.tasks.features import StoredFeatures, features_key, store_features
-from medvlp.tasks.printing import print_rows
 from medvlp.training.guards import need_weights
 from medvlp.training.module import TrainingModule
 from medvlp.training.optim import OptimConfig
@@ -35,41 +37,41 @@ class Task(TrainingModule):
     """Base of every task.
 
     A task sets :attr:`task`, builds its head after ``super().__init__(...)`` and implements :meth:`store`,
-    :meth:`columns` and :meth:`measures_from`; one that trains also :meth:`extract`, :meth:`head_outputs` and
-    :meth:`loss`. It sees the encoder alone and never asks which method it is from.
+    :meth:`columns` and :meth:`measures_from`; one that trains also :meth:`extract` and :meth:`loss`. Tasks do not
+    depend on the method that the encoder is from.
 
-    ``medvlp test`` gathers per-sample columns over all ranks, each sample of the split once, computes every metric
-    of the task with a bootstrap interval over patients, writes the predictions as Parquet and one line per metric to
+    ``medvlp test`` gathers per-sample columns over all ranks, each sample of the split once, computes every metric of
+    the task with a bootstrap interval over patients, writes the predictions as Parquet and one line per metric to
     ``results.jsonl`` in the run's folder (:mod:`medvlp.results`).
 
     Args:
-        encoder: where the encoder comes from.
-        protocol: by whose rules; the class lists them. What is given explicitly goes before the protocol's value.
+        encoder: source of the encoder.
+        protocol: evaluation protocol; see the class. Explicit arguments override the protocol's settings.
         image_size: side of the task's images in pixels.
         frozen: keep the encoder's weights as they are.
-        encoder_mode: of a frozen encoder: "eval", or "train" (batch norms use and update batch statistics, as much
-            released code does without meaning to).
+        encoder_mode: of a frozen encoder: "eval", or "train" (batch norms use and update batch statistics, as in much
+            released code).
         optim: optimiser and schedule.
         features: of a frozen encoder in eval mode: "cached" computes its outputs once, "live" in every step.
-        views: augmented views of each training image that are cached; a live run has one per epoch.
-        features_dir: folder of cached features, for all runs; ``features`` in the run's folder if None.
+        views: cached augmented views of each training image; a live run draws one per epoch.
+        features_dir: folder of cached features, shared by all runs; None for ``features`` in the run's folder.
         features_dtype: "float32" or "float16".
         features_limit_gb: larger caches are refused.
         resamples: bootstrap resamples of the patients; 0 for no intervals.
-        level: of the intervals.
-        dense: no stretching of the images before the encoder.
+        level: coverage of the intervals.
+        dense: do not upsample the images before the encoder.
         keep_method: keep the whole method.
 
     Raises:
-        ConfigError: settings that contradict each other.
+        ConfigError: contradictory settings.
         CheckpointError: from the encoder's source.
     """
 
     task: ClassVar[str] = ""
-    """The task's name in result rows."""
+    """Name in result rows."""
 
     trains: ClassVar[bool] = True
-    """Whether there is anything to fit; otherwise ``medvlp test`` is all."""
+    """Whether there is anything to fit; otherwise only ``medvlp test`` applies."""
 
     def __init__(
         self,
@@ -94,8 +96,7 @@ class Task(TrainingModule):
         check_range("(0, 1)", level=level)
         check_range("(0, inf)", features_limit_gb=features_limit_gb)
         check_range("[1, 16384]", image_size=image_size)
-        # Collects the arguments of the subclass as well.
-        self.save_hyperparameters()
+        self.save_hyperparameters()  # the arguments of the subclass as well
         check_named({**self.hparams, "views": views, "resamples": resamples})
         self.protocol = protocol
         self.image_size = image_size
@@ -123,48 +124,42 @@ class Task(TrainingModule):
 
     @abstractmethod
     def store(self) -> SampleStore:
-        """An empty store with the task's per-sample columns."""
+        """Make an empty store with the task's per-sample columns."""
 
     @abstractmethod
     def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The columns of a batch: predictions and truth, per sample."""
+        """Return the columns of a batch: predictions and truth, per sample."""
 
     @classmethod
     @abstractmethod
     def measures_from(cls, facts: Mapping[str, Any]) -> Measures:
-        """All metrics of the task by protocol name; see :mod:`medvlp.metrics`.
+        """Return the function that computes all metrics of samples, and with weights of each resample.
 
-        A class method of :meth:`facts` alone, so that whoever has a result row and its predictions can compute the
-        row's numbers again (``medvlp benchmark verify``).
-
-        Args:
-            facts: of the task, or the ``notes`` of a row, which hold them.
-
-        Returns:
-            What gives the metrics of samples, and with weights those of each resample.
+        It depends on ``facts`` alone: :meth:`facts` of the task, or the ``notes`` of a result row, which include them,
+        so that ``medvlp benchmark verify`` can recompute a row from its predictions.
 
         Raises:
-            KeyError: a fact is missing, by its name.
+            KeyError: a fact is missing.
         """
 
     def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
-        """All metrics of samples, weighted; see :meth:`measures_from`."""
+        """Compute all metrics of samples; see :meth:`measures_from`."""
         return self.measures_from(self.facts())(samples, weights)
 
     def extract(self, images: Tensor) -> Sequence[Tensor]:
-        """What the task takes from the encoder: (B, 3, S, S) → K tensors (B, …)."""
+        """Compute the encoder's outputs that the task uses: (B, 3, S, S) → K tensors (B, …)."""
         raise NotImplementedError
 
     def what(self) -> str:
-        """Names what :meth:`extract` takes, for the key of stored features."""
+        """Name the outputs of :meth:`extract`, for the key of stored features."""
         return type(self).__name__
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Named loss terms of a batch; their sum is optimised."""
+        """Return named loss terms of a batch; their sum is optimised."""
         raise NotImplementedError
 
     def pictures(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """What there is to see of a batch's predictions; nothing for tasks that only score.
+        """Return the predictions of a batch that can be drawn; none for tasks that only score.
 
         Returns:
             Of n images of side S: ``masks`` (n, S, S) bool, ``boxes`` (n, k, 4) xyxy pixels padded with NaN with
@@ -173,20 +168,20 @@ class Task(TrainingModule):
         return {}
 
     def monitored(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Which of the metrics are logged in validation, as ``val/<name>``."""
+        """Choose the metrics that validation logs, as ``val/<name>``."""
         return measures
 
     # ---------------------------------------------------------------- encoder
 
     def train(self, mode: bool = True) -> "Task":
-        """As always, but a frozen encoder stays in its own mode."""
+        """Override: a frozen encoder keeps its own mode."""
         super().train(mode)
         if self.frozen and (self.encoder_mode == "eval" or not mode):
             self.encoder.eval()
         return self
 
     def features(self, batch: dict[str, Any]) -> Sequence[Tensor]:
-        """The encoder's outputs for a batch: the stored ones where the batch holds them."""
+        """Return the encoder's outputs for a batch: the stored ones if the batch has them."""
         if "features" in batch:
             return batch["features"]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -195,7 +190,7 @@ class Task(TrainingModule):
     # ---------------------------------------------------------------- Lightning
 
     def setup(self, stage: str) -> None:
-        """Hands the loaders stored features in the place of images where the encoder is frozen."""
+        """Check the data, and let the loaders read stored features instead of images if the encoder is frozen."""
         if stage == "fit" and not self.trains:
             raise ConfigError(f"{type(self).__name__} has nothing to train: run medvlp test with this config")
         self._start = time.monotonic()
@@ -212,17 +207,17 @@ class Task(TrainingModule):
                 datamodule.stand_in(split, lambda split=split, dataset=dataset: self._stored(split, dataset))
 
     def teardown(self, stage: str) -> None:
-        """Gives the loaders their images back."""
+        """Let the loaders read images again."""
         if self.cached:
             for split in ("train", "validate", "test"):
                 self._datamodule().stand_in(split, None)
 
     def _check_data(self) -> None:
-        """Raises where the data module has not what the task needs; subclasses add to it."""
+        """Raise unless the data module provides what the task needs."""
         self._datamodule()
 
     def _check_training(self, train: Any) -> None:
-        """Raises where the training part holds nothing to learn; subclasses say what that is."""
+        """Raise if the training part has no labels of the task."""
 
     def _datamodule(self) -> Any:
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -232,7 +227,7 @@ class Task(TrainingModule):
 
     def _stored(self, split: str, dataset: Any) -> StoredFeatures:
         if self.trainer.state.fn != "fit":
-            need_weights(self.trainer, self)  # before the encoder sees every image for nothing
+            need_weights(self.trainer, self)  # before encoding all images in vain
         datamodule = self._datamodule()
         views = self.views if split == "train" else 1
         precision = str(self.trainer.precision)
@@ -254,7 +249,7 @@ class Task(TrainingModule):
         )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Sum of :meth:`loss`; every term is logged as ``train/<term>``."""
+        """Return the sum of :meth:`loss`, with every term logged as ``train/<term>``."""
         terms = self.loss(batch)
         return self.sum_and_log(terms, len(batch["index"]), each=len(terms) > 1)
 
@@ -270,114 +265,100 @@ class Task(TrainingModule):
         return store.compute().to("cpu")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss, and per-sample columns for the epoch's end."""
+        """Log the loss and collect per-sample columns."""
         if self.trains:
-            loss = total(self.loss(batch))
-            self.log("val/loss", loss, sync_dist=True, batch_size=len(batch["index"]), prog_bar=True)
+            self._log_val_loss(total(self.loss(batch)), batch)
         self._collect("validate", batch)
 
+    def _log_val_loss(self, loss: Tensor, batch: dict[str, Any]) -> None:
+        self.log("val/loss", loss, sync_dist=True, batch_size=len(batch["index"]), prog_bar=True)
+
     def on_validation_epoch_end(self) -> None:
-        """The metrics on the validation part, logged as ``val/<metric>``."""
+        """Compute the metrics on the validation part and log them as ``val/<metric>``."""
         samples = self._gathered("validate")
         if self.trainer.sanity_checking:
             return
         self.validated(samples)
-        found = self.monitored(self.measures(samples))
-        # Equal on all ranks already, since the store gathers; the flag only tells Lightning so.
-        self.log_dict({f"val/{name}": value.float().to(self.device) for name, value in found.items()}, sync_dist=True)
+        self._log_metrics("val", self.monitored(self.measures(samples)))
+
+    def _log_metrics(self, stage: str, values: Mapping[str, Tensor]) -> None:
+        # The values are equal on all ranks, since the store gathers; sync_dist only tells Lightning so.
+        logged = {f"{stage}/{name}": value.float().to(self.device) for name, value in values.items()}
+        self.log_dict(logged, sync_dist=True)
 
     def validated(self, samples: Samples) -> None:
-        """What the task learns from the whole validation part: thresholds, the best of several heads."""
+        """Choose thresholds or heads on the whole validation part."""
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Per-sample columns."""
+        """Collect per-sample columns."""
         self._collect("test", batch)
 
     def on_test_epoch_end(self) -> None:
-        """Metrics, intervals, predictions and result rows; every metric is logged as ``test/<metric>``."""
+        """Log every metric as ``test/<metric>``; on rank 0 write predictions and result rows."""
         samples = self._gathered("test")
-        found = self.report(samples)
-        self.log_dict({f"test/{name}": value.float().to(self.device) for name, value in found.items()}, sync_dist=True)
+        values = self.measures(samples)
+        if self.trainer.is_global_zero:
+            self._write(samples, values)
+        self._log_metrics("test", values)
 
     # ---------------------------------------------------------------- results
 
-    def report(self, samples: Samples, part: str = "test", notes: dict[str, Any] | None = None) -> dict[str, Tensor]:
-        """Scores samples and, on the first rank, writes predictions and result rows and prints a table.
-
-        Args:
-            samples: of a whole part.
-            part: its name.
-            notes: further facts for the rows.
-
-        Returns:
-            Metric to value.
-        """
-        found = self.measures(samples)
-        if not self.trainer.is_global_zero:
-            return found
-        datamodule = self._datamodule()
-        dataset = {"train": datamodule.train_set, "validate": datamodule.val_set, "test": datamodule.test_set}[part]
-        at = samples.index.tolist()
-        ids, patients = dataset.ids, dataset.groups
-        ids, patients = [ids[i] for i in at], [patients[i] for i in at]
-        codes = group_codes(patients)
-        intervals: dict[str, Any] = {}
+    def _write(self, samples: Samples, values: Mapping[str, Tensor]) -> None:
+        """Write predictions and one row per metric, and print a table."""
+        dataset, at = self._datamodule().test_set, samples.index.tolist()
+        ids, groups = dataset.ids, dataset.groups
+        ids, groups = [ids[i] for i in at], [groups[i] for i in at]
+        codes = group_codes(groups)
+        intervals: dict[str, Interval] = {}
         if self.resamples and len(samples):
             seed = bootstrap_seed(len(samples))
             intervals = interval(self.measures, samples, codes, self.resamples, self.level, seed)
-        data, settings = datamodule.describe(), self.settings()
-        config = sha256_of({"model": settings, "data": data})
         folder = Path(self.trainer.default_root_dir)
-        # Of equal settings and seeds the predictions are equal too: a repeated run may write over its file.
-        name = Path("predictions") / f"{self.task}-{part}-{config[:12]}-seed{run_seed()}.parquet"
-        predictions_sha256 = write_predictions(folder / name, samples.to_frame(ids, patients))
-        common: dict[str, Any] = {
+        run = self._run_columns(samples)
+        # Equal settings and seeds give equal predictions, so that a repeated run may overwrite its file.
+        run["predictions"] = f"predictions/{self.task}-test-{run['config_sha256'][:12]}-seed{run['seed']}.parquet"
+        run["predictions_sha256"] = write_predictions(folder / run["predictions"], samples.to_frame(ids, groups))
+        run["groups"] = len(np.unique(codes.numpy()))
+        if intervals:
+            run |= {"level": self.level, "resamples": self.resamples}
+        self.rows = []
+        for metric, value in values.items():
+            low, high = intervals.get(metric, (None, None))
+            self.rows.append(ResultRow(**run, metric=metric, value=float(value), low=low, high=high))
+        path = append_rows(folder / "results.jsonl", self.rows)
+        _print_rows(self.rows)
+        rank_zero_info(f"rows written to {path}")
+
+    def _run_columns(self, samples: Samples) -> dict[str, Any]:
+        """Columns that the rows of a run share."""
+        data, settings = self._datamodule().describe(), self.settings()
+        return {
             "method": self.encoder.name,
             "checkpoint": self.encoder.checkpoint_sha256,
             "task": self.task,
             "protocol": self.protocol,
             "dataset": data["dataset"],
-            "part": part,
+            "part": "test",
             "split": data.get("split"),
             "split_sha256": data.get("split_sha256"),
             "fraction": data.get("fraction") if self.trains else None,
             "seed": run_seed(),
             "samples": len(samples),
-            "groups": len(np.unique(codes.numpy())),
-            "predictions": str(name),
-            "predictions_sha256": predictions_sha256,
-            "config_sha256": config,
+            "config_sha256": sha256_of({"model": settings, "data": data}),
             "seconds": round(time.monotonic() - self._start, 2),
-            "notes": {"model": settings, "data": data, **self.facts(), **(notes or {})},
+            "notes": {"model": settings, "data": data, **self.facts(), **self.notes(samples)},
         }
-        self.rows = []
-        for metric, value in found.items():
-            low, high = intervals.get(metric, (None, None))
-            self.rows.append(
-                ResultRow(
-                    **common,
-                    metric=metric,
-                    value=float(value),
-                    low=low,
-                    high=high,
-                    level=self.level if intervals else None,
-                    resamples=self.resamples if intervals else 0,
-                )
-            )
-        path = append_rows(folder / "results.jsonl", self.rows)
-        print_rows(self.rows)
-        rank_zero_info(f"rows written to {path}")
-        return found
+
+    def notes(self, samples: Samples) -> dict[str, Any]:
+        """Return further notes of result rows, of the scored samples."""
+        return {}
 
     def facts(self) -> dict[str, Any]:
-        """What else a result row should say: chosen thresholds, learning rates, all that the metrics depend on.
-
-        Plain values that JSON keeps as they are; see :meth:`measures_from`.
-        """
+        """Return all that the metrics depend on (chosen thresholds, class names, …) as plain values for result rows."""
         return {}
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of the task as plain values; of files their content counts, not their path."""
+        """Return the arguments of the task as plain values, with a hash of the content instead of a file's path."""
         given = {key: value for key, value in self.hparams.items() if not key.startswith("_")}
         settings = {"class": type(self).__name__, **plain(given)}
         source = dict(plain(source_from(self.hparams.get("encoder"))))
@@ -389,7 +370,7 @@ class Task(TrainingModule):
     # ---------------------------------------------------------------- checkpoints
 
     def payload(self) -> dict[str, Any]:
-        """What the task recognises its own checkpoints by."""
+        """Identify task and encoder."""
         return {
             "task": type(self).__name__,
             "encoder_sha256": self.encoder.sha256,
@@ -413,6 +394,26 @@ class Task(TrainingModule):
             )
 
 
+@contextmanager
+def seeded(stream: int) -> Iterator[None]:
+    """Draw torch's random numbers on the CPU from a stream of the run's seed; the state before is restored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(run_seed(), stream))
+        yield
+
+
 def bootstrap_seed(samples: int) -> int:
     """Seed of the intervals in result rows: equal for all methods that are scored on the same samples."""
     return derive_seed(0, samples) % 2**31
+
+
+def _print_rows(rows: Sequence[ResultRow]) -> None:
+    first = rows[0]
+    title = f"{first.task} ({first.protocol}), {first.dataset} {first.part}, {first.method}: {first.samples} samples"
+    table = Table(title=title)
+    for column in ("metric", "value", f"{first.level:.0%} interval" if first.level else "interval"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for row in rows:
+        known = row.low is not None and row.high is not None and row.low == row.low
+        table.add_row(row.metric, f"{row.value:.4f}", f"{row.low:.4f} – {row.high:.4f}" if known else "")
+    Console().print(table)

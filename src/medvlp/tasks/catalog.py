@@ -1,4 +1,4 @@
-"""The tasks by name, without importing them: what ``medvlp list tasks`` shows and the command line offers."""
+"""The tasks by name, without importing them, for ``medvlp list tasks`` and the command line."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
@@ -8,14 +8,7 @@ if TYPE_CHECKING:
 
 
 class TaskEntry(NamedTuple):
-    """Where a task is.
-
-    Attributes:
-        name: its class.
-        module: where that is.
-        trains: whether there is anything to fit.
-        protocols: by whose rules it can run, the default first.
-    """
+    """Class, module, whether there is anything to fit, and the evaluation protocols of a task, the default first."""
 
     name: str
     module: str
@@ -23,7 +16,7 @@ class TaskEntry(NamedTuple):
     protocols: tuple[str, ...]
 
     def load(self) -> "type[Task]":
-        """The class."""
+        """Import the class."""
         return getattr(import_module(self.module), self.name)
 
 

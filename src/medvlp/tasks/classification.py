@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from medvlp.errors import ConfigError, DataError
+from medvlp.errors import ConfigError, DataError, check_choice
 from medvlp.losses.precision import exact
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.classification import best_f1_thresholds, classification_measures
 from medvlp.metrics.samples import Samples, SampleStore
-from medvlp.seeding import derive_seed, run_seed
-from medvlp.tasks.base import Features, Task
+from medvlp.tasks.base import Features, Task, seeded
 from medvlp.tasks.encoder import EncoderSource, Pool, optim_from
 from medvlp.training.optim import OptimConfig, adam_eps, build_schedule, parameter_groups
 
@@ -28,7 +27,7 @@ Head = Literal["linear", "norm_linear"]
 
 @dataclass(frozen=True)
 class _Protocol:
-    """What a protocol fixes of the model; batch, epochs, images and selection are the data module's and trainer's."""
+    """Model settings; batch, epochs, images and selection belong to the data module and the trainer."""
 
     frozen: bool
     optim: OptimConfig
@@ -77,9 +76,9 @@ class Classification(Task):
     """A linear head on the pooled feature before the projection to the joint space.
 
     ================= ======================================================================================
-    protocol          what it fixes here
+    protocol          settings
     ================= ======================================================================================
-    linear            ours: frozen in eval mode, AdamW without schedule, the learning rate chosen from six on the
+    linear            ours: frozen in eval mode, AdamW without schedule, the best of six learning rates on the
                       validation part
     linear_mgca       MGCA's code: frozen in eval mode, AdamW 5e-4, weight decay 1e-6, no schedule
     linear_g2d        G2D's paper, which follows it (its batch is 8)
@@ -92,12 +91,12 @@ class Classification(Task):
     finetune_benchx   BenchX' code: all weights, Adam, 50 warm-up steps, cosine
     ================= ======================================================================================
 
-    Labels that are unknown (NaN) enter neither loss nor metric. Metrics are those of
-    :func:`medvlp.metrics.classification.classification_measures`; F1 and accuracy at the thresholds that give the best
-    F1 on the validation part, and beside them the papers' own that choose on the test part.
+    Unknown labels (NaN) are ignored in loss and metrics. Metrics are those of
+    :func:`medvlp.metrics.classification.classification_measures`: F1 and accuracy at the thresholds with the best F1 on
+    the validation part, and beside them the papers' own, which choose on the test part.
 
     Args:
-        encoder: where the encoder comes from.
+        encoder: source of the encoder.
         protocol: see the table.
         labels: "multilabel" (a sigmoid per label; one label is binary) or "multiclass" (softmax; the label columns are
             one-hot, as COVIDx's three classes).
@@ -105,9 +104,9 @@ class Classification(Task):
         head: "linear" or "norm_linear".
         frozen: see :class:`~medvlp.tasks.base.Task`.
         encoder_mode: as above.
-        optim: as above; its ``lr`` is not used where ``lrs`` is given.
-        lrs: train a head at each of these learning rates at once and keep the one with the best validation AUROC
-            (accuracy, if multiclass). Only with a frozen encoder; [] for the one of ``optim``.
+        optim: as above; its ``lr`` is ignored if ``lrs`` is given.
+        lrs: train one head per learning rate at once and keep the one with the best validation AUROC (accuracy, if
+            multiclass). Only with a frozen encoder; [] uses the ``lr`` of ``optim``.
         dropout: before the head.
         **options: of :class:`~medvlp.tasks.base.Task`: features, views, features_dir, resamples, image_size, …
 
@@ -137,29 +136,28 @@ class Classification(Task):
         features: Features = "cached",
         **options: Any,
     ) -> None:
-        if protocol not in PROTOCOLS:
-            raise ConfigError(f"classification has no protocol {protocol!r}; it has {', '.join(PROTOCOLS)}")
-        rows = PROTOCOLS[protocol]
+        check_choice("classification protocol", protocol, PROTOCOLS)
+        check_choice("labels", labels, get_args(Labels))
+        settings = PROTOCOLS[protocol]
         super().__init__(
             encoder,
             protocol=protocol,
             image_size=image_size,
-            frozen=rows.frozen if frozen is None else frozen,
-            encoder_mode=rows.encoder_mode if encoder_mode is None else encoder_mode,
-            optim=optim_from(optim) or rows.optim,
+            frozen=settings.frozen if frozen is None else frozen,
+            encoder_mode=encoder_mode or settings.encoder_mode,
+            optim=optim_from(optim) or settings.optim,
             features=features,
             **options,
         )
         self.labels = labels
-        self.pool: Pool = rows.pool if pool is None else pool
-        self.head_kind: Head = rows.head if head is None else head
-        chosen = rows.lrs if lrs is None else tuple(lrs)
-        if optim is not None and lrs is None:
-            chosen = ()
-        self.lrs = chosen or (self.optim_config.lr,)
+        self.pool: Pool = pool or settings.pool
+        self.head_kind: Head = head or settings.head
+        if lrs is None:
+            lrs = list(settings.lrs) if optim is None else []
+        self.lrs = tuple(lrs) or (self.optim_config.lr,)
         self.optim_config = dataclasses.replace(self.optim_config, lr=self.lrs[0])
         if len(self.lrs) > 1 and not self.frozen:
-            raise ConfigError("several learning rates (lrs) at once need a frozen encoder: a trained one has one")
+            raise ConfigError("several learning rates (lrs) at once need a frozen encoder; set frozen: true")
         self.dropout = dropout
         self.heads = nn.ModuleList()
         self.names: list[str] = []
@@ -167,7 +165,7 @@ class Classification(Task):
     # ---------------------------------------------------------------- set-up
 
     def setup(self, stage: str) -> None:
-        """Builds the head for the labels of the data module."""
+        """Override: build the heads for the labels of the data module first."""
         if not len(self.heads):
             self.names = list(self._datamodule().label_names)
             if not self.names:
@@ -190,16 +188,15 @@ class Classification(Task):
             rank_zero_warn(f"no label in the training part for {', '.join(nothing)}: nothing is learnt of them")
 
     def setup_heads(self, names: Sequence[str]) -> None:
-        """Builds the heads for named labels; their weights depend on the run's seed alone."""
+        """Build the heads for named labels; their weights depend only on the run's seed."""
         self.names = list(names)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(run_seed(), 1))
+        with seeded(1):
             self.heads.extend(self._head(len(names)) for _ in self.lrs)
         self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
         self.register_buffer("thresholds", torch.full((len(names),), 0.5, dtype=torch.float64))
 
     def _head(self, classes: int) -> nn.Module:
-        width = self.encoder.width(self.pool)
+        width = self.encoder.width
         linear = nn.Linear(width, classes)
         if self.head_kind == "norm_linear":
             nn.init.trunc_normal_(linear.weight, std=2e-5)
@@ -208,10 +205,10 @@ class Classification(Task):
         return nn.Sequential(norm, nn.Dropout(self.dropout), linear)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, with the heads' own learning rates where there are several."""
-        config = self.optim_config
+        """Override: several heads have a learning rate each."""
         if len(self.lrs) == 1:
             return super().configure_optimizers()
+        config = self.optim_config
         groups = [
             {**group, "lr": lr}
             for lr, head in zip(self.lrs, self.heads, strict=True)
@@ -229,32 +226,32 @@ class Classification(Task):
     # ---------------------------------------------------------------- training
 
     def extract(self, images: Tensor) -> Sequence[Tensor]:
-        """The pooled feature, (B, C)."""
+        """Return the pooled feature, (B, C)."""
         return [self.encoder.pooled(images, self.pool)]
 
     def what(self) -> str:
-        """The pooling."""
+        """Name the pooling."""
         return f"pooled {self.pool} {self.encoder.pool_of_method}"
 
     def logits(self, batch: dict[str, Any]) -> Tensor:
-        """(B, H, K) of H heads."""
+        """Compute (B, H, K) logits of H heads."""
         (feature,) = self.features(batch)
         return torch.stack([head(feature) for head in self.heads], 1)
 
     def per_head_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of each head over what is known: (N, H, K) logits and (N, K) labels → (H,)."""
+        """Average the loss of each head over the known labels: (N, H, K) logits and (N, K) labels → (H,)."""
         known = labels.isfinite()
         if self.labels == "multiclass":
-            rows = known.all(1)
+            complete = known.all(1)
             target = labels.nan_to_num().argmax(1)[:, None].expand(-1, logits.shape[1])
             losses = F.cross_entropy(exact(logits)[0].transpose(1, 2), target, reduction="none")
-            return (losses * rows[:, None]).sum(0) / rows.sum().clamp_min(1)
+            return (losses * complete[:, None]).sum(0) / complete.sum().clamp_min(1)
         logits, target = exact(logits, labels.nan_to_num()[:, None].expand_as(logits))
         losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         return (losses * known[:, None]).sum((0, 2)) / known.sum().clamp_min(1)
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Cross-entropy; of several heads the sum, since they share no weight."""
+        """Return the cross-entropy; several heads, which share no weight, are summed."""
         return {"cross_entropy": self.per_head_loss(self.logits(batch), batch["label"]).sum()}
 
     # ---------------------------------------------------------------- evaluation
@@ -263,7 +260,7 @@ class Classification(Task):
         return bool(self.trainer.validating or self.trainer.sanity_checking or self.trainer.state.fn == "fit")
 
     def store(self) -> SampleStore:
-        """All heads' logits while one is being chosen, then that one's probabilities; and the labels."""
+        """Logits of all heads while one is being chosen, then its probabilities; and the labels."""
         return SampleStore(["logits" if self._choosing() else "score", "label"])
 
     def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -278,24 +275,24 @@ class Classification(Task):
         return logits.softmax(-1) if self.labels == "multiclass" else logits.sigmoid()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Collects; the loss is that of the head that the whole part chooses."""
+        """Override: the loss is that of the head chosen at the end of the epoch."""
         self._collect("validate", batch)
 
     def validated(self, samples: Samples) -> None:
-        """Chooses the head and the thresholds, and logs its loss as ``val/loss``."""
+        """Choose the head and the thresholds, and log its loss as ``val/loss``."""
         logits, labels = samples["logits"], samples["label"]
-        best, value = 0, -1.0
-        for number in range(len(self.heads)):
-            found = super().measures(samples.with_columns(score=self._probability(logits[:, number])))
-            current = float(found["accuracy" if self.labels == "multiclass" else "auroc"])
-            if current > value:  # NaN (no class with both answers) never is
-                best, value = number, current
+        best, best_value = 0, -1.0
+        metric = "accuracy" if self.labels == "multiclass" else "auroc"
+        for head in range(len(self.heads)):
+            value = float(super().measures(samples.with_columns(score=self._probability(logits[:, head])))[metric])
+            if value > best_value:  # False for NaN (no class with a positive and a negative)
+                best, best_value = head, value
         self.chosen.fill_(best)
         self.thresholds.copy_(best_f1_thresholds(self._probability(logits[:, best]), labels).nan_to_num(0.5))
         self.log("val/loss", self.per_head_loss(logits, labels)[best].to(self.device), prog_bar=True, sync_dist=True)
 
     def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
-        """As the base class, of the chosen head where there are several."""
+        """Override: use the chosen head."""
         if "logits" in samples.columns:
             samples = samples.with_columns(score=self._probability(samples["logits"][:, int(self.chosen)]))
         return super().measures(samples, weights)
@@ -311,11 +308,11 @@ class Classification(Task):
         )
 
     def facts(self) -> dict[str, Any]:
-        """Labels and their kind, learning rate of the chosen head, thresholds."""
+        """Classes, kind of labels, learning rate of the chosen head, thresholds."""
         return {
             "classes": self.names,
             "labels": self.labels,
             "lr": self.lrs[int(self.chosen)],
-            # Unrounded: they are scores of the validation part, and a score of the test part may be one of them.
+            # Unrounded: scores of the test part can be equal to them.
             "thresholds": self.thresholds.tolist(),
         }

@@ -1,4 +1,4 @@
-"""The image encoder that a task evaluates: a method's, a bare one, or a method's weights in another network."""
+"""The image encoder of a task: a method's, a bare one, or a method's weights in another network."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
-from medvlp.errors import CheckpointError, ConfigError
+from medvlp.errors import CheckpointError, ConfigError, check_choice
 from medvlp.training.optim import OptimConfig
 from medvlp.weights import load
 
@@ -23,15 +23,14 @@ Pool = Literal["auto", "mean", "token"]
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """Where a task's encoder comes from.
+    """Source of a task's encoder.
 
     Args:
-        checkpoint: a medvlp checkpoint; its image encoder, as it was pre-trained.
+        checkpoint: a medvlp checkpoint, whose pre-trained image encoder is used.
         image: without a checkpoint, a bare encoder: random, timm's weights (``pretrained``) or a local file
-            (``weights``). With one, the network that takes the checkpoint's encoder weights as far as they fit.
-        averaged: of a run with a moving average, take that.
-        min_match: with both, the smallest share of the network's weights (counted in numbers) that the checkpoint must
-            fill.
+            (``weights``). With a checkpoint, the network into which its encoder weights are loaded where they fit.
+        averaged: use the moving average, if the run kept one.
+        min_match: with both, the smallest share of the network's parameters that the checkpoint must fill.
         preprocess: of a bare encoder: transform, size and intensity for data modules that say
             ``transform: checkpoint``.
         seed: of a bare encoder's random weights, whatever the run's seed.
@@ -47,15 +46,15 @@ class EncoderSource:
 
 @dataclass(frozen=True)
 class KeyAudit:
-    """What of a checkpoint fitted a network.
+    """Result of loading a checkpoint into another network.
 
     Args:
-        matched: names that were taken.
+        matched: loaded names.
         missing: names of the network that the checkpoint lacks.
         unused: names of the checkpoint that the network lacks.
-        reshaped: names that both have in shapes that differ.
-        share: of the network's numbers that were filled.
-        notes: what was adapted.
+        reshaped: names of both, with different shapes.
+        share: filled share of the network's parameters.
+        notes: adaptations.
     """
 
     matched: tuple[str, ...]
@@ -75,21 +74,14 @@ class KeyAudit:
 
 
 def transplant(source: ImageEncoder, target: ImageEncoder) -> KeyAudit:
-    """Copies the weights of one image encoder into another as far as names and shapes agree.
+    """Copy weights from one image encoder into another, in place, where names and shapes agree.
 
     A vision transformer's position table of another grid is interpolated (bicubic).
-
-    Args:
-        source: gives.
-        target: takes; changed in place.
-
-    Returns:
-        What matched and what did not.
     """
-    given, wanted = source.state_dict(), target.state_dict()
+    given, expected = source.state_dict(), target.state_dict()
     notes = []
-    for name in [name for name in wanted if name.endswith("pos_embed") and name in given]:
-        old, new = given[name], wanted[name]
+    for name in [name for name in expected if name.endswith("pos_embed") and name in given]:
+        old, new = given[name], expected[name]
         if old.shape != new.shape and old.ndim == new.ndim == 3 and old.shape[2] == new.shape[2]:
             old_side, new_side = int(old.shape[1] ** 0.5), int(new.shape[1] ** 0.5)
             prefix = old.shape[1] - old_side**2
@@ -98,53 +90,53 @@ def transplant(source: ImageEncoder, target: ImageEncoder) -> KeyAudit:
                     old, new_size=[new_side, new_side], old_size=[old_side, old_side], num_prefix_tokens=prefix
                 )
                 notes.append(f"position table interpolated from {old_side}×{old_side} to {new_side}×{new_side} cells")
-    both = [name for name in wanted if name in given]
-    matched = [name for name in both if given[name].shape == wanted[name].shape]
+    both = [name for name in expected if name in given]
+    matched = [name for name in both if given[name].shape == expected[name].shape]
     target.load_state_dict({name: given[name] for name in matched}, strict=False)
-    total = sum(value.numel() for value in wanted.values())
+    total = sum(value.numel() for value in expected.values())
     return KeyAudit(
         matched=tuple(matched),
-        missing=tuple(name for name in wanted if name not in given),
-        unused=tuple(name for name in given if name not in wanted),
-        reshaped=tuple(name for name in both if given[name].shape != wanted[name].shape),
-        share=sum(wanted[name].numel() for name in matched) / max(total, 1),
+        missing=tuple(name for name in expected if name not in given),
+        unused=tuple(name for name in given if name not in expected),
+        reshaped=tuple(name for name in both if given[name].shape != expected[name].shape),
+        share=sum(expected[name].numel() for name in matched) / max(total, 1),
         notes=tuple(notes),
     )
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of a module's weights and buffers."""
+    """Hash names, shapes and bytes of a module's weights and buffers (SHA-256)."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         plain = value.detach().contiguous().cpu()
         digest.update(f"{name} {tuple(plain.shape)} {plain.dtype}".encode())
-        # contiguous() keeps channels-last strides, in which equal weights would lie in another order
+        # flattened, since contiguous() keeps channels-last strides, with the same weights in another order
         digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 class TaskEncoder(nn.Module):
-    """An image encoder with what tasks ask of it.
+    """An image encoder as tasks use it; calling it gives feature maps, finest first, (B, C_i, S/r_i, S/r_i).
 
     Attributes:
         trunk: the image encoder.
-        method: the whole method that it comes from, where it comes from a checkpoint and ``keep_method`` is set.
-        name: what result rows call it.
-        preprocess: transform, size and intensity that it was trained with; empty if not known.
-        audit: what of the checkpoint fitted, where ``source.image`` names another network.
-        sha256: of the image encoder's weights as the task starts with them.
+        method: the whole method, with a checkpoint and ``keep_method``.
+        name: name in result rows.
+        preprocess: transform, size and intensity of its training; empty if unknown.
+        audit: result of loading the checkpoint, if ``source.image`` names another network.
+        sha256: of the image encoder's initial weights.
         checkpoint_sha256: of the whole method's weights; without a method, of the encoder's.
 
     Args:
-        source: where it comes from.
+        source: checkpoint or network.
         image_size: side of the task's images, for the position tables of bare transformers.
-        dense: for segmentation and detection: the images are not stretched before the encoder (MGCA and GLoRIA stretch
-            for classification alone).
-        keep_method: keep the method (decoder, text side) and not the image encoder alone.
+        dense: do not upsample the images before the encoder, for segmentation and detection (MGCA and GLoRIA upsample
+            only for classification).
+        keep_method: keep the method (decoder, text encoder) instead of the image encoder alone.
 
     Raises:
         ConfigError: neither a checkpoint nor an encoder is named.
-        CheckpointError: the checkpoint cannot be read, or fits the named network too little.
+        CheckpointError: the checkpoint is unreadable, or fills too little of the named network.
     """
 
     def __init__(
@@ -163,7 +155,6 @@ class TaskEncoder(nn.Module):
             method = load(source.checkpoint, averaged=source.averaged)
             trunk = method.image_encoder
             self.name = method.name
-            self.variant = str(getattr(method, "variant", "") or "")
             self.preprocess = dict(method.preprocess)
         if source.image is not None:
             with torch.random.fork_rng(devices=[]):
@@ -172,14 +163,13 @@ class TaskEncoder(nn.Module):
             for note in bare.notes:
                 rank_zero_info(note)
             if method is None:
-                self.variant = ""
                 origin = "file" if source.image.weights else ("timm" if source.image.pretrained else "random")
                 self.name = f"{source.image.name} ({origin})"
             else:
                 self.audit = transplant(trunk, bare)
                 if self.audit.share < source.min_match:
                     raise CheckpointError(
-                        f"{source.checkpoint}: its encoder fits {source.image.name} too little "
+                        f"{source.checkpoint}: its encoder fills too little of {source.image.name} "
                         f"(encoder.min_match is {source.min_match:g}): {self.audit}"
                     )
                 rank_zero_info(f"{source.checkpoint}: {self.audit}")
@@ -203,8 +193,9 @@ class TaskEncoder(nn.Module):
         """Strides of the pyramid's levels, finest first."""
         return self.trunk.reductions
 
-    def width(self, pool: Pool = "auto") -> int:
-        """Numbers of a pooled feature."""
+    @property
+    def width(self) -> int:
+        """Dimension of a pooled feature."""
         return self.trunk.out_channels
 
     def pooled(self, images: Tensor, pool: Pool = "auto") -> Tensor:
@@ -212,42 +203,37 @@ class TaskEncoder(nn.Module):
 
         Args:
             images: (B, 3, S, S).
-            pool: "mean" of the deepest level, or the class "token" of a vision transformer; "auto" takes what the
-                method's own code hands to its classifiers, the mean if it says nothing.
+            pool: "mean" of the deepest level, or the class "token" of a vision transformer; "auto" follows the method's
+                own classification code, the mean by default.
 
         Returns:
             (B, C).
 
         Raises:
-            ConfigError: a class token is asked of an encoder without one.
+            ConfigError: the encoder has no class token.
         """
-        wanted = self.pool_of_method if pool == "auto" else pool
-        if wanted == "token":
+        if (self.pool_of_method if pool == "auto" else pool) == "token":
             return self.trunk.tokens(images).class_token
         return self.trunk(images)[-1].mean((2, 3))
 
-    def pyramid(self, images: Tensor) -> list[Tensor]:
-        """Feature maps, finest first: (B, C_i, S/r_i, S/r_i)."""
-        return self.trunk(images)
-
     def forward(self, images: Tensor) -> list[Tensor]:
-        """As :meth:`pyramid`."""
-        return self.pyramid(images)
+        """(B, 3, S, S) images to the feature maps of the pyramid."""
+        return self.trunk(images)
 
 
 def source_from(value: Any) -> EncoderSource:
-    """An :class:`EncoderSource` from itself or from its dictionary, as checkpoints store it; empty from None."""
+    """Convert the dictionary of a checkpoint, or None, to an :class:`EncoderSource`."""
     if value is None:
         return EncoderSource()
     if isinstance(value, EncoderSource):
         return value
     fields = {field.name for field in dataclasses.fields(EncoderSource)}
-    if unknown := set(value) - fields:
-        raise ConfigError(f"encoder has no setting {sorted(unknown)[0]!r}; it has {', '.join(sorted(fields))}")
+    for key in sorted(value):
+        check_choice("encoder setting", key, sorted(fields))
     image = value.get("image")
     return EncoderSource(**{**value, "image": ImageEncoderConfig(**image) if isinstance(image, dict) else image})
 
 
 def optim_from(value: Any) -> OptimConfig | None:
-    """An :class:`OptimConfig` from itself or its dictionary; None stays None."""
+    """Convert the dictionary of a checkpoint to an :class:`OptimConfig`; None stays None."""
     return OptimConfig(**value) if isinstance(value, dict) else value

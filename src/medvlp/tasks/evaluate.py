@@ -1,4 +1,4 @@
-"""Any model through any task in one call, for notebooks."""
+"""Evaluation of a model on a task in one call, for notebooks."""
 
 import inspect
 import tempfile
@@ -11,7 +11,7 @@ import pandas as pd
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from medvlp.encoders.image import ImageEncoderConfig
-from medvlp.errors import ConfigError
+from medvlp.errors import ConfigError, check_choice
 from medvlp.methods.base import PretrainModule
 from medvlp.tasks.base import Task
 from medvlp.tasks.catalog import TASKS
@@ -28,18 +28,18 @@ def evaluate(
     trainer: dict[str, Any] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Trains what the task trains, scores the test part, and returns the result rows.
+    """Fit the task, if it trains, score the test part, and return the result rows.
 
-    The same classes, files and numbers as ``medvlp fit`` and ``medvlp test``. Of the epochs the one with the lowest
-    validation loss is scored, if the split has a validation part.
+    Classes, files and numbers are those of ``medvlp fit`` and ``medvlp test``. The epoch with the lowest validation
+    loss is scored, if the split has a validation part.
 
     Args:
         model: a checkpoint's path, a method, a timm model's name (random weights), or an
             :class:`~medvlp.tasks.encoder.EncoderSource`.
-        task: a name of :data:`medvlp.tasks.catalog.TASKS`, or a task, whose own encoder then counts.
+        task: a name of :data:`medvlp.tasks.catalog.TASKS`, or a task with its own encoder, in place of ``model``.
         data: a data module made for the task.
-        folder: where results, predictions and checkpoints go; a temporary one, gone afterwards, if None.
-        epochs: of training, where there is any.
+        folder: of results, predictions and checkpoints; None for a temporary one, which is deleted.
+        epochs: of training, if any.
         trainer: further arguments of Lightning's trainer.
         **options: of the task: protocol, frozen, resamples, …
 
@@ -47,23 +47,23 @@ def evaluate(
         One row per metric with the keys of :mod:`medvlp.results`.
 
     Raises:
-        ConfigError: no such task; and from the task.
+        ConfigError: unknown task, or from the task.
     """
-    if isinstance(task, str) and task not in TASKS:
-        raise ConfigError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
+    if isinstance(task, str):
+        check_choice("task", task, TASKS)
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(folder) if folder is not None else Path(scratch)
+        root = Path(folder) if folder is not None else Path(scratch)
         if not isinstance(task, Task):
             kind = TASKS[task].load()
             if "image_size" in inspect.signature(kind).parameters:
                 options.setdefault("image_size", getattr(data, "image_size", 224))
             task = kind(encoder=_source(model, Path(scratch)), **options)
         elif options:
-            raise ConfigError(f"{next(iter(options))} belongs to the task, which is given as it is")
-        keep = ModelCheckpoint(dirpath=place / "checkpoints", monitor="val/loss", filename="best")
+            raise ConfigError(f"{next(iter(options))} is an argument of the task, which is already built")
+        keep = ModelCheckpoint(dirpath=root / "checkpoints", monitor="val/loss", filename="best")
         run = L.Trainer(
             **{
-                "default_root_dir": place,
+                "default_root_dir": root,
                 "max_epochs": epochs,
                 "callbacks": [keep] if task.trains else [],
                 "enable_checkpointing": task.trains,

@@ -1,4 +1,4 @@
-"""What the tasks share that train nothing: a whole method, its text side, and scores of another part of the split."""
+"""Base of the tasks without training: a whole method, its text encoder, and thresholds from the validation part."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,35 +17,26 @@ from medvlp.tasks.encoder import EncoderSource, source_from
 
 
 def checked_texts(texts: Sequence[str], what: str) -> list[str]:
-    """The texts, if each says something.
-
-    Raises:
-        DataError: an empty one.
-    """
+    """Raise DataError for an empty text; return the list."""
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{what} {number} of {len(texts)} is empty: there is nothing to look for")
+            raise DataError(f"{what} {number} of {len(texts)} is empty; expected a non-empty text")
     return list(texts)
 
 
 class Evaluator(Task):
-    """A task that trains nothing: ``medvlp test`` is all, and ``medvlp fit`` says so.
-
-    Args:
-        encoder: a checkpoint of a method.
-        protocol: of the task.
-        options: of :class:`~medvlp.tasks.base.Task`.
+    """A task without training, for ``medvlp test``, that needs the checkpoint of a method.
 
     Raises:
-        NotSupportedError: the method lacks what the task needs, for which tables print "/".
+        NotSupportedError: the method lacks what the task needs; tables print "/" for it.
         ConfigError: no checkpoint.
     """
 
     trains = False
     needs_text: ClassVar[bool] = True
-    """Whether texts are embedded."""
+    """Whether the method needs a text encoder."""
     needs_patches: ClassVar[bool] = False
-    """Whether cells of images are."""
+    """Whether the method needs patch embeddings."""
 
     def __init__(self, encoder: EncoderSource | None, *, protocol: str, **options: Any) -> None:
         source = source_from(encoder)
@@ -57,10 +48,10 @@ class Evaluator(Task):
         super().__init__(encoder, protocol=protocol, keep_method=True, **options)
         method = self.method
         if self.needs_text and not method.has_text:
-            raise NotSupportedError(f"{method.name} has no text side: {self.task} cannot be asked of it")
+            raise NotSupportedError(f"{method.name} has no text encoder and does not support {self.task}")
         if self.needs_patches and not method.implements("embed_patches"):
             raise NotSupportedError(
-                f"{method.name} has no patch embeddings in the joint space: {self.task} cannot be asked of it"
+                f"{method.name} has no patch embeddings in the joint space and does not support {self.task}"
             )
         self._embedded: dict[tuple[str, bool], Tensor] = {}
 
@@ -73,15 +64,7 @@ class Evaluator(Task):
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], raw: bool = False) -> Tensor:
-        """Embeddings of texts, each made once in the life of the task.
-
-        Args:
-            texts: N texts.
-            raw: not of unit length.
-
-        Returns:
-            (N, d) float32 on the method's device.
-        """
+        """Embed N texts, each once per task: (N, d) float32 on the method's device, unnormalised if ``raw``."""
         new = [text for text in dict.fromkeys(texts) if (text, raw) not in self._embedded]
         if new:
             rows = self.method.encode_texts(new) if raw else self.method.embed_text(new)
@@ -90,24 +73,20 @@ class Evaluator(Task):
 
     @torch.no_grad()
     def on_validation_part(self) -> Samples | None:
-        """The per-sample columns of the validation part, beside a test.
-
-        Returns:
-            Its samples, the same on every rank; None if the split has no such part, or it is empty.
-        """
+        """Score the validation part during a test, the same on every rank; None if the split has none."""
         datamodule = self._datamodule()
         datamodule.setup("validate")
         if datamodule.val_set is None or not len(datamodule.val_set):
             return None
         plugin = self.trainer.precision_plugin
-        for batch in datamodule.val_dataloader():  # outside of the context, which changes the type of new tensors
+        for batch in datamodule.val_dataloader():  # outside of the context, which changes the dtype of new tensors
             moved = self.trainer.strategy.batch_to_device(plugin.convert_input(batch))
             with plugin.forward_context():
                 self._collect("beside", moved)
         return self._gathered("beside")
 
     def settings(self) -> dict[str, Any]:
-        """As the base class; of a prompt file of the user's the content counts, not the path."""
+        """Override: a hash of the content instead of the path of a prompt file."""
         settings = super().settings()
         prompts = settings.get("prompts")
         if isinstance(prompts, str) and Path(prompts).is_file():
@@ -115,15 +94,15 @@ class Evaluator(Task):
         return settings
 
     def on_test_start(self) -> None:
-        """Learns what the validation part is for."""
+        """Choose thresholds on the validation part."""
         if not self.wants_validation():
             return
         samples = self.on_validation_part()
         if samples is None:
-            rank_zero_info(f"{self.task}: the split has no validation part, so no threshold is chosen on it")
+            rank_zero_info(f"{self.task}: no threshold is chosen, since the split has no validation part")
         else:
             self.validated(samples)
 
     def wants_validation(self) -> bool:
-        """Whether thresholds are chosen on the validation part before the test."""
+        """Whether the test needs thresholds from the validation part."""
         return False

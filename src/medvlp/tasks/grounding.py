@@ -1,10 +1,10 @@
-"""Zero-shot grounding: where in an image a phrase is."""
+"""Zero-shot grounding: localisation of phrases in images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from medvlp import viz
-from medvlp.errors import ConfigError, DataError, NotSupportedError
+from medvlp.errors import ConfigError, DataError, NotSupportedError, check_choice, check_range
 from medvlp.methods.embeddings import unit_length
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.grounding import COLUMNS, THRESHOLDS, grounding_measures, grounding_statistics
@@ -23,32 +23,28 @@ from medvlp.scoring.heatmaps import Interpolation, centre_prior, min_max, simila
 from medvlp.scoring.prompts import PromptTable, class_vectors
 from medvlp.tasks.encoder import EncoderSource
 from medvlp.tasks.evaluator import Evaluator, checked_texts
-from medvlp.tasks.priors import categories_of, mean_masks
+from medvlp.tasks.priors import categories_of, columns_of, mean_masks, measures_with_priors
 
 Prior = Literal["centre", "mean_box"]
 Scale = Literal["none", "unit", "signed", "share"]
 
 PHRASE = "phrase"
-"""As ``prompts``: what the data module gives as text, a phrase or the name of a class."""
+"""Value of ``prompts``: the texts of the data module, phrases or class names."""
 NEGATIVES = "negatives"
-"""As ``against``: the negative prompts of the class."""
+"""Value of ``against``: the negative prompts of the class."""
 
 _RANGE = {"none": (-1.0, 1.0), "unit": (0.0, 1.0), "signed": (-1.0, 1.0)}
 _CANDIDATES = 39
-"""Thresholds that are tried on the validation part, evenly inside the range of the heatmaps."""
+"""Number of thresholds tried on the validation part, evenly spaced inside the range of the heatmaps."""
 _SHARE_TEMPERATURE = 0.07
-_COMPARED = ("iou", "miou", "dice", "recall", "cnr", "pointing_game", "pixel_ap", "iou_category", "miou_category")
-"""Metrics in which a prior and the gain over it get rows."""
 
 
 @dataclass(frozen=True)
 class _Protocol:
-    """What a protocol fixes."""
-
     sigma: float = 0.0
     mode: Interpolation = "bilinear"
     scale: Scale = "none"
-    thresholds: tuple[float, ...] = ()  # none: one is chosen on the validation part
+    thresholds: tuple[float, ...] = ()  # empty: choose one on the validation part
     raw: bool = False
     patch_weights: bool = False
     pooling: str = "unit"
@@ -73,79 +69,37 @@ PROTOCOLS: dict[str, _Protocol] = {
 """Protocols by name; see :class:`Grounding`."""
 
 
-def _of(samples: Samples, source: str) -> Samples:
-    """The columns of the method (""), or of a prior under the method's names."""
-    names = {name: name if name == "truth" or not source else f"{source}_{name}" for name in COLUMNS}
-    return Samples(samples.index, {n: samples[of] for n, of in names.items()} | {"category": samples["category"]})
-
-
-def _measures_of(
-    samples: Samples, weights: Tensor | None, thresholds: Sequence[float], categories: Sequence[str]
-) -> dict[str, Tensor]:
-    """Metrics of one source of heatmaps; with one threshold their names do not say it."""
-    found = grounding_measures(samples, weights, thresholds=thresholds, categories=[*categories, "none"])
-    if len(categories) < 2:
-        found = {name: v for name, v in found.items() if not name.endswith("_category") and "/" not in name}
-    if len(thresholds) > 1:
-        return found
-    mark = f"@{thresholds[0]:g}"
-    return {n.replace(mark, ""): v for n, v in found.items() if n.partition("/")[0] not in ("miou", "miou_category")}
-
-
-def _measures(
-    samples: Samples,
-    weights: Tensor | None = None,
-    *,
-    thresholds: Mapping[str, Sequence[float]],
-    priors: Sequence[str],
-    categories: Sequence[str],
-) -> dict[str, Tensor]:
-    """Metrics of the method, of the priors, and the gains over these."""
-    found = _measures_of(_of(samples, ""), weights, thresholds["method"], categories)
-    result = dict(found)
-    main = "iou/" if len(thresholds["method"]) < 2 else "miou/"
-    for prior in priors:
-        other = _measures_of(_of(samples, prior), weights, thresholds[prior], categories)
-        for name in _COMPARED:
-            if name in found:
-                result[f"prior_{prior}/{name}"] = other[name]
-                result[f"gain_over_{prior}/{name}"] = found[name] - other[name]
-        own = {name: value - other[name] for name, value in found.items() if name.startswith(main)}
-        result.update({f"gain_over_{prior}/{name}": value for name, value in own.items()})
-    return result
-
-
 class Grounding(Evaluator):
-    """Where a phrase is, by the similarity of the cells of an image with it; nothing is trained.
+    """Localise phrases by the similarity of the cells of an image with them, without training.
 
-    Texts are the data module's: the phrases of MS-CXR, the name of the class for RSNA, SIIM and ChestX-ray14. Heatmaps
-    are scored at the size of the encoder's images, against the masks as they go with the images. Images without a mask
-    do not count; result rows say how many there are.
+    The texts are the data module's: the phrases of MS-CXR, the class names for RSNA, SIIM and ChestX-ray14. Heatmaps
+    are scored at the size of the encoder's images against their masks. Images without a mask do not count;
+    result rows note their number.
 
     ========= ==========================================================================================================
-    protocol  what it fixes
+    protocol  settings
     ========= ==========================================================================================================
-    default   ours: cosines, bilinear enlargement, stretched to [0, 1] per image; one threshold, that with the largest
-              mean IoU on the validation part
-    g2d       G2D's paper, as far as it says: cosines, enlarged to the image; no threshold is given there, so it is
+    default   ours: cosines, bilinear upsampling, scaled to [0, 1] per image; one threshold, that with the largest mean
+              IoU on the validation part
+    g2d       G2D's paper, as far as it says: cosines, upsampled to the image; the threshold, which is not stated, is
               chosen on the validation part
     biovil    BioViL: cosines, Gaussian filter of σ 1.5 cells, bilinear; thresholds 0.1, 0.2, 0.3, 0.4, 0.5, whose mean
               is ``miou``. Scored at the encoder's size, not the file's. On RSNA the mean of its four prompts
-    maco      MaCo: dot products of unnormalised vectors, patches weighed by the method's ``patch_weights()`` where it
-              has them, the filter, bilinear, stretched to [−1, 1]; the five thresholds. On RSNA and SIIM "Findings
+    maco      MaCo: dot products of unnormalised vectors, patches weighted by the method's ``patch_weights()`` if it has
+              them, the filter, bilinear, scaled to [−1, 1]; the five thresholds. On RSNA and SIIM "Findings
               suggesting …"
-    medklip   MedKLIP's rule, cells repeated, positive above 0.008 of an attention that sums to 1 over 14 × 14 cells,
-              which is 1.57 times a uniform one. For cosines, which are no attention, the softmax of cosine / 0.07 over
-              the cells stands for it (ours)
+    medklip   MedKLIP's rule: cells repeated, positive above 0.008 of an attention that sums to 1 over 14 × 14 cells,
+              which is 1.57 times the uniform one. For cosines, the softmax of cosine / 0.07 over the cells takes the
+              place of the attention (ours)
     ========= ==========================================================================================================
 
-    Metrics are those of :func:`medvlp.metrics.grounding.grounding_measures`; with one threshold its names carry no
-    ``@<t>``. ``*_category`` are means over the categories, the others over the samples.
+    Metrics are those of :func:`medvlp.metrics.grounding.grounding_measures`, without ``@<t>`` in their names with one
+    threshold. ``*_category`` are means over the categories, the others over the samples.
 
-    Priors are heatmaps that see no image, and are scored by the same rules with a threshold of their own:
+    Priors are heatmaps that do not depend on the image, scored by the same rules with their own threshold:
     ``prior_centre/<metric>`` of a map that falls from the centre to the corners, ``prior_mean_box/<metric>`` of the
-    mean of the masks of a category over the training part (at most 1,000 images). ``gain_over_<prior>/<metric>`` is the
-    difference, resampled together: an interval without 0 tells the method from the prior.
+    mean mask of a category over the training part (at most 1,000 images). ``gain_over_<prior>/<metric>`` is the
+    difference, resampled together: if its interval excludes 0, the method differs from the prior.
 
     Unnormalised cells and their weights are the method's
     :meth:`~medvlp.methods.base.PretrainModule.encode_patches` and ``patch_weights``.
@@ -154,24 +108,23 @@ class Grounding(Evaluator):
         encoder: a method's checkpoint.
         protocol: see the table.
         prompts: a set whose positive prompts stand for a class (the mean of their embeddings), or "phrase" for the data
-            module's texts; None takes the protocol's for the corpus, mostly the texts.
-        against: texts of what is not looked for ("No acute cardiopulmonary process."), or "negatives" for the negative
-            prompts of the class: the mean of their embeddings is taken off the phrase's, so that a heatmap is a
-            difference of cosines (ours; no paper does so). What a phrase shares with every report then falls out.
-        sigma: of the Gaussian filter in cells, 0 for none; None takes the protocol's.
-        interpolation: "nearest" or "bilinear"; None takes the protocol's.
-        scale: "none", "unit" for [0, 1] per image, "signed" for [−1, 1], "share" for MedKLIP's; None takes the
+            module's texts; None for the protocol's for the corpus, mostly the texts.
+        against: texts to contrast with ("No acute cardiopulmonary process."), or "negatives" for the negative prompts
+            of the class: the mean of their embeddings is subtracted from the phrase's, so that a heatmap is a
+            difference of cosines (ours; in no paper) and what phrases share with every report cancels.
+        sigma: of the Gaussian filter in cells, 0 for none; None for the protocol's.
+        interpolation: "nearest" or "bilinear"; None for the protocol's.
+        scale: "none", "unit" for [0, 1] per image, "signed" for [−1, 1], "share" for MedKLIP's; None for the
             protocol's.
-        thresholds: predicted is what is strictly above; [] for one chosen on the validation part; None takes the
-            protocol's.
-        priors: those that are scored beside the method.
+        thresholds: predicted is what is strictly above; [] chooses one on the validation part; None for the protocol's.
+        priors: heatmaps scored beside the method's: "centre", "mean_box".
         figures: samples in ``figures/grounding.png`` of the run's folder.
         image_size: side of the images in pixels.
         **options: of :class:`~medvlp.tasks.base.Task`: resamples, level.
 
     Raises:
         ConfigError: an unknown protocol, prior or scale.
-        NotSupportedError: the method has no text side, or no embeddings of patches.
+        NotSupportedError: the method has no text encoder, or no embeddings of patches.
     """
 
     task = "grounding"
@@ -192,23 +145,21 @@ class Grounding(Evaluator):
         image_size: int = 224,
         **options: Any,
     ) -> None:
-        if protocol not in PROTOCOLS:
-            raise ConfigError(f"grounding has no protocol {protocol!r}; it has {', '.join(PROTOCOLS)}")
-        rows = PROTOCOLS[protocol]
-        if strange := [prior for prior in priors if prior not in ("centre", "mean_box")]:
-            raise ConfigError(f"priors are centre and mean_box, not {strange[0]!r}")
-        if scale not in (None, "none", "unit", "signed", "share") or (sigma is not None and sigma < 0):
-            raise ConfigError(f"scale is none, unit, signed or share and sigma not negative, got {scale} and {sigma}")
+        check_choice("grounding protocol", protocol, PROTOCOLS)
+        for prior in priors:
+            check_choice("prior", prior, get_args(Prior))
+        check_choice("scale", scale, (None, *get_args(Scale)))
+        check_range("[0, inf)", sigma=sigma)
         super().__init__(encoder, protocol=protocol, image_size=image_size, **options)
-        self.rules = rows
-        self.sigma = rows.sigma if sigma is None else sigma
-        self.interpolation: Interpolation = interpolation or rows.mode
-        self.scale: Scale = scale or rows.scale
-        self.fixed = tuple(rows.thresholds if thresholds is None else thresholds)
+        self.protocol_settings = settings = PROTOCOLS[protocol]
+        self.sigma = settings.sigma if sigma is None else sigma
+        self.interpolation: Interpolation = interpolation or settings.mode
+        self.scale: Scale = scale or settings.scale
+        self.fixed = tuple(settings.thresholds if thresholds is None else thresholds)
         if not self.fixed and self.scale == "share":
-            raise ConfigError("scale: share has no range to choose a threshold in; give thresholds")
-        if isinstance(against, str) and against != NEGATIVES:
-            raise ConfigError(f"against is a list of texts or {NEGATIVES!r}, not {against!r}")
+            raise ConfigError("scale: share has no range to choose a threshold in; set thresholds")
+        if isinstance(against, str):
+            check_choice("against", against, (NEGATIVES,))
         self.given_prompts = prompts
         self.against = against if isinstance(against, str) else checked_texts(against or [], "against: text")
         self.prior_names: tuple[Prior, ...] = tuple(dict.fromkeys(priors))
@@ -230,35 +181,35 @@ class Grounding(Evaluator):
             raise ConfigError("grounding needs masks and phrases: set data.init_args.task to grounding")
         self.categories = list(datamodule.label_names)
         corpus = getattr(datamodule, "cache_name", "")
-        name = self.given_prompts or dict(self.rules.prompts_of).get(corpus, PHRASE)
+        name = self.given_prompts or dict(self.protocol_settings.prompts_of).get(corpus, PHRASE)
         self.prompt_set = None if name == PHRASE else load_prompts(name)
         if self.prompt_set is not None:
-            found = self.prompt_set.among(self.categories)
-            if lost := [c for c in self.categories if c not in found]:
+            with_prompts = self.prompt_set.among(self.categories)
+            if missing := [c for c in self.categories if c not in with_prompts]:
                 known = ", ".join(self.prompt_set.prompts)
-                raise ConfigError(f"the class {lost[0]!r} has no prompts in {name}, which has {known}")
+                raise ConfigError(f"the class {missing[0]!r} has no prompts in {name}; expected one of: {known}")
         if self.against == NEGATIVES and (self.prompt_set is None or not self.prompt_set.negation):
             raise ConfigError(f"against: {NEGATIVES} needs a prompt set with negative prompts: set prompts")
 
     def on_test_start(self) -> None:
-        """Draws the priors and chooses thresholds."""
+        """Compute the priors and choose thresholds."""
         self._prepare()
         super().on_test_start()
         if not self.fixed and not self._chosen:
             if self.scale != "unit":
                 raise DataError(
-                    f"the split has no validation part to choose a threshold on, and protocol {self.protocol} gives "
-                    "none: set model.init_args.thresholds, or take another split"
+                    f"the split has no validation part to choose a threshold on, and protocol {self.protocol} has "
+                    "none: set model.init_args.thresholds, or use another split"
                 )
             self._chosen = dict.fromkeys(("", *self.prior_names), (0.5,))
 
     def on_validation_start(self) -> None:
-        """As for a test, on the validation part alone."""
+        """Compute the priors; thresholds are chosen at the end."""
         self._prepare()
         self._choosing = not self.fixed
 
     def on_validation_end(self) -> None:
-        """Thresholds are chosen."""
+        """Score later batches at the chosen thresholds."""
         self._choosing = False
 
     def _prepare(self) -> None:
@@ -266,7 +217,7 @@ class Grounding(Evaluator):
         if "mean_box" in self.prior_names and "mean_box" not in self._priors:
             mean = mean_masks(self._datamodule(), self.categories)
             if mean is None:
-                rank_zero_info("no part of the split but the test part has masks: there is no mean_box prior")
+                rank_zero_info("mean_box prior skipped: only the test part has masks")
                 self.prior_names = tuple(p for p in self.prior_names if p != "mean_box")
             else:
                 self._priors["mean_box"] = mean
@@ -277,45 +228,45 @@ class Grounding(Evaluator):
         return categories_of(batch, self.categories)
 
     def phrase_vectors(self, batch: dict[str, Any]) -> Tensor:
-        """(B, d) embeddings of what is looked for in each image.
+        """Return (B, d) embeddings of the phrases.
 
         Raises:
-            DataError: an empty phrase, or an image of no class where prompts stand for classes.
+            DataError: an empty phrase, or an image without a class when prompts stand for classes.
         """
-        pooling = self.rules.pooling
+        pooling = self.protocol_settings.pooling
         category = self._category(batch)
         if self.prompt_set is None:
-            found = self.texts(checked_texts(batch["text"], "phrase"), raw=self.rules.raw)
+            vectors = self.texts(checked_texts(batch["text"], "phrase"), raw=self.protocol_settings.raw)
         else:
             if bool((category == len(self.categories)).any()):
                 raise DataError("an image has no class, and the prompts are of classes: set prompts to phrase")
-            found = self._class_vectors(0)[category]
+            vectors = self._class_vectors(0)[category]
         if not self.against:
-            return found
+            return vectors
         if self.against == NEGATIVES:
             others = self._class_vectors(1)[category]
         else:
-            texts = self.texts(self.against, raw=self.rules.raw)
-            others = class_vectors(texts, [range(len(texts))], pooling).expand_as(found)
-        if self.rules.raw:
-            return found - others
-        return F.normalize(found, dim=-1) - F.normalize(others, dim=-1)
+            texts = self.texts(self.against, raw=self.protocol_settings.raw)
+            others = class_vectors(texts, [range(len(texts))], pooling).expand_as(vectors)
+        if self.protocol_settings.raw:
+            return vectors - others
+        return F.normalize(vectors, dim=-1) - F.normalize(others, dim=-1)
 
     def _class_vectors(self, side: int) -> Tensor:
         """(C, d) of the positive (0) or negative (1) prompts of each class."""
         assert self.prompt_set is not None
         table = PromptTable.of(self.prompt_set.among(self.categories))
-        pooling = self.rules.pooling
+        pooling = self.protocol_settings.pooling
         return class_vectors(
             self.texts(table.texts, raw=pooling != "unit"), (table.positive, table.negative)[side], pooling
         )
 
     @torch.no_grad()
     def heatmaps(self, images: Tensor, phrases: Tensor) -> Tensor:
-        """(B, 3, S, S) images and (B, d) phrases to (B, S, S) heatmaps by the protocol's rules."""
-        raw = self.rules.raw
+        """Compute (B, S, S) heatmaps of (B, 3, S, S) images and (B, d) phrases by the protocol's rules."""
+        raw = self.protocol_settings.raw
         encode = self.method.encode_patches if raw else self.method.embed_patches
-        weights = self._patch_weights() if self.rules.patch_weights else None
+        weights = self._patch_weights() if self.protocol_settings.patch_weights else None
         patches = encode(images).float()
         if not raw:
             patches = unit_length(patches, self.method, dim=1)
@@ -340,12 +291,12 @@ class Grounding(Evaluator):
         mask = batch["mask"]
         size = (mask.shape[-2], mask.shape[-1])
         if name == "centre":
-            made = centre_prior(*size).to(mask.device)[None].expand(len(mask), -1, -1)
+            maps = centre_prior(*size).to(mask.device)[None].expand(len(mask), -1, -1)
         else:
-            made = self._priors["mean_box"].to(mask.device)[self._category(batch)]
-        if self.scale == "share":  # of the same mean, 1
-            return made / made.mean((1, 2), keepdim=True).clamp_min(1e-12)
-        return self._scaled(made)
+            maps = self._priors["mean_box"].to(mask.device)[self._category(batch)]
+        if self.scale == "share":  # mean 1, as the method's
+            return maps / maps.mean((1, 2), keepdim=True).clamp_min(1e-12)
+        return self._scaled(maps)
 
     # ---------------------------------------------------------------- statistics
 
@@ -353,7 +304,7 @@ class Grounding(Evaluator):
         return self.fixed or (self._candidates if self._choosing else self._chosen[source])
 
     def store(self) -> SampleStore:
-        """The statistics of each sample's heatmap, of the priors' under their names, and the sample's category."""
+        """Statistics of each sample's heatmap and of the priors, and the sample's category."""
         names = [f"{prefix}{name}" for prefix in ("", *(f"{p}_" for p in self.prior_names)) for name in COLUMNS]
         return SampleStore([*dict.fromkeys(name for name in names if not name.endswith("_truth")), "category"])
 
@@ -361,28 +312,28 @@ class Grounding(Evaluator):
     def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`store`."""
         mask = batch["mask"][:, 0]
-        found: dict[str, Any] = {"category": self._category(batch)}
+        columns: dict[str, Any] = {"category": self._category(batch)}
         heat = self.heatmaps(batch["image"], self.phrase_vectors(batch))
-        found.update(grounding_statistics(heat, mask, self._thresholds("")))
+        columns.update(grounding_statistics(heat, mask, self._thresholds("")))
         for prior in self.prior_names:
-            own = grounding_statistics(self._prior(prior, batch), mask, self._thresholds(prior))
-            found.update({f"{prior}_{name}": value for name, value in own.items() if name != "truth"})
+            statistics = grounding_statistics(self._prior(prior, batch), mask, self._thresholds(prior))
+            columns.update({f"{prior}_{name}": value for name, value in statistics.items() if name != "truth"})
         if self.trainer.testing and not self._choosing and self.trainer.is_global_zero:
             self._keep(batch, heat)
-        return found
+        return columns
 
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The heatmaps, each stretched to its own range, and what was looked for."""
+        """Return the heatmaps, each scaled to its own range, with their phrases."""
         heat = min_max(self.heatmaps(batch["image"], self.phrase_vectors(batch)))
-        # the class and not the phrase, which may be of a report
+        # the class instead of the phrase, which may be report text
         names = [*self.categories, ""]
         phrases = np.asarray([names[i] for i in self._category(batch).tolist()])
         return {"heatmaps": heat.float().cpu().numpy(), "phrases": phrases}
 
     @torch.no_grad()
     def on_validation_part(self) -> Samples | None:
-        """The statistics of the validation part at all candidates of a threshold."""
+        """Override: statistics at all candidate thresholds."""
         self._choosing = True
         try:
             return super().on_validation_part()
@@ -390,23 +341,22 @@ class Grounding(Evaluator):
             self._choosing = False
 
     def wants_validation(self) -> bool:
-        """Where the thresholds are not given."""
+        """Override: if the thresholds are not given."""
         return not self.fixed
 
     def validated(self, samples: Samples) -> None:
-        """For the method and each prior the threshold with the largest mean IoU."""
+        """Choose for the method and each prior the threshold with the largest mean IoU."""
         if self.fixed:
             return
         for source in ("", *self.prior_names):
-            own = _of(samples, source)
-            found = grounding_measures(own, thresholds=self._candidates)
-            values = torch.stack([found[f"iou@{t:g}"] for t in self._candidates]).nan_to_num(nan=-1.0)
+            measures = grounding_measures(columns_of(samples, source), thresholds=self._candidates)
+            values = torch.stack([measures[f"iou@{t:g}"] for t in self._candidates]).nan_to_num(nan=-1.0)
             if bool((values < 0).all()):
                 raise DataError("no image of the validation part has a mask, so no threshold can be chosen on it")
             self._chosen[source] = (self._candidates[int(values.argmax())],)
 
     def _at_chosen(self, samples: Samples) -> Samples:
-        """Of a validation run's statistics at all candidates those at the chosen thresholds."""
+        """Reduce the statistics of a validation run from all candidates to the chosen thresholds."""
         columns = {}
         for source, (threshold, *_) in self._chosen.items() if not self.fixed else ():
             for name in (f"{source}_{n}" if source else n for n in ("intersection", "predicted")):
@@ -416,37 +366,43 @@ class Grounding(Evaluator):
         return samples.with_columns(**columns)
 
     def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
-        """As the base class, at the chosen thresholds."""
+        """Override: at the chosen thresholds."""
         return super().measures(self._at_chosen(samples), weights)
 
     @classmethod
     def measures_from(cls, facts: Mapping[str, Any]) -> Measures:
-        """Of the method, of the priors, and the gains over these."""
+        """See the class: metrics of the method and of the priors, and the gains."""
         chosen = facts["thresholds"]
         if not isinstance(chosen, Mapping):
             chosen = dict.fromkeys(("method", *facts["priors"]), chosen)
         return partial(
-            _measures, thresholds=chosen, priors=tuple(facts["priors"]), categories=tuple(facts["categories"])
+            measures_with_priors,
+            thresholds=chosen,
+            priors=tuple(facts["priors"]),
+            categories=tuple(facts["categories"]),
         )
 
     def monitored(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Without the priors."""
+        """Override: without the priors."""
         return {name: v for name, v in measures.items() if not name.startswith(("prior_", "gain_"))}
 
     # ---------------------------------------------------------------- results
 
-    def report(self, samples: Samples, part: str = "test", notes: dict[str, Any] | None = None) -> dict[str, Tensor]:
-        """As the base class, with the number of images without a mask, and the figure."""
+    def notes(self, samples: Samples) -> dict[str, Any]:
+        """Number of images without a mask."""
         without = int((samples["truth"] == 0).sum())
         if without:
             rank_zero_info(f"{without} of {len(samples)} images have no mask and do not count")
-        found = super().report(samples, part, {"without_mask": without, **(notes or {})})
+        return {"without_mask": without}
+
+    def on_test_epoch_end(self) -> None:
+        """Override: draw the figure too."""
+        super().on_test_epoch_end()
         if self._shown:
             self._draw()
-        return found
 
     def facts(self) -> dict[str, Any]:
-        """Thresholds, and what is looked for."""
+        """Thresholds, priors, prompts and categories."""
         chosen = {source or "method": list(t) for source, t in self._chosen.items()}
         return {
             "thresholds": list(self.fixed) or chosen,

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from medvlp.datasets.labels import CHEXPERT_5
-from medvlp.errors import ConfigError, DataError, NotSupportedError
+from medvlp.errors import ConfigError, DataError, NotSupportedError, check_choice, check_range
 from medvlp.metrics.bootstrap import Measures
-from medvlp.metrics.retrieval import precision_of, precision_statistics, recall_statistics, retrieval_measures
+from medvlp.metrics.retrieval import precision_of, precision_statistics, recall_columns, retrieval_measures, text_groups
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.prompts import load_prompts
 from medvlp.scoring.prompts import PromptTable
@@ -40,8 +40,6 @@ _WITH_TEXT = ("i2t", "t2i")
 
 @dataclass(frozen=True)
 class _Protocol:
-    """What a protocol fixes."""
-
     directions: tuple[Direction, ...]
     recalls: tuple[int, ...] = ()
     precisions: tuple[int, ...] = ()
@@ -59,40 +57,40 @@ PROTOCOLS: dict[str, _Protocol] = {
 def exclusive_classes(
     labels: Tensor, names: Sequence[str], classes: Sequence[str], beside: Sequence[str] = ("No Finding",)
 ) -> Tensor:
-    """The class of each sample that has just one.
+    """Find the class of each sample that shows exactly one.
 
     Args:
         labels: (N, K), columns ``names``: 1 present, 0 or NaN (blank) absent, −1 uncertain.
         names: K labels.
-        classes: those that are looked for, some of ``names``.
-        beside: labels that may have any value beside another class; in CheXpert 5×200 "No Finding".
+        classes: some of ``names``.
+        beside: labels that may have any value beside the class; in CheXpert 5×200 "No Finding".
 
     Returns:
-        (N,) long, the place in ``classes``; −1 for a sample with none of them, with another finding of ``names``
-        besides, or with an uncertain one.
+        (N,) long, the index in ``classes``; −1 for a sample with none of them, or with another finding of ``names``
+        that is positive or uncertain.
 
     Raises:
         ConfigError: a class that is no label.
     """
-    if lost := [name for name in classes if name not in names]:
-        raise ConfigError(f"there is no label {lost[0]!r} to select by; there are {', '.join(names)}")
+    for name in classes:
+        check_choice("label", name, names)
     counted = torch.tensor([name not in beside for name in names])
     result = torch.full((len(labels),), -1)
-    for place, name in enumerate(classes):
-        own = labels[:, names.index(name)] == 1
+    for i, name in enumerate(classes):
+        positive = labels[:, names.index(name)] == 1
         others = counted.clone()
         others[names.index(name)] = False
         values = labels[:, others]
-        result[own & ((values == 0) | values.isnan()).all(1)] = place
+        result[positive & ((values == 0) | values.isnan()).all(1)] = i
     return result
 
 
 def select_per_class(classes: Tensor, ids: Sequence[str], count: int, names: Sequence[str], seed: int = 0) -> Tensor:
-    """So many samples of each class, the same whatever the order of the samples.
+    """Draw ``count`` samples of each class by a hash of their ids, so that the order of the samples does not matter.
 
     Args:
         classes: (N,) long, −1 for samples of no class.
-        ids: N identifiers, by whose hash is drawn.
+        ids: N identifiers.
         count: samples per class.
         names: of the classes.
         seed: of the draw.
@@ -101,9 +99,9 @@ def select_per_class(classes: Tensor, ids: Sequence[str], count: int, names: Seq
         (N,) bool.
 
     Raises:
-        DataError: a class has fewer samples; the message names it and lists all counts.
+        DataError: a class has fewer samples.
     """
-    counts = {name: int((classes == place).sum()) for place, name in enumerate(names)}
+    counts = {name: int((classes == i).sum()) for i, name in enumerate(names)}
     if few := [name for name in names if counts[name] < count]:
         listed = ", ".join(f"{name} {n}" for name, n in counts.items())
         raise DataError(
@@ -113,16 +111,10 @@ def select_per_class(classes: Tensor, ids: Sequence[str], count: int, names: Seq
     keys = [hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest() for name in ids]
     kinds = classes.tolist()
     chosen = torch.zeros(len(kinds), dtype=torch.bool)
-    for place in range(len(names)):
-        members = sorted((keys[i], i) for i, kind in enumerate(kinds) if kind == place)
+    for c in range(len(names)):
+        members = sorted((keys[i], i) for i, kind in enumerate(kinds) if kind == c)
         chosen[[i for _, i in members[:count]]] = True
     return chosen
-
-
-def text_groups(texts: Sequence[str]) -> Tensor:
-    """(N,) long, equal for equal texts."""
-    digests = (hashlib.blake2b(text.encode(), digest_size=7).digest() for text in texts)
-    return torch.tensor([int.from_bytes(digest, "big") for digest in digests])
 
 
 def _measures(
@@ -131,29 +123,29 @@ def _measures(
     *,
     recalls: Sequence[int],
     precisions: Sequence[int],
-    asked: Sequence[int],
+    prompt_classes: Sequence[int],
 ) -> dict[str, Tensor]:
-    """Those of medvlp.metrics.retrieval, and of prompts of the classes ``asked`` where the samples have any."""
-    found = retrieval_measures(samples, weights, recalls=recalls, precisions=precisions)
+    """Compute the retrieval metrics, and those of p2i if the samples have cosines with prompts of the classes."""
+    result = retrieval_measures(samples, weights, recalls=recalls, precisions=precisions)
     if "prompts" not in samples.columns:
-        return found
+        return result
     members = samples["kind"] >= 0
-    relevant = torch.tensor(asked)[:, None] == samples["kind"][members][None]
+    relevant = torch.tensor(prompt_classes)[:, None] == samples["kind"][members][None]
     values = precision_of(samples["prompts"][members].T, relevant, precisions)
     chance = relevant.float().mean(1).double().nanmean()
-    for place, cut in enumerate(precisions):
-        made = {f"precision@{cut}/p2i": values[:, place].double().nanmean(), f"chance/precision@{cut}/p2i": chance}
+    for i, cut in enumerate(precisions):
+        of_cut = {f"precision@{cut}/p2i": values[:, i].double().nanmean(), f"chance/precision@{cut}/p2i": chance}
         if weights is not None:
-            made = {name: torch.full((len(weights),), torch.nan, dtype=torch.float64) for name in made}
-        found.update(made)
-    return found
+            of_cut = {name: torch.full((len(weights),), torch.nan, dtype=torch.float64) for name in of_cut}
+        result.update(of_cut)
+    return result
 
 
 class Retrieval(Evaluator):
-    """How well images find texts and images, by the cosine of their embeddings; nothing is trained.
+    """Retrieve texts and images by the cosine of their embeddings, without training.
 
     ============== ================= ==================================================================================
-    protocol       directions        what it scores
+    protocol       directions        metrics
     ============== ================= ==================================================================================
     pairs          i2t, t2i          recall at 1, 5, 10 of the own report among those of the test part; reports of equal
                                      text are one (CXR-CLIP)
@@ -165,35 +157,34 @@ class Retrieval(Evaluator):
     ============== ================= ==================================================================================
 
     Directions are image to text (i2t), text to image (t2i), image to image without itself (i2i) and class prompt to
-    image (p2i). Every number has its chance level, ``chance/…``. Intervals resample the queries' patients and keep the
-    candidates; p2i has none, since its queries are prompts.
+    image (p2i). Every metric has its chance level, ``chance/…``. Intervals resample the queries' patients and keep the
+    candidates; p2i has no intervals, since its queries are prompts.
 
-    ``per_class`` selects so many images per class of the test part, each with that class alone among the data module's
-    labels: ask it for all labels (CheXpert: ``classes: null``), not for those of the protocol alone. Without it all
-    samples with one of the classes alone are candidates and queries, such as those of the split ``mgca_5x200``.
+    ``per_class`` selects that many images per class of the test part, each with no other class among the data module's
+    labels; the data module must therefore have all labels (CheXpert: ``classes: null``), not only the protocol's.
+    Without it, all samples with exactly one of the classes are candidates and queries, as in the split ``mgca_5x200``.
 
     Args:
         encoder: a method's checkpoint.
         protocol: see the table.
-        directions: some of i2t, t2i, i2i, p2i; None takes the protocol's.
-        classes: those of the precisions; None takes the protocol's.
-        per_class: images per class; None for all there are.
-        beside: labels that do not count against "that class alone"; where labels name more general findings as well
-            (Lung Opacity beside Edema), those.
-        prompts: the set that p2i takes its queries from: all positive prompts of each class.
-        recalls: cut-offs; None takes the protocol's.
-        precisions: cut-offs; None takes the protocol's.
+        directions: some of i2t, t2i, i2i, p2i; None for the protocol's.
+        classes: of the precisions; None for the protocol's.
+        per_class: images per class; None for all.
+        beside: labels that may be positive beside the class, such as more general findings (Lung Opacity beside Edema).
+        prompts: the set of p2i's queries: all positive prompts of each class.
+        recalls: cut-offs; None for the protocol's.
+        precisions: cut-offs; None for the protocol's.
         seed: of the selection.
         image_size: side of the images in pixels.
         **options: of :class:`~medvlp.tasks.base.Task`: resamples, level.
 
     Raises:
         ConfigError: an unknown protocol or direction, or nothing to score.
-        NotSupportedError: the method has no text side, and a direction needs one.
+        NotSupportedError: a direction needs a text encoder, and the method has none.
     """
 
     task = "retrieval"
-    needs_text: ClassVar[bool] = False  # image to image does not
+    needs_text: ClassVar[bool] = False  # not for image to image
 
     def __init__(
         self,
@@ -210,25 +201,26 @@ class Retrieval(Evaluator):
         image_size: int = 224,
         **options: Any,
     ) -> None:
-        if protocol not in PROTOCOLS:
-            raise ConfigError(f"retrieval has no protocol {protocol!r}; it has {', '.join(PROTOCOLS)}")
-        rows = PROTOCOLS[protocol]
+        check_choice("retrieval protocol", protocol, PROTOCOLS)
+        settings = PROTOCOLS[protocol]
         super().__init__(encoder, protocol=protocol, image_size=image_size, **options)
-        self.directions = tuple(rows.directions if directions is None else dict.fromkeys(directions))
-        if strange := [way for way in self.directions if way not in get_args(Direction)]:
-            raise ConfigError(f"directions are {', '.join(get_args(Direction))}, not {strange[0]!r}")
-        self.recalls = tuple(rows.recalls if recalls is None else recalls)
-        self.precisions = tuple(rows.precisions if precisions is None else precisions)
-        if any(cut < 1 for cut in (*self.recalls, *self.precisions)) or (per_class is not None and per_class < 1):
-            raise ConfigError("cut-offs and per_class are at least 1")
-        self.classes = tuple(rows.classes if classes is None else classes)
-        if not self.directions or not (self.precisions or (self.recalls and set(self.directions) & set(_WITH_TEXT))):
+        self.directions = tuple(settings.directions if directions is None else dict.fromkeys(directions))
+        for way in self.directions:
+            check_choice("direction", way, get_args(Direction))
+        self.recalls = tuple(settings.recalls if recalls is None else recalls)
+        self.precisions = tuple(settings.precisions if precisions is None else precisions)
+        check_range("[1, inf)", recalls=self.recalls, precisions=self.precisions, per_class=per_class)
+        self.classes = tuple(settings.classes if classes is None else classes)
+        self.text_directions = tuple(way for way in self.directions if way in _WITH_TEXT)
+        if not self.directions or not (self.precisions or (self.recalls and self.text_directions)):
             raise ConfigError("nothing to score: recall needs i2t or t2i, precision needs a cut-off and a direction")
         if self.precisions and not self.classes:
             raise ConfigError("precision needs classes: name some of the data module's labels")
-        if set(self.directions) - {"i2i"} and not self.method.has_text:
-            asked = ", ".join(way for way in self.directions if way != "i2i")
-            raise NotSupportedError(f"{self.method.name} has no text side: retrieval {asked} cannot be asked of it")
+        with_texts = ", ".join(way for way in self.directions if way != "i2i")
+        if with_texts and not self.method.has_text:
+            raise NotSupportedError(
+                f"{self.method.name} has no text encoder and does not support retrieval {with_texts}"
+            )
         self.per_class = per_class
         self.beside = tuple(beside)
         self.prompts = prompts
@@ -239,135 +231,125 @@ class Retrieval(Evaluator):
     # ---------------------------------------------------------------- set-up
 
     def _check_data(self) -> None:
-        """Selects the images, and looks for texts and prompts."""
         datamodule = self._datamodule()
         if self.precisions and "p2i" in self.directions:
-            found = load_prompts(self.prompts).among(self.classes)
-            if lost := [name for name in self.classes if name not in found]:
-                raise ConfigError(f"the class {lost[0]!r} has no prompts in {self.prompts}")
-            self._table = PromptTable.of(found)
+            prompts = load_prompts(self.prompts).among(self.classes)
+            if missing := [name for name in self.classes if name not in prompts]:
+                raise ConfigError(f"the class {missing[0]!r} has no prompts in {self.prompts}")
+            self._table = PromptTable.of(prompts)
         for name in ("val_set", "test_set"):
             dataset = getattr(datamodule, name)
             if dataset is None or not len(dataset):
                 continue
-            if set(self.directions) & set(_WITH_TEXT) and not dataset.texts:
+            if self.text_directions and not dataset.texts:
                 raise ConfigError(
                     "this data module gives no texts: set data.init_args.task to pairs, or directions to [i2i]"
                 )
             if self.classes:
-                own = exclusive_classes(dataset.labels, list(dataset.label_names), self.classes, self.beside)
-                self.counts = {c: int((own == place).sum()) for place, c in enumerate(self.classes)}
-                if name == "test_set" and self.per_class is not None:
-                    keep = select_per_class(own, dataset.ids, self.per_class, self.classes, self.draw_seed)
-                    datamodule.test_set = dataset.subset(keep.numpy())
-                    self.counts = dict.fromkeys(self.classes, self.per_class)
-                elif name == "test_set":
-                    if empty := [c for c, n in self.counts.items() if not n]:
-                        rank_zero_warn(f"no image shows {', '.join(empty)} alone: there is nothing of it to find")
-                    rank_zero_info(
-                        "images of one class alone: " + ", ".join(f"{c} {n}" for c, n in self.counts.items())
-                    )
+                self._select(datamodule, dataset, name == "test_set")
+
+    def _select(self, datamodule: Any, dataset: Any, test: bool) -> None:
+        """Count the images of exactly one class, and of the test part keep ``per_class`` of each."""
+        kinds = exclusive_classes(dataset.labels, list(dataset.label_names), self.classes, self.beside)
+        self.counts = {name: int((kinds == i).sum()) for i, name in enumerate(self.classes)}
+        if not test:
+            return
+        if self.per_class is not None:
+            keep = select_per_class(kinds, dataset.ids, self.per_class, self.classes, self.draw_seed)
+            datamodule.select_test(keep.numpy())
+            self.counts = dict.fromkeys(self.classes, self.per_class)
+            return
+        if empty := [name for name, count in self.counts.items() if not count]:
+            rank_zero_warn(f"no image shows {', '.join(empty)} alone: nothing to retrieve for it")
+        listed = ", ".join(f"{name} {count}" for name, count in self.counts.items())
+        rank_zero_info(f"images of exactly one class: {listed}")
 
     # ---------------------------------------------------------------- embeddings
 
     def store(self) -> SampleStore:
         """Embeddings; groups of equal texts; classes."""
-        names = ["image"]
-        if set(self.directions) & set(_WITH_TEXT):
-            names += ["text", "same_text"]
-        return SampleStore([*names, "kind"])
+        return SampleStore(["image", *(["text", "same_text"] if self.text_directions else []), "kind"])
 
     @torch.no_grad()
     def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`store`."""
-        found: dict[str, Any] = {"image": self.method.embed_image(batch["image"]).float()}
-        if set(self.directions) & set(_WITH_TEXT):
+        columns: dict[str, Any] = {"image": self.method.embed_image(batch["image"]).float()}
+        if self.text_directions:
             texts = checked_texts(batch["text"], "text")
-            found["text"] = self.texts(texts)
-            found["same_text"] = text_groups(texts).to(self.device)
+            columns["text"] = self.texts(texts)
+            columns["same_text"] = text_groups(texts).to(self.device)
         kind = torch.full((len(batch["index"]),), -1)
         if self.classes:
             names = list(self._datamodule().label_names)
             kind = exclusive_classes(batch["label"].cpu(), names, self.classes, self.beside)
-        found["kind"] = kind.to(self.device)
-        return found
+        columns["kind"] = kind.to(self.device)
+        return columns
 
     def _gathered(self, part: str) -> Samples:
-        """The statistics of each query, of the embeddings of the whole part."""
-        return self.ranked(super()._gathered(part))
+        """Override: the statistics of each query among the whole part, and ``kind`` (N,), its class.
 
-    def ranked(self, samples: Samples) -> Samples:
-        """From embeddings to what each query found.
-
-        Args:
-            samples: the columns of :meth:`store`.
-
-        Returns:
-            ``recall_<way>`` and ``precision_<way>`` (N, K) with their chance, as
-            :func:`medvlp.metrics.retrieval.retrieval_measures` takes them; ``kind`` (N,), the class of each; of p2i
-            ``prompts`` (N, P), cosines with the prompts, NaN for images of no class.
+        ``recall_<way>`` and ``precision_<way>`` (N, K) with their chance, see
+        :func:`medvlp.metrics.retrieval.retrieval_measures`; of p2i ``prompts`` (N, P), cosines with the prompts, NaN
+        for images of no class.
         """
+        samples = super()._gathered(part)
         image, kind = samples["image"], samples["kind"]
         sides: dict[str, tuple[Tensor, Tensor]] = {"i2i": (image, image)}
-        found: dict[str, Tensor] = {}
-        if "text" in samples.columns:
+        columns: dict[str, Tensor] = {}
+        if self.text_directions:
             text = samples["text"]
             sides |= {"i2t": (image, text), "t2i": (text, image)}
             if self.recalls:
-                for way in (way for way in self.directions if way in _WITH_TEXT):
-                    group = samples["same_text"]
-                    found[f"recall_{way}"], found[f"chance_recall_{way}"] = recall_statistics(
-                        *sides[way], self.recalls, group, group
-                    )
+                columns |= recall_columns(image, text, samples["same_text"], self.recalls, self.text_directions)
         if self.precisions:
-            members = (kind >= 0).nonzero()[:, 0]  # others are neither queries nor candidates
+            members = (kind >= 0).nonzero()[:, 0]  # the others are neither queries nor candidates
+
+            def spread(values: Tensor) -> Tensor:
+                rows = torch.full((len(kind), *values.shape[1:]), torch.nan)
+                rows[members] = values
+                return rows
+
+            kinds = kind[members]
             for way in (way for way in self.directions if way != "p2i"):
                 queries, keys = (side[members] for side in sides[way])
                 itself = torch.arange(len(members)) if way == "i2i" else None
-                values, chance = precision_statistics(
-                    queries, keys, kind[members], kind[members], self.precisions, itself
-                )
-                rows = torch.full((len(kind), len(self.precisions)), torch.nan)
-                level = torch.full((len(kind),), torch.nan)
-                rows[members], level[members] = values, chance
-                found[f"precision_{way}"], found[f"chance_precision_{way}"] = rows, level
+                values, chance = precision_statistics(queries, keys, kinds, kinds, self.precisions, itself)
+                columns |= {f"precision_{way}": spread(values), f"chance_precision_{way}": spread(chance)}
             if self._table is not None:
-                found["prompts"] = torch.full((len(kind), len(self._asked())), torch.nan)
-                found["prompts"][members] = self._prompt_cosines(image[members])
-        return Samples(samples.index, {**found, "kind": kind})
+                columns["prompts"] = spread(self._prompt_cosines(image[members]))
+        return Samples(samples.index, {**columns, "kind": kind})
 
-    def _asked(self) -> list[int]:
+    def _prompt_classes(self) -> list[int]:
         """The class of each query prompt."""
-        assert self._table is not None
-        return [place for place, side in enumerate(self._table.positive) for _ in side]
+        return [i for i, side in enumerate(self._table.positive) for _ in side] if self._table is not None else []
 
     def _prompt_cosines(self, images: Tensor) -> Tensor:
-        """(n, d) images to (n, P) cosines with the query prompts."""
+        """Compute (n, P) cosines of (n, d) images with the query prompts."""
         assert self._table is not None
         texts = self.texts([self._table.texts[i] for side in self._table.positive for i in side]).cpu()
         return (F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T).T
 
     @classmethod
     def measures_from(cls, facts: Mapping[str, Any]) -> Measures:
-        """See the class; p2i has a value, and NaN in every resample."""
+        """See the class; p2i is NaN in every resample."""
         return partial(
             _measures,
             recalls=tuple(facts["recalls"]),
             precisions=tuple(facts["precisions"]),
-            asked=tuple(facts["prompt_classes"]),
+            prompt_classes=tuple(facts["prompt_classes"]),
         )
 
     def facts(self) -> dict[str, Any]:
-        """Classes and how many images show each alone, the prompts, and the cut-offs."""
-        made = None
+        """Classes and their numbers of images, prompts, cut-offs."""
+        prompts = None
         if self._table is not None:
-            prompts = load_prompts(self.prompts)
-            made = {"name": prompts.name, "version": prompts.version, "queries": sum(map(len, self._table.positive))}
+            loaded = load_prompts(self.prompts)
+            prompts = {"name": loaded.name, "version": loaded.version, "queries": len(self._prompt_classes())}
         return {
             "classes": list(self.classes),
             "images_of_class": self.counts,
-            "prompts": made,
-            "prompt_classes": [] if self._table is None else self._asked(),
+            "prompts": prompts,
+            "prompt_classes": self._prompt_classes(),
             "recalls": list(self.recalls),
             "precisions": list(self.precisions),
         }

@@ -1,26 +1,24 @@
-"""Segmentation with a frozen or trained encoder, and with a pre-trained decoder where the method has one."""
+"""Segmentation with a frozen or trained encoder, and optionally the pre-trained decoder of the method."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.encoders.decoder import UNetDecoder
 from medvlp.encoders.dense import FeatureToPyramid, MedKLIPDecoder, UPerNet
-from medvlp.errors import ConfigError, NotSupportedError
+from medvlp.errors import ConfigError, NotSupportedError, check_choice, check_range
 from medvlp.losses.precision import exact
 from medvlp.losses.segmentation import bce_dice_medklip, focal_dice_maco, focal_dice_mgca
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.samples import SampleStore
-from medvlp.metrics.segmentation import mask_statistics, segmentation_measures
-from medvlp.seeding import derive_seed, run_seed
-from medvlp.tasks.base import Features, Task
+from medvlp.metrics.segmentation import COLUMNS, mask_statistics, segmentation_measures
+from medvlp.tasks.base import Features, Task, seeded
 from medvlp.tasks.encoder import EncoderSource, optim_from
 from medvlp.training.optim import OptimConfig
 
@@ -32,7 +30,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "medklip": bce_dice_medklip,
     "maco": focal_dice_maco,
 }
-"""Losses by name: see :mod:`medvlp.losses.segmentation`."""
+"""Losses by name; see :mod:`medvlp.losses.segmentation`."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Segmentation(Task):
     """A decoder over the encoder's pyramid that predicts one mask.
 
     ============ ===========================================================================================
-    protocol     what it fixes here
+    protocol     settings
     ============ ===========================================================================================
     frozen       ours: as mgca, but the frozen encoder is in eval mode, so that its pyramids can be stored
     mgca         MGCA's code: gradients off, batch norms in train mode; U-Net; 10 focal − log Dice; AdamW 5e-4
@@ -89,29 +87,28 @@ class Segmentation(Task):
                  and its layer-wise decay and auxiliary head are absent
     ============ ===========================================================================================
 
-    Metrics are those of :func:`medvlp.metrics.segmentation.segmentation_measures`, all Dice conventions side by side
-    with the floor that an empty prediction reaches.
+    Metrics are those of :func:`medvlp.metrics.segmentation.segmentation_measures`: all Dice conventions, with the score
+    of an empty prediction.
 
     Args:
-        encoder: where the encoder comes from.
+        encoder: source of the encoder.
         protocol: see the table.
         decoder: "unet" (segmentation-models-pytorch), "upernet" or "medklip".
         decoder_widths: channels of the U-Net's steps, coarsest first; UPerNet takes the first as its width.
         transfer_decoder: start from the method's own pre-trained decoder (G2D).
-        transfer_head: with it, from its last layer too; false starts that layer anew, as a decoder that predicted
-            something else than one mask needs (a rebuilt image, a mask per attention head). G2D's paper does not say
-            which it did.
+        transfer_head: with ``transfer_decoder``, keep its last layer too; false re-initialises that layer, as needed
+            for a decoder that did not predict a single mask (a reconstructed image, a mask per attention head). G2D's
+            paper does not say which it did.
         loss: "mgca", "medklip" or "maco".
         frozen: see :class:`~medvlp.tasks.base.Task`; the decoder is always trained.
         encoder_mode: as above.
         optim: as above.
-        threshold: of the probability, for all metrics.
+        threshold: of the probability, in (0, 1), for all metrics.
         **options: of :class:`~medvlp.tasks.base.Task`: features, views, features_dir, resamples, …
 
     Raises:
         ConfigError: an unknown protocol, decoder or loss, or an encoder that does not fit the decoder.
-        NotSupportedError: the decoder of a method that has none is asked for, or the last layer of one that predicts
-            something else than one mask.
+        NotSupportedError: the method has no decoder to transfer, or it does not predict a single mask.
     """
 
     task = "segmentation"
@@ -134,20 +131,19 @@ class Segmentation(Task):
         features_dtype: Literal["float32", "float16"] = "float16",
         **options: Any,
     ) -> None:
-        if protocol not in PROTOCOLS:
-            raise ConfigError(f"segmentation has no protocol {protocol!r}; it has {', '.join(PROTOCOLS)}")
-        if not 0 < threshold < 1:
-            raise ConfigError(f"threshold lies in (0, 1), not {threshold}")
-        rows = PROTOCOLS[protocol]
-        kind: Decoder = rows.decoder if decoder is None else decoder
+        check_choice("segmentation protocol", protocol, PROTOCOLS)
+        check_range("(0, 1)", threshold=threshold)
+        settings = PROTOCOLS[protocol]
+        kind: Decoder = decoder or settings.decoder
+        check_choice("decoder", kind, get_args(Decoder))
         super().__init__(
             encoder,
             protocol=protocol,
             image_size=image_size,
-            frozen=rows.frozen if frozen is None else frozen,
-            encoder_mode=rows.encoder_mode if encoder_mode is None else encoder_mode,
-            optim=optim_from(optim) or rows.optim,
-            # MedKLIP's decoder reads the image itself
+            frozen=settings.frozen if frozen is None else frozen,
+            encoder_mode=encoder_mode or settings.encoder_mode,
+            optim=optim_from(optim) or settings.optim,
+            # MedKLIP's decoder takes the image too
             features="live" if kind == "medklip" else features,
             features_dtype=features_dtype,
             dense=True,
@@ -155,32 +151,30 @@ class Segmentation(Task):
             **options,
         )
         self.threshold = threshold
-        self.criterion = LOSSES[rows.loss if loss is None else loss]
+        self.criterion = LOSSES[loss or settings.loss]
         self.decoder_kind = kind
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(run_seed(), 2))
+        with seeded(2):
             self._build(transfer_decoder, transfer_head, decoder_widths)
 
     def _build(self, transfer: bool, with_head: bool, widths: Sequence[int] | None) -> None:
         channels, reductions = self.encoder.channels, self.encoder.reductions
         self.neck: FeatureToPyramid | None = None
         if transfer:
-            method = self.encoder.method
-            own = getattr(method, "decoder", None)
-            if not isinstance(own, UNetDecoder):
+            pretrained = getattr(self.encoder.method, "decoder", None)
+            if not isinstance(pretrained, UNetDecoder):
                 raise NotSupportedError(
                     f"{self.encoder.name} has no pre-trained decoder to transfer; set transfer_decoder: false"
                 )
-            if with_head and own.out_channels != 1:
+            if with_head and pretrained.out_channels != 1:
                 raise NotSupportedError(
-                    f"the decoder of {self.encoder.name} predicts {own.out_channels} channels, not one mask; set "
-                    "transfer_head: false to start its last layer anew"
+                    f"the decoder of {self.encoder.name} predicts {pretrained.out_channels} channels, not one mask; "
+                    "set transfer_head: false to re-initialise its last layer"
                 )
-            decoder = copy.deepcopy(own).requires_grad_(True)
+            decoder = copy.deepcopy(pretrained).requires_grad_(True)
             if not with_head:
                 decoder.new_head(1)
             self.decoder: nn.Module = decoder
-            self.encoder.method = None  # its text side has served
+            self.encoder.method = None  # the rest of the method is no longer needed
             return
         if len(set(reductions)) == 1:  # a plain transformer
             self.neck = FeatureToPyramid(channels, reductions[0])
@@ -189,10 +183,8 @@ class Segmentation(Task):
             self.decoder = UNetDecoder(channels, reductions, 1, widths)
         elif self.decoder_kind == "upernet":
             self.decoder = UPerNet(channels, reductions, 1, widths[0] if widths else 256)
-        elif self.decoder_kind == "medklip":
-            self.decoder = MedKLIPDecoder(channels, reductions, 1, widths or (512, 256, 128, 64))
         else:
-            raise ConfigError(f"decoder is unet, upernet or medklip, not {self.decoder_kind!r}")
+            self.decoder = MedKLIPDecoder(channels, reductions, 1, widths or (512, 256, 128, 64))
 
     def _check_data(self) -> None:
         if "mask" not in self._datamodule().targets:
@@ -205,47 +197,46 @@ class Segmentation(Task):
     # ---------------------------------------------------------------- training
 
     def extract(self, images: Tensor) -> Sequence[Tensor]:
-        """The pyramid, finest first."""
-        return self.encoder.pyramid(images)
+        """Return the pyramid, finest first."""
+        return self.encoder(images)
 
     def what(self) -> str:
-        """The pyramid, dense."""
+        """Name the pyramid."""
         return "pyramid"
 
     def logits(self, batch: dict[str, Any]) -> Tensor:
-        """(B, 1, S, S) logits."""
+        """Compute (B, 1, S, S) logits."""
         levels = list(self.features(batch))
         if self.neck is not None:
             levels = self.neck(levels)
-        made = self.decoder(levels, batch["image"]) if self.decoder_kind == "medklip" else self.decoder(levels)
+        logits = self.decoder(levels, batch["image"]) if self.decoder_kind == "medklip" else self.decoder(levels)
         side = batch["mask"].shape[-1]
-        if made.shape[-1] != side:  # strides that do not divide the image
-            made = F.interpolate(made, size=(side, side), mode="bilinear", align_corners=False)
-        return made
+        if logits.shape[-1] != side:  # strides that do not divide the image
+            logits = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
+        return logits
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The protocol's loss."""
+        """Return the protocol's loss."""
         return {"segmentation": self.criterion(self.logits(batch), batch["mask"])}
 
     # ---------------------------------------------------------------- evaluation
 
     def store(self) -> SampleStore:
-        """Areas of prediction, truth and overlap, per image: all that the metrics need."""
-        return SampleStore(["intersection", "predicted", "truth", "pixels"])
+        """Areas of prediction, truth and overlap of each image."""
+        return SampleStore(COLUMNS)
 
     def columns(self, batch: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`store`."""
         return mask_statistics(self.logits(batch).float().sigmoid(), batch["mask"], threshold=self.threshold)
 
     def pictures(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The predicted masks."""
+        """Return the predicted masks."""
         return {"masks": (self.logits(batch)[:, 0].float().sigmoid() > self.threshold).cpu().numpy()}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss and areas from one forward pass."""
+        """Override: loss and areas from one forward pass."""
         (logits,) = exact(self.logits(batch))
-        size = len(batch["index"])
-        self.log("val/loss", self.criterion(logits, batch["mask"]), sync_dist=True, batch_size=size, prog_bar=True)
+        self._log_val_loss(self.criterion(logits, batch["mask"]), batch)
         self._collect("validate", batch, mask_statistics(logits.sigmoid(), batch["mask"], threshold=self.threshold))
 
     @classmethod
@@ -254,5 +245,5 @@ class Segmentation(Task):
         return partial(segmentation_measures, batch_size=facts["eval_batch_size"])
 
     def facts(self) -> dict[str, Any]:
-        """The batches that MGCA's Dice is a mean over."""
+        """Size of the batches that MGCA's Dice is a mean over."""
         return {"eval_batch_size": self._datamodule().eval_batch_size}
