@@ -6,15 +6,15 @@ from medvlp.phantom.fields import Shape, Stroke, axes, bump, contour, ellipse, p
 from medvlp.phantom.scene import Anatomy, Scene
 
 
-def _mediastinum(rows: np.ndarray, a: Anatomy, own: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _mediastinum(rows: np.ndarray, a: Anatomy, traits: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Return the inner lung borders left and right by row, the heart's rows (soft) and the heart's top row."""
     base = a.base
     top = a.apex + 0.45 * (base - a.apex)
-    aorta = 1 + 0.25 * own[0] + 0.35 * (a.age - 50) / 50
+    aorta = 1 + 0.25 * traits[0] + 0.35 * (a.age - 50) / 50
     knob = a.apex + 0.24 * (base - a.apex)
     proportions = {"apex": a.apex, "knob": knob, "heart_top": top, "heart_height": base - top}
     left = contour(rows, "mediastinum left", aorta=aorta, heart=a.heart, **proportions)
-    right = contour(rows, "mediastinum right", vena_cava=own[1], heart=a.heart, **proportions)
+    right = contour(rows, "mediastinum right", vena_cava=traits[1], heart=a.heart, **proportions)
     return left, right, ramp(rows - top, 0.03) * ramp(base + 0.055 - rows, 0.03), top
 
 
@@ -27,9 +27,9 @@ def _dome(x: np.ndarray, side: int, a: Anatomy) -> np.ndarray:
     return (a.dome(side) + depth * (0.085 * lateral**2.2 + 0.025 * lateral**6 + 0.03 * medial**2)).astype(np.float32)
 
 
-def _ribs(x: np.ndarray, y: np.ndarray, costal: np.ndarray, a: Anatomy, own: list[float]) -> np.ndarray:
+def _ribs(x: np.ndarray, y: np.ndarray, costal: np.ndarray, a: Anatomy, traits: list[float]) -> np.ndarray:
     """Return posterior and anterior ribs as two families of warped stripes, float32 of the shape of ``x``."""
-    pitch = 0.071 + 0.004 * own[0]
+    pitch = 0.071 + 0.004 * traits[0]
     s = np.abs(x)
     s /= costal
     np.minimum(s, 1.1, out=s)
@@ -37,8 +37,8 @@ def _ribs(x: np.ndarray, y: np.ndarray, costal: np.ndarray, a: Anatomy, own: lis
     out = np.zeros_like(s)
     cage = ramp(1.03 - s, 0.05)
     for start, slope, bend, weight in (
-        (a.apex - 0.03, -0.02, 0.115 + 0.02 * own[1], 1.0),
-        (a.apex + 0.205 + 0.02 * own[2], -0.15 - 0.02 * own[3], 0.03, 0.55),
+        (a.apex - 0.03, -0.02, 0.115 + 0.02 * traits[1], 1.0),
+        (a.apex + 0.205 + 0.02 * traits[2], -0.15 - 0.02 * traits[3], 0.03, 0.55),
     ):
         phase = s2 * s
         phase *= -bend / pitch
@@ -95,17 +95,17 @@ def _vessels(scene: Scene, hilum: float, rng: np.random.Generator) -> np.ndarray
     return strokes(scene.size, lines)
 
 
-def _bones(scene: Scene, own: list[float], angle: float) -> np.ndarray:
+def _bones(scene: Scene, traits: list[float], angle: float) -> np.ndarray:
     a = scene.anatomy
     t, turn = np.linspace(0, 1, 25), np.linspace(0, 2 * np.pi, 20)
     shapes: list[Shape] = []
     for side in (-1, 1):
-        bones = paths("bones", "frontal", {"side": side, "apex": a.apex, "bend": own[2]})
+        bones = paths("bones", "frontal", {"side": side, "apex": a.apex, "bend": traits[2]})
         scapula, humerus = ((scene.image_points(*corners.T), grey) for corners, _, grey in bones.values())
         head = scene.image_points(side * (0.445 + 0.045 * np.cos(turn)), a.apex + 0.075 + 0.05 * np.sin(turn))
         shapes += [scapula, (head, 110), humerus]
-        x = 0.026 + (0.335 + 0.012 * own[1]) * t
-        y = a.apex + 0.098 + side * 0.012 * angle - (0.105 + 0.02 * own[0]) * t
+        x = 0.026 + (0.335 + 0.012 * traits[1]) * t
+        y = a.apex + 0.098 + side * 0.012 * angle - (0.105 + 0.02 * traits[0]) * t
         y = y + 0.022 * np.sin(2 * np.pi * t + 0.4)
         # A broken clavicle: the outer part hangs from the shoulder, lowest at the break in the middle.
         y = y + a.drop(side) * np.clip((t - 0.5) * 25, 0, 1) * np.clip((0.95 - t) * 2.2, 0, 1)
@@ -117,26 +117,26 @@ def _bones(scene: Scene, own: list[float], angle: float) -> np.ndarray:
     return strokes(scene.size, shapes=shapes)
 
 
-def _hila_and_breasts(scene: Scene, hilum: float, inner: np.ndarray, own: list[float]) -> None:
+def _hila_and_breasts(scene: Scene, hilum: float, inner: np.ndarray, traits: list[float]) -> None:
     a, x, y = scene.anatomy, scene.x, scene.y
     for side in (-1, 1):
         off = ellipse(x, y, (side * 0.070, hilum), (0.05, 0.075))
-        scene.density += (0.15 + 0.03 * own[0]) * np.maximum(1 - off, 0) * ramp(inner + 0.005, 0.02)
+        scene.density += (0.15 + 0.03 * traits[0]) * np.maximum(1 - off, 0) * ramp(inner + 0.005, 0.02)
     if a.female:
         for side in (-1, 1):
-            cy, cx = 0.60 + 0.04 * own[1] + 0.05 * (a.age > 60), side * (0.20 + 0.015 * own[2])
+            cy, cx = 0.60 + 0.04 * traits[1] + 0.05 * (a.age > 60), side * (0.20 + 0.015 * traits[2])
             reach = 0.12 + 0.05 * a.habitus
             off = ((x - cx) * (1 / reach)) ** 2 + ((y - cy) * (0.9 / reach)) ** 2
             scene.density += (0.06 + 0.05 * a.habitus) * np.clip(1.15 - off, 0, 0.55) * ramp(y - cy + 0.08, 0.16)
 
 
-def _spine_and_airways(scene: Scene, own: list[float], turn: float) -> None:
+def _spine_and_airways(scene: Scene, traits: list[float], turn: float) -> None:
     x, y, density, rows = scene.x, scene.y, scene.density, scene.y[:, 0]
     spine = ramp(0.043 - np.abs(x), 0.022)
-    disc = (0.042 + 0.014 * np.cos(2 * np.pi * (rows + 0.02 * own[0]) / 0.049)).astype(np.float32)
+    disc = (0.042 + 0.014 * np.cos(2 * np.pi * (rows + 0.02 * traits[0]) / 0.049)).astype(np.float32)
     density += spine * disc[:, None]
-    carina = scene.anatomy.apex + 0.25 + 0.01 * own[1]
-    pipe = ramp(0.0175 - np.abs(x - turn - 0.004 * own[2]), 0.008)
+    carina = scene.anatomy.apex + 0.25 + 0.01 * traits[1]
+    pipe = ramp(0.0175 - np.abs(x - turn - 0.004 * traits[2]), 0.008)
     pipe *= (ramp(carina - rows, 0.02) * 0.13)[:, None]
     density -= pipe
     fork = slice(int((carina - 0.01) * scene.size), int((carina + 0.06) * scene.size))
@@ -145,8 +145,10 @@ def _spine_and_airways(scene: Scene, own: list[float], turn: float) -> None:
         density[fork] -= 0.07 * ramp(0.011 - np.abs(offset), 0.008) * ramp(carina + 0.045 - rows[fork], 0.03)[:, None]
 
 
-def _stomach(scene: Scene, noise: np.random.Generator, own: list[float], filling: float, abdomen: np.ndarray) -> None:
-    bubble = 0.03 * own[1], scene.anatomy.dome_left + 0.055 + 0.012 * own[0]
+def _stomach(
+    scene: Scene, noise: np.random.Generator, traits: list[float], filling: float, abdomen: np.ndarray
+) -> None:
+    bubble = 0.03 * traits[1], scene.anatomy.dome_left + 0.055 + 0.012 * traits[0]
     off = ellipse(scene.x - 0.15, scene.y, bubble, (0.065, 0.028))
     gas = texture(noise, scene.size, 9)
     scene.density -= (0.15 + 0.08 * filling) * np.clip(1.3 - off + 0.35 * gas, 0, 1) * abdomen
@@ -186,20 +188,20 @@ def _soft_tissue(
 
 def draw_frontal(a: Anatomy, size: int) -> Scene:
     """Draw the chest from the front, ready for findings, as an image of at least 32 pixels a side."""
-    own, day = uniform([a.seed, 2], 24), uniform([a.study_seed, 2], 8)
+    traits, day = uniform([a.seed, 2], 24), uniform([a.study_seed, 2], 8)
     noise = np.random.default_rng([a.seed, 3])
     bedside = 2.0 if a.view == "AP" else 1.0
     columns, y = axes(size)
     rows = y[:, 0]
     tilt, shift, angle = 0.03 * day[0] * bedside, 0.02 * day[1] * bedside, day[2] * bedside
-    centre = (0.5 + shift + tilt * (rows - 0.5) + 0.006 * own[0] * np.sin(5 * rows)).astype(np.float32)
+    centre = (0.5 + shift + tilt * (rows - 0.5) + 0.006 * traits[0] * np.sin(5 * rows)).astype(np.float32)
     x = columns - centre[:, None]
 
     # The two lungs: superellipse outside, mediastinum and heart inside, domes below.
     span = np.clip((0.86 - rows) / (0.86 - a.apex + 0.012), 0, 1.4)
     shape = np.maximum(1 - span**2.7, 0) ** 0.56
-    costal = {side: (a.width * (1 + 0.012 * own[1] * side) * shape).astype(np.float32) for side in (-1, 1)}
-    left, right, cardiac, top = _mediastinum(rows, a, own[2:4])
+    costal = {side: (a.width * (1 + 0.012 * traits[1] * side) * shape).astype(np.float32) for side in (-1, 1)}
+    left, right, cardiac, top = _mediastinum(rows, a, traits[2:4])
     turn = 0.007 * angle  # rotation shows as a shift of what lies in front of the spine
     medial = {1: left + turn, -1: right - turn}
     below = columns[0] - centre[min(size - 1, int(0.75 * size))]
@@ -213,24 +215,24 @@ def draw_frontal(a: Anatomy, size: int) -> Scene:
     heart = (inner < 0) & (rows > top)[:, None] & (lower > -0.03) & (rows < 0.97)[:, None]
     heart &= (x < medial[1][:, None]) & (x > -medial[-1][:, None]) & (cardiac > 0.5)[:, None]
 
-    body, abdomen, density = _soft_tissue(a, x, rows, lower, own[5])
+    body, abdomen, density = _soft_tissue(a, x, rows, lower, traits[5])
     density -= (0.475 - 0.03 * a.habitus) * air
     # Heart: rounder and denser in the middle than the rest of the mediastinum.
     density += 0.05 * cardiac[:, None] * ramp(-inner, 0.10) * ramp(lower + 0.03, 0.06)
     density += 0.035 * cardiac[:, None] * ramp(x, 0.25) * ramp(-inner, 0.03)
 
     scene = Scene(a, size, x, y, centre, density, air, lungs, heart, costal, medial, domes, np.zeros_like(x))
-    ribs = _ribs(x, y, np.maximum(costal[1], 0.05)[:, None], a, own[6:10])
+    ribs = _ribs(x, y, np.maximum(costal[1], 0.05)[:, None], a, traits[6:10])
     ribs *= 0.12 - 0.08 * abdomen
     ribs *= 0.45 + 0.55 * ramp(inner, 0.03)
     density += ribs
     pleura = bump(np.minimum(np.abs(lateral - 0.002) * (1 / 0.012), 1))
     density += 0.07 * pleura * ramp(rows - a.apex - 0.04, 0.06)[:, None]
-    density += 0.15 * _bones(scene, own[10:14], angle) * body
-    _spine_and_airways(scene, own[14:17], turn)
+    density += 0.15 * _bones(scene, traits[10:14], angle) * body
+    _spine_and_airways(scene, traits[14:17], turn)
     hilum = top - 0.005
-    _hila_and_breasts(scene, hilum, inner, own[17:20])
-    _stomach(scene, noise, own[20:22], day[3], abdomen)
+    _hila_and_breasts(scene, hilum, inner, traits[17:20])
+    _stomach(scene, noise, traits[20:22], day[3], abdomen)
 
     grain, cloud = texture(noise, size, 44), texture(noise, size, 15)
     detail = _vessels(scene, hilum, noise)

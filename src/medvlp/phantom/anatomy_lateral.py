@@ -30,13 +30,13 @@ def _heart_and_hila(a: Anatomy, x: np.ndarray, y: np.ndarray, air: np.ndarray, d
 
 
 def _skeleton(
-    scene: Scene, own: list[float], body: np.ndarray, inner: np.ndarray, lower: np.ndarray, back: np.ndarray
+    scene: Scene, traits: list[float], body: np.ndarray, inner: np.ndarray, lower: np.ndarray, back: np.ndarray
 ) -> None:
     """Add spine, sternum and ribs to the density, and take the trachea from it."""
     x, y, apex, density, rows = scene.x, scene.y, scene.anatomy.apex, scene.density, scene.y[:, 0]
     # Spine along the back border, darker downwards as the lungs widen; vertebrae with disc spaces.
     column = ramp(0.036 - np.abs((back - 0.055)[:, None] - x), 0.012) * body
-    disc = (0.15 - 0.08 * rows + 0.05 * np.cos(2 * np.pi * (rows + 0.02 * own[1]) / 0.05)).astype(np.float32)
+    disc = (0.15 - 0.08 * rows + 0.05 * np.cos(2 * np.pi * (rows + 0.02 * traits[1]) / 0.05)).astype(np.float32)
     density += column * disc[:, None]
     ahead = x + scene.costal[-1][:, None]
     sternum = ramp(0.011 - np.abs(ahead + 0.012), 0.008) * ramp(y - apex - 0.1, 0.04) * ramp(0.62 - y, 0.05)
@@ -45,7 +45,7 @@ def _skeleton(
     density -= 0.12 * pipe
 
     # Ribs of both sides cross the lungs obliquely.
-    phase = (y - 0.55 * x - 0.35 * x * np.abs(x)) * (1 / 0.068) + own[2]
+    phase = (y - 0.55 * x - 0.35 * x * np.abs(x)) * (1 / 0.068) + traits[2]
     phase -= np.floor(phase)
     stripes = ramp(0.19 - np.abs(phase - 0.5), 0.14)
     density += 0.045 * stripes * ramp(inner + 0.02, 0.02) * ramp(y - apex, 0.05) * (1 - 0.6 * ramp(-lower, 0.05))
@@ -78,13 +78,13 @@ def draw_lateral(a: Anatomy, size: int) -> Scene:
         The scene: ``costal[-1]`` is the distance of the front border of the lungs from x = 0, ``costal[1]`` that of the
         back border, ``medial`` is 0.
     """
-    own, day = uniform([a.seed, 12], 12), uniform([a.study_seed, 12], 4)
+    traits, day = uniform([a.seed, 12], 12), uniform([a.study_seed, 12], 4)
     noise = np.random.default_rng([a.seed, 13])
     columns, y = axes(size)
     rows = y[:, 0]
     centre = (0.5 + 0.015 * day[0] + 0.02 * day[1] * (rows - 0.5)).astype(np.float32)
     x = columns - centre[:, None]
-    thick = 1 + 0.06 * own[0]
+    thick = 1 + 0.06 * traits[0]
     front, back = (contour(rows, f"lateral {name}", apex=a.apex, thickness=thick) for name in ("front", "back"))
     slope = np.clip(columns[0] - 0.5 + 0.08, -0.2, 0.4)
     bend = (1 - 0.55 * a.flatness) * (1.55 * np.maximum(slope, 0) ** 2 + 0.5 * np.minimum(slope, 0) ** 2)
@@ -108,7 +108,7 @@ def draw_lateral(a: Anatomy, size: int) -> Scene:
     medial = {side: np.zeros(size, dtype=np.float32) for side in (-1, 1)}
     costal = {-1: front, 1: back}
     scene = Scene(a, size, x, y, centre, density, air, lungs, heart, costal, medial, domes, np.zeros_like(x))
-    _skeleton(scene, own, body, inner, lower, back)
+    _skeleton(scene, traits, body, inner, lower, back)
     detail = _vessels(scene, noise)
     detail *= 0.10
     detail += 0.014 * cloud

@@ -184,24 +184,8 @@ def strokes(size: int, lines: Sequence[Stroke] = (), shapes: Sequence[Shape] = (
     return out
 
 
-def parts(mask: np.ndarray, smallest: float = 0.03) -> tuple[np.ndarray, tuple[Box, ...]]:
-    """Find the 8-connected parts of a mask, and remove crumbs.
-
-    Args:
-        mask: (h, w) bool.
-        smallest: parts below this share of the largest part's area, or below 3 pixels beside a larger part, are erased.
-
-    Returns:
-        The cleaned mask (a new array if something was erased) and the box of each part, the largest part first.
-    """
-    rows, width = mask.shape
-    padded = np.zeros((rows, width + 1), dtype=np.int8)
-    padded[:, :-1] = mask
-    edges = np.diff(padded.ravel(), prepend=np.int8(0))
-    starts, ends = np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist()
-    if not starts:
-        return mask, ()
-    stride = width + 1
+def _joined(starts: list[int], ends: list[int], stride: int) -> list[int]:
+    """Return one number per run of pixels, the same for all runs of a part."""
     parent = list(range(len(starts)))
 
     def root(node: int) -> int:
@@ -220,11 +204,33 @@ def parts(mask: np.ndarray, smallest: float = 0.03) -> tuple[np.ndarray, tuple[B
             if ends[other] + stride >= start:
                 parent[root(run)] = root(other)
             other += 1
+    return [root(run) for run in range(len(starts))]
+
+
+def parts(mask: np.ndarray, smallest: float = 0.03) -> tuple[np.ndarray, tuple[Box, ...]]:
+    """Find the 8-connected parts of a mask, and remove crumbs.
+
+    Args:
+        mask: (h, w) bool.
+        smallest: parts below this share of the largest part's area, or below 3 pixels beside a larger part, are erased.
+
+    Returns:
+        The cleaned mask (a new array if something was erased) and the box of each part, the largest part first.
+    """
+    rows, width = mask.shape
+    padded = np.zeros((rows, width + 1), dtype=np.int8)
+    padded[:, :-1] = mask
+    edges = np.diff(padded.ravel(), prepend=np.int8(0))
+    starts, ends = np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist()
+    if not starts:
+        return mask, ()
+    stride = width + 1
+    part_of = _joined(starts, ends, stride)
     boxes: dict[int, list[int]] = {}
     for run, (start, end) in enumerate(zip(starts, ends, strict=True)):
         row, left = divmod(start, stride)
         right = left + end - start
-        box = boxes.setdefault(root(run), [left, row, right, row + 1, 0])
+        box = boxes.setdefault(part_of[run], [left, row, right, row + 1, 0])
         box[0], box[2], box[3] = min(box[0], left), max(box[2], right), row + 1
         box[4] += end - start
     largest = max(box[4] for box in boxes.values())
@@ -233,7 +239,7 @@ def parts(mask: np.ndarray, smallest: float = 0.03) -> tuple[np.ndarray, tuple[B
     if crumbs:
         mask = mask.copy()
         for run, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            if root(run) in crumbs:
+            if part_of[run] in crumbs:
                 row, left = divmod(start, stride)
                 mask[row, left : left + end - start] = False
     kept = sorted((box for key, box in boxes.items() if key not in crumbs), key=lambda box: (-box[4], box[1], box[0]))

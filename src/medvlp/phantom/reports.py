@@ -53,7 +53,7 @@ class _Draw:
     def chance(self, probability: float) -> bool:
         return self.number() < probability
 
-    def pick(self, items: Sequence) -> str:
+    def pick(self, items: Sequence[str]) -> str:
         return items[int(self.number() * len(items))]
 
 
@@ -229,6 +229,21 @@ def _by_views(texts: dict[str, Any], study: Study) -> Any:
     return texts["LATERAL" if "LATERAL" in study.views else study.views[0]]
 
 
+def _body(writer: _Writer, structure: str) -> dict[str, str]:
+    """Return the sections that mention findings."""
+    if structure == "combined":
+        return {"FINDINGS AND IMPRESSION": writer.findings()}
+    if structure == "view_title":
+        return {f"{writer.study.views[0]} VIEW OF THE CHEST": writer.findings()}
+    if structure == "findings_only":
+        return {"FINDINGS": writer.findings()}
+    if structure == "impression_only":
+        return {"IMPRESSION": writer.impression(complete=True)}
+    if structure == "empty_findings":
+        return {"FINDINGS": "", "IMPRESSION": writer.impression(complete=True)}
+    return {"FINDINGS": writer.findings(), "IMPRESSION": writer.impression(complete=False)}
+
+
 def write_report(study: Study, difficulty: Difficulty, structure: str | None = None) -> PhantomReport:
     """Word a study; the same arguments give the same text.
 
@@ -260,11 +275,8 @@ def write_report(study: Study, difficulty: Difficulty, structure: str | None = N
         sections["ADDENDUM"] = draw.pick(TEXTS["addenda"])
     if structure == "no_header":
         return PhantomReport({BODY: f"{title} RADIOGRAPH OF ___.\n\n{writer.findings()}"}, writer.mentions)
-    if reader["title"]:
-        sections[title] = ""
-    else:
-        examination = draw.pick(_by_views(TEXTS["examination"], study))
-        sections["EXAMINATION"] = examination.format(view=study.views[0])
+    examination = "" if reader["title"] else draw.pick(_by_views(TEXTS["examination"], study))
+    sections[title if reader["title"] else "EXAMINATION"] = examination.format(view=study.views[0])
     if structure == "comparison_only":
         sections[reader["comparison"]] = writer.comparison()
         sections[BODY] = writer.findings()
@@ -273,18 +285,7 @@ def write_report(study: Study, difficulty: Difficulty, structure: str | None = N
     if draw.chance(0.25):
         sections["TECHNIQUE"] = draw.pick(_by_views(TEXTS["technique"], study)).format(view=study.views[0])
     sections[reader["comparison"]] = writer.comparison()
-    if structure == "combined":
-        sections["FINDINGS AND IMPRESSION"] = writer.findings()
-    elif structure == "view_title":
-        sections[f"{study.views[0]} VIEW OF THE CHEST"] = writer.findings()
-    elif structure in ("impression_only", "empty_findings"):
-        if structure == "empty_findings":
-            sections["FINDINGS"] = ""
-        sections["IMPRESSION"] = writer.impression(complete=True)
-    else:
-        sections["FINDINGS"] = writer.findings()
-        if structure != "findings_only":
-            sections["IMPRESSION"] = writer.impression(complete=False)
+    sections |= _body(writer, structure)
     if (writer.positives and draw.chance(0.04)) or every:
         sections["RECOMMENDATION(S)"] = draw.pick(TEXTS["recommendations"])
     if draw.chance(0.05) or every:

@@ -165,22 +165,22 @@ def build_anatomy(study: Study, view: View) -> Anatomy:
     They stay close between a patient's studies and differ between patients.
     """
     patient = study.patient
-    own, day = uniform([patient.seed, 1], 8), uniform([study.seed, 1], 4)
+    traits, day = uniform([patient.seed, 1], 8), uniform([study.seed, 1], 4)
     bedside = view == "AP"
     breath = 0.012 * day[0] - (0.045 if bedside else 0.0) - 0.02 * patient.habitus
-    right = 0.72 + 0.035 * own[0] + breath
+    right = 0.72 + 0.035 * traits[0] + breath
     return Anatomy(
         seed=patient.seed,
         study_seed=study.seed,
         view=view,
         female=patient.sex == "F",
         habitus=patient.habitus,
-        apex=0.115 + 0.024 * own[1] + 0.008 * day[1],
-        width=0.342 + 0.022 * own[2] + (0.006 if patient.sex == "M" else -0.008),
+        apex=0.115 + 0.024 * traits[1] + 0.008 * day[1],
+        width=0.342 + 0.022 * traits[2] + (0.006 if patient.sex == "M" else -0.008),
         dome_right=right,
-        dome_left=right + 0.022 + 0.012 * own[3],
-        flatness=0.25 + 0.15 * own[4],
-        heart=(1.0 + 0.09 * own[5] + 0.02 * day[2]) * (1.12 if bedside else 1.0) + 0.06 * patient.habitus,
+        dome_left=right + 0.022 + 0.012 * traits[3],
+        flatness=0.25 + 0.15 * traits[4],
+        heart=(1.0 + 0.09 * traits[5] + 0.02 * day[2]) * (1.12 if bedside else 1.0) + 0.06 * patient.habitus,
         age=patient.age,
     )
 

@@ -31,7 +31,7 @@ class Phrase(NamedTuple):
         return ("an " if self.text[:1].lower() in "aeiou" or self.text.startswith("NG ") else "a ") + self.text
 
 
-Pick = Callable[[Sequence], str]
+Pick = Callable[[Sequence[str]], str]
 """Draws one item of a sequence."""
 
 TEXTS: dict[str, Any] = read_table("phrases.json")

@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -215,6 +215,12 @@ def random(count: int, *seed: int) -> list[float]:
 def frontal(spec: PhantomSpec, study: Study) -> RenderedView:
     """Draw the frontal view of a study."""
     return render.render_view(study, study.views[0], spec.size, spec.difficulty)
+
+
+def mask_of(study: Study, view: RenderedView, names: Collection[str]) -> np.ndarray:
+    """Return the union of the masks of all findings with one of these names, (H, W) bool."""
+    masks = [mask for finding, mask in zip(study.findings, view.masks, strict=True) if finding.name in names]
+    return np.logical_or.reduce([np.zeros(view.image.shape, dtype=bool), *masks])
 
 
 def truth_flags(study: Study) -> str:

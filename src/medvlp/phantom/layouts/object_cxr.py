@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from medvlp.phantom.fields import parts
-from medvlp.phantom.layouts.common import Job, Layout, Output, encode_jpeg, frontal, lines_of
+from medvlp.phantom.layouts.common import Job, Layout, Output, encode_jpeg, frontal, lines_of, mask_of
 from medvlp.phantom.model import Box, Finding, PhantomSpec, RenderedView, Study
 
 _FOLDERS = {"train": "train", "validate": "dev", "test": "test"}
@@ -80,8 +80,7 @@ class _ObjectCXRLayout(Layout[_Job]):
         study, folder = job.study, _FOLDERS[job.split]
         out.key = (job.number,)
         view = frontal(spec, study)
-        objects = [mask for f, mask in zip(study.findings, view.masks, strict=True) if f.name == _OBJECT]
-        view = _reframe(view, _spared(job.margins, view, objects))
+        view = _reframe(view, _spared(job.margins, mask_of(study, view, {_OBJECT})))
         shapes = [
             shape
             for finding, mask, boxes in zip(study.findings, view.masks, view.boxes, strict=True)
@@ -130,12 +129,11 @@ def _kinds(objects: list[tuple[int, str]]) -> dict[int, Kind]:
     return kinds
 
 
-def _spared(margins: Box, view: RenderedView, masks: list[np.ndarray]) -> Box:
-    """Return margins that leave all pixels of some masks in the image."""
-    cover = np.logical_or.reduce([np.zeros(view.image.shape, dtype=bool), *masks])
+def _spared(margins: Box, cover: np.ndarray) -> Box:
+    """Return margins that leave all pixels of a mask in the image."""
     if not cover.any():
         return margins
-    height, width = view.image.shape
+    height, width = cover.shape
     x, y = np.flatnonzero(cover.any(axis=0)), np.flatnonzero(cover.any(axis=1))
     room = (int(x[0]), int(y[0]), width - 1 - int(x[-1]), height - 1 - int(y[-1]))
     left, top, right, bottom = (max(margin, -free) for margin, free in zip(margins, room, strict=True))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from medvlp.phantom.fields import parts
-from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, frontal, lines_of, random
+from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, frontal, lines_of, mask_of, random
 from medvlp.phantom.layouts.dicom import dicom_bytes, random_uuid, released_header, released_uids
 from medvlp.phantom.model import Box, PhantomSpec, RenderedView, Study
 
@@ -113,11 +113,7 @@ def opacity_boxes(study: Study, view: RenderedView, least: int = 1) -> list[Box]
         view: the masks.
         least: the largest opacities are boxed in pieces until there are so many boxes, as far as they can be cut.
     """
-    pairs = zip(study.findings, view.masks, strict=True)
-    mask = np.logical_or.reduce(
-        [mask for finding, mask in pairs if finding.name in OPACITIES] or [np.zeros((1, 1), bool)]
-    )
-    mask, whole = parts(mask)
+    mask, whole = parts(mask_of(study, view, OPACITIES))
     boxes = list(whole)
     while len(boxes) > MOST_BOXES:
         boxes = _merge_closest(boxes)

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, frontal, lines_of, random
+from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, frontal, lines_of, mask_of, random
 from medvlp.phantom.layouts.dicom import dicom_bytes, random_uuid, released_header, released_uids
-from medvlp.phantom.model import PhantomSpec, RenderedView, Study
+from medvlp.phantom.model import PhantomSpec, Study
 
 _PURPOSE = 7_401  # of the random streams
 _SEVERAL_ROWS = 0.14  # 334 of the release's 2,379 positive training images
@@ -70,7 +70,7 @@ class _SIIMLayout(Layout[_Job]):
         if job.no_row:
             out.add("without_row", sop_uid)
             return
-        mask = _pneumothorax(study, view)
+        mask = mask_of(study, view, {"Pneumothorax"})
         masks = _overlapping(mask) if job.several_rows else [mask]
         for value in [encode_runs(part) for part in masks] if mask.any() else ["-1"]:
             if job.split != "test":
@@ -88,14 +88,6 @@ def _has_pneumothorax(study: Study) -> bool:
     return any(finding.name == "Pneumothorax" for finding in study.findings)
 
 
-def _pneumothorax(study: Study, view: RenderedView) -> np.ndarray:
-    mask = np.zeros(view.image.shape, dtype=bool)
-    for finding, shape in zip(study.findings, view.masks, strict=True):
-        if finding.name == "Pneumothorax":
-            mask |= shape
-    return mask
-
-
 def _overlapping(mask: np.ndarray) -> list[np.ndarray]:
     """Return an upper and a lower part that overlap in the middle, or the mask alone if it is too low for that.
 
@@ -106,10 +98,8 @@ def _overlapping(mask: np.ndarray) -> list[np.ndarray]:
         return [mask]
     first, last = int(lines[0]), int(lines[-1]) + 1
     third = max(1, (last - first) // 3)
-    upper, lower = mask.copy(), mask.copy()
-    upper[last - third :] = False
-    lower[: first + third] = False
-    return [upper, lower]
+    rows = np.arange(len(mask))[:, None]
+    return [mask & (rows < last - third), mask & (rows >= first + third)]
 
 
 def encode_runs(mask: np.ndarray) -> str:
