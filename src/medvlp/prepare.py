@@ -2,7 +2,7 @@
 
 The result depends on the files alone, not on the number of processes nor on how often the work was interrupted. Shards
 that are complete, from unchanged files and by the same versions of the packages are kept when the command is given
-again; all others are written anew. Images that cannot be read are entries that name the reason.
+again; all others are written again. Images that cannot be read are entries that name the reason.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from medvlp.transforms import build_transform
 
 @dataclasses.dataclass(frozen=True)
 class PreparedFolder:
-    """One cache that :func:`prepare` completed.
+    """A cache that :func:`prepare` completed.
 
     Args:
-        folder: where it is.
+        folder: of the cache.
         rule: resize rule.
         images: images in it, unreadable ones included.
-        kept: images in shards that were there already.
+        kept: images in shards that were kept.
         masks: masks in it.
         bytes: of all its files.
         unreadable: path and reason of the images that cannot be read.
@@ -57,12 +57,12 @@ class PreparedFolder:
 
 @dataclasses.dataclass(frozen=True)
 class PrepareResult:
-    """What :func:`prepare` did.
+    """Result of :func:`prepare`.
 
     Args:
         folders: one cache per resize rule.
-        skipped: what was left out: "record" or "image", its id or path, the reason.
-        seconds: that it took.
+        skipped: what was skipped: "record" or "image", its id or path, the reason.
+        seconds: duration.
     """
 
     folders: tuple[PreparedFolder, ...]
@@ -71,17 +71,17 @@ class PrepareResult:
 
     @property
     def bytes(self) -> int:
-        """Of all files of the caches."""
+        """Total size of all files of the caches."""
         return sum(f.bytes for f in self.folders)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of things left out, by reason."""
+        """Number of skipped records and images by reason."""
         return dict(Counter(reason for _, _, reason in self.skipped).most_common())
 
 
 def rules_of(transform: str, size: int) -> list[str]:
-    """Resize rules that a transform needs in training and evaluation; mostly one."""
+    """Return the resize rules that a transform needs in training and evaluation; usually one."""
     return list(dict.fromkeys(build_transform(transform, size, train).resize.name for train in (True, False)))
 
 
@@ -104,7 +104,7 @@ def prepare(
 ) -> PrepareResult:
     """Decode and resize all images of a corpus, and draw their masks.
 
-    A cache that is there is completed: images of earlier calls (for another task, say) stay in it.
+    An existing cache is completed: images of earlier calls (for another task, say) stay in it.
 
     Args:
         corpus: the corpus, not yet read. With ``on_error: raise`` its first broken record is an error.
@@ -118,13 +118,13 @@ def prepare(
         workers: processes, each with one thread; None takes one per core. 1 works in this process. With more a script
             must call this under ``if __name__ == "__main__":``.
         progress: show a bar on the terminal.
-        overwrite: start anew even if the folder holds a cache.
+        overwrite: replace an existing cache.
         tokenizer: ignored, with a warning: texts are tokenised while they are loaded.
         max_length: ignored, as `tokenizer`.
         images_per_shard: None takes as many as :mod:`medvlp.datasets.shards` allows.
 
     Returns:
-        What is there now, and what was left out.
+        The caches as they are now, and what was skipped.
 
     Raises:
         DataError: the corpus is not readable, the disk has too little room, another process prepares the same cache,
@@ -143,7 +143,7 @@ def prepare(
     if not len(records):
         raise DataError(f"{corpus.root} has no records to prepare; {dropped_by_reason(records.dropped)}")
     shapes = _images(records, corpus.root)
-    left_out = [
+    dropped = [
         ("record", str(item), str(reason))
         for item, reason in zip(records.dropped["id"], records.dropped["reason"], strict=True)
     ]
@@ -160,9 +160,9 @@ def prepare(
             advance(sum(p.kept for p in plans))
             write(plans, corpus.root, partial(read_image, intensity=intensity, damaged=damaged), workers, advance)
         description = {"corpus": corpus.name, "intensity": reading}
-        folders = tuple(_finished(p, description, left_out) for p in plans)
+        folders = tuple(_finished(p, description, dropped) for p in plans)
     unreadable = dict(pair for f in folders for pair in f.unreadable)
-    skipped = (*left_out, *(("image", path, reason) for path, reason in sorted(unreadable.items())))
+    skipped = (*dropped, *(("image", path, reason) for path, reason in sorted(unreadable.items())))
     return PrepareResult(folders, skipped, time.monotonic() - start)
 
 
@@ -182,9 +182,9 @@ def _images(records: Records, root: Path) -> dict[str, Shapes]:
     return {path: tuple(lists) for path, lists in found.items()}
 
 
-def _finished(plan: Plan, description: dict[str, str], left_out: Sequence[tuple[str, str, str]]) -> PreparedFolder:
+def _finished(plan: Plan, description: dict[str, str], dropped: Sequence[tuple[str, str, str]]) -> PreparedFolder:
     unreadable = sorted((path, reason.replace(PATH_MARK, path)) for path, reason in plan.unreadable.items())
-    write_skipped(plan.folder, [*left_out, *(("image", path, reason) for path, reason in unreadable)])
+    write_skipped(plan.folder, [*dropped, *(("image", path, reason) for path, reason in unreadable)])
     content = finish(
         plan.folder, plan.shards, {**description, "rule": plan.rule.name}, plan.packages, len(plan.unreadable)
     )
@@ -216,7 +216,7 @@ def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``medvlp prepare``."""
+    """Add the options of ``medvlp prepare``."""
     add_corpus_arguments(parser, CORPORA)
     parser.add_argument("--out", type=Path, required=True, help="folder of the caches; data.cache_dir of a run")
     parser.add_argument("--transform", default="g2d_paper", help="recipe to prepare for (default: g2d_paper)")
@@ -234,12 +234,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("--tokenizer", "--max-length"):
         parser.add_argument(name, help="ignored: texts are tokenised while they are loaded")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help=OPTION_HELP)
-    parser.add_argument("--overwrite", action="store_true", help="start anew even if there is a cache")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing cache")
     parser.add_argument("--verify", action="store_true", help="only check every byte of the cache that is there")
 
 
 def run(args: argparse.Namespace) -> int:
-    """``medvlp prepare``.
+    """Run ``medvlp prepare``.
 
     Returns:
         Exit status: 0, or 1 if ``--verify`` found a damaged cache.

@@ -1,4 +1,4 @@
-"""The work of :mod:`medvlp.prepare`: which shards of a cache are to be written, and writing them in parallel."""
+"""The work of :mod:`medvlp.prepare`: find the shards of a cache to write, and write them in parallel."""
 
 import dataclasses
 import hashlib
@@ -54,7 +54,7 @@ Shapes = tuple[tuple[str, ...], ...]
 
 @dataclasses.dataclass
 class Plan:
-    """What one cache will hold, and which shards of it are to be written."""
+    """Content of one cache, and the shards that must be written."""
 
     folder: Path
     rule: ResizeRule
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def shards(self) -> int:
-        """Their number."""
+        """Number of shards."""
         return -(-len(self.paths) // self.per_shard)
 
     def shard(self, number: int) -> list[str]:
@@ -98,14 +98,14 @@ def _bytes_each(rule: ResizeRule, root: Path, paths: Sequence[str]) -> float:
 def make_plan(
     folder: Path, rule: ResizeRule, root: Path, shapes: Mapping[str, Shapes], overwrite: bool, per_shard: int | None
 ) -> Plan:
-    """Write down what a cache will hold, and look which of its shards are to be written.
+    """Record what a cache will hold, and find the shards that must be written.
 
     Args:
         folder: of the cache.
         rule: its resize rule.
         root: of the corpus.
-        shapes: the images, by path in ascending order, with the shapes whose masks are wanted.
-        overwrite: remove what is there.
+        shapes: the images, by path in ascending order, with the shapes whose masks are requested.
+        overwrite: remove the existing cache.
         per_shard: images of a shard; None takes as many as the limits allow.
     """
     remove_leftovers(folder)
@@ -161,7 +161,7 @@ def require_room(out: Path, plans: Sequence[Plan]) -> None:
 def _prepare_images(
     root: Path, images: Sequence[tuple[str, Shapes]], rules: Sequence[str], read: Reader
 ) -> list[list[PreparedImage]]:
-    """What a worker does: for each image one entry per rule, decoded once."""
+    """Prepare images in a worker: decode each once and return one entry per rule."""
     built = [build_resize(name) for name in rules]
     return [_prepare_image(root, path, shapes, built, read) for path, shapes in images]
 
@@ -232,18 +232,18 @@ def _jobs(plans: Sequence[Plan]) -> Iterator[_Job]:
     """Chunks of images in order; caches with equal shards share them, so that each file is decoded once."""
     groups: list[list[Plan]] = []
     for plan in plans:
-        same = [g for g in groups if g[0].paths == plan.paths and g[0].per_shard == plan.per_shard]
-        if same:
-            same[0].append(plan)
+        matches = [g for g in groups if g[0].paths == plan.paths and g[0].per_shard == plan.per_shard]
+        if matches:
+            matches[0].append(plan)
         else:
             groups.append([plan])
     for group in groups:
         length = int(min(max(_CHUNK_BYTES // sum(p.bytes_each for p in group), 1), _CHUNK_IMAGES))
         for number in sorted({n for p in group for n in p.todo}):
-            wanted = [p for p in group if number in set(p.todo)]
+            requested = [p for p in group if number in set(p.todo)]
             part = [(path, group[0].shapes.get(path, ())) for path in group[0].shard(number)]
             for first in range(0, len(part), length):
-                yield _Job(number, part[first : first + length], wanted, first + length >= len(part))
+                yield _Job(number, part[first : first + length], requested, first + length >= len(part))
 
 
 def write(plans: Sequence[Plan], root: Path, read: Reader, workers: int | None, advance: Callable[[int], None]) -> None:
@@ -271,7 +271,7 @@ def write(plans: Sequence[Plan], root: Path, read: Reader, workers: int | None, 
 def _results(
     jobs: Iterable[_Job], root: Path, read: Reader, workers: int | None, shards: int
 ) -> Iterator[tuple[_Job, list[list[PreparedImage]]]]:
-    """Done jobs in their order."""
+    """Yield finished jobs in order."""
     count = workers if workers is not None else len(os.sched_getaffinity(0))
     if count == 1 or not shards:
         threads = torch.get_num_threads()
@@ -287,7 +287,7 @@ def _results(
     if "forkserver" in methods:
         context.set_forkserver_preload([__name__])  # torch is imported once and not per worker
     with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
-        waiting: deque[tuple[_Job, Future]] = deque()
+        waiting: deque[tuple[_Job, Future[list[list[PreparedImage]]]]] = deque()
         try:
             for job in jobs:
                 rules = [p.rule.name for p in job.plans]
@@ -300,7 +300,7 @@ def _results(
                 yield first, future.result()
         except BrokenProcessPool as error:
             raise DataError(
-                "a worker process was ended from outside, mostly for lack of memory; run the command again with fewer"
+                "a worker process was killed, most likely for lack of memory; run the command again with fewer"
                 " --workers: finished shards are kept"
             ) from error
         finally:
@@ -311,7 +311,7 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
     parent = multiprocessing.parent_process()
-    if parent is not None:  # a worker waits for work for ever, even if the main process was killed
+    if parent is not None:  # a worker would wait forever if the main process was killed
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 

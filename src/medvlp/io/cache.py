@@ -78,7 +78,7 @@ class _Shard:
 class PixelCache:
     """Prepared images and masks of one corpus, intensity rule and resize rule; made by :meth:`open`.
 
-    Several processes may read one cache. A pickled cache holds its settings only, and opens its files again.
+    Several processes may read one cache. A pickled cache holds only its settings and reopens its files.
     """
 
     def __init__(self, folder: Path, root: Path, command: str, description: dict[str, Any], check: bool) -> None:
@@ -129,8 +129,8 @@ class PixelCache:
             check: let :meth:`positions` compare size and time of the source files with those that were prepared.
 
         Raises:
-            DataError: there is no such cache, or it is incomplete, damaged or of another format. The message holds
-                the command that makes it.
+            DataError: the cache is missing, incomplete, damaged or of another format. The message holds the
+                command that makes it.
         """
         folder = cache_folder(out, corpus, intensity, rule)
         command = prepare_command(corpus, root, out, rule, intensity, options)
@@ -154,19 +154,19 @@ class PixelCache:
 
     @staticmethod
     def exists(out: str | Path, corpus: str, intensity: str, rule: str) -> bool:
-        """Whether such a cache is there, complete or not."""
+        """Whether such a cache exists, complete or not."""
         folder = cache_folder(out, corpus, intensity, rule)
         return (folder / CACHE_FILE).is_file() or (folder / PATHS_FILE).is_file()
 
     @property
     def intensity(self) -> str:
         """The intensity rule that the images were decoded with."""
-        return self.description["intensity"]
+        return str(self.description["intensity"])
 
     @property
     def rule(self) -> str:
         """Name of the rule that the images were resized with."""
-        return self.description["rule"]
+        return str(self.description["rule"])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -191,7 +191,7 @@ class PixelCache:
         return pa.chunked_array(chunks, type=INDEX_SCHEMA.field(name).type)
 
     def positions(self, paths: Sequence[str]) -> np.ndarray:
-        """Where images are stored.
+        """Look up the positions of images.
 
         Args:
             paths: N image files, as a record table of the corpus names them.
@@ -205,14 +205,14 @@ class PixelCache:
         relative = relative_paths(paths, self.root)
         if self._all_paths is None:
             self._all_paths = self._column("path")
-        found = pc.index_in(relative, value_set=self._all_paths)
-        if found.null_count:
-            first = relative.filter(found.is_null())[0].as_py()
+        index = pc.index_in(relative, value_set=self._all_paths)
+        if index.null_count:
+            first = relative.filter(index.is_null())[0].as_py()
             raise DataError(
-                f"{found.null_count} of {len(relative)} images are not in the cache {self.folder}, the first is"
+                f"{index.null_count} of {len(relative)} images are not in the cache {self.folder}, the first is"
                 f" {first}; run: {self._command}"
             )
-        result = found.to_numpy(zero_copy_only=False).astype(np.int64)
+        result: np.ndarray = index.to_numpy(zero_copy_only=False).astype(np.int64)
         if self._check:
             self.check_sources(result)
         return result
@@ -228,7 +228,7 @@ class PixelCache:
             :class:`medvlp.resizing.Geometry`); and (H, W) of the decoded file.
 
         Raises:
-            UnreadableItemError: the file could not be read when the cache was made; the error is the one of then.
+            UnreadableItemError: the file could not be read when the cache was made; the recorded error.
             DataError: the cache is damaged.
         """
         number, shard, row = self._place(position)
@@ -318,15 +318,17 @@ class PixelCache:
         Raises:
             DataError: a file has changed; the message counts them and names the first.
         """
-        wanted = np.arange(len(self)) if positions is None else np.unique(positions)
-        rows = {name: self._column(name).take(pa.array(wanted)) for name in ("path", "source_bytes", "source_mtime_ns")}
+        requested = np.arange(len(self)) if positions is None else np.unique(positions)
+        rows = {
+            name: self._column(name).take(pa.array(requested)) for name in ("path", "source_bytes", "source_mtime_ns")
+        }
         changed = changed_sources(
             self.root, rows["path"], rows["source_bytes"].to_numpy(), rows["source_mtime_ns"].to_numpy()
         )
         if len(changed):
             first = rows["path"][int(changed[0])].as_py()
             raise DataError(
-                f"{len(changed)} of {len(wanted)} images changed after they were prepared, the first is"
+                f"{len(changed)} of {len(requested)} images changed after they were prepared, the first is"
                 f" {self.root / first}; run: {self._command}"
             )
 

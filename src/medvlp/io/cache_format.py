@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from medvlp.errors import DataError
 
 FORMAT = 1
-"""Version of the layout; caches of another version are refused."""
+"""Version of the layout; other versions are refused."""
 
 CACHE_FILE = "cache.json"
 PATHS_FILE = "paths.arrow"
@@ -56,14 +56,14 @@ PATH_MARK = "\x00"
 
 
 def cache_folder(out: str | Path, corpus: str, intensity: str, rule: str) -> Path:
-    """The folder of a cache."""
+    """Return the folder of a cache."""
     return Path(out) / corpus / f"{intensity}-{rule.replace(':', '_')}"
 
 
 def prepare_command(
     corpus: str, root: str | Path, out: str | Path, rule: str, intensity: str, options: Mapping[str, Any] | None = None
 ) -> str:
-    """The command that makes a cache, for messages."""
+    """Return the command that makes a cache, for messages."""
     words = ["medvlp", "prepare", "--data", corpus, "--root", str(root), "--out", str(out), "--resize", rule]
     rule_name, damaged, _ = intensity.partition("+damaged")
     words += [] if rule_name == "standard" else ["--intensity", rule_name]
@@ -74,13 +74,13 @@ def prepare_command(
 
 
 def mask_key(shapes: Sequence[str], size: tuple[int, int], geometry: Sequence[int]) -> bytes:
-    """What a prepared mask depends on, in 128 bits: shapes in their order, the image's size, what the resize did."""
-    place = " ".join(str(int(v)) for v in (*size, *geometry))
-    return hashlib.blake2b("\n".join((place, *shapes)).encode(), digest_size=16).digest()
+    """Hash what a prepared mask depends on, in 128 bits: shapes in order, image size, resize geometry."""
+    geometry_text = " ".join(str(int(v)) for v in (*size, *geometry))
+    return hashlib.blake2b("\n".join((geometry_text, *shapes)).encode(), digest_size=16).digest()
 
 
 def relative_paths(paths: Sequence[str], root: str | Path) -> pa.Array:
-    """Image paths as the index holds them: below ``root`` with slashes, absolute if outside."""
+    """Convert image paths to the form of the index: below ``root`` with slashes, absolute if outside."""
     array = pa.array(paths, type=pa.large_string())
     prefix = "" if str(Path(root)) == "." else os.path.join(str(Path(root)), "")
     below = pc.starts_with(array, prefix) if prefix else pc.invert(pc.starts_with(array, os.sep))
@@ -94,7 +94,7 @@ def relative_paths(paths: Sequence[str], root: str | Path) -> pa.Array:
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
-    """An Arrow file, memory-mapped.
+    """Open an Arrow file, memory-mapped.
 
     Args:
         path: the file.
@@ -115,10 +115,10 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The content of ``cache.json``, with all that is read from it if it is of this format.
+    """Return the checked content of ``cache.json``.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file is missing.
         ValueError: it is damaged.
     """
     content = json.loads((folder / CACHE_FILE).read_text(encoding="utf-8"))
@@ -143,14 +143,15 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def numbers(table: pa.Table, name: str) -> np.ndarray:
-    """A column without nulls as a view of the file; lists of ten come one after the other."""
+    """Return a column without nulls as a view of the file; lists of ten are flattened."""
     column = table.column(name)
     chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    return (chunk.flatten() if pa.types.is_fixed_size_list(chunk.type) else chunk).to_numpy(zero_copy_only=True)
+    flat = chunk.flatten() if pa.types.is_fixed_size_list(chunk.type) else chunk
+    return np.asarray(flat.to_numpy(zero_copy_only=True))
 
 
 def changed_sources(root: Path, paths: pa.ChunkedArray | pa.Array, sizes: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Rows whose source file is another one than an index says; files that are missing now do not count.
+    """Return the rows whose source file changed since it was indexed; missing files do not count.
 
     Args:
         root: folder of the corpus.
@@ -163,14 +164,14 @@ def changed_sources(root: Path, paths: pa.ChunkedArray | pa.Array, sizes: np.nda
     """
 
     def look(start: int) -> list[tuple[int, int]]:
-        found = []
+        status_of = []
         for path in paths.slice(start, 4096).to_pylist():
             try:
                 status = os.stat(root / path)
-                found.append((status.st_size, status.st_mtime_ns))
+                status_of.append((status.st_size, status.st_mtime_ns))
             except OSError:
-                found.append((-1, 0))
-        return found
+                status_of.append((-1, 0))
+        return status_of
 
     # threads, because a network disk answers slowly, but many questions at once
     with ThreadPoolExecutor(16) as pool:
