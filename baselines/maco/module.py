@@ -1,15 +1,12 @@
 """MaCo: masked contrastive learning of radiographs and reports (Huang et al., 2023)."""
 
-import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from medvlp_baselines.maco import losses as maco
 from medvlp_baselines.maco.autoencoder import (
-    NEEDS_TRANSFORMER,
     Decoder,
     encode_patches,
     fixed_noise,
@@ -19,51 +16,20 @@ from medvlp_baselines.maco.autoencoder import (
     shrink,
     transformer_of,
 )
+from medvlp_baselines.maco.settings import VARIANTS, encoder_config
 from torch import Tensor, nn
 
 from medvlp import distributed
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.text import TextEncoderConfig
-from medvlp.errors import ConfigError, NotSupportedError
+from medvlp.errors import ConfigError, NotSupportedError, check_choice, check_range
 from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.embeddings import unit_length
+from medvlp.scoring.heatmaps import min_max
 from medvlp.training.optim import OptimConfig
-from medvlp.training.settings import config_from
 
 _LARGEST_SCALE = 100.0  # CLIP's, of the cosines
-
-
-@dataclass(frozen=True)
-class _Variant:
-    """The rows of the paper-against-code table that concern the model."""
-
-    super_resolution: bool
-    positions: Literal["mae", "official"]
-    text: TextEncoderConfig
-    optim: OptimConfig
-
-
-def _bert(layers: int) -> TextEncoderConfig:
-    return TextEncoderConfig(
-        hidden_size=768,
-        num_layers=layers,
-        num_heads=12,
-        vocab_size=30000,
-        max_length=100,
-        pooling="pooler",
-        dropout=True,
-    )
-
-
-def _adamw(lr: float, warmup: float) -> OptimConfig:
-    return OptimConfig(lr=lr, weight_decay=0.05, betas=(0.9, 0.95), warmup=warmup)
-
-
-_VARIANTS: dict[str, _Variant] = {
-    "paper": _Variant(super_resolution=False, positions="mae", text=_bert(12), optim=_adamw(4.5e-4, 2 / 30)),
-    "official": _Variant(super_resolution=True, positions="official", text=_bert(6), optim=_adamw(2.5e-4, 2 / 51)),
-}
 
 
 class Reconstruction(NamedTuple):
@@ -102,9 +68,9 @@ class MaCo(PretrainModule):
     optimisation           4.5e-4                                    2.5e-4
     =====================  ========================================  ===========================================
 
-    The paper leaves open, and the code decides for both: ViT-B/16, half of the patches hidden, a decoder of 4 blocks
-    of width 768 with 6 heads, BERT's pooler, raw pixels as targets, 2 epochs of warm-up. In the released configuration
-    BERT has 384 channels, which cannot be contrasted with 768; both variants follow the paper's 768.
+    Where the paper is silent both follow the code: ViT-B/16, half of the patches hidden, a decoder of 4 blocks of width
+    768 with 6 heads, BERT's pooler, raw pixels as targets, 2 epochs of warm-up. BERT has the paper's 768 channels: the
+    384 of the released configuration cannot be contrasted with 768.
 
     Sampling of report sentences, augmentation, batch and epochs are the datamodule's and the trainer's:
     ``text_sampling: sentences`` or ``pieces``, ``transform: maco``; see ``experiments/pretrain/maco/``.
@@ -166,31 +132,22 @@ class MaCo(PretrainModule):
         grounding_temperature: float = 0.02,
         **options: Any,
     ) -> None:
-        if variant not in _VARIANTS:
-            raise ConfigError(f'variant is "paper" or "official", not "{variant}"')
-        if contrast not in ("weighted", "plain", "none"):
-            raise ConfigError(f'contrast is "weighted", "plain" or "none", not "{contrast}"')
-        if not 0 <= balance <= 1:
-            raise ConfigError(f"balance must lie in [0, 1], not {balance}")
-        for key, value in (("temperature", temperature), ("tau1", tau1), ("tau2", tau2)):
-            if value <= 0:
-                raise ConfigError(f"{key} must be positive, not {value}")
-        if group < 1 or grounding_temperature <= 0:
-            raise ConfigError(f"group {group}, grounding_temperature {grounding_temperature}: both must be positive")
-        rows = _VARIANTS[variant]
-        doubled = rows.super_resolution if super_resolution is None else super_resolution
-        factor = 2 if doubled else 1
+        check_choice("variant", variant, VARIANTS)
+        check_choice("contrast", contrast, ("weighted", "plain", "none"))
+        check_range("[0, 1]", balance=balance)
+        check_range("(0, inf)", temperature=temperature, tau1=tau1, tau2=tau2)
+        check_range("(0, inf)", grounding_temperature=grounding_temperature)
+        check_range("[1, inf)", group=group)
+        settings = VARIANTS[variant]
+        self.super_resolution = settings.super_resolution if super_resolution is None else super_resolution
+        factor = 2 if self.super_resolution else 1
         side = (224 * factor if image_size is None else image_size) // factor
         self.has_text = contrast != "none"
-        given = ImageEncoderConfig("vit_base_patch16_224") if image is None else config_from(ImageEncoderConfig, image)
-        if given.upsample_to is not None:
-            raise ConfigError("image.upsample_to: MaCo's encoder takes images as they come; leave it at null")
-        if not given.name.startswith(("vit_", "deit_")):  # timm would complain of an option that nobody set
-            raise ConfigError(NEEDS_TRANSFORMER)
+        encoder = encoder_config(image, side)
         super().__init__(
-            image=dataclasses.replace(given, final_norm=True, options={**given.options, "img_size": side}),
-            text=rows.text if text is None else text,
-            optim=rows.optim if optim is None else optim,
+            image=encoder,
+            text=settings.text if text is None else text,
+            optim=settings.optim if optim is None else optim,
             image_size=side * factor if image_size is None else image_size,
             prompts=prompts if self.has_text else None,
             **options,
@@ -198,63 +155,72 @@ class MaCo(PretrainModule):
         self.variant = variant
         self.contrast_kind = contrast
         self.mask_ratio = mask_ratio
-        self.super_resolution = doubled
         self.normalise_target = normalise_target
         self.balance = balance
         self.group, self.tau1, self.tau2 = group, tau1, tau2
         self.grounding_temperature = grounding_temperature
-        vit = self.vit
-        patch = vit.patch_embed.patch_size[0]
-        if self.image_size != side * factor or side % patch:
-            raise ConfigError(
-                f"image_size {self.image_size} must be a multiple of {patch * factor} px: patches of {patch}"
-                f"{', of the image at half its size' if doubled else ''}"
-            )
-        self.grid = side // patch
-        self.target_patch = patch * factor
-        kept = int(self.grid**2 * (1 - mask_ratio)) if 0 <= mask_ratio < 1 else 0
-        if kept < 1:
-            raise ConfigError(f"mask_ratio {mask_ratio} of {self.grid**2} patches must lie in [0, 1) and leave some")
+        self.grid, self.target_patch = self._patch_grid(side, factor)
         width = self.image_encoder.out_channels
-        if not (given.pretrained or given.weights):
-            initialise_transformer(vit, rows.positions)
-        vit.pos_embed.requires_grad_(False)
+        if not (encoder.pretrained or encoder.weights):
+            initialise_transformer(self.vit, settings.positions)
+        self.vit.pos_embed.requires_grad_(False)
         self.decoder = Decoder(
-            width, self.grid, decoder_dim, decoder_depth, decoder_heads, 3 * self.target_patch**2, rows.positions
+            width, self.grid, decoder_dim, decoder_depth, decoder_heads, 3 * self.target_patch**2, settings.positions
         )
         initialise(self.decoder)
         nn.init.normal_(self.decoder.mask_token, std=0.02)
         self.image_head: nn.Linear | None = None
         self.correlation: nn.Linear | None = None
-        if not self.has_text:
-            return
+        if self.has_text:
+            self._build_contrast(width, temperature)
+
+    def _patch_grid(self, side: int, factor: int) -> tuple[int, int]:
+        """Return patches along each side, and the pixels of one in the target.
+
+        Args:
+            side: of the encoder's images in pixels.
+            factor: of the target's side to it.
+        """
+        patch = self.vit.patch_embed.patch_size[0]
+        if self.image_size != side * factor or side % patch:
+            raise ConfigError(
+                f"image_size {self.image_size} must be a multiple of {patch * factor} px: patches of {patch}"
+                f"{', of the image at half its size' if factor == 2 else ''}"
+            )
+        grid = side // patch
+        if not 0 <= self.mask_ratio < 1 or int(grid**2 * (1 - self.mask_ratio)) < 1:
+            raise ConfigError(f"mask_ratio {self.mask_ratio} of {grid**2} patches must lie in [0, 1) and leave some")
+        return grid, patch * factor
+
+    def _build_contrast(self, width: int, temperature: float) -> None:
+        """Add the projection of patches, the temperature, and the correlation weights of ``contrast: weighted``."""
+        official = self.variant == "official"
         self.image_head = nn.Linear(width, self.text_encoder.width)
         initialise(self.image_head)
-        if variant == "official" and not self.text_config.pretrained:
+        if official and not self.text_config.pretrained:
             for part in self.text_encoder.modules():
                 if isinstance(part, nn.Linear):
                     initialise(part)
         start = torch.tensor(1 / temperature)
-        self.logit_scale = nn.Parameter(start if variant == "official" else start.log())
-        if contrast == "weighted":
-            self.correlation = nn.Linear(self.grid**2, 1, bias=variant == "official")
+        self.logit_scale = nn.Parameter(start if official else start.log())
+        if self.contrast_kind == "weighted":
+            self.correlation = nn.Linear(self.grid**2, 1, bias=official)
             for parameter in self.correlation.parameters():
                 nn.init.zeros_(parameter)
 
     @property
     def vit(self) -> Any:
-        """The vision transformer of timm inside the image encoder."""
+        """Return timm's vision transformer inside the image encoder."""
         return transformer_of(self.image_encoder)
 
     @property
     def temperature(self) -> Tensor:
-        """τ3, what the cosines are divided by: a scalar."""
+        """Return τ3, what the cosines are divided by: a scalar."""
         return 1 / self.logit_scale if self.variant == "official" else (-self.logit_scale).exp()
 
     # ---------------------------------------------------------------- embeddings
 
     def _encoder_input(self, images: Tensor) -> Tensor:
-        """Images of the encoder's side, with super-resolution; otherwise as they come."""
         if not self.super_resolution:
             return images
         # The released code's resize of tensors did not smooth before it dropped pixels.
@@ -289,9 +255,6 @@ class MaCo(PretrainModule):
         """L2-normalised projected patches, none hidden: (B, 3, S, S) → (B, d, h, w).
 
         The released grounding multiplies them by :meth:`patch_weights`, and does not normalise.
-
-        Raises:
-            NotSupportedError: contrast "none".
         """
         return unit_length(self.encode_patches(images), self, dim=1)
 
@@ -320,11 +283,7 @@ class MaCo(PretrainModule):
         return weights.view(self.grid, self.grid)
 
     def correlation_map(self) -> Tensor:
-        """The learned weights of the patches (Fig. 4): (g, g), any sign, all zero at the start.
-
-        Raises:
-            NotSupportedError: the model has none.
-        """
+        """The learned weights of the patches (Fig. 4): (g, g), any sign, all zero at the start."""
         if self.correlation is None:
             raise NotSupportedError(f'maco with contrast "{self.contrast_kind}" has no correlation weights')
         return self.correlation.weight.detach().float().view(self.grid, self.grid)
@@ -336,7 +295,6 @@ class MaCo(PretrainModule):
         return torch.rand(len(images), self.grid**2, device=images.device, dtype=torch.float32)
 
     def _predict(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encoded visible tokens, mask and predicted patches."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise ConfigError(
                 f"images of {images.shape[-2]} × {images.shape[-1]} px: MaCo hides and reconstructs patches of "
@@ -367,7 +325,7 @@ class MaCo(PretrainModule):
         return super().encode(batch)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Encodes a batch.
+        """Encode a batch.
 
         Args:
             batch: as in the base class; in training ``mask_noise`` (B, patches), of which the least stay visible, is
@@ -415,7 +373,7 @@ class MaCo(PretrainModule):
         return fixed_noise(rows.to(images.device), self.grid**2)
 
     def on_fit_start(self) -> None:
-        """Compiles what training runs through; the image encoder's own forward is not among it."""
+        """Compile what training runs through; the image encoder's own forward is not among it."""
         super().on_fit_start()
         if self.compile_encoders:
             options = {"backend": self.compile_encoders} if isinstance(self.compile_encoders, str) else {}
@@ -423,7 +381,7 @@ class MaCo(PretrainModule):
                 part.compile(**options)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs τ3, and holds the paper variant's at 0.01 or more, as CLIP does."""
+        """Log τ3, and hold the paper variant's at 0.01 or more, as CLIP does."""
         if not self.has_text:
             return
         if self.variant == "paper":
@@ -435,7 +393,7 @@ class MaCo(PretrainModule):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> Reconstruction:
-        """Hides patches and predicts them.
+        """Hide patches and predict them.
 
         Args:
             images: (B, 3, S, S) of the training size.
@@ -477,19 +435,13 @@ class MaCo(PretrainModule):
             if self.correlation is not None:
                 weight = F.interpolate(self.patch_weights()[None, None], size=similarity.shape[-2:], mode="bilinear")
                 similarity = similarity * weight
-            maps["similarity to the report"] = F.interpolate(_stretched(similarity), size=size, mode="bilinear")
+            maps["similarity to the report"] = F.interpolate(min_max(similarity), size=size, mode="bilinear")
         if self.correlation is not None:
-            weights = _stretched(self.correlation_map()[None, None])
+            weights = min_max(self.correlation_map()[None, None])
             maps["correlation weight"] = F.interpolate(weights, size=size, mode="nearest").expand(
                 len(images), -1, -1, -1
             )
         if size == (self.image_size, self.image_size):
             rebuilt = self.reconstruct(images, self._fixed(batch)).pasted.mean(1, keepdim=True)
-            maps["reconstruction"] = _stretched(rebuilt)
+            maps["reconstruction"] = min_max(rebuilt)
         return maps
-
-
-def _stretched(maps: Tensor) -> Tensor:
-    """Each map (1, h, w) of (B, 1, h, w) over its own range to [0, 1]; constant maps become 0."""
-    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(1e-12)

@@ -16,6 +16,7 @@ from medvlp.errors import ConfigError
 from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.embeddings import unit_length
+from medvlp.scoring.heatmaps import min_max
 from medvlp.training.optim import OptimConfig
 
 
@@ -393,7 +394,5 @@ class MGCA(PretrainModule):
 
 
 def stretch(maps: Tensor, size: int) -> Tensor:
-    """Maps (B, n, h, w) stretched over their own range and to images of ``size``: (B, n, size, size) in [0, 1]."""
-    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    stretched = (maps - low) / (high - low).clamp_min(1e-12)
-    return F.interpolate(stretched, size=(size, size), mode="bilinear").clamp(0, 1)
+    """Stretch maps (B, n, h, w) over their own ranges to (B, n, size, size) in [0, 1]."""
+    return F.interpolate(min_max(maps), size=(size, size), mode="bilinear").clamp(0, 1)
