@@ -59,7 +59,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 class RadiographDataModule(L.LightningDataModule):
-    """What all data modules share. Subclasses implement :meth:`read`.
+    """Base of all data modules. Subclasses implement :meth:`read`.
 
     The order of the training samples and their augmentation depend only on (seed, epoch, index), so a run that is
     resumed from any checkpoint goes on with the very next batch.
@@ -84,7 +84,7 @@ class RadiographDataModule(L.LightningDataModule):
         cache_dir: folder of ``medvlp prepare``: images that it holds are not decoded again. The samples are the same as
             without. Keep it as safe as the corpus: it also holds parsed reports.
         loader_timeout: seconds to wait for a batch of the loader processes before the run ends with an error: one of
-            them is frozen, or the disk does not answer. 0 waits for ever.
+            them is frozen, or the disk does not answer. 0 waits without limit.
     """
 
     targets: tuple[Target, ...] = ()
@@ -177,16 +177,16 @@ class RadiographDataModule(L.LightningDataModule):
             self.test_set = self._prepared(self._indexed("test"), train=False)
 
     def _follow_model(self) -> None:
-        """Takes transform, size and intensity from the model that the trainer runs."""
+        """Take transform, size and intensity from the trainer's model."""
         model = self.trainer.lightning_module if self.trainer is not None else None
-        wanted = getattr(model, "preprocess", None) or {}
-        if "transform" not in wanted:
+        settings = getattr(model, "preprocess", None) or {}
+        if "transform" not in settings:
             raise ConfigError(
                 "transform: checkpoint needs a model that was loaded from a medvlp checkpoint; name a transform instead"
                 f" ({', '.join(TRANSFORMS)})"
             )
-        self.transform, self.image_size = wanted["transform"], wanted["size"]
-        self.intensity = wanted.get("intensity", self.intensity)
+        self.transform, self.image_size = settings["transform"], settings["size"]
+        self.intensity = settings.get("intensity", self.intensity)
 
     def _indexed(self, split: Split) -> RadiographDataset:
         dataset = self.read(split)
@@ -294,7 +294,7 @@ class RadiographDataModule(L.LightningDataModule):
     # ------------------------------------------------------------------ text
 
     def training_texts(self) -> list[str]:
-        """The training texts, whole, for the training of a vocabulary."""
+        """Return the whole training texts, to train a vocabulary on."""
         self.setup("fit")
         assert self.train_set is not None
         return self.train_set.texts

@@ -1,4 +1,4 @@
-"""An order of samples that can be entered at any point, and the loader that finds that point by itself."""
+"""A sampler and a loader that resume in the middle of an epoch."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -99,7 +99,7 @@ class _OnFirstUse:
             for worker in workers:
                 worker.kill()
 
-        # torch's own timeout does not cover a process that is frozen in the midst of handing over a batch.
+        # torch's own timeout does not cover a process that is frozen while handing over a batch.
         timer = threading.Timer(self._patience, end)
         timer.daemon = True
         if workers and self._patience:
@@ -136,7 +136,7 @@ class PlainErrorLoader(DataLoader):
 
     Args:
         *args: as for :class:`torch.utils.data.DataLoader`.
-        patience: seconds to wait for a batch of the workers; then they are killed, which is an error. 0 waits for ever.
+        patience: seconds to wait for a batch of the workers before they are killed, which is an error; 0: no limit.
         **kwargs: as above.
     """
 

@@ -46,7 +46,7 @@ RESERVED_COLUMNS: tuple[str, ...] = (*TEXT_COLUMNS, *SHAPE_COLUMNS)
 
 
 def dropped_by_reason(dropped: pd.DataFrame) -> str:
-    """Say how many items were dropped for which reason: "nothing was dropped", or "dropped: 3 x missing file"."""
+    """Return "nothing was dropped", or counts by reason: "dropped: 3 x missing file"."""
     if dropped.empty:
         return "nothing was dropped"
     counts = dropped["reason"].value_counts()
@@ -65,13 +65,9 @@ class Dropped:
         self._rows: list[tuple[str, int, str, bool]] = []
 
     def add(self, item_id: str, row: int, reason: str, *, broken: bool = False) -> None:
-        """Note one item.
+        """Note one item; ``broken`` if it is damaged or missing, as opposed to left out by a policy on purpose.
 
-        Args:
-            item_id: its id.
-            row: its 0-based row in the table it was listed in.
-            reason: why it is left out.
-            broken: whether the item is damaged or missing, as opposed to left out by a policy on purpose.
+        ``row`` is its 0-based row in the table it was listed in.
         """
         self.extend([item_id], [row], reason, broken=broken)
 
@@ -389,12 +385,10 @@ class RadiographDataset(Dataset[Sample]):
     def _mask(self, row: int, geometry: Geometry | None, size: tuple[int, int]) -> Tensor:
         """The mask after the resize, bool (1, h, w)."""
         shapes = self._list("shapes", row)
-        if (
-            self._cache is not None
-            and geometry is not None
-            and (stored := self._cache.mask(shapes, size, geometry)) is not None
-        ):
-            return torch.from_numpy(stored).unsqueeze(0)
+        if self._cache is not None and geometry is not None:
+            stored = self._cache.mask(shapes, size, geometry)
+            if stored is not None:
+                return torch.from_numpy(stored).unsqueeze(0)
         try:
             drawn = torch.from_numpy(draw(shapes, *size)).unsqueeze(0)
         except DataError as error:
@@ -427,13 +421,7 @@ def sample_text(text: str, sampling: TextSampling, seed: int) -> str:
                counts as a piece, so now and then all sentences are kept; for ``cleaning: maco``
     =========  ============================================================================================
 
-    Args:
-        text: the text of a study.
-        sampling: how.
-        seed: of this sample.
-
-    Returns:
-        The drawn text; never empty where the text holds a sentence (a piece), else the text itself.
+    The result is never empty where the text holds a sentence (a piece), else the text itself.
     """
     if sampling == "whole":
         return text

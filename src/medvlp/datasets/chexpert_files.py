@@ -12,17 +12,10 @@ _CHUNK = 64  # patients per task of a thread
 
 
 def patient_folders(root: Path, batches: Sequence[Path], pool: str, source: str = "") -> dict[str, str]:
-    """Find the folder of every patient of a released part.
+    """Return patient to absolute path of its folder, for one released part.
 
-    Args:
-        root: folder of the corpus.
-        batches: folders of the release below it. The download holds the training patients directly in them, those of
-            the validation set in their folder ``valid``.
-        pool: "train", "valid" or "test".
-        source: where to get the corpus, for the remedy in errors; without it, having none is no error.
-
-    Returns:
-        Patient to absolute path.
+    The download holds the training patients directly in its batches, those of the validation set in their folder
+    ``valid``. Without a ``source``, where to get the corpus, finding none is no error.
 
     Raises:
         DataError: there is no such folder, or a patient is in two of them.
@@ -52,10 +45,6 @@ def views_of(folders: Mapping[str, str], patients: Iterable[str]) -> dict[str, s
     """List the images of patients: "patient00001/study1/view1_frontal.jpg" and so on, to their paths.
 
     Threads, because on a network disk the listing of 250,000 folders waits for the disk.
-
-    Args:
-        folders: patient to path.
-        patients: whom to list; those without a folder have no images.
     """
     there = [(p, folders[p]) for p in patients if p in folders]
     chunks = [there[i : i + _CHUNK] for i in range(0, len(there), _CHUNK)]

@@ -210,20 +210,12 @@ class Corpus(ABC):
         return next(s for s in self.tables if s.name == name)
 
     def require_root(self) -> None:
-        """Raise unless the folder exists.
-
-        Raises:
-            DataError: it does not.
-        """
+        """Raise a :class:`DataError` unless the folder exists."""
         if not self.root.is_dir():
             raise DataError(f"the {self.title} folder {self.root} does not exist; get it from {self.remedy}")
 
     def require_task(self, task: str | None) -> None:
-        """Raise unless the labels allow a task.
-
-        Raises:
-            ConfigError: they do not.
-        """
+        """Raise a :class:`ConfigError` unless the labels allow a task."""
         if task is not None and task not in self.tasks:
             raise ConfigError(f"{self.title} has no labels for {task}; it serves {', '.join(self.tasks)}")
 
@@ -316,12 +308,8 @@ class Corpus(ABC):
     ) -> None:
         """Note or raise several broken items, see :meth:`broken`.
 
-        Args:
-            dropped: where they are noted.
-            ids: of the items.
-            reason: one for all, or a series in which rows of ids are looked up.
-            where: file that says so, one for all or one for each.
-            rows: of their table; None takes the index of ``ids``.
+        ``reason`` is one for all or a series to look up; ``where`` one text or one for each; ``rows`` their rows in
+        the table, by default the index of ``ids``.
         """
         rows = list(ids.index if rows is None else rows)
         reasons = [reason] * len(ids) if isinstance(reason, str) else reason[ids.index]

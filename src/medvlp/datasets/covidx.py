@@ -173,6 +173,6 @@ class COVIDx(Corpus):
             )
         if self.classes == "three":
             raise ConfigError(
-                f"{first['table']} knows only positive and negative, so classes: three cannot be had from it; set"
+                f"{first['table']} has only positive and negative, so classes: three is not available; set"
                 " classes: binary, or a version with three classes, such as COVIDx9A"
             )

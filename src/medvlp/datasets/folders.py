@@ -74,7 +74,7 @@ def files_below(folder: Path, suffix: str | tuple[str, ...], *, skip: Iterable[s
     visited = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in visited:  # a link back up would go round for ever
+        if (status.st_dev, status.st_ino) in visited:  # a link back up would loop forever
             folders[:] = []
             continue
         visited.add((status.st_dev, status.st_ino))

@@ -81,6 +81,14 @@ def _from_array(array: np.ndarray) -> np.ndarray:
         raise DataError("an image has masked pixels: fill them first, with 0 for background")
     if problem := bomb(*array.shape[:2]):
         raise DataError(f"an image is too large ({problem}); make it smaller")
+    values = _scaled(array)
+    if values.ndim == 3:
+        values = values[..., 0] if values.shape[-1] == 1 else values[..., :3] @ np.array([0.299, 0.587, 0.114])
+    return np.rint(values).clip(0, 255).astype(np.uint8)
+
+
+def _scaled(array: np.ndarray) -> np.ndarray:
+    """The values between 0 and 255, by the range of their type."""
     values = np.asarray(array, dtype=np.float64)
     if not np.isfinite(values).all():
         raise DataError("an image holds NaN or infinite values")
@@ -100,13 +108,11 @@ def _from_array(array: np.ndarray) -> np.ndarray:
             warn_dark("an array of 16 bits", "if it holds 12 bits, say, divide it by 4095")
         if values.max() > 255:
             values = values * (255 / 65535)
-    if values.ndim == 3:
-        values = values[..., 0] if values.shape[-1] == 1 else values[..., :3] @ np.array([0.299, 0.587, 0.114])
-    return np.rint(values).clip(0, 255).astype(np.uint8)
+    return values
 
 
 def prepare_images(images: AnyImage | Sequence[AnyImage], preprocess: dict[str, Any]) -> PreparedImages:
-    """Reads images and applies the evaluation transform that a model was trained with.
+    """Read images and apply the evaluation transform that a model was trained with.
 
     Args:
         images: one or several.

@@ -81,11 +81,46 @@ class Reports:
         return _Place(None, "", -1, 0)
 
 
-def _decode(data: bytes) -> str | None:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
+def _loose(place: _Place) -> bytes | None:
+    if place.path is None or place.member or not 0 < place.size <= _MAX_BYTES:
         return None
+    try:
+        with place.path.open("rb") as file:
+            return file.read(_MAX_BYTES)
+    except OSError:
+        return None
+
+
+def _read_archives(places: list[_Place], contents: list[bytes | None]) -> set[int]:
+    """Fill in the contents of the reports that lie in archives; returns which are damaged."""
+    damaged: set[int] = set()
+    by_archive: dict[Path, list[int]] = {}
+    for i, place in enumerate(places):
+        if place.path is not None and place.member:
+            by_archive.setdefault(place.path, []).append(i)
+    for path, indices in by_archive.items():
+        with zipfile.ZipFile(path) as archive:
+            # a member never unpacks to more than the size that it declares
+            for i in (i for i in indices if places[i].size <= _MAX_BYTES):
+                try:
+                    contents[i] = archive.read(places[i].member)
+                except (*READ_ERRORS, ValueError):
+                    damaged.add(i)  # a wrong checksum, broken or encrypted data
+    return damaged
+
+
+def _text(place: _Place, data: bytes | None) -> tuple[str, str]:
+    """What is wrong with a report file, "" if nothing, and its text."""
+    if place.size > _MAX_BYTES:
+        return "report larger than 1 MiB", ""
+    if place.path is None or (data is None and place.size != 0):
+        return "missing report file", ""
+    if data is None or not data.strip():
+        return "empty report file", ""
+    try:
+        return "", data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return "undecodable report file", ""
 
 
 def read_sections(
@@ -104,43 +139,12 @@ def read_sections(
         ):
             return cached
 
-        def from_file(place: _Place) -> bytes | None:
-            if place.path is None or place.member or not 0 < place.size <= _MAX_BYTES:
-                return None
-            try:
-                with place.path.open("rb") as file:
-                    return file.read(_MAX_BYTES)
-            except OSError:
-                return None
-
-        contents = list(pool.map(from_file, places, chunksize=64))
-    damaged: set[int] = set()
-    by_archive: dict[Path, list[int]] = {}
-    for i, place in enumerate(places):
-        if place.path is not None and place.member:
-            by_archive.setdefault(place.path, []).append(i)
-    for path, indices in by_archive.items():
-        with zipfile.ZipFile(path) as archive:
-            # a member never unpacks to more than the size that it declares
-            for i in (i for i in indices if places[i].size <= _MAX_BYTES):
-                try:
-                    contents[i] = archive.read(places[i].member)
-                except (*READ_ERRORS, ValueError):
-                    damaged.add(i)  # a wrong checksum, broken or encrypted data
+        contents = list(pool.map(_loose, places, chunksize=64))
+    damaged = _read_archives(places, contents)
     result: dict[str, tuple[str, Sections | None]] = {}
     for i, ((_, study), place, data) in enumerate(zip(pairs, places, contents, strict=True)):
-        if i in damaged:
-            result[study] = (f"damaged in {REPORTS_ZIP}", None)
-        elif place.size > _MAX_BYTES:
-            result[study] = ("report larger than 1 MiB", None)
-        elif place.path is None or (data is None and place.size != 0):
-            result[study] = ("missing report file", None)
-        elif data is None or not data.strip():
-            result[study] = ("empty report file", None)
-        elif (text := _decode(data)) is None:
-            result[study] = ("undecodable report file", None)
-        else:
-            result[study] = ("", parse_report(text))
+        problem, text = (f"damaged in {REPORTS_ZIP}", "") if i in damaged else _text(place, data)
+        result[study] = (problem, None if problem else parse_report(text))
     if cache is not None and result:
         _save_cache(cache, result)
     return result

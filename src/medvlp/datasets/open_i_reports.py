@@ -46,8 +46,7 @@ MESH_LABELS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Label to the major terms that stand for it, in lower case. A term is a heading, or a heading and a qualifier that
-must
-follow it somewhere: "nodule/lung" takes Nodule/lung/lingula and not Nodule/breast."""
+must follow it somewhere: "nodule/lung" takes Nodule/lung/lingula and not Nodule/breast."""
 
 NO_FINDING = "No Finding"
 LABELS: tuple[str, ...] = (NO_FINDING, *MESH_LABELS)
@@ -56,14 +55,7 @@ _NORMAL, _NOT_INDEXED = "normal", "no indexing"
 
 @dataclass(frozen=True)
 class OpenIReport:
-    """One report.
-
-    Args:
-        study: uId.
-        sections: COMPARISON, INDICATION, FINDINGS and IMPRESSION, as far as they have text.
-        images: ids of its images, in order.
-        terms: major terms as they stand.
-    """
+    """One report: its uId, sections, image ids in order, and major terms as they stand."""
 
     study: str
     sections: Sections
@@ -89,13 +81,7 @@ def _stands_for(path: Sequence[str], term: str) -> bool:
 
 @dataclass(frozen=True)
 class ReportFile:
-    """A report file.
-
-    Args:
-        number: of its name; reports are sorted by it.
-        place: path, or archive and member.
-        data: the content, cut where it is larger than any report.
-    """
+    """A report file: its number, its place (path, or archive and member), and the content, cut if it is too long."""
 
     number: int
     place: str
@@ -104,10 +90,6 @@ class ReportFile:
 
 def report_files(root: Path, remedy: str) -> list[ReportFile]:
     """All report files, by number: of the folder if it is there, else of the archive, which is not unpacked.
-
-    Args:
-        root: folder of the corpus.
-        remedy: where to get the reports, for errors.
 
     Raises:
         DataError: neither is there, the archive is broken, or two files have one number.

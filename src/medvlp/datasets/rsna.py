@@ -154,8 +154,6 @@ class RSNAPneumonia(Corpus):
             table = table.filter(pa.array([len(b) > 0 for b in table.column("boxes").to_pylist()], type=pa.bool_()))
         return table
 
-    # ------------------------------------------------------------------ the released parts
-
     def _train(self, task: str | None, dropped: Dropped) -> pd.DataFrame:
         table = self.read_table(_LABELS)
         dropped.repeated(table.repeated, table.spec.name)
@@ -251,8 +249,6 @@ class RSNAPneumonia(Corpus):
             listed = [] if released else dict.fromkeys(os.path.splitext(name)[0] for name in there)
         names = dict.fromkeys([*released, *(f"{i}.dcm" for i in listed if i)])
         return {os.path.splitext(name)[0]: path for name, path in self.files_of(names, there).items()}
-
-    # ------------------------------------------------------------------ rows to images
 
     def _annotated(
         self, frame: pd.DataFrame, where: str, folder: Path, dropped: Dropped, *, has_boxes: bool = True

@@ -146,8 +146,6 @@ class SIIMPneumothorax(Corpus):
             return table
         return table.filter(pa.array([len(s) > 0 for s in table.column("shapes").to_pylist()], type=pa.bool_()))
 
-    # ------------------------------------------------------------------ files
-
     def _table(self) -> Table:
         if self.table is not None:
             spec = replace(self.tables[0], name=self.table.name, needed_for="table")
