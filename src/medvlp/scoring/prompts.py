@@ -127,8 +127,8 @@ def zero_shot_probability(images: Tensor, positive: Tensor, negative: Tensor) ->
     Returns:
         (N, C) in (0, 1); above ½ where the positive prompt is nearer.
     """
-    images = F.normalize(images, dim=-1)
-    return _positive_negative(images @ F.normalize(positive, dim=-1).T, images @ F.normalize(negative, dim=-1).T)
+    difference = F.normalize(positive, dim=-1) - F.normalize(negative, dim=-1)
+    return (F.normalize(images, dim=-1) @ difference.T).sigmoid()
 
 
 def _positive_negative(positive: Tensor, negative: Tensor, temperature: float = 1.0) -> Tensor:
@@ -230,12 +230,13 @@ def class_scores(
     if rule in PER_PROMPT:
         return prompt_scores(images @ F.normalize(texts, dim=-1).T, table, rule, temperature)
     pooling = {"dot": "mean", "biovil": "direction"}.get(rule, "unit")
-    positive, negative = (images @ class_vectors(texts, side, pooling).T for side in (table.positive, table.negative))
-    if rule in ("dot", "softmax"):
-        return _positive_negative(positive, negative, temperature if rule == "softmax" else 1.0)
-    if rule == "cosine":
-        return positive
-    return standardised_over_classes(positive) if rule == "class_sigmoid" else positive - negative
+    positive, negative = (class_vectors(texts, side, pooling) for side in (table.positive, table.negative))
+    if rule in ("cosine", "class_sigmoid"):
+        similarity = images @ positive.T
+        return similarity if rule == "cosine" else standardised_over_classes(similarity)
+    # The difference first: both products are larger than it, and their rounding would decide between near-ties.
+    margin = images @ (positive - negative).T
+    return (margin / (temperature if rule == "softmax" else 1.0)).sigmoid() if rule in ("dot", "softmax") else margin
 
 
 def zero_shot_auroc(
