@@ -6,7 +6,7 @@ words of a report; ``β`` = softmax of temp1·α over the regions; context ``g =
 is computed in float32 at least, since s is a raw dot product of hundreds of dimensions that goes into a softmax.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -278,7 +278,7 @@ def zero_shot_similarity(
         Their mean, the global and the local scores, each (N, P).
     """
     whole = global_similarity(image, sentence)
-    options: dict = {"temp1": temp1, "temp2": temp2, "word_softmax": word_softmax, "rescale": rescale}
+    options: dict[str, Any] = {"temp1": temp1, "temp2": temp2, "word_softmax": word_softmax, "rescale": rescale}
     local = local_similarity(regions, words, mask, agg="max", chunk=chunk, **options)
     return (whole + local) / 2, whole, local
 

@@ -32,7 +32,7 @@ RUN_FOLDER = "${trainer.default_root_dir}"
 """What the paths of loggers and callbacks may start with, so that overlays and options move a run as a whole."""
 
 
-def _fill_in_run_folder(config: Any, folder: str | os.PathLike) -> None:
+def _fill_in_run_folder(config: Any, folder: str | os.PathLike[str]) -> None:
     items = config if isinstance(config, list) else [config]
     for arguments in (item.init_args for item in items if getattr(item, "init_args", None)):
         for key, value in vars(arguments).items():
@@ -56,7 +56,7 @@ def _check_config(path: str, seen: set[str]) -> None:
 class _Parser(LightningArgumentParser):
     """Checks config files before they are parsed, and says what is wrong in one line."""
 
-    def parse_path(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Namespace:
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Override: refuse a file in which a key stands twice."""
         _check_config(os.fspath(path), set())
         return super().parse_path(path, *args, **kwargs)

@@ -124,7 +124,7 @@ def _repeated(words: dict[str, int]) -> Iterable[str]:
             count -= 1000
 
 
-def load_tokenizer(path_or_name: str | os.PathLike) -> "PreTrainedTokenizerFast":
+def load_tokenizer(path_or_name: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
     """Load a fast tokenizer from a local folder or by its hub name.
 
     Args:

@@ -174,7 +174,7 @@ class _RandomOperation(v2.Transform):
         )
 
 
-def _recipe(name: str, size: int, train: bool) -> tuple[str, list[nn.Module]]:
+def _recipe(name: str, size: int, train: bool) -> tuple[str, list[nn.Module]]:  # noqa: C901 (a case per paper)
     """The resize rule, and what follows it up to the normalisation."""
     margin = round(size * 256 / 224)
     rule = f"square:{size}"

@@ -143,7 +143,7 @@ class RadiographDataModule(L.LightningDataModule):
         self.collate = Collate(None)
         self.image_root: str | Path | None = None
         self._caches: dict[str, PixelCache | None] = {}
-        self._stand_ins: dict[Split, Callable[[], Dataset]] = {}
+        self._stand_ins: dict[Split, Callable[[], Dataset[Any]]] = {}
 
     # ------------------------------------------------------------------ datasets
 
@@ -278,7 +278,7 @@ class RadiographDataModule(L.LightningDataModule):
         if self.test_set is not None:
             self.test_set = self.test_set.subset(mask)
 
-    def stand_in(self, split: Split, make: Callable[[], Dataset] | None) -> None:
+    def stand_in(self, split: Split, make: Callable[[], Dataset[Any]] | None) -> None:
         """Let the loaders of a part read something else than its images: what a frozen encoder made of them.
 
         Args:
@@ -331,7 +331,7 @@ class RadiographDataModule(L.LightningDataModule):
         epoch, done = divmod(progress.total.completed, length)
         return epoch, done, length, max(length - progress.current.ready, 0)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches, sharded over the ranks; incomplete batches are dropped.
 
         Raises:
@@ -356,23 +356,23 @@ class RadiographDataModule(L.LightningDataModule):
             **options,
         )
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches in the order of the corpus."""
         self.setup("validate")
         assert self.val_set is not None
         return self._eval_loader("validate", self.val_set)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Test batches in the order of the corpus."""
         self.setup("test")
         assert self.test_set is not None
         return self._eval_loader("test", self.test_set)
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """The batches of :meth:`test_dataloader`."""
         return self.test_dataloader()
 
-    def _eval_loader(self, split: Split, dataset: RadiographDataset) -> DataLoader:
+    def _eval_loader(self, split: Split, dataset: RadiographDataset) -> DataLoader[Any]:
         command = self.trainer.state.fn if self.trainer is not None else None
         if not len(dataset) and command in ("validate", "test", "predict"):
             raise DataError(
@@ -381,7 +381,7 @@ class RadiographDataModule(L.LightningDataModule):
             )
         world_size, rank = self._ranks()
         # the sharded sampler repeats items to give every rank the same number; their index tells them apart
-        sampler: DistributedSampler | SequentialSampler = (
+        sampler: DistributedSampler[Any] | SequentialSampler = (
             DistributedSampler(dataset, world_size, rank, shuffle=False)
             if world_size > 1 and len(dataset)
             else SequentialSampler(dataset)
@@ -389,7 +389,7 @@ class RadiographDataModule(L.LightningDataModule):
         source, options = self._source(split, dataset)
         return PlainErrorLoader(source, batch_size=self.eval_batch_size, sampler=sampler, **options)
 
-    def _source(self, split: Split, dataset: RadiographDataset) -> tuple[Dataset, dict[str, Any]]:
+    def _source(self, split: Split, dataset: RadiographDataset) -> tuple[Dataset[Any], dict[str, Any]]:
         """What the loader of a part reads, and its other options."""
         if (make := self._stand_ins.get(split)) is not None:
             # whole batches are cut out of stored arrays: nothing for workers to do

@@ -12,7 +12,7 @@ from medvlp.errors import DataError, MedVLPError
 from medvlp.seeding import derive_seed
 
 
-class ResumableSampler(DistributedSampler):
+class ResumableSampler(DistributedSampler[Any]):
     """Yields (index, epoch) tuples in an order that depends on (seed, epoch) alone.
 
     All ranks draw the same permutation of the whole dataset, and rank r of W takes the elements r, r + W, …; so
@@ -34,7 +34,7 @@ class ResumableSampler(DistributedSampler):
     """
 
     def __init__(
-        self, dataset: Dataset, num_replicas: int = 1, rank: int = 0, seed: int = 0, shuffle: bool = True
+        self, dataset: Dataset[Any], num_replicas: int = 1, rank: int = 0, seed: int = 0, shuffle: bool = True
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed, drop_last=True)
         self.start = 0
@@ -80,10 +80,10 @@ Position = Callable[[], "tuple[int, int, int, int] | None"]
 class _OnFirstUse:
     """An iterator that is created when its first element is asked for."""
 
-    def __init__(self, create: Callable[[], Iterator], patience: float = 0) -> None:
-        self._create: Callable[[], Iterator] | None = create
+    def __init__(self, create: Callable[[], Iterator[Any]], patience: float = 0) -> None:
+        self._create: Callable[[], Iterator[Any]] | None = create
         self._patience = patience
-        self._iterator: Iterator | None = None
+        self._iterator: Iterator[Any] | None = None
 
     def __iter__(self) -> "_OnFirstUse":
         return self
@@ -131,7 +131,7 @@ def _without_traceback(error: MedVLPError) -> MedVLPError:
     return type(error)(last.partition(f"{type(error).__name__}: ")[2] or last)
 
 
-class PlainErrorLoader(DataLoader):
+class PlainErrorLoader(DataLoader[Any]):
     """A loader whose workers report deliberate errors in one line, as they do in the main process.
 
     Args:
@@ -144,10 +144,10 @@ class PlainErrorLoader(DataLoader):
         self.patience = patience
         super().__init__(*args, **kwargs)
 
-    def __iter__(self) -> Iterator:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         return _OnFirstUse(self._begin, self.patience)
 
-    def _begin(self) -> Iterator:
+    def _begin(self) -> Iterator[Any]:
         return super().__iter__()
 
 
@@ -170,7 +170,7 @@ class ResumableLoader(PlainErrorLoader):
         self.position = position
         super().__init__(*args, **kwargs)
 
-    def _begin(self) -> Iterator:
+    def _begin(self) -> Iterator[Any]:
         where = self.position() if self.position is not None else None
         if where is not None and isinstance(self.sampler, ResumableSampler):
             assert self.batch_size is not None

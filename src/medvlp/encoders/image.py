@@ -43,7 +43,7 @@ class ImageEncoderConfig:
     channels_last: bool = True
     upsample_to: int | None = None
     final_norm: bool = False
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
     weights_prefix: str | None = None
 
     def __post_init__(self) -> None:

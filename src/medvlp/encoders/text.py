@@ -65,7 +65,7 @@ class TextEncoderConfig:
     keep_layers: int | None = None
     positions: Literal["normal", "zero"] = "normal"
     token_types: bool = True
-    architecture: dict | None = None
+    architecture: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError at sizes that no encoder has."""
@@ -161,6 +161,30 @@ def _from_pretrained(name: str, pooler: bool) -> nn.Module:
     return model
 
 
+def _model_of(config: TextEncoderConfig) -> Any:
+    """Build the transformer of stored settings, of pretrained weights, or a BERT with random weights."""
+    from transformers import AutoModel, BertConfig
+
+    if config.architecture is not None:
+        settings = dict(config.architecture)
+        kind = _config_class(settings.pop("model_type", None))
+        return AutoModel.from_config(kind(**settings), trust_remote_code=False)
+    if config.pretrained:
+        model: Any = _from_pretrained(config.pretrained, config.pooling == "pooler")
+        _config_class(model.config.model_type)  # now, not when the checkpoint is to be loaded
+        return model
+    bert = BertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=4 * config.hidden_size,
+        max_position_embeddings=max(512, config.max_length),
+        pad_token_id=0,
+    )
+    return AutoModel.from_config(bert, trust_remote_code=False)
+
+
 class TextEncoder(nn.Module):
     """A Hugging Face encoder, without its pooler where that is not used. Its attention is torch's fused one.
 
@@ -181,28 +205,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        from transformers import AutoModel, BertConfig
-
-        if config.architecture is not None:
-            settings = dict(config.architecture)
-            kind = _config_class(settings.pop("model_type", None))
-            self.model = AutoModel.from_config(kind(**settings), trust_remote_code=False)
-        elif config.pretrained:
-            self.model = _from_pretrained(config.pretrained, config.pooling == "pooler")
-            _config_class(self.model.config.model_type)  # now, not when the checkpoint is to be loaded
-        else:
-            self.model = AutoModel.from_config(
-                BertConfig(
-                    vocab_size=config.vocab_size,
-                    hidden_size=config.hidden_size,
-                    num_hidden_layers=config.num_layers,
-                    num_attention_heads=config.num_heads,
-                    intermediate_size=4 * config.hidden_size,
-                    max_position_embeddings=max(512, config.max_length),
-                    pad_token_id=0,
-                ),
-                trust_remote_code=False,
-            )
+        self.model = _model_of(config)
         if getattr(self.model, "pooler", None) is None:
             if config.pooling == "pooler":
                 raise ConfigError(f'text.pooling "pooler": {type(self.model).__name__} has none; use "cls"')

@@ -134,7 +134,7 @@ class Bounded(TorchDispatchMode):
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tensors = 64 * len(weights) + 20_000
         self.numbers = 32 * sum(value.untyped_storage().nbytes() // 4 for value in weights.values()) + 2**28
 

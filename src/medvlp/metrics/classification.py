@@ -61,19 +61,7 @@ def classification_measures(
         ConfigError: shapes that do not fit, or a multiclass sample with none or several right classes.
         DataError: a score is NaN.
     """
-    scores, labels = samples["score"], samples["label"]
-    if not len(samples):
-        count = len(names or ()) or (scores.shape[1] if scores.ndim == 2 else 0)
-        scores = labels = scores.new_zeros(0, count)
-    if scores.shape != labels.shape or scores.ndim != 2:
-        raise ConfigError(f"score and label must both be (N, C), got {tuple(scores.shape)}, {tuple(labels.shape)}")
-    names = [str(c) for c in range(scores.shape[1])] if names is None else names
-    if len(names) != scores.shape[1] or (thresholds is not None and len(thresholds) != len(names)):
-        raise ConfigError(f"{scores.shape[1]} classes were scored, but {len(names)} names or other thresholds given")
-    if bool((broken := scores.isnan().any(1)).any()):
-        raise DataError(
-            f"the scores of {int(broken.sum())} of {len(scores)} samples are NaN: has the training diverged?"
-        )
+    scores, labels, names = _checked(samples, names, thresholds)
     top = None
     if multiclass:
         labels, top = _top_class(scores, labels)
@@ -95,6 +83,26 @@ def classification_measures(
         right = torch.where(known(labels)[:, 0], (top & (labels == 1)).any(1), torch.nan)
         result["accuracy"] = weighted_mean(right, sample_weights(samples, weights))
     return named_values(result, weights)
+
+
+def _checked(
+    samples: Samples, names: Sequence[str] | None, thresholds: Tensor | None
+) -> tuple[Tensor, Tensor, Sequence[str]]:
+    """Return scores, labels and class names, all of which fit together."""
+    scores, labels = samples["score"], samples["label"]
+    if not len(samples):
+        count = len(names or ()) or (scores.shape[1] if scores.ndim == 2 else 0)
+        scores = labels = scores.new_zeros(0, count)
+    if scores.shape != labels.shape or scores.ndim != 2:
+        raise ConfigError(f"score and label must both be (N, C), got {tuple(scores.shape)}, {tuple(labels.shape)}")
+    names = [str(c) for c in range(scores.shape[1])] if names is None else names
+    if len(names) != scores.shape[1] or (thresholds is not None and len(thresholds) != len(names)):
+        raise ConfigError(f"{scores.shape[1]} classes were scored, but {len(names)} names or other thresholds given")
+    if bool((broken := scores.isnan().any(1)).any()):
+        raise DataError(
+            f"the scores of {int(broken.sum())} of {len(scores)} samples are NaN: has the training diverged?"
+        )
+    return scores, labels, names
 
 
 def _top_class(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

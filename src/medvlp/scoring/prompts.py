@@ -165,7 +165,7 @@ def class_vectors(texts: Tensor, members: Sequence[Sequence[int]], pooling: str 
         (C, d); zeros for a class without prompts.
     """
     (texts,) = exact(texts)
-    pool = {
+    pool: Callable[[Tensor], Tensor] = {
         "unit": prompt_embeddings,
         "direction": lambda side: F.normalize(side.mean(0), dim=-1),
         "mean": lambda side: side.mean(0),

@@ -40,7 +40,7 @@ class EncoderSource:
     image: ImageEncoderConfig | None = None
     averaged: bool = True
     min_match: float = 0.9
-    preprocess: dict | None = None
+    preprocess: dict[str, Any] | None = None
     seed: int = 0
 
 

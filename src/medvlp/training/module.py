@@ -60,7 +60,7 @@ class TrainingModule(L.LightningModule, ABC):
                 return tensor.to(converted.device, torch.float32)
             return converted
 
-        return super()._apply(convert, recurse)
+        return super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
 
     # ---------------------------------------------------------------- training
 

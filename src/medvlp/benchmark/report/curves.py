@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from xml.etree.ElementTree import Element
 
 from markupsafe import Markup
 
@@ -77,7 +78,7 @@ def _draw(
     return svg.markup(picture)
 
 
-def _series(group: svg.ET.Element, how: svg.Look, row: list[tuple[float, Mean | None]], y: svg.Scale) -> None:
+def _series(group: Element, how: svg.Look, row: list[tuple[float, Mean | None]], y: svg.Scale) -> None:
     there = [(x, mean) for x, mean in row if mean is not None]
     path = " ".join(f"{x:.1f},{y(mean.shown):.1f}" for x, mean in there)
     svg.element(group, "polyline", points=path, class_=f"line {how.colour}", stroke_dasharray=how.dash)

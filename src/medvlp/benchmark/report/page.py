@@ -147,7 +147,7 @@ def _fractions(conditions: list[Condition]) -> list[tuple[str, str]]:
 
 
 def _conditions_by_line(frame: pd.DataFrame) -> dict[int, Condition]:
-    known: dict[tuple, Condition] = {}
+    known: dict[tuple[Any, ...], Condition] = {}
     found = {}
     for line, *values in frame[["line", *COLUMN]].itertuples(index=False):
         key = tuple(str(value) for value in values)

@@ -12,9 +12,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGBaseline8Bit, SecondaryCaptureImageStorage
 
+from medvlp.phantom.fields import FIELD_MM
 from medvlp.phantom.layouts.common import encode_jpeg
 from medvlp.phantom.model import Study, read_table
-from medvlp.phantom.scene import FIELD_MM
 
 # Fixed, for pydicom's own would change the bytes from version to version. The UID is a UUID's (DICOM PS3.5, B.2).
 _IMPLEMENTATION = "2.25.237498270894513687264205183475609162748"

@@ -50,7 +50,7 @@ def _unchanged() -> Iterator[None]:
 
 
 @cache
-def _settings_folder() -> tempfile.TemporaryDirectory:
+def _settings_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="medvlp-ultralytics-")
 
 
