@@ -171,7 +171,7 @@ class ImageEncoder(nn.Module):
 
     Raises:
         ConfigError: timm has no such model, it has no feature maps, or no final norm where one is asked for.
-        CheckpointError: the weights file does not fit, or pretrained weights cannot be had.
+        CheckpointError: the weights file does not fit, or pretrained weights are not available.
     """
 
     def __init__(self, config: ImageEncoderConfig, image_size: int = 224) -> None:
