@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import read_pairs
 from PIL import Image
 
+from medvlp.datasets.pairs import read_pairs
 from medvlp.errors import ConfigError, DataError, UnreadableItemError
 
 ROOT = Path(os.environ.get("MEDVLP_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))

@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import read_pairs
 from mutations import Kind, Trial, attempt, gzip_bytes, mutate_bytes, refused
 from table_mutations import Rows, mutate_table, number_in, same_number, strict_rows
 
 from medvlp.datasets.base import RadiographDataset
+from medvlp.datasets.pairs import read_pairs
 from medvlp.io.rle import decode_siim, encode_siim, siim_extent
 
 # ---------------------------------------------------------------------- users' tables

@@ -14,8 +14,6 @@ from PIL import Image
 
 from medvlp import registry
 from medvlp.datamodules.pairs import PairsDataModule
-from medvlp.datasets.base import RadiographDataset
-from medvlp.datasets.pairs import PairTable
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.text import TextEncoderConfig
 from medvlp.text import train_wordpiece
@@ -67,10 +65,6 @@ def build(name: str, **changes: Any) -> Any:
     torch.manual_seed(0)
     arguments = {**sizes(), **TINY.get(name, {}), **changes}
     return registry.get_method(name)(**{k: v for k, v in arguments.items() if v is not None})
-
-
-def read_pairs(table: Path, split: str | None = None, on_error: Any = "raise", **columns: Any) -> RadiographDataset:
-    return PairTable(table, **columns).read(split, on_error=on_error)
 
 
 def tokenizer(vocab_size: int = 200) -> Any:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -185,3 +186,18 @@ class PairTable:
                 rows.append(row)
                 usable.append((path, text))
         return pd.DataFrame(usable, columns=["image", "text"], index=rows)
+
+
+def read_pairs(
+    table: str | Path, *, split: str | None = None, seed: int = 0, on_error: OnError = "raise", **columns: Any
+) -> RadiographDataset:
+    """Index the pairs of a table in one call.
+
+    Args:
+        table: see :class:`PairTable`, of which ``columns`` are the other arguments.
+        split: see :meth:`PairTable.read`.
+        seed: see :meth:`PairTable.read`.
+        on_error: see :meth:`PairTable.read`.
+        **columns: ``image_column``, ``text_column``, …
+    """
+    return PairTable(table, **columns).read(split, seed=seed, on_error=on_error)
