@@ -486,3 +486,11 @@ def test_commands_over_a_corpus_have_one_form(command, tmp_path):
         if name == "doctor":
             assert first.out == second.out
         assert "missing; write:" in command(name, "rsna", *(out if name != "doctor" else [])).err
+
+
+def test_without_a_terminal_each_epoch_is_a_line(command, config, tmp_path):
+    argv = ["fit", "--config", config[0], "--trainer.default_root_dir", tmp_path, "--trainer.max_epochs", "2"]
+    said = command(*argv, "--trainer.limit_train_batches", "2", "--trainer.enable_progress_bar", "true").ok().err
+    assert "epoch 1/2: step 2, train/loss" in said
+    assert "epoch 2/2: step 4, train/loss" in said
+    assert not any(noise in said for noise in ("treespec", "in eval mode", "Tip: For"))

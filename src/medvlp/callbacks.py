@@ -3,13 +3,14 @@
 import hashlib
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
@@ -85,6 +86,40 @@ def _split_hash(trainer: L.Trainer) -> str | None:
     return None if dataset is None else hashlib.sha256("\n".join(dataset.ids).encode()).hexdigest()
 
 
+class ProgressLines(L.Callback):
+    """Log a line at the end of each epoch, and within it every minute: a progress bar for output that is no terminal.
+
+    Args:
+        seconds: between two lines of one epoch.
+    """
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self.seconds = seconds
+        self._last = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._last = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log a line if the last one is old."""
+        if time.monotonic() - self._last >= self.seconds:
+            self._log(trainer, f" batch {batch_idx + 1}/{trainer.num_training_batches}")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the epoch's line."""
+        self._log(trainer)
+
+    def _log(self, trainer: L.Trainer, place: str = "") -> None:
+        self._last = time.monotonic()
+        values = "".join(f", {name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items())
+        rank_zero_info(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{place}: step {trainer.global_step}{values}"
+        )
+
+
 class EmbeddingsWriter(L.Callback):
     """Writes the output of ``predict`` to ``embeddings.npz`` in the run's folder, each row of the dataset once.
 
@@ -122,7 +157,7 @@ class EmbeddingsWriter(L.Callback):
         arrays: dict[str, Any] = {name: column.cpu().numpy() for name, column in samples.columns.items()}
         index = samples.index.cpu().numpy()
         np.savez(path, id=np.array([ids[i] for i in index]), index=index, **arrays)
-        print(f"embeddings written to {path}")
+        Console().print(f"embeddings written to {path}", soft_wrap=True, highlight=False)
 
 
 class StudyFigures(L.Callback):

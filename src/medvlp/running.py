@@ -1,9 +1,11 @@
 """What ``medvlp fit``, ``validate``, ``test``, ``predict`` run: LightningCLI over methods, tasks and data modules."""
 
 import importlib
+import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -220,12 +222,28 @@ class CLI(LightningCLI):
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             for path in self._replaced:
                 path.unlink(missing_ok=True)
+        if self.trainer.progress_bar_callback is not None and not sys.stdout.isatty():
+            self.trainer.callbacks.append(medvlp.callbacks.ProgressLines())  # type: ignore[attr-defined]
 
     def before_predict(self) -> None:
         """Refuse tasks, which embed nothing; write what methods predict."""
         if isinstance(self.model, Task):
             raise ConfigError(f"{type(self.model).__name__} embeds nothing: predict is for methods, test for tasks")
         self.trainer.callbacks.append(medvlp.callbacks.EmbeddingsWriter())  # type: ignore[attr-defined]
+
+
+_NOISE = (
+    r".*isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own call into torch
+    r"Found \d+ module\(s\) in eval mode",  # encoders that are frozen or have no dropout are meant to be
+)
+"""Starts of warnings about which a user can do nothing."""
+
+
+def _silence_noise() -> None:
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    # advertisements for other products
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip: For" not in record.msg)
 
 
 def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> LightningCLI:
@@ -238,6 +256,7 @@ def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> LightningC
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+    _silence_noise()
     import_all()
     for module in DATA_MODULES:
         importlib.import_module(f"medvlp.datamodules.{module}")
