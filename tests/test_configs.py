@@ -92,7 +92,7 @@ def _bomb(twice: str) -> bytes:
 
 
 BROKEN = {
-    "twice": (b"trainer:\n  max_epochs: 1\n  max_epochs: 2\n", "line 3: 'max_epochs' stands twice"),
+    "twice": (b"trainer:\n  max_epochs: 1\n  max_epochs: 2\n", "line 3: 'max_epochs' is given twice"),
     "twice in a list": (b"trainer: {callbacks: [{class_path: a, class_path: b}]}\n", "line 1: 'class_path'"),
     "latin-1": ("# caf\xe9\ntrainer: {}\n".encode("latin-1"), "not UTF-8"),
     "deep": (b"trainer: " + b"[" * 4000 + b"]" * 4000, "nested too deeply"),
@@ -128,7 +128,7 @@ def test_a_broken_config_names_its_file(command, tmp_path, content, said, place)
 
 def test_a_key_stands_twice_in_an_option(command):
     argv = ["--config", FOLDER / "quickstart.yaml", "--model.image", "{name: resnet18, name: resnet50}"]
-    assert "'name' stands twice" in command("fit", *argv).error()
+    assert "'name' is given twice" in command("fit", *argv).error()
 
 
 def test_overlays_and_merge_keys_may_repeat(command, tmp_path):

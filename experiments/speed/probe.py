@@ -82,7 +82,7 @@ def run_probe(args: argparse.Namespace, root: Path, cache: Path, features: str) 
 def run_zero_shot(args: argparse.Namespace, images: torch.Tensor, encoder: TaskEncoder, once: bool) -> tuple:
     """Seconds, and the scores (N, classes), with an ensemble of prompts per class."""
     generator = torch.Generator().manual_seed(0)
-    width = encoder.width()
+    width = encoder.width
     sides = [torch.stack([prompt_embeddings(torch.randn(4, width, generator=generator)) for _ in range(args.classes)])
              for _ in range(2)]  # fmt: skip
     positive, negative = (side.to(images.device) for side in sides)
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(name)
         root = write_phantom("rsna", folder / "rsna", PhantomSpec(studies=args.studies, size=args.size, laterals=0.0))
         where = ["--root", str(root), "--out", str(folder / "cache"), "--transform", "plain", "--size", str(args.size)]
-        subprocess.run([sys.executable, "-m", "medvlp", "prepare", "--data", "rsna", *where], check=True)
+        subprocess.run([sys.executable, "-m", "medvlp", "prepare", "rsna", *where], check=True)
         for _ in range(args.probe_repeats):
             for features in ("cached", "live"):
                 spent, auroc[features] = run_probe(args, root, folder / "cache", features)

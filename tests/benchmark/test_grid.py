@@ -258,7 +258,7 @@ def test_what_is_wrong_is_named(tiny_grid, tmp_path, monkeypatch, changes, words
 def test_a_key_that_stands_twice_is_no_silent_loss(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text("name: x\nmethods:\n  a: {checkpoint: a}\n  a: {checkpoint: b}\ntasks: {}\n")
-    with pytest.raises(ConfigError, match=r"grid.yaml, line 4: 'a' stands twice"):
+    with pytest.raises(ConfigError, match=r"grid.yaml, line 4: 'a' is given twice"):
         read_grid(path)
 
 
