@@ -57,7 +57,7 @@ def test_a_binary_list_cannot_give_three_classes(tmp_path):
     _write(tmp_path, lines, lines[:1], version="COVIDx9B")
     (tmp_path / "test_COVIDx9B.txt").write_text("3 c.png positive ricord\n")
     Image.new("L", (8, 8)).save(tmp_path / "test/c.png")
-    with pytest.raises(ConfigError, match=r"train_COVIDx9B\.txt knows only positive and negative.*classes: binary"):
+    with pytest.raises(ConfigError, match=r"train_COVIDx9B\.txt has only positive and negative.*classes: binary"):
         COVIDx(tmp_path, version="COVIDx9B").records()
     records = COVIDx(tmp_path, version="COVIDx9B", classes="binary").records()
     assert records.table["COVID-19"].to_pylist() == [0, 1, 1]
