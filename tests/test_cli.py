@@ -463,7 +463,7 @@ def test_too_many_unreadable_images(command, config, broken, tmp_path):
 
 
 def test_commands_over_a_corpus_have_one_form(command, tmp_path):
-    """``COMMAND DATASET --root DIR``; the forms of 0.2 work and say once what to write instead."""
+    """``COMMAND DATASET --root DIR``; the former forms work and say once what to write instead."""
     small = ["--studies", "3", "--size", "32"]
     new, old = tmp_path / "new", tmp_path / "old"
     assert "deprecated" not in command("phantom", "rsna", "--root", new, *small).ok().err

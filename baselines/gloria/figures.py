@@ -129,7 +129,7 @@ class WordFigures(L.Callback):
         self._done = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts anew.
+        """Start again.
 
         Raises:
             NotSupportedError: the method is not GLoRIA.

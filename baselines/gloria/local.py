@@ -4,7 +4,7 @@ With attention β over the regions C of an image, a word's context is ``g = Cᵀ
 ``βᵀ(Cw)``, and Cw is there already: it made the attention. Its length is ``√(βᵀ G β)`` with the Gram matrix ``G = CCᵀ``
 of the image, computed once. So a tensor (images, reports, words, D) is never needed; the largest are (images, regions,
 words of a chunk). The derivative is written out below, because it needs fewer products than automatic differentiation
-of the same lines (``G β`` serves value and derivative) and lets the attention be computed anew chunk by chunk, as
+of the same lines (``G β`` serves value and derivative) and lets the attention be recomputed chunk by chunk, as
 ``torch.utils.checkpoint`` would, so that memory is that of one chunk.
 """
 
@@ -24,7 +24,7 @@ _CHUNK_BYTES = {"cpu": 2**25, "other": 2**28}
 """Size of one (images, regions, words) tensor of a chunk: small enough for caches, large enough to fill a GPU."""
 
 _KEEP_BYTES = 2**29
-"""What may be kept from forward to backward instead of being computed anew."""
+"""What may be kept from forward to backward instead of being recomputed."""
 
 _KEPT = 3
 """Tensors of that size that a backward pass uses: scores, attention, G times attention."""

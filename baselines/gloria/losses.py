@@ -91,7 +91,7 @@ def local_similarity(
     """Score of every image with every report, without forming a context per pair.
 
     Memory grows with images · regions · words of one chunk of reports, and with the (B, B') result. Attention is
-    computed anew in the backward pass, except where keeping it costs little.
+    recomputed in the backward pass, except where keeping it costs little.
 
     Args:
         regions: (B, D, H, W) or (B, R, D) image regions, not normalised.

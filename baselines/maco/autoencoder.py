@@ -116,7 +116,7 @@ def initialise(module: nn.Module) -> None:
     """The masked autoencoders' start: Xavier-uniform linear maps, zero biases, unit norms.
 
     Args:
-        module: every linear map and layer norm in it is drawn anew.
+        module: every linear map and layer norm in it is re-initialised.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):

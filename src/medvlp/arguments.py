@@ -11,7 +11,7 @@ from medvlp.errors import ConfigError
 def add_corpus_arguments(
     parser: argparse.ArgumentParser, names: Collection[str] | None = None, *, default: str | None = None
 ) -> None:
-    """Add ``DATASET`` and ``--root``, and without help the forms of 0.2: ``--data``, ``--layout`` and a second word.
+    """Add ``DATASET`` and ``--root``, and, without help, the former ``--data``, ``--layout`` and positional root.
 
     Args:
         parser: of one command.
@@ -27,17 +27,15 @@ def add_corpus_arguments(
 
 
 def settle_corpus_arguments(args: argparse.Namespace, command: str) -> None:
-    """Set ``dataset`` and ``root`` of parsed arguments, and say once on stderr where the form of 0.2 was used.
+    """Set ``dataset`` and ``root`` of parsed arguments, and warn on stderr where a former form was used.
 
     Args:
-        args: as parsed; those of a parser without :func:`add_corpus_arguments` stay as they are.
+        args: as parsed, of a parser with :func:`add_corpus_arguments`.
         command: for messages.
 
     Raises:
         ConfigError: one of the two is missing, or given twice.
     """
-    if "old_root" not in args:
-        return
     usage = f"medvlp {command} DATASET --root DIR"
     old = args.old_dataset is not None or args.old_root is not None
     if args.old_dataset is not None and args.dataset is not None:

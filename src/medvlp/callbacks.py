@@ -114,10 +114,9 @@ class ProgressLines(L.Callback):
 
     def _log(self, trainer: L.Trainer, place: str = "") -> None:
         self._last = time.monotonic()
+        of = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # −1 where steps or time limit the run
         values = "".join(f", {name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items())
-        rank_zero_info(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{place}: step {trainer.global_step}{values}"
-        )
+        rank_zero_info(f"epoch {trainer.current_epoch + 1}{of}{place}: step {trainer.global_step}{values}")
 
 
 class EmbeddingsWriter(L.Callback):

@@ -1,7 +1,7 @@
 """The first, deterministic step of every image recipe: uint8 (1, H, W) to uint8 (1, h, w), named by a string.
 
 Nothing here is random, so that the result can be stored: an image read from a cache equals the same image prepared
-anew, byte for byte. What a rule did to the image is a :class:`Geometry`; masks and boxes follow the image by it.
+again, byte for byte. What a rule did to the image is a :class:`Geometry`; masks and boxes follow the image by it.
 
 Pixels are squares: pixel i covers [i, i + 1), box corners are pixel edges, and x1, y1 are exclusive.
 """

@@ -242,8 +242,11 @@ _NOISE = (
 def _silence_noise() -> None:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    # advertisements for other products
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip: For" not in record.msg)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For" not in str(record.msg)
 
 
 def build_cli(argv: Sequence[str] | None = None, run: bool = True) -> LightningCLI:

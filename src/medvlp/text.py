@@ -103,7 +103,7 @@ def train_wordpiece(
     model = models.WordPiece(
         vocab={token: i for i, token in enumerate(by_id)}, unk_token="[UNK]", max_input_chars_per_word=100
     )
-    # built anew, because the alphabet went in as special tokens, which would be matched before any merge
+    # built again, because the alphabet went in as special tokens, which would be matched before any merge
     final = _bert_tokenizer(model, lowercase)
     final.add_special_tokens(list(SPECIAL_TOKENS))
     final.post_processor = processors.TemplateProcessing(

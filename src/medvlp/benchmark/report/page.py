@@ -72,7 +72,7 @@ def write_report(
         output: the page; ``report.html`` beside the results if None.
         title: heading of the page; that of the grid if None.
         resamples: of the patients, for intervals and significance; 0 for the rows' own intervals, and nothing bold.
-        cache: folder of resampled metrics, shared with the tables; None to resample anew.
+        cache: folder of resampled metrics, shared with the tables; None to resample again.
         beside_phantom: print the papers' numbers beside results on the phantom; the captions say so.
 
     Raises:

@@ -10,7 +10,7 @@ from medvlp.errors import DataError
 
 KINDS = ("grounding", "segmentation", "detection")
 
-_REMEDY = "let medvlp benchmark run write it anew"
+_REMEDY = "let medvlp benchmark run write it again"
 
 _NEEDED = {
     "grounding": ("heatmaps", "phrases"),
