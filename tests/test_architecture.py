@@ -133,3 +133,30 @@ def test_only_the_store_renames_files():
 )
 def test_renames_would_be_noticed(code, count):
     assert len(_renames(ast.parse(code))) == count
+
+
+def _prints(tree: ast.AST) -> list[str]:
+    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [name for name in calls if name in ("print", "sys.stdout.write", "sys.stderr.write")]
+
+
+def _is_command(path: Path) -> bool:
+    """Whether a module belongs to the command line: a tool, the command itself, or the arguments that tools share."""
+    functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+    return "add_arguments" in functions or path.name in ("cli.py", "arguments.py")
+
+
+def test_only_commands_print():
+    """The library logs; what it shows on a terminal goes through ``console.py``."""
+    printing = {path: _prints(ast.parse(path.read_text())) for path in SOURCES if not _is_command(path)}
+    assert {path.name: calls for path, calls in printing.items() if calls} == {}
+    rich = {"rich.console.Console", "rich.progress.Progress", "rich.progress.track"}
+    assert [path.name for path in SOURCES if rich & _runtime_imports(path)] == ["console.py"]
+
+
+def _runtime_imports(path: Path) -> set[str]:
+    """Imports outside ``if TYPE_CHECKING``."""
+    tree = ast.parse(path.read_text())
+    kept = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
+    nodes = [n for top in kept for n in ast.walk(top) if isinstance(n, ast.ImportFrom)]
+    return {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}

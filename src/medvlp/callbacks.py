@@ -11,11 +11,11 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from rich.console import Console
 from rich.table import Table
 
 from medvlp import viz
 from medvlp._version import __version__
+from medvlp.console import console
 from medvlp.metrics.samples import SampleStore
 from medvlp.seeding import run_seed
 
@@ -68,8 +68,8 @@ class ZeroShotReport(L.Callback):
         for name in [*sorted(names), "mean"]:
             values = [side.get(name, math.nan) for side in (self.before, after)]
             table.add_row(name, *[f"{value:.3f}" for value in values], style="bold" if name == "mean" else None)
-        Console().print(table)
-        Console().print(f"written to {path}")
+        console().print(table)
+        console().print(f"written to {path}", soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep "before" in checkpoints."""
@@ -156,7 +156,7 @@ class EmbeddingsWriter(L.Callback):
         arrays: dict[str, Any] = {name: column.cpu().numpy() for name, column in samples.columns.items()}
         index = samples.index.cpu().numpy()
         np.savez(path, id=np.array([ids[i] for i in index]), index=index, **arrays)
-        Console().print(f"embeddings written to {path}", soft_wrap=True, highlight=False)
+        console().print(f"embeddings written to {path}", soft_wrap=True)
 
 
 class StudyFigures(L.Callback):

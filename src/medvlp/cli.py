@@ -50,8 +50,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(what: str) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from medvlp.console import console
 
     table = Table()
     if what == "methods":
@@ -83,7 +84,7 @@ def _list(what: str) -> None:
         for name, task in TASKS.items():
             how = "medvlp fit, medvlp test" if task.trains else "medvlp test"
             table.add_row(f"{name} ({task.name})", how, ", ".join(task.protocols))
-    Console().print(table)
+    console().print(table)
 
 
 def _tool(name: str, words: Sequence[str]) -> int:

@@ -10,13 +10,14 @@ import dataclasses
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from medvlp.arguments import add_corpus_arguments, settle_corpus_arguments
+from medvlp.console import progress_bar
 from medvlp.datasets import CORPORA
 from medvlp.datasets.base import dropped_by_reason
 from medvlp.datasets.corpus import TASKS, Corpus, Records, Task
@@ -156,9 +157,10 @@ def prepare(
             plans.append(make_plan(folder, rule, corpus.root, shapes, overwrite, images_per_shard))
         require_room(Path(out), plans)
         total = sum(len(p.paths) for p in plans)
-        with _bar(progress, total) as advance:
-            advance(sum(p.kept for p in plans))
-            write(plans, corpus.root, partial(read_image, intensity=intensity, damaged=damaged), workers, advance)
+        with progress_bar("preparing images", total, show=progress) as update:
+            update(advance=sum(p.kept for p in plans))
+            reader = partial(read_image, intensity=intensity, damaged=damaged)
+            write(plans, corpus.root, reader, workers, lambda count: update(advance=count))
         description = {"corpus": corpus.name, "intensity": reading}
         folders = tuple(_finished(p, description, dropped) for p in plans)
     unreadable = dict(pair for f in folders for pair in f.unreadable)
@@ -199,19 +201,6 @@ def _finished(plan: Plan, description: dict[str, str], dropped: Sequence[tuple[s
     )
 
 
-@contextmanager
-def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
-    if not show:
-        yield lambda count: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("preparing images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)
-
-
 # ---------------------------------------------------------------------- command
 
 
@@ -244,12 +233,9 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         Exit status: 0, or 1 if ``--verify`` found a damaged cache.
     """
-    from rich.console import Console
-
     settle_corpus_arguments(args, "prepare")
-    console = Console(soft_wrap=True, highlight=False)
     if args.verify:
-        return _verify(args, console)
+        return _verify(args)
     # broken items are listed, all of them
     corpus = corpus_from_words(args.dataset, args.root, args.option, on_error="skip")
     result = prepare(
@@ -268,28 +254,28 @@ def run(args: argparse.Namespace) -> int:
         max_length=args.max_length,
     )
     for folder in result.folders:
-        console.print(
+        print(
             f"{folder.folder}: {folder.images} images ({folder.kept} were there, {len(folder.unreadable)} unreadable),"
             f" {folder.masks} masks, {folder.bytes / 1e6:.1f} MB"
         )
     for reason, count in result.counts.items():
-        console.print(f"left out: {count} x {reason}", markup=False)
+        print(f"left out: {count} x {reason}")
     if result.skipped:
-        console.print(f"listed in {result.folders[0].folder / 'skipped.csv'}")
-    console.print(f"{result.seconds:.1f} s")
+        print(f"listed in {result.folders[0].folder / 'skipped.csv'}")
+    print(f"{result.seconds:.1f} s")
     return 0
 
 
-def _verify(args: argparse.Namespace, console: Any) -> int:
+def _verify(args: argparse.Namespace) -> int:
     names = [args.resize] if args.resize is not None else rules_of(args.transform, args.size)
     reading = reading_name(args.intensity, args.damaged)
     folders = [cache_folder(args.out, args.dataset, reading, name) for name in names]
     problems = [f"{folder}: {problem}" for folder in folders for problem in verify(folder)]
     for problem in problems:
-        console.print(problem, markup=False)
+        print(problem)
     if problems:
-        console.print("repair with the same command and --overwrite instead of --verify")
+        print("repair with the same command and --overwrite instead of --verify")
         return 1
     for folder in folders:
-        console.print(f"{folder}: every byte is as it was written")
+        print(f"{folder}: every byte is as it was written")
     return 0

@@ -67,7 +67,7 @@ def _run(runner: Runner, function=pretend) -> tuple[dict[str, str], list[Job]]:
         seen.append(job)
         return function(job, *rest)
 
-    with Progress(runner.requested, quiet=True) as progress:
+    with Progress(runner.requested) as progress:
         return runner.run(InProcess(counted), progress), seen
 
 

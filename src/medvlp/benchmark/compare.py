@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from medvlp.benchmark.differences import RESAMPLES, Difference, difference
 from medvlp.benchmark.resampled import Resampled
 from medvlp.benchmark.rows import CELL, by_run, collected, is_performance, mixed_versions, primary_rows, records
 from medvlp.benchmark.tables.writing import one_line
+from medvlp.console import console
 from medvlp.errors import ConfigError, DataError
 from medvlp.metrics.significance import holm
 
@@ -223,21 +223,21 @@ def to_json(compared: Compared) -> str:
     return json.dumps(plain(asdict(compared)), indent=1, allow_nan=False)
 
 
-def _print(compared: Compared, title: str, console: Console) -> None:
+def _print(compared: Compared, title: str) -> None:
+    terminal = console()
     table = Table(title=title)
     for heading in _HEADINGS:
         table.add_column(heading, justify="right" if heading in ("fraction", "A", "B", "B − A", "p") else "left")
     for row in compared.both:
         colour = "red" if row.value < 0 else "green"
         table.add_row(*_line(row), style=colour if compared.differs(row) else None)
-    console.print(table)
+    terminal.print(table)
     only = [*(f"only in A: {text}" for text in compared.only_a), *(f"only in B: {text}" for text in compared.only_b)]
     for text in (*only, *compared.notes):
-        console.print(text, highlight=False)
-    console.print(
+        terminal.print(text)
+    terminal.print(
         f"{len(compared.both)} cells in both, {sum(map(compared.differs, compared.both))} differ by more than "
         f"chance (Holm over all, level {compared.level:g}), {len(compared.worse)} of them worse in B",
-        highlight=False,
     )
 
 
@@ -257,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare the files and print the result; return 1 if ``--fail-on-worse`` is given and B is worse, otherwise 0."""
     compared = compare(args.a, args.b, args.metric, args.level, args.resamples)
     if args.format == "rich":
-        _print(compared, f"A: {args.a}, B: {args.b}", Console(markup=False))
+        _print(compared, f"A: {args.a}, B: {args.b}")
     else:
         print((to_markdown(compared) if args.format == "markdown" else to_json(compared)).rstrip())
     return int(args.fail_on_worse and bool(compared.worse))

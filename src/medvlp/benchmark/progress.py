@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from medvlp.benchmark.jobs import Job
+from medvlp.console import console
 
 STATES = ("done", "running", "waiting", "failed", "blocked")
 
@@ -23,16 +24,15 @@ class Progress:
 
     Args:
         jobs: all jobs.
-        quiet: print nothing.
     """
 
-    def __init__(self, jobs: Sequence[Job], quiet: bool = False) -> None:
+    def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
         self.states: dict[str, str] = {job.hash: "waiting" for job in jobs}
         self._started: dict[str, float] = {}
         self._left = 0.0
         self._file = os.fdopen(os.dup(1), "w", buffering=1)
-        self.console = Console(file=self._file, quiet=quiet)
+        self.console = console(file=self._file)
         self._live = Live(get_renderable=self._draw, console=self.console, refresh_per_second=2, transient=False)
 
     def __enter__(self) -> "Progress":

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from medvlp.benchmark.executors import Executor, InProcess, LocalPool, Submitit, end_after_signal
@@ -16,6 +15,7 @@ from medvlp.benchmark.jobs import expand
 from medvlp.benchmark.progress import Progress, counted, duration
 from medvlp.benchmark.runner import Runner, estimates
 from medvlp.benchmark.work import run_job
+from medvlp.console import console
 from medvlp.errors import ConfigError
 
 EXECUTORS = ("process", "pool", "slurm", "submitit-local")
@@ -111,11 +111,11 @@ def _show(runner: Runner) -> None:
         seconds, size = estimate[job.hash]
         table.add_row(job.name, states[job.hash], duration(seconds), f"{size / 1e6:.0f} MB")
     left = [job for job in runner.requested if states[job.hash] != "done"]
-    console = Console(markup=False)
-    console.print(table)
+    terminal = console()
+    terminal.print(table)
     kinds = Counter(job.kind for job in left)
     seconds, size = (sum(estimate[job.hash][i] for job in left) for i in (0, 1))
-    console.print(
+    terminal.print(
         f"left: {kinds['pretrain']} pre-trainings and {kinds['task']} tasks, about {duration(seconds)} one after "
         f"the other and {size / 1e9:.2f} GB (measured on finished jobs, else estimated by the grid), without "
         "the stored features of frozen encoders, whose size each job logs"

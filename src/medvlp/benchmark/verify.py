@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from medvlp.benchmark.gridfile import NAME, GridFile
 from medvlp.benchmark.resampled import Predictions, RowError, measures_of, predictions_path, samples_of
 from medvlp.benchmark.rows import collected, records
+from medvlp.console import console, progress_bar
 from medvlp.metrics.bootstrap import interval
 from medvlp.results import numbered_rows
 from medvlp.store import sha256_of
@@ -92,8 +91,10 @@ def verify(
     for row in records(collected(path, latest=False)):
         key = [row["task"], row.get("predictions"), row.get("predictions_sha256"), row.get("notes")]
         runs.setdefault(sha256_of(key), []).append(row)
-    for rows in track(list(runs.values()), "predictions", disable=not progress, transient=True):
-        _verify_run(rows, path, resamples, result)
+    with progress_bar("predictions", len(runs), show=progress) as update:
+        for rows in runs.values():
+            _verify_run(rows, path, resamples, result)
+            update(advance=1)
     if checkpoints:
         _verify_checkpoints(path.parent, result)
     return result
@@ -198,20 +199,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the file and print the faults; return 1 if there are any, otherwise 0."""
-    console = Console(markup=False)
-    result = verify(args.results, checkpoints=args.checkpoints, resamples=args.resamples, progress=console.is_terminal)
+    terminal = console()
+    result = verify(args.results, checkpoints=args.checkpoints, resamples=args.resamples, progress=True)
     if result.faults:
         table = Table(title=f"{args.results}: what does not hold")
         for column in ("what", "where", "which"):
             table.add_column(column, overflow="fold")
         for fault in result.faults:
             table.add_row(fault.kind, fault.place, fault.what)
-        console.print(table)
+        terminal.print(table)
     counts = ", ".join(f"{count} {name}" for name, count in result.checked.items())
-    console.print(f"checked: {counts}", highlight=False)
+    terminal.print(f"checked: {counts}")
     if not result.faults:
-        console.print("all of it holds")
+        terminal.print("all of it holds")
     for kind, meaning in KINDS.items():
         if count := sum(fault.rows for fault in result.faults if fault.kind == kind):
-            console.print(f"{kind}: {count} ({meaning})", highlight=False, style="red")
+            terminal.print(f"{kind}: {count} ({meaning})", style="red")
     return int(bool(result.faults))

@@ -171,8 +171,7 @@ def _folder_of_rank(folder: Path) -> Path:
 def _run_and_record(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> dict[str, Any]:
     start, log = time.monotonic(), _folder_of_rank(folder) / LOG
     try:
-        with _logged(log):
-            print(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} {job.name}", flush=True)
+        with _logged(log, job.name):
             try:
                 _fit_and_test(job, folder, work, checkpoint)
             except BaseException:
@@ -310,14 +309,19 @@ def _medvlp(command: str, config: Path, checkpoint: Path | None, job: Job) -> An
 
 
 @contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Redirect everything that this process prints to a file, including the output of native libraries."""
+def _logged(path: Path, title: str) -> Iterator[None]:
+    """Redirect everything that this process prints to a file, including the output of native libraries.
+
+    A line with the time and the title begins it.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "160"
     with path.open("ab") as log:
+        log.write(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} {title}\n".encode())
+        log.flush()
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
+from medvlp.console import progress_bar
 from medvlp.datamodules.base import RadiographDataModule, Split
 from medvlp.datamodules.options import adopt_options, parameters
 from medvlp.datasets.base import Dropped, RadiographDataset, Target
 from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.errors import ConfigError, DataError, check_choice
-from medvlp.phantom.model import PhantomSpec
-from medvlp.phantom.progress import write_with_progress
+from medvlp.phantom import PhantomSpec, write_phantom
 from medvlp.phantom.truth import in_phantom, is_complete_tree, is_interrupted_tree
 from medvlp.splits import FRACTION_RULES, SplitInput, draw_fraction, make_split, split_names
 from medvlp.splits import Split as CorpusSplit
@@ -129,7 +129,15 @@ class CorpusDataModule(RadiographDataModule):
         with FileLock(lock):
             unfinished = is_interrupted_tree(root, layout, self.phantom)
             # a tree that another run has finished meanwhile is left as it is
-            write_with_progress(layout, root, self.phantom, workers=workers, overwrite=unfinished)
+            with progress_bar("writing the phantom", self.phantom.studies) as update:
+                write_phantom(
+                    layout,
+                    root,
+                    self.phantom,
+                    workers=workers,
+                    overwrite=unfinished,
+                    progress=lambda studies: update(completed=studies),
+                )
         # whoever still waits for it, or makes another, finds the tree complete
         lock.unlink(missing_ok=True)
 

@@ -3,23 +3,23 @@
 import argparse
 import json
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
 from medvlp.arguments import add_corpus_arguments, settle_corpus_arguments
+from medvlp.console import console, progress_bar
 from medvlp.datasets import CORPORA, corpus_class
 from medvlp.datasets.options import OPTION_HELP, corpus_from_words
 from medvlp.doctor.examine import examine
 from medvlp.doctor.findings import Diagnosis, Finding, Level
 from medvlp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _STYLES: dict[Level, str] = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
 _WIDTH = 8  # of the level column
@@ -47,8 +47,14 @@ def run(args: argparse.Namespace) -> int:
         if args.workers is not None and args.workers < 1:
             raise ConfigError(f"--workers must be at least 1, not {args.workers}")
         settings = {"lists": args.lists, "deep": args.deep, "workers": args.workers}
-        with _bar(not args.json) as progress:
-            diagnoses = diagnose(args.dataset, args.root, args.option, progress=progress, **settings)
+        with progress_bar(show=not args.json) as update:
+            diagnoses = diagnose(
+                args.dataset,
+                args.root,
+                args.option,
+                progress=lambda stage, done, total: update(description=stage, completed=done, total=total or None),
+                **settings,
+            )
     except ConfigError as error:
         print(f"medvlp doctor: error: {error}", file=sys.stderr)
         return 2
@@ -57,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
         result = {"dataset": args.dataset, "root": str(args.root), "deep": args.deep, "ok": ok}
         print(json.dumps({**result, "diagnoses": [diagnosis.as_dict() for diagnosis in diagnoses]}, indent=2))
     else:
-        console = Console(highlight=False)
+        terminal = console()
         for number, diagnosis in enumerate(diagnoses):
             if number:
-                console.print()
-            show(diagnosis, console)
+                terminal.print()
+            show(diagnosis, terminal)
     return 0 if ok else 1
 
 
@@ -97,67 +103,50 @@ def diagnose(name: str, root: Path, words: list[str], **settings: Any) -> list[D
     return diagnoses
 
 
-@contextmanager
-def _bar(shown: bool) -> Any:
-    """Show a progress bar on the standard error, if that is a terminal."""
-    console = Console(stderr=True)
-    if not shown or not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def update(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total or None)
-
-        yield update
-
-
 def printable(text: str) -> str:
     """Escape control characters, which a terminal would obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def show(diagnosis: Diagnosis, console: Console) -> None:
+def show(diagnosis: Diagnosis, terminal: "Console") -> None:
     """Print a diagnosis."""
     options = "".join(f" {key}={value}" for key, value in diagnosis.options.items())
-    console.print(Text(printable(f"{diagnosis.title} in {diagnosis.root}{options}"), style="bold"))
+    terminal.print(Text(printable(f"{diagnosis.title} in {diagnosis.root}{options}"), style="bold"))
     for finding in diagnosis.checks:
-        _show_finding(finding, console)
+        _show_finding(finding, terminal)
     if diagnosis.tasks:
-        _line(console, "tasks", ", ".join(t for t, state in diagnosis.tasks.items() if state.runs) or "none can run")
+        _line(terminal, "tasks", ", ".join(t for t, state in diagnosis.tasks.items() if state.runs) or "none can run")
     if diagnosis.splits:
         names = (f"{name} (default)" if s.default else name for name, s in diagnosis.splits.items() if s.made)
-        _line(console, "splits", ", ".join(names) or "none can be made")
+        _line(terminal, "splits", ", ".join(names) or "none can be made")
     counts = {level: sum(1 for _ in diagnosis.at(level)) for level in ("error", "warning", "note")}
     remarks = ", ".join(f"{n} {level}{'s' if n != 1 else ''}" for level, n in counts.items() if n) or "no remarks"
     verdict = "nothing that is needed is absent or corrupt" if diagnosis.ok else "something needed is absent or corrupt"
-    _line(console, "result", f"{verdict} ({remarks})", style="green" if diagnosis.ok else "bold red")
+    _line(terminal, "result", f"{verdict} ({remarks})", style="green" if diagnosis.ok else "bold red")
     for command in diagnosis.next:
-        _line(console, "next", command)
+        _line(terminal, "next", command)
 
 
-def _show_finding(finding: Finding, console: Console) -> None:
-    _line(console, finding.level, f"{finding.name}: {finding.found}", style=_STYLES[finding.level])
+def _show_finding(finding: Finding, terminal: "Console") -> None:
+    _line(terminal, finding.level, f"{finding.name}: {finding.found}", style=_STYLES[finding.level])
     details = [f"{key}: {text}" for key in ("expected", "remedy") if (text := getattr(finding, key))]
     if finding.level != "ok":
         details += finding.items[:_LISTED]
         if len(finding.items) > _LISTED:
             details.append(f"and {len(finding.items) - _LISTED:,} more (all with --json)")
     for detail in details:
-        if console.is_terminal:
-            console.print(Padding(Text(printable(detail), style="dim", overflow="fold"), (0, 0, 0, _WIDTH + 2)))
+        if terminal.is_terminal:
+            terminal.print(Padding(Text(printable(detail), style="dim", overflow="fold"), (0, 0, 0, _WIDTH + 2)))
         else:
-            console.print(Text(" " * (_WIDTH + 2) + printable(detail)), soft_wrap=True)
+            terminal.print(Text(" " * (_WIDTH + 2) + printable(detail)), soft_wrap=True)
 
 
-def _line(console: Console, head: str, text: str, style: str = "bold") -> None:
-    if not console.is_terminal:
-        console.print(Text(f"{head:<{_WIDTH}}  {printable(text)}"), soft_wrap=True)
+def _line(terminal: "Console", head: str, text: str, style: str = "bold") -> None:
+    if not terminal.is_terminal:
+        terminal.print(Text(f"{head:<{_WIDTH}}  {printable(text)}"), soft_wrap=True)
         return
     grid = Table.grid(padding=(0, 2))
     grid.add_column(width=_WIDTH, no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row(Text(head, style=style), Text(printable(text), overflow="fold"))
-    console.print(grid)
+    terminal.print(grid)

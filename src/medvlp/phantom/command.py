@@ -3,8 +3,8 @@
 import argparse
 
 from medvlp.arguments import add_corpus_arguments, settle_corpus_arguments
-from medvlp.phantom import FINDINGS, LAYOUTS, Difficulty, PhantomSpec
-from medvlp.phantom.progress import write_with_progress
+from medvlp.console import progress_bar
+from medvlp.phantom import FINDINGS, LAYOUTS, Difficulty, PhantomSpec, write_phantom
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +45,14 @@ def run(args: argparse.Namespace) -> int:
     )
     for layout in LAYOUTS if args.dataset == "all" else (args.dataset,):
         folder = args.root / layout if args.dataset == "all" else args.root
-        root = write_with_progress(layout, folder, spec, workers=args.workers, overwrite=args.overwrite)
-        print(f"{args.studies} studies in {root}")
+        with progress_bar("writing the phantom", spec.studies) as update:
+            write_phantom(
+                layout,
+                folder,
+                spec,
+                workers=args.workers,
+                overwrite=args.overwrite,
+                progress=lambda studies: update(completed=studies),
+            )
+        print(f"{args.studies} studies in {folder}")
     return 0

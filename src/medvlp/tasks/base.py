@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from medvlp.console import console
 from medvlp.errors import CheckpointError, ConfigError, DataError, check_range
 from medvlp.losses.precision import total
 from medvlp.metrics.bootstrap import Interval, Measures, group_codes, interval
@@ -416,4 +416,4 @@ def _print_rows(rows: Sequence[ResultRow]) -> None:
     for row in rows:
         known = row.low is not None and row.high is not None and row.low == row.low
         table.add_row(row.metric, f"{row.value:.4f}", f"{row.low:.4f} – {row.high:.4f}" if known else "")
-    Console().print(table)
+    console().print(table)
