@@ -42,7 +42,7 @@ import pandas as pd
 from medvlp._version import __version__
 from medvlp.errors import DataError
 from medvlp.io.packed import READ_ERRORS, open_unpacked
-from medvlp.store import atomic_write, sha256_of
+from medvlp.store import atomic_write, file_sha256
 
 _VERSIONS = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "numpy")
 
@@ -251,4 +251,4 @@ def write_predictions(path: str | Path, frame: pd.DataFrame) -> str:
     path = Path(path)
     with atomic_write(path) as file:
         frame.to_parquet(file, index=False)
-    return sha256_of(path)
+    return file_sha256(path)

@@ -19,11 +19,14 @@ from filelock import FileLock, Timeout
 _POLL = 10.0  # seconds
 
 
-def sha256_of(value: Any) -> str:
-    """Hash a plain value, independent of the order of keys; of a :class:`~pathlib.Path`, the bytes of the file."""
-    if isinstance(value, Path):
-        with value.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def value_sha256(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -19,7 +19,7 @@ from medvlp.benchmark.runner import Runner, estimates
 from medvlp.benchmark.work import job_folder, leave_note
 from medvlp.errors import ConfigError
 from medvlp.results import ResultRow, append_rows, numbered_rows
-from medvlp.store import sha256_of
+from medvlp.store import file_sha256
 
 ROW = {
     **{"method": "m", "checkpoint": "c", "task": "classification", "protocol": "linear", "dataset": "rsna"},
@@ -44,11 +44,11 @@ def pretend(job: Job, work: Path, checkpoint: Path | None) -> dict:
         path = folder / "checkpoints" / "last.ckpt"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"weights")
-        state |= {"checkpoint": "checkpoints/last.ckpt", "checkpoint_sha256": sha256_of(path)}
+        state |= {"checkpoint": "checkpoints/last.ckpt", "checkpoint_sha256": file_sha256(path)}
     else:
         (folder / "results.jsonl").unlink(missing_ok=True)
         append_rows(folder / "results.jsonl", [ResultRow(**ROW)])
-        state |= {"rows": 1, "results_sha256": sha256_of(folder / "results.jsonl")}
+        state |= {"rows": 1, "results_sha256": file_sha256(folder / "results.jsonl")}
     (folder / "state.json").write_text(json.dumps(state))
     return state
 

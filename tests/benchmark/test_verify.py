@@ -10,7 +10,7 @@ from made_results import predictions, rows_of, write
 from medvlp.benchmark import verify as module
 from medvlp.benchmark.verify import verify
 from medvlp.errors import DataError
-from medvlp.store import sha256_of
+from medvlp.store import file_sha256
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_predictions_that_are_gone_changed_or_damaged(made, tmp_path):
     assert kinds(verify(path))[0] == ("no predictions", f"1-{half}", half)
     files[0].write_bytes(b"PAR1 cut")
     for row in rows[:half]:
-        row["predictions_sha256"] = sha256_of(files[0])
+        row["predictions_sha256"] = file_sha256(files[0])
     assert kinds(verify(write(path, rows[:half]))) == [("unreadable predictions", f"1-{half}", half)]
     write(path, [{**rows[0], "predictions": None}])
     assert kinds(verify(path)) == [("no predictions", "1", 1)]
@@ -110,7 +110,8 @@ def test_checkpoints_of_the_grid(made, tmp_path):
         (tmp_path / name).write_text(name)
     job = {"hash": "h", "kind": "pretrain", "state": "done", "method": "g2d", "run": "a"}
     jobs = [
-        {**job, "checkpoint": name, "checkpoint_sha256": sha256_of(tmp_path / names[0])} for name in (names[0], *names)
+        {**job, "checkpoint": name, "checkpoint_sha256": file_sha256(tmp_path / names[0])}
+        for name in (names[0], *names)
     ]
     jobs.append({**job, "checkpoint": None, "checkpoint_sha256": None})
     (tmp_path / "grid.json").write_text(json.dumps({"name": "g", "jobs": jobs}))

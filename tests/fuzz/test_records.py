@@ -29,7 +29,7 @@ from medvlp.phantom.model import Difficulty
 from medvlp.prepare import prepare
 from medvlp.prompts import load_prompts
 from medvlp.results import ResultRow, append_rows, numbered_rows, read_rows
-from medvlp.store import sha256_of
+from medvlp.store import file_sha256
 from medvlp.tasks.features import StoredFeatures, _Writer
 
 
@@ -158,7 +158,7 @@ class Notes(Kind):
             place.mkdir(parents=True)
             append_rows(place / "results.jsonl", [ResultRow(**row, fraction=job.fraction, seed=0, value=0.5)])
             state = {"state": "done", "seconds": 3.0, "rows": 1, "cost": {"seconds": 3.0, "watts": None}}
-            state["results_sha256"] = sha256_of(place / "results.jsonl")
+            state["results_sha256"] = file_sha256(place / "results.jsonl")
             (place / "state.json").write_text(json.dumps(state))
         describe(self.grid.folder, self.jobs, self.grid, dict.fromkeys((job.hash for job in self.jobs), "done"))
         self.described = json.loads((self.grid.folder / "grid.json").read_bytes())

@@ -9,7 +9,7 @@ from medvlp.benchmark.configs import assemble, meaning
 from medvlp.benchmark.grid import Grid, MethodSpec, Seeds
 from medvlp.errors import CheckpointError, ConfigError
 from medvlp.io.paths import local_file
-from medvlp.store import sha256_of
+from medvlp.store import file_sha256, value_sha256
 from medvlp.tasks.catalog import TASKS, TaskEntry
 
 ENCODER = "<encoder>"
@@ -78,7 +78,7 @@ def _hashed(job: Job, weights: str | None) -> Job:
     """Add the hash: over settings, seeds and the origin of the encoder, but not over names or paths."""
     config = meaning(job.config)
     content = {"format": _FORMAT, "kind": job.kind, "config": config, "needs": job.needs, "weights": weights}
-    return replace(job, hash=sha256_of(content))
+    return replace(job, hash=value_sha256(content))
 
 
 def expand(grid: Grid) -> list[Job]:
@@ -216,10 +216,10 @@ def _encoder(name: str, method: MethodSpec, seeds: Seeds) -> tuple[dict[str, Any
         return {"checkpoint": ENCODER}, None
     if method.checkpoint:
         path = _local(name, method.checkpoint, "checkpoint")
-        return {"checkpoint": str(path)}, sha256_of(path)
+        return {"checkpoint": str(path)}, file_sha256(path)
     encoder = dict(method.encoder or {})
     weights = (encoder.get("image") or {}).get("weights")
-    digest = sha256_of(_local(name, weights, "weights file (.safetensors or .pth)")) if weights else None
+    digest = file_sha256(_local(name, weights, "weights file (.safetensors or .pth)")) if weights else None
     return {"seed": seeds.pretrain, **encoder}, digest
 
 

@@ -14,7 +14,7 @@ from medvlp._version import __version__
 from medvlp.errors import ConfigError, DataError
 from medvlp.metrics.bootstrap import Measures, distribution, group_codes
 from medvlp.metrics.samples import Samples
-from medvlp.store import atomic_write, sha256_of
+from medvlp.store import atomic_write, file_sha256, value_sha256
 from medvlp.tasks.catalog import TASKS
 
 Row = Mapping[str, Any]
@@ -118,7 +118,7 @@ class Resampled:
         key = (str(Path(folder) / str(row.get("predictions"))), str(row.get("predictions_sha256")))
         if key not in self._predictions:
             path = predictions_path(row, folder)
-            if row.get("predictions_sha256") not in (None, sha256_of(path)):
+            if row.get("predictions_sha256") not in (None, file_sha256(path)):
                 text = f"{path}: changed since its rows were written; see medvlp benchmark verify"
                 raise RowError("changed predictions", text)
             self._predictions[key] = samples_of(row, folder)
@@ -146,7 +146,7 @@ class Resampled:
         facts = {k: v for k, v in (row.get("notes") or {}).items() if k not in ("model", "data")}
         source = row.get("predictions_sha256") or str(predictions_path(row, folder).resolve())
         # another version may compute a metric in another way
-        key = sha256_of([__version__, row["task"], source, facts, resamples, seed])
+        key = value_sha256([__version__, row["task"], source, facts, resamples, seed])
         if key in self._metrics:
             self._metrics.move_to_end(key)
         else:

@@ -16,7 +16,7 @@ from medvlp.benchmark.rows import collected, records
 from medvlp.console import console, progress_bar
 from medvlp.metrics.bootstrap import interval
 from medvlp.results import numbered_rows
-from medvlp.store import sha256_of
+from medvlp.store import file_sha256, value_sha256
 from medvlp.tasks.base import bootstrap_seed
 
 TOLERANCE = 1e-6
@@ -90,7 +90,7 @@ def verify(
     runs: dict[str, list[dict[str, Any]]] = {}
     for row in records(collected(path, latest=False)):
         key = [row["task"], row.get("predictions"), row.get("predictions_sha256"), row.get("notes")]
-        runs.setdefault(sha256_of(key), []).append(row)
+        runs.setdefault(value_sha256(key), []).append(row)
     with progress_bar("predictions", len(runs), show=progress) as update:
         for rows in runs.values():
             _verify_run(rows, path, resamples, result)
@@ -107,7 +107,7 @@ def _verify_run(rows: list[dict[str, Any]], path: Path, resamples: bool, result:
     try:
         file = predictions_path(first, folder)
         result.checked["prediction files"] += 1
-        if sha256_of(file) != first.get("predictions_sha256"):
+        if file_sha256(file) != first.get("predictions_sha256"):
             raise RowError("changed predictions", f"the SHA-256 of {file} is not the row's; run the evaluation again")
         predictions, measures = samples_of(first, folder), measures_of(first)
     except RowError as error:
@@ -162,7 +162,7 @@ def _verify_checkpoints(folder: Path, result: Verification) -> None:
             result.add("no checkpoint", str(file), f"{what} does not exist; its job can be run again")
             continue
         if job.checkpoint not in known:
-            known[job.checkpoint] = sha256_of(file)
+            known[job.checkpoint] = file_sha256(file)
         if known[job.checkpoint] != job.checkpoint_sha256:
             text = f"{what}: its SHA-256 is not the recorded one; run its jobs again"
             result.add("changed checkpoint", str(file), text)

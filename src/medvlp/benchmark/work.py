@@ -39,7 +39,7 @@ from medvlp.benchmark.gridfile import Cost, record_of
 from medvlp.benchmark.jobs import ENCODER, Job
 from medvlp.errors import CheckpointError, ConfigError, DataError, MedVLPError
 from medvlp.results import parse_json, read_json, read_rows
-from medvlp.store import atomic_write, sha256_of
+from medvlp.store import atomic_write, file_sha256
 
 STATE, LOG, RESULTS = "state.json", "log.txt", "results.jsonl"
 _FITTED = "fitted"
@@ -96,7 +96,7 @@ def is_done(work: Path, job: Job) -> bool:
     if job.kind == "pretrain":
         return "checkpoint" in state and "checkpoint_sha256" in state
     results = job_folder(work, job) / RESULTS
-    return results.is_file() and sha256_of(results) == state.get("results_sha256")
+    return results.is_file() and file_sha256(results) == state.get("results_sha256")
 
 
 def checkpoint_of(work: Path, job: Job) -> Path:
@@ -110,7 +110,7 @@ def checkpoint_of(work: Path, job: Job) -> Path:
     path: Path = folder / state.get("checkpoint", "checkpoints/last.ckpt")
     if not path.is_file():
         raise CheckpointError(f"{path}: the checkpoint is gone; delete {folder / STATE} to pre-train again")
-    if sha256_of(path) != state.get("checkpoint_sha256"):
+    if file_sha256(path) != state.get("checkpoint_sha256"):
         raise CheckpointError(
             f"{path}: the checkpoint has changed since results were written with it; restore it, or delete {folder} "
             "and the folders of the jobs that used it"
@@ -213,12 +213,12 @@ def _done(job: Job, folder: Path, seconds: float) -> dict[str, Any]:
         state["cost"] = parse_json((folder / "cost.json").read_bytes())
     if job.kind == "pretrain":
         state["checkpoint"] = "checkpoints/last.ckpt"
-        state["checkpoint_sha256"] = sha256_of(folder / state["checkpoint"])
+        state["checkpoint_sha256"] = file_sha256(folder / state["checkpoint"])
         return state
     rows = read_rows(folder / RESULTS)
     if not rows:
         raise DataError(f"{folder / RESULTS}: the test wrote no row")
-    state |= {"rows": len(rows), "results_sha256": sha256_of(folder / RESULTS)}
+    state |= {"rows": len(rows), "results_sha256": file_sha256(folder / RESULTS)}
     return state
 
 

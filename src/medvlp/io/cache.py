@@ -43,7 +43,7 @@ from medvlp.io.cache_format import (
     read_table,
     relative_paths,
 )
-from medvlp.store import sha256_of
+from medvlp.store import file_sha256
 
 __all__ = ["PixelCache", "verify"]
 
@@ -356,7 +356,7 @@ def verify(folder: str | Path) -> list[str]:
             problems.append(f"{name} is missing")
         elif path.stat().st_size != entry["bytes"]:
             problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
-        elif sha256_of(path) != entry["sha256"]:
+        elif file_sha256(path) != entry["sha256"]:
             problems.append(f"{name} does not have its SHA-256: its bytes were changed")
     listed = {*description["files"], CACHE_FILE}
     problems += [

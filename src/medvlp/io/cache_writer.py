@@ -24,7 +24,7 @@ from medvlp.io.cache_format import (
     mask_key,
     read_table,
 )
-from medvlp.store import atomic_write, sha256_of
+from medvlp.store import atomic_write, file_sha256
 
 _META = b"medvlp"
 _KINDS = ("shard", "masks")
@@ -233,7 +233,7 @@ def write_skipped(folder: Path, rows: Iterable[tuple[str, str, str]]) -> None:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def finish(

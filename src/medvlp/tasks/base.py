@@ -21,7 +21,7 @@ from medvlp.metrics.bootstrap import Interval, Measures, group_codes, interval
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.results import ResultRow, append_rows, write_predictions
 from medvlp.seeding import derive_seed, run_seed
-from medvlp.store import sha256_of
+from medvlp.store import value_sha256
 from medvlp.tasks.encoder import EncoderSource, TaskEncoder, optim_from, source_from
 from medvlp.tasks.features import StoredFeatures, features_key, store_features
 from medvlp.training.guards import need_weights
@@ -344,7 +344,7 @@ class Task(TrainingModule):
             "fraction": data.get("fraction") if self.trains else None,
             "seed": run_seed(),
             "samples": len(samples),
-            "config_sha256": sha256_of({"model": settings, "data": data}),
+            "config_sha256": value_sha256({"model": settings, "data": data}),
             "seconds": round(time.monotonic() - self._start, 2),
             "notes": {"model": settings, "data": data, **self.facts(), **self.notes(samples)},
         }

@@ -11,7 +11,7 @@ from torch import Tensor
 from medvlp.errors import ConfigError, DataError, NotSupportedError
 from medvlp.methods.base import PretrainModule
 from medvlp.metrics.samples import Samples
-from medvlp.store import sha256_of
+from medvlp.store import file_sha256
 from medvlp.tasks.base import Task
 from medvlp.tasks.encoder import EncoderSource, source_from
 
@@ -90,7 +90,7 @@ class Evaluator(Task):
         settings = super().settings()
         prompts = settings.get("prompts")
         if isinstance(prompts, str) and Path(prompts).is_file():
-            settings["prompts"] = sha256_of(Path(prompts))
+            settings["prompts"] = file_sha256(Path(prompts))
         return settings
 
     def on_test_start(self) -> None:

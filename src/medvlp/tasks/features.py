@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medvlp.datasets.base import RadiographDataset
 from medvlp.errors import ConfigError, DataError
-from medvlp.store import get_or_make, sha256_of
+from medvlp.store import get_or_make, value_sha256
 from medvlp.text import Collate
 
 Extract = Callable[[Tensor], Sequence[Tensor]]
@@ -193,7 +193,7 @@ def features_key(
     for column in ("id", "image", *(annotations if dataset.targets else ())):
         drawn.update(json.dumps(dataset.table.column(column).to_pylist()).encode())
     drawn.update(dataset.labels.numpy().tobytes())
-    return sha256_of(
+    return value_sha256(
         {
             "records": drawn.hexdigest(),
             "transform": repr(transform),

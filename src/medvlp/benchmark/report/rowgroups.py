@@ -8,7 +8,7 @@ import pandas as pd
 
 from medvlp.benchmark.report.summary import Condition, Method, condition_of, conditions_of
 from medvlp.benchmark.rows import COLUMN
-from medvlp.store import sha256_of
+from medvlp.store import value_sha256
 
 _RUN = ("bm_run", "seed", "checkpoint", "config_sha256")
 """Columns that tell runs of one group apart."""
@@ -42,7 +42,7 @@ class Group:
 def anchor_of(method: str, condition: Condition) -> str:
     """Id under which the rows of a method and condition are listed."""
     key = [method, condition.bm_task, condition.task, condition.protocol, condition.dataset, condition.part]
-    return f"rows-{sha256_of([*key, condition.fraction_key])[:_HASH]}"
+    return f"rows-{value_sha256([*key, condition.fraction_key])[:_HASH]}"
 
 
 def groups_of(frame: pd.DataFrame, methods: Sequence[Method]) -> list[Group]:
