@@ -24,6 +24,7 @@ from medvlp.losses.precision import exact
 from medvlp.losses.tokens import entries
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.embeddings import unit_length
+from medvlp.scoring.heatmaps import stretch
 from medvlp.text import Collate
 from medvlp.training.optim import OptimConfig
 
@@ -317,10 +318,7 @@ class GLoRIA(PretrainModule):
         maps, _, inside = self.attend(batch)
         # A report without words: nothing attends, and the map is 0.
         mean = (maps * inside[..., None, None]).sum(1, keepdim=True) / inside.sum(1).clamp_min(1)[:, None, None, None]
-        low, high = mean.amin((2, 3), keepdim=True), mean.amax((2, 3), keepdim=True)
-        size = batch["image"].shape[-2:]
-        stretched = (mean - low) / (high - low).clamp_min(1e-12)
-        shown = F.interpolate(stretched, size=tuple(size), mode="bilinear")
+        shown = stretch(mean, tuple(batch["image"].shape[-2:]))
         return {"attention of the words": shown, **super().explain(batch)}
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ from medvlp.errors import ConfigError, NotSupportedError, check_choice, check_ra
 from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.embeddings import unit_length
-from medvlp.scoring.heatmaps import min_max
+from medvlp.scoring.heatmaps import min_max, stretch
 from medvlp.training.optim import OptimConfig
 
 _LARGEST_SCALE = 100.0  # CLIP's, of the cosines
@@ -435,12 +435,10 @@ class MaCo(PretrainModule):
             if self.correlation is not None:
                 weight = F.interpolate(self.patch_weights()[None, None], size=similarity.shape[-2:], mode="bilinear")
                 similarity = similarity * weight
-            maps["similarity to the report"] = F.interpolate(min_max(similarity), size=size, mode="bilinear")
+            maps["similarity to the report"] = stretch(similarity, size)
         if self.correlation is not None:
-            weights = min_max(self.correlation_map()[None, None])
-            maps["correlation weight"] = F.interpolate(weights, size=size, mode="nearest").expand(
-                len(images), -1, -1, -1
-            )
+            weights = stretch(self.correlation_map()[None, None], size, "nearest")
+            maps["correlation weight"] = weights.expand(len(images), -1, -1, -1)
         if size == (self.image_size, self.image_size):
             rebuilt = self.reconstruct(images, self._fixed(batch)).pasted.mean(1, keepdim=True)
             maps["reconstruction"] = min_max(rebuilt)

@@ -16,7 +16,7 @@ from medvlp.errors import ConfigError
 from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.embeddings import unit_length
-from medvlp.scoring.heatmaps import min_max
+from medvlp.scoring.heatmaps import stretch
 from medvlp.training.optim import OptimConfig
 
 
@@ -391,8 +391,3 @@ class MGCA(PretrainModule):
             found["class token's attention"] = outputs["patch_attention"].unflatten(1, regions.shape[2:])
         size = batch["image"].shape[-1]
         return {title: stretch(maps[:, None].float(), size) for title, maps in found.items()}
-
-
-def stretch(maps: Tensor, size: int) -> Tensor:
-    """Stretch maps (B, n, h, w) over their own ranges to (B, n, size, size) in [0, 1]."""
-    return F.interpolate(min_max(maps), size=(size, size), mode="bilinear").clamp(0, 1)

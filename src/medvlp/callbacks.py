@@ -5,17 +5,19 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from medvlp import viz
 from medvlp._version import __version__
 from medvlp.console import console
+from medvlp.errors import NotSupportedError
 from medvlp.metrics.samples import SampleStore
 from medvlp.seeding import run_seed
 
@@ -130,13 +132,7 @@ class EmbeddingsWriter(L.Callback):
         self._store: SampleStore | None = None
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep a batch's embeddings."""
         columns = {side: outputs[side] for side in ("image", "text") if side in outputs}
@@ -204,3 +200,51 @@ class StudyFigures(L.Callback):
             [str(item)[:24] for item in batch["id"]],
         )
         viz.save(figure, Path(trainer.default_root_dir) / "figures" / f"epoch={trainer.current_epoch:03d}.png")
+
+
+class MethodFigures(L.Callback):
+    """Base of callbacks that draw what one method has learned, in ``medvlp predict``, on the first process.
+
+    A subclass sets :attr:`method` and overrides :meth:`reset`, :meth:`collect` and :meth:`draw`.
+    """
+
+    method: ClassVar[type[L.LightningModule]]
+    folder: ClassVar[str] = "figures"
+    """Where figures go, in the run's folder."""
+
+    def reset(self) -> None:
+        """Forget the previous run."""
+
+    def collect(self, trainer: L.Trainer, model: Any, outputs: Any, batch: Any) -> None:
+        """Keep or draw what is needed of a batch and of the output of ``predict_step``."""
+
+    def draw(self, trainer: L.Trainer, model: Any) -> None:
+        """Draw what was collected."""
+
+    def save(self, trainer: L.Trainer, figure: Figure, name: str) -> None:
+        """Write a figure into :attr:`folder`."""
+        viz.save(figure, Path(trainer.default_root_dir) / self.folder / name)
+
+    def checked(self, model: Any) -> Any:
+        """Return the model; raise NotSupportedError if it is of another method."""
+        if not isinstance(model, self.method):
+            name = type(self).__name__
+            raise NotSupportedError(f"{name} draws what {self.method.__name__} has learned, not {type(model).__name__}")
+        return model
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the method and :meth:`reset`."""
+        self.checked(pl_module)
+        self.reset()
+
+    @rank_zero_only
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """:meth:`collect`."""
+        self.collect(trainer, pl_module, outputs, batch)
+
+    @rank_zero_only
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """:meth:`draw`."""
+        self.draw(trainer, pl_module)

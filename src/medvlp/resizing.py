@@ -269,25 +269,13 @@ class ResizeRule:
 
         Returns:
             float32 (n, 4) in pixels of the resized image, not clipped: where a rule crops, a box may reach outside.
-
         """
-        scale, source, result = _frames(boxes, geometry)
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise DataError(f"boxes must be of shape (n, 4), x0 y0 x1 y1, not {tuple(boxes.shape)}")
+        g = geometry
+        pairs = ((g.width / g.crop_width, g.height / g.crop_height), (g.left, g.top), (g.pad_left, g.pad_top))
+        scale, source, result = (torch.tensor(p * 2, dtype=torch.float64, device=boxes.device) for p in pairs)
         return ((boxes.double() - source) * scale + result).float()
-
-
-def boxes_to_source(boxes: Tensor, geometry: Geometry) -> Tensor:
-    """Invert :meth:`ResizeRule.boxes`: float32 (n, 4), in pixels of the source image, not clipped."""
-    scale, source, result = _frames(boxes, geometry)
-    return ((boxes.double() - result) / scale + source).float()
-
-
-def _frames(boxes: Tensor, g: Geometry) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale factors, origin in the source and origin in the result, each float64 (4,)."""
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise DataError(f"boxes must be of shape (n, 4), x0 y0 x1 y1, not {tuple(boxes.shape)}")
-    pairs = ((g.width / g.crop_width, g.height / g.crop_height), (g.left, g.top), (g.pad_left, g.pad_top))
-    scale, source, result = (torch.tensor(p * 2, dtype=torch.float64, device=boxes.device) for p in pairs)
-    return scale, source, result
 
 
 def nearest(mask: Tensor, height: int, width: int) -> Tensor:

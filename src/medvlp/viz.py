@@ -3,21 +3,42 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from medvlp.store import atomic_write
 
+_MARK = (255, 176, 0)  # orange of the colour-blind-safe palette of IBM, bright on grey and on black
+_OUTLINE = (100, 143, 255)  # its blue
 
-def _gray(image: np.ndarray) -> np.ndarray:
-    """One grey plane in [0, 1]: (H, W), (1, H, W) or (3, H, W), any affine intensity range."""
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """Average the channels of (H, W) or (C, H, W) and stretch the result to [0, 1], whatever the intensity range."""
     plane = np.asarray(image, dtype=np.float32)
     plane = plane.mean(0) if plane.ndim == 3 else plane
     low, high = float(plane.min()), float(plane.max())
     return (plane - low) / (high - low) if high > low else np.zeros_like(plane)
+
+
+def panels(rows: int, columns: int, size: tuple[float, float], **layout: Any) -> tuple[Figure, np.ndarray]:
+    """Return a figure of ``size`` inches that opens no window, and its (rows, columns) axes, all switched off."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, **layout)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def _caption(axis: Axes, text: str, y: float, size: float = 6.5) -> Any:
+    # Reports are not mathematics: two dollar signs in one would be parsed as such.
+    style: dict[str, Any] = {"va": "top", "fontsize": size, "family": "sans-serif", "parse_math": False}
+    return axis.text(0, y, text, transform=axis.transAxes, **style)
 
 
 def study_figure(
@@ -27,7 +48,7 @@ def study_figure(
     titles: Sequence[str] = (),
     max_chars: int = 600,
 ) -> Figure:
-    """One row per study: the radiograph, each map laid over it, and the report.
+    """Draw one row per study: the radiograph, each map laid over it, and the report.
 
     Args:
         images: n arrays (H, W) or (C, H, W), bright = dense.
@@ -35,33 +56,22 @@ def study_figure(
         texts: n reports, cut after ``max_chars``.
         titles: n short titles, ids for example.
         max_chars: length at which a report is cut.
-
-    Returns:
-        A matplotlib figure, not shown; save it with :func:`save`.
     """
     rows, columns = len(images), 2 + len(maps)
-    figure = Figure(figsize=(2.6 * (columns + 0.6), 2.7 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, width_ratios=[1] * (columns - 1) + [1.6])
+    widths = [1] * (columns - 1) + [1.6]
+    figure, grid = panels(rows, columns, (2.6 * (columns + 0.6), 2.7 * rows), width_ratios=widths)
     for row, image in enumerate(images):
-        gray = _gray(image)
-        for column, (title, values) in enumerate([("radiograph", None), *maps.items()]):
-            axis = grid[row, column]
+        gray = grey(image)
+        for axis, (title, values) in zip(grid[row], [("radiograph", None), *maps.items()], strict=False):
             axis.imshow(gray, cmap="gray", vmin=0, vmax=1)
             if values is not None:
                 overlay = np.asarray(values[row], dtype=np.float32).reshape(gray.shape)
                 axis.imshow(overlay, cmap="inferno", alpha=0.45, vmin=0, vmax=1)
-            axis.set_axis_off()
             if row == 0:
                 axis.set_title(title, fontsize=9)
-        axis = grid[row, -1]
-        axis.set_axis_off()
         text = texts[row] if len(texts[row]) <= max_chars else texts[row][:max_chars] + " …"
-        wrapped = "\n".join(textwrap.wrap(text, 52))
         heading = f"{titles[row]}\n" if titles else ""
-        # Reports are not mathematics: two dollar signs in one would be parsed as such.
-        style = {"va": "top", "fontsize": 7, "family": "sans-serif", "parse_math": False}
-        axis.text(0, 1, heading + wrapped, transform=axis.transAxes, **style)
+        _caption(grid[row, -1], heading + "\n".join(textwrap.wrap(text, 52)), 1, size=7)
     return figure
 
 
@@ -73,7 +83,7 @@ def grounding_figure(
     titles: Sequence[str] = (),
     columns: int = 3,
 ) -> Figure:
-    """Radiographs with the outline of what a phrase means, beside heatmaps of where a model looks for it.
+    """Draw radiographs with the outline of what a phrase means, beside heatmaps of where a model looks for it.
 
     Args:
         images: n arrays (H, W) or (C, H, W), bright = dense.
@@ -82,23 +92,15 @@ def grounding_figure(
         phrases: n phrases.
         titles: n short titles, ids for example.
         columns: samples in a row.
-
-    Returns:
-        A matplotlib figure, not shown; save it with :func:`save`.
     """
     per_sample = 1 + len(heatmaps)
     columns = max(1, min(columns, len(images)))
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.9 * columns * per_sample, 2.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns * per_sample, squeeze=False)
-    for axis in grid.flat:
-        axis.set_axis_off()
+    figure, grid = panels(rows, columns * per_sample, (1.9 * columns * per_sample, 2.4 * rows))
     for number, (image, mask, phrase) in enumerate(zip(images, masks, phrases, strict=True)):
         row, first = number // columns, number % columns * per_sample
-        gray, truth = _gray(image), np.asarray(mask, dtype=np.float32).reshape(np.shape(image)[-2:])
-        for place, (title, maps) in enumerate([("", None), *heatmaps.items()]):
-            axis = grid[row, first + place]
+        gray, truth = grey(image), np.asarray(mask, dtype=np.float32).reshape(np.shape(image)[-2:])
+        for axis, (title, maps) in zip(grid[row, first:], [("", None), *heatmaps.items()], strict=False):
             axis.imshow(gray, cmap="gray", vmin=0, vmax=1)
             if maps is not None:
                 heat = np.asarray(maps[number], dtype=np.float32)
@@ -109,35 +111,38 @@ def grounding_figure(
                 axis.contour(truth, levels=[0.5], colors="cyan", linewidths=0.8)
         wide = 26 * per_sample
         lines = [textwrap.shorten(titles[number], wide, placeholder=" …")[-wide:]] if titles else []
-        lines += textwrap.wrap(phrase, wide)[:2]
-        style = {"va": "top", "fontsize": 6.5, "family": "sans-serif", "parse_math": False}
-        axis = grid[row, first]
-        text = axis.text(0, -0.03, "\n".join(lines), transform=axis.transAxes, **style)
+        text = _caption(grid[row, first], "\n".join(lines + textwrap.wrap(phrase, wide)[:2]), -0.03)
         # below both pictures: counted into the layout it would widen the first one's column
         text.set_in_layout(False)
     figure.get_layout_engine().set(h_pad=0.25)  # type: ignore[union-attr, call-arg]  # room for the texts, in inches
     return figure
 
 
+def contact_sheet(pictures: Sequence[np.ndarray | None], captions: Sequence[str], columns: int = 4) -> Figure:
+    """Draw uint8 pictures (h, w, 3) in rows, each above its wrapped caption; None is one that cannot be shown."""
+    columns = max(1, min(columns, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
+    wrapped = ["\n".join(line for part in c.split("\n") for line in textwrap.wrap(part, 38)) for c in captions]
+    lines = max((caption.count("\n") + 1 for caption in wrapped if caption), default=0)
+    figure, grid = panels(rows, columns, (2.6 * columns, (2.7 + 0.16 * lines) * rows))
+    for axis, picture, caption in zip(grid.flat, pictures, wrapped, strict=False):
+        if picture is None:
+            axis.text(0.5, 0.5, "unreadable", ha="center", va="center", color="firebrick", transform=axis.transAxes)
+        else:
+            axis.imshow(picture, interpolation="nearest")
+        _caption(axis, caption, -0.02)
+    return figure
+
+
 def save(figure: Figure, path: str | Path, dpi: int = 110) -> Path:
-    """Writes a figure, readable by its owner alone, since figures show images and reports; makes its folder.
+    """Write a figure to a file whose suffix names the format; make its folder.
 
-    Args:
-        figure: what to write.
-        path: file whose suffix names the format.
-        dpi: dots per inch.
-
-    Returns:
-        The path.
+    The file is readable by its owner alone, since figures show images and reports.
     """
     path = Path(path)
     with atomic_write(path, private=True) as file:
         figure.savefig(file, dpi=dpi, format=path.suffix[1:] or None)
     return path
-
-
-_MARK = (255, 176, 0)  # orange of the colour-blind-safe palette of IBM, bright on grey and on black
-_OUTLINE = (100, 143, 255)  # its blue
 
 
 def annotated(
@@ -148,11 +153,11 @@ def annotated(
     boxes: np.ndarray | None = None,
     names: Sequence[str] = (),
 ) -> np.ndarray:
-    """A radiograph made small, with the outline of its mask and its boxes.
+    """Resize a radiograph and draw the outline of its mask and its boxes.
 
     Args:
         image: uint8 (H, W).
-        size: longer side of the result, in pixels; larger images are shrunk, smaller ones enlarged.
+        size: longer side of the result, in pixels.
         mask: bool (H, W).
         boxes: (n, 4) x0, y0, x1, y1 in pixels of ``image``.
         names: n names of the boxes, or none.
@@ -180,35 +185,5 @@ def annotated(
             pen.rectangle(corners, outline=_MARK, width=max(1, size // 160))
             if names:
                 pen.text((x0 + 3, y0 + 1), names[number], fill=_MARK)
-        pixels = np.asarray(picture)
-    return np.array(pixels)
-
-
-def contact_sheet(pictures: Sequence[np.ndarray | None], captions: Sequence[str], columns: int = 4) -> Figure:
-    """Pictures in rows, each with a caption below.
-
-    Args:
-        pictures: n arrays (h, w, 3) uint8; None for one that cannot be shown.
-        captions: n captions; their lines are wrapped.
-        columns: pictures in a row.
-
-    Returns:
-        A matplotlib figure, not shown; save it with :func:`save`.
-    """
-    columns = max(1, min(columns, len(pictures)))
-    rows = max(1, -(-len(pictures) // columns))
-    wrapped = ["\n".join(line for part in c.split("\n") for line in textwrap.wrap(part, 38)) for c in captions]
-    lines = max((caption.count("\n") + 1 for caption in wrapped if caption), default=0)
-    figure = Figure(figsize=(2.6 * columns, (2.7 + 0.16 * lines) * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axis in grid.flat:
-        axis.set_axis_off()
-    for axis, picture, caption in zip(grid.flat, pictures, wrapped, strict=False):
-        if picture is None:
-            axis.text(0.5, 0.5, "unreadable", ha="center", va="center", color="firebrick", transform=axis.transAxes)
-        else:
-            axis.imshow(picture, interpolation="nearest")
-        style = {"va": "top", "fontsize": 6.5, "family": "sans-serif", "parse_math": False}
-        axis.text(0, -0.02, caption, transform=axis.transAxes, **style)
-    return figure
+        pixels = np.array(picture)
+    return pixels

@@ -340,7 +340,7 @@ def test_overlay_of_anything():
 
 
 def test_figures_are_for_gloria():
-    with pytest.raises(ConfigError, match="at least one"):
+    with pytest.raises(ConfigError, match="at least 1"):
         WordFigures(studies=0)
     with pytest.raises(NotSupportedError, match="SimpleNamespace"):
         WordFigures().on_predict_start(SimpleNamespace(), SimpleNamespace())

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from medvlp.scoring.heatmaps import min_max
 from medvlp.tasks.base import Task
 from medvlp.text import Collate
 
@@ -55,11 +56,10 @@ def write_panels(task: Task, datamodule: Any, path: Path, count: int) -> None:
     task.train(training)
     if not arrays:
         return
-    grey = batch["image"].float().mean(1)
-    low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
+    grey = min_max(batch["image"].float().mean(1)) * 255
     arrays |= {
         "ids": np.asarray([str(name) for name in batch["id"]]),
-        "images": ((grey - low) / (high - low).clamp_min(1e-6) * 255).round().to(torch.uint8).cpu().numpy(),
+        "images": grey.round().to(torch.uint8).cpu().numpy(),
     }
     # boxes where boxes are what is looked for: grounding has both
     if "boxes" in arrays:

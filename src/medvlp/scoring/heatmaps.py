@@ -158,35 +158,9 @@ def min_max(maps: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     return torch.where(known, unit * (high - low) + low, torch.nan)
 
 
-def phrase_heatmaps(
-    patches: Tensor,
-    phrases: Tensor,
-    size: int | tuple[int, int],
-    *,
-    normalise: bool = True,
-    patch_weights: Tensor | None = None,
-    sigma: float = 0.0,
-    mode: Interpolation = "bilinear",
-    scale: tuple[float, float] | None = None,
-) -> Tensor:
-    """Similarity, smoothing, enlargement and scaling in one.
-
-    Args:
-        patches: (B, d, h, w).
-        phrases: (B, d) or (B, P, d).
-        size: of the encoder's images in pixels.
-        normalise: see :func:`similarity_maps`.
-        patch_weights: see :func:`similarity_maps`.
-        sigma: see :func:`smooth`; 0 for none.
-        mode: see :func:`upsample`.
-        scale: (low, high) of :func:`min_max` per map; None leaves the similarities.
-
-    Returns:
-        (B, size, size), or (B, P, size, size).
-    """
-    maps = similarity_maps(patches, phrases, normalise=normalise, patch_weights=patch_weights)
-    maps = upsample(smooth(maps, sigma), size, mode)
-    return maps if scale is None else min_max(maps, *scale)
+def stretch(maps: Tensor, size: int | tuple[int, int], mode: Interpolation = "bilinear") -> Tensor:
+    """Stretch each map over its own range to [0, 1] and enlarge it: (..., h, w) → (..., height, width), for figures."""
+    return upsample(min_max(maps), size, mode).clamp(0, 1)
 
 
 class Frame(NamedTuple):
