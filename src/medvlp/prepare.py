@@ -6,12 +6,13 @@ again; all others are written again. Images that cannot be read are entries that
 """
 
 import argparse
-import dataclasses
+import shutil
 import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -22,28 +23,28 @@ from medvlp.datasets import CORPORA
 from medvlp.datasets.base import dropped_by_reason
 from medvlp.datasets.corpus import TASKS, Corpus, Records, Task
 from medvlp.datasets.options import OPTION_HELP, corpus_from_words
-from medvlp.datasets.shards import Plan, Shapes, make_plan, require_room, write
+from medvlp.datasets.shards import Plan, Shapes, write
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.cache import verify
-from medvlp.io.cache_format import PATH_MARK, cache_folder, relative_paths
-from medvlp.io.cache_writer import finish, write_skipped
+from medvlp.io.cache_format import cache_folder, relative_paths
+from medvlp.io.cache_writer import finish
 from medvlp.io.images import INTENSITIES, Damaged, check_reading, read_image, reading_name
 from medvlp.resizing import build_resize
 from medvlp.store import locked
 from medvlp.transforms import build_transform
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class PreparedFolder:
     """A cache that :func:`prepare` completed.
 
     Args:
         folder: of the cache.
         rule: resize rule.
-        images: images in it, unreadable ones included.
-        kept: images in shards that were kept.
-        masks: masks in it.
-        bytes: of all its files.
+        images: number of images in it, unreadable ones included.
+        kept: number of images in shards that were kept.
+        masks: number of masks in it.
+        bytes: size of all its files.
         unreadable: path and reason of the images that cannot be read.
     """
 
@@ -56,7 +57,7 @@ class PreparedFolder:
     unreadable: tuple[tuple[str, str], ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class PrepareResult:
     """Result of :func:`prepare`.
 
@@ -122,7 +123,7 @@ def prepare(
         overwrite: replace an existing cache.
         tokenizer: ignored, with a warning: texts are tokenised while they are loaded.
         max_length: ignored, as `tokenizer`.
-        images_per_shard: None takes as many as :mod:`medvlp.datasets.shards` allows.
+        images_per_shard: see :class:`medvlp.datasets.shards.Plan`.
 
     Returns:
         The caches as they are now, and what was skipped.
@@ -144,28 +145,30 @@ def prepare(
     if not len(records):
         raise DataError(f"{corpus.root} has no records to prepare; {dropped_by_reason(records.dropped)}")
     shapes = _images(records, corpus.root)
-    dropped = [
-        ("record", str(item), str(reason))
-        for item, reason in zip(records.dropped["id"], records.dropped["reason"], strict=True)
-    ]
+    identifiers, reasons = (records.dropped[name].astype(str) for name in ("id", "reason"))
+    dropped = [("record", *pair) for pair in zip(identifiers, reasons, strict=True)]
     with ExitStack() as stack:
         plans = []
         for rule in rules:
             folder = cache_folder(out, corpus.name, reading, rule.name)
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / ".lock", partial(_refuse, folder), poll=0))
-            plans.append(make_plan(folder, rule, corpus.root, shapes, overwrite, images_per_shard))
-        require_room(Path(out), plans)
-        total = sum(len(p.paths) for p in plans)
-        with progress_bar("preparing images", total, show=progress) as update:
+            plans.append(Plan(folder, rule, corpus.root, shapes, overwrite, images_per_shard))
+        _require_room(Path(out), plans)
+        with progress_bar("preparing images", sum(len(p.images) for p in plans), show=progress) as update:
             update(advance=sum(p.kept for p in plans))
             reader = partial(read_image, intensity=intensity, damaged=damaged)
             write(plans, corpus.root, reader, workers, lambda count: update(advance=count))
-        description = {"corpus": corpus.name, "intensity": reading}
-        folders = tuple(_finished(p, description, dropped) for p in plans)
-    unreadable = dict(pair for f in folders for pair in f.unreadable)
-    skipped = (*dropped, *(("image", path, reason) for path, reason in sorted(unreadable.items())))
-    return PrepareResult(folders, skipped, time.monotonic() - start)
+        folders = []
+        for plan in plans:
+            description = {"corpus": corpus.name, "intensity": reading, "rule": plan.rule.name}
+            content, unreadable = finish(plan.folder, plan.shards, description | {"packages": plan.packages}, dropped)
+            images, masks, size = (content[key] for key in ("images", "masks", "bytes"))
+            prepared = PreparedFolder(plan.folder, plan.rule.name, images, plan.kept, masks, size, tuple(unreadable))
+            folders.append(prepared)
+    images = sorted({pair for folder in folders for pair in folder.unreadable})
+    skipped = (*dropped, *(("image", *pair) for pair in images))
+    return PrepareResult(tuple(folders), skipped, time.monotonic() - start)
 
 
 def _refuse(folder: Path) -> None:
@@ -174,31 +177,23 @@ def _refuse(folder: Path) -> None:
 
 def _images(records: Records, root: Path) -> dict[str, Shapes]:
     """Each image of the records, in the order of the paths, with the lists of shapes on it."""
-    paths = relative_paths(records.table.column("image").to_pylist(), root).to_pylist()
-    if "shapes" not in records.table.column_names:
-        return dict.fromkeys(sorted(set(paths)), ())
-    found: dict[str, dict[tuple[str, ...], None]] = {path: {} for path in sorted(set(paths))}
-    for path, listed in zip(paths, records.table.column("shapes").to_pylist(), strict=True):
-        if listed:
-            found[path][tuple(listed)] = None
-    return {path: tuple(lists) for path, lists in found.items()}
+    paths = relative_paths(records.table.column("image").to_pylist(), root)
+    lists: dict[str, dict[tuple[str, ...], None]] = {path: {} for path in sorted(set(paths))}
+    if "shapes" in records.table.column_names:
+        for path, shapes in zip(paths, records.table.column("shapes").to_pylist(), strict=True):
+            if shapes:
+                lists[path][tuple(shapes)] = None
+    return {path: tuple(unique) for path, unique in lists.items()}
 
 
-def _finished(plan: Plan, description: dict[str, str], dropped: Sequence[tuple[str, str, str]]) -> PreparedFolder:
-    unreadable = sorted((path, reason.replace(PATH_MARK, path)) for path, reason in plan.unreadable.items())
-    write_skipped(plan.folder, [*dropped, *(("image", path, reason) for path, reason in unreadable)])
-    content = finish(
-        plan.folder, plan.shards, {**description, "rule": plan.rule.name}, plan.packages, len(plan.unreadable)
-    )
-    return PreparedFolder(
-        plan.folder,
-        plan.rule.name,
-        content["images"],
-        plan.kept,
-        content["masks"],
-        content["bytes"],
-        tuple(unreadable),
-    )
+def _require_room(out: Path, plans: Sequence[Plan]) -> None:
+    needed = int(1.02 * sum(p.bytes_needed for p in plans)) + 2**20
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise DataError(
+            f"the cache needs about {needed / 1e9:.2f} GB and {out} has {free / 1e9:.2f} GB free; choose a smaller size"
+            " or another --out"
+        )
 
 
 # ---------------------------------------------------------------------- command
@@ -228,31 +223,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run ``medvlp prepare``.
-
-    Returns:
-        Exit status: 0, or 1 if ``--verify`` found a damaged cache.
-    """
+    """Run ``medvlp prepare``; the exit status is 1 if ``--verify`` found a damaged cache."""
     settle_corpus_arguments(args, "prepare")
     if args.verify:
         return _verify(args)
     # broken items are listed, all of them
     corpus = corpus_from_words(args.dataset, args.root, args.option, on_error="skip")
-    result = prepare(
-        corpus,
-        args.out,
-        transform=args.transform,
-        size=args.size,
-        resize=args.resize,
-        intensity=args.intensity,
-        damaged=args.damaged,
-        task=args.task,
-        workers=args.workers,
-        progress=True,
-        overwrite=args.overwrite,
-        tokenizer=args.tokenizer,
-        max_length=args.max_length,
-    )
+    options = ("transform", "size", "resize", "intensity", "damaged", "task", "workers", "overwrite", "tokenizer")
+    settings = {name: getattr(args, name) for name in (*options, "max_length")}
+    result = prepare(corpus, args.out, progress=True, **settings)
     for folder in result.folders:
         print(
             f"{folder.folder}: {folder.images} images ({folder.kept} were there, {len(folder.unreadable)} unreadable),"

@@ -1,22 +1,32 @@
-"""Files, columns and names that the reader and the writer of :mod:`medvlp.io.cache` share."""
+"""The format of a pixel cache, for the reader :mod:`medvlp.io.cache` and the writer :mod:`medvlp.io.cache_writer`.
+
+A cache is a folder ``OUT/CORPUS/INTENSITY-RULE``:
+
+* ``shard-00000.bin``: uint8 pixels of the images, one after the other, without any header;
+* ``shard-00000.arrow``: the shard's index, one row per image (``INDEX_SCHEMA``); its metadata hold the size and
+  SHA-256 of the ``.bin`` files. It is written last, so a shard is complete or absent;
+* ``masks-00000.bin``, ``masks-00000.arrow``: bit-packed masks of the shard's images (``MASK_SCHEMA``), if any;
+* ``paths.arrow``: the images of the whole cache, in the order of their paths;
+* ``skipped.csv``: what could not be prepared;
+* ``cache.json``: what the cache is and the size and SHA-256 of every file. It is written last.
+"""
 
 import hashlib
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from medvlp.errors import DataError
 
 FORMAT = 1
-"""Version of the layout; other versions are refused."""
+"""Version of the format; other versions are refused."""
 
 CACHE_FILE = "cache.json"
 PATHS_FILE = "paths.arrow"
@@ -60,16 +70,18 @@ def cache_folder(out: str | Path, corpus: str, intensity: str, rule: str) -> Pat
     return Path(out) / corpus / f"{intensity}-{rule.replace(':', '_')}"
 
 
-def prepare_command(
-    corpus: str, root: str | Path, out: str | Path, rule: str, intensity: str, options: Mapping[str, Any] | None = None
-) -> str:
-    """Return the command that makes a cache, for messages."""
+def shard_files(number: int) -> tuple[str, str, str, str]:
+    """Return the names of a shard's index, pixels, mask index and masks."""
+    index, masks = f"shard-{number:05d}", f"masks-{number:05d}"
+    return f"{index}.arrow", f"{index}.bin", f"{masks}.arrow", f"{masks}.bin"
+
+
+def prepare_command(corpus: str, root: str | Path, out: str | Path, rule: str, intensity: str) -> str:
+    """Return the command that writes a cache, for messages."""
     words = ["medvlp", "prepare", "--data", corpus, "--root", str(root), "--out", str(out), "--resize", rule]
     rule_name, damaged, _ = intensity.partition("+damaged")
     words += [] if rule_name == "standard" else ["--intensity", rule_name]
     words += ["--damaged", "accept"] if damaged else []
-    for key, value in (options or {}).items():
-        words += ["--option", f"{key}={value}"]
     return shlex.join(words)
 
 
@@ -79,29 +91,24 @@ def mask_key(shapes: Sequence[str], size: tuple[int, int], geometry: Sequence[in
     return hashlib.blake2b("\n".join((geometry_text, *shapes)).encode(), digest_size=16).digest()
 
 
-def relative_paths(paths: Sequence[str], root: str | Path) -> pa.Array:
+def relative_paths(paths: Sequence[str], root: str | Path) -> list[str]:
     """Convert image paths to the form of the index: below ``root`` with slashes, absolute if outside."""
-    array = pa.array(paths, type=pa.large_string())
-    prefix = "" if str(Path(root)) == "." else os.path.join(str(Path(root)), "")
-    below = pc.starts_with(array, prefix) if prefix else pc.invert(pc.starts_with(array, os.sep))
-    stripped = pc.utf8_slice_codeunits(array, start=len(prefix))
-    if not pc.all(below).as_py():  # the same folder written otherwise, or another one
-        base = os.path.join(os.path.abspath(root), "")
-        rest = [os.path.abspath(p) for p in array.filter(pc.invert(below)).to_pylist()]
-        others = pa.array([p.removeprefix(base) for p in rest], type=pa.large_string())
-        stripped = pc.replace_with_mask(stripped, pc.invert(below), others)
-    return stripped if os.sep == "/" else pc.replace_substring(stripped, os.sep, "/")
+    folder = str(Path(root))
+    prefix = "" if folder == "." else os.path.join(folder, "")
+    base = os.path.join(os.path.abspath(root), "")
+
+    def relative(path: str) -> str:
+        below = path.startswith(prefix) if prefix else not os.path.isabs(path)
+        return path.removeprefix(prefix) if below else os.path.abspath(path).removeprefix(base)
+
+    return [relative(path) for path in paths]
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     """Open an Arrow file, memory-mapped.
 
-    Args:
-        path: the file.
-        schema: columns that it must have, without nulls.
-
     Raises:
-        DataError: it is missing, broken or has other columns.
+        DataError: it is missing, broken, has nulls or other columns than ``schema``.
     """
     try:
         with pa.memory_map(str(path)) as source:
@@ -115,7 +122,7 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return the checked content of ``cache.json``.
+    """Return the content of ``cache.json``, checked if it is of this format.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -127,18 +134,16 @@ def read_description(folder: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         return content
     try:
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
         shards = [(shard["images"], shard["masks"]) for shard in content["shards"]]
-        needed = [f"shard-{k:05d}.{end}" for k in range(len(shards)) for end in ("arrow", "bin")]
-        needed += [f"masks-{k:05d}.{end}" for k, (_, m) in enumerate(shards) if m for end in ("arrow", "bin")]
-        images = content["images"]
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
+        counts = [*(number for pair in shards for number in pair), *(size for size, _ in files.values())]
+        required = {name for k, (_, masks) in enumerate(shards) for name in shard_files(k)[: 4 if masks else 2]}
+        valid = all(type(n) is int and n >= 0 for n in counts) and required <= files.keys()
+        valid = valid and sum(images for images, _ in shards) == content["images"]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("other entries") from error
-    counts = [number for pair in shards for number in pair] + [size for size, _ in files.values()]
-    if any(type(n) is not int or n < 0 for n in counts) or sum(n for n, _ in shards) != images:
-        raise ValueError("other numbers")
-    if not set(needed) <= files.keys():
-        raise ValueError("other files")
+    if not valid:
+        raise ValueError("other numbers or files")
     return content
 
 
@@ -150,32 +155,24 @@ def numbers(table: pa.Table, name: str) -> np.ndarray:
     return np.asarray(flat.to_numpy(zero_copy_only=True))
 
 
-def changed_sources(root: Path, paths: pa.ChunkedArray | pa.Array, sizes: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Return the rows whose source file changed since it was indexed; missing files do not count.
+def source_state(path: str | Path) -> tuple[int, int]:
+    """Return a file's size in bytes and modification time in nanoseconds, or (−1, 0) if it is missing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, 0
+    return status.st_size, status.st_mtime_ns
 
-    Args:
-        root: folder of the corpus.
-        paths: N paths of the index.
-        sizes: int64 (N,) bytes, −1 where the file was missing.
-        times: int64 (N,) modification times in nanoseconds.
 
-    Returns:
-        int64 (M,), ascending.
-    """
+def changed_sources(root: Path, table: pa.Table) -> np.ndarray:
+    """Return the rows of an index, ascending, whose source file changed since; missing files do not count."""
 
-    def look(start: int) -> list[tuple[int, int]]:
-        status_of = []
-        for path in paths.slice(start, 4096).to_pylist():
-            try:
-                status = os.stat(root / path)
-                status_of.append((status.st_size, status.st_mtime_ns))
-            except OSError:
-                status_of.append((-1, 0))
-        return status_of
+    def states(start: int) -> list[tuple[int, int]]:
+        return [source_state(root / path) for path in table.column("path").slice(start, 4096).to_pylist()]
 
     # threads, because a network disk answers slowly, but many questions at once
     with ThreadPoolExecutor(16) as pool:
-        parts = list(pool.map(look, range(0, len(paths), 4096)))
-    now = np.array([pair for part in parts for pair in part], dtype=np.int64).reshape(-1, 2)
-    different = (now[:, 0] != sizes) | (now[:, 1] != times)
-    return np.flatnonzero(different & (now[:, 0] >= 0))
+        parts = list(pool.map(states, range(0, len(table), 4096)))
+    sizes, times = np.array([pair for part in parts for pair in part], dtype=np.int64).reshape(-1, 2).T
+    stored_sizes, stored_times = (table.column(name).to_numpy() for name in ("source_bytes", "source_mtime_ns"))
+    return np.flatnonzero(((sizes != stored_sizes) | (times != stored_times)) & (sizes >= 0))
