@@ -12,19 +12,12 @@ from medvlp.splits.types import SplitInput
 
 @dataclass(frozen=True)
 class Release:
-    """The size of a release, by which it is recognised.
-
-    Args:
-        name: what it is called.
-        pools: records per released part.
-        records: records in total, where the release has no parts.
-        rows: rows of its label table, where they are not the records.
-    """
+    """The size of a release, by which it is recognised."""
 
     name: str
-    pools: dict[str, int] = field(default_factory=dict)
-    records: int | None = None
-    rows: int | None = None
+    pools: dict[str, int] = field(default_factory=dict)  # records per released part
+    records: int | None = None  # in total, where the release has no parts
+    rows: int | None = None  # of its label table, where they are not the records
 
     def differences(self, inputs: SplitInput, pools: tuple[str, ...]) -> list[str]:
         """List how the input differs from the release in the parts named."""
@@ -38,63 +31,35 @@ class Release:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a split gives for one release, by part; what is not known is absent.
+    """What a split gives for one release, by part; what is not known is absent."""
 
-    Args:
-        release: the release, "" for any.
-        seed: the seed, None for any.
-        patients: distinct patients in the pools of the split when the numbers were taken.
-        counts: records.
-        rows: rows of the label table.
-        frontal: records that are no laterals.
-        positives: records with the target label.
-        sha256: hash of the sorted ids.
-        leaks: what two parts share.
-    """
-
-    release: str = ""
-    seed: int | None = None
-    patients: int | None = None
-    counts: dict[str, int] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
-    frontal: dict[str, int] = field(default_factory=dict)
-    positives: dict[str, int] = field(default_factory=dict)
-    sha256: dict[str, str] = field(default_factory=dict)
-    leaks: dict[str, int] | None = None
+    release: str = ""  # "" for any
+    seed: int | None = None  # None for any
+    patients: int | None = None  # distinct ones in the pools of the split when the numbers were taken
+    counts: dict[str, int] = field(default_factory=dict)  # records
+    rows: dict[str, int] = field(default_factory=dict)  # of the label table
+    frontal: dict[str, int] = field(default_factory=dict)  # records that are no laterals
+    positives: dict[str, int] = field(default_factory=dict)  # records with the target label
+    sha256: dict[str, str] = field(default_factory=dict)  # of the sorted ids
+    leaks: dict[str, int] | None = None  # what two parts share
 
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """A split in words and numbers.
-
-    Args:
-        corpus: its corpus.
-        name: its name.
-        title: one line.
-        recipe: how the members are found.
-        source: where the recipe comes from: paper, code, or both.
-        used_by: whose results it belongs to.
-        exact: "members" if the recipe gives the published members, "sizes" if only their number is known.
-        seeded: whether the seed of the call decides the members; other recipes fix their own.
-        leak_note: what is known about images and patients shared between parts.
-        needs_lists: files of the authors without which the split cannot be made.
-        repository: where these are published.
-        pools: released parts that the split draws from.
-        expected: the recorded numbers.
-    """
+    """A split in words and numbers."""
 
     corpus: str
     name: str
     title: str
-    recipe: str
-    source: str
+    recipe: str  # how the members are found
+    source: str  # where the recipe comes from: paper, code, or both
     used_by: str = ""
-    exact: str = ""
-    seeded: bool = False
-    leak_note: str = ""
-    needs_lists: tuple[str, ...] = ()
-    repository: str = ""
-    pools: tuple[str, ...] = ()
+    exact: str = ""  # "members" if the recipe gives the published members, "sizes" if only their number is known
+    seeded: bool = False  # whether the seed of the call decides the members; other recipes fix their own
+    leak_note: str = ""  # what is known about images and patients shared between parts
+    needs_lists: tuple[str, ...] = ()  # files of the authors without which the split cannot be made
+    repository: str = ""  # where these are published
+    pools: tuple[str, ...] = ()  # released parts that the split draws from
     expected: tuple[Expected, ...] = ()
 
     def expected_for(self, release: str, seed: int) -> Expected | None:
@@ -109,23 +74,19 @@ def _corpora() -> dict[str, dict[str, Any]]:
     return corpora
 
 
-def _corpus(corpus: str) -> dict[str, Any]:
-    check_choice("corpus", corpus, _corpora())
-    return _corpora()[corpus]
-
-
 def split_names(corpus: str) -> tuple[str, ...]:
     """Return the names of the splits of a corpus; the first is the default.
 
     Raises:
         ConfigError: an unknown corpus.
     """
-    return tuple(_corpus(corpus)["splits"])
+    check_choice("corpus", corpus, _corpora())
+    return tuple(_corpora()[corpus]["splits"])
 
 
 def releases(corpus: str) -> tuple[Release, ...]:
     """Return the releases of a corpus that are known by their size."""
-    return tuple(Release(name, **entry) for name, entry in _corpus(corpus)["releases"].items())
+    return tuple(Release(name, **entry) for name, entry in _corpora()[corpus]["releases"].items())
 
 
 def describe(corpus: str, name: str) -> SplitInfo:
@@ -134,9 +95,9 @@ def describe(corpus: str, name: str) -> SplitInfo:
     Raises:
         ConfigError: an unknown corpus or split.
     """
-    splits = _corpus(corpus)["splits"]
-    if name not in splits:
-        raise ConfigError(f"{corpus} has no split {name!r}; expected one of: {', '.join(splits)}")
+    if name not in split_names(corpus):
+        raise ConfigError(f"{corpus} has no split {name!r}; expected one of: {', '.join(split_names(corpus))}")
+    splits = _corpora()[corpus]["splits"]
     entry: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in splits[name].items()}
     # the hash of a part whose file is not public is null
     known = ({**e, "sha256": {p: h for p, h in e.get("sha256", {}).items() if h}} for e in entry.pop("expected", ()))

@@ -38,19 +38,8 @@ def _hash(group: Any, seed: int) -> int:
 def nested_fraction(groups: Sequence[Any], fraction: float, seed: int = 0) -> np.ndarray:
     """Draw a share of the groups so that smaller shares lie inside larger ones (1 % ⊂ 10 % ⊂ 100 %).
 
-    Groups (patients) are ordered by a hash of (seed, group), whatever the order of the rows; the first
-    ceil(fraction × groups) are kept whole.
-
-    Args:
-        groups: N group names, one per record.
-        fraction: share of the groups to keep, in (0, 1].
-        seed: another seed gives another order.
-
-    Returns:
-        Bool (N,), true for the records that are kept.
-
-    Raises:
-        ConfigError: fraction is outside (0, 1].
+    Groups (patients, one name per record) are ordered by a hash of (seed, group), whatever the order of the rows; the
+    first ceil(fraction × groups) are kept whole. Returns a bool array, true for the records that are kept.
     """
     check_range("(0, 1]", fraction=fraction)
     codes, unique = pd.factorize(np.asarray([str(g) for g in groups], dtype=object))
@@ -73,46 +62,28 @@ def hash_split(groups: Sequence[Any], shares: dict[str, float], seed: int = 0) -
 
     Returns:
         Object array (N,) of names of parts.
-
-    Raises:
-        ConfigError: a share is negative or they sum to more than 1.
     """
     if any(s < 0 for s in shares.values()) or sum(shares.values()) > 1:
         raise ConfigError(f"split shares must be non-negative and sum to at most 1, not {shares}")
-
-    def name_of(group: str) -> str:
-        position = _hash(group, derive_seed(seed, 1)) / 2**64
-        edge = 0.0
-        for name, share in shares.items():
-            edge += share
-            if position < edge:
-                return name
-        return "train"
-
     codes, unique = pd.factorize(np.asarray([str(g) for g in groups], dtype=object))
-    return np.array([name_of(g) for g in unique], dtype=object)[codes]
+    derived = derive_seed(seed, 1)
+    positions = [_hash(group, derived) / 2**64 for group in unique]
+    part_of = np.searchsorted(np.cumsum(list(shares.values())), positions, side="right")
+    return np.array([*shares, "train"], dtype=object)[part_of][codes]
 
 
 def linked_groups(patients: np.ndarray, hashes: np.ndarray | None) -> np.ndarray:
-    """Join patients who share an image: connected components of patient and content hash.
+    """Return the connected components of patients and content hashes ("" where unknown), as (N,) names.
 
     A component is named after the first of its patients in alphabetical order, so that the name depends neither on the
     order of the records nor on how the patients are linked.
-
-    Args:
-        patients: (N,) str.
-        hashes: (N,) str, "" where unknown; None for none known.
-
-    Returns:
-        Object array (N,) of component names.
     """
     unique, labels = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     if hashes is None or len(labels) == 0:
         return unique.astype(object)[labels]
     named = np.asarray(hashes, dtype=str)
     keys = np.where(named == "", np.arange(len(named)).astype(str), np.char.add("#", named))
-    images = np.unique(keys, return_inverse=True)[1]
-    people = labels.copy()
+    people, images = labels, np.unique(keys, return_inverse=True)[1]
     while True:  # the smallest label spreads over shared images and patients in turn until nothing changes
         before = labels
         for codes in (images, people):
@@ -128,16 +99,8 @@ def target(labels: pd.DataFrame) -> np.ndarray:
 
     It is the only label; or, of exclusive classes that cover all records, the class by name; or the first of Target,
     Lung Opacity, Pneumonia, Pneumothorax, Foreign object. RSNA's "Target" and "Lung Opacity" come before its three
-    detailed classes.
-
-    Args:
-        labels: N rows of raw labels.
-
-    Returns:
-        (N,) class numbers in the sorted order of the classes; for a single label 0 is absent or unknown, 1 present.
-
-    Raises:
-        DataError: no label decides.
+    detailed classes. Returns (N,) class numbers in the sorted order of the classes; for a single label 0 is absent or
+    unknown, 1 present.
     """
     names = [str(c) for c in labels.columns]
     values = labels.to_numpy(dtype=np.float64) == 1
@@ -206,23 +169,17 @@ def draw_fraction(
     return kept
 
 
-def _nested(draw: _Draw) -> np.ndarray:
-    return nested_fraction(list(draw.of_part(draw.inputs.patients)), draw.fraction, draw.seed)
-
-
-def _mgca(draw: _Draw) -> np.ndarray:
-    frontal = np.flatnonzero(draw.of_part(draw.inputs.is_frontal))
-    return np.asarray(pd.Series(frontal).sample(frac=draw.fraction, random_state=42))
+def _sample(positions: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    return pd.Series(positions).sample(frac=fraction, random_state=seed).to_numpy()
 
 
 def _gloria(draw: _Draw) -> np.ndarray:
-    drawn = pd.Series(np.arange(len(draw.part))).sample(frac=draw.fraction, random_state=draw.seed).to_numpy()
-    return drawn[draw.of_part(draw.inputs.is_frontal)[drawn]]
+    drawn = _sample(np.arange(len(draw.part)), draw.fraction, draw.seed)
+    return np.asarray(drawn[draw.of_part(draw.inputs.is_frontal)[drawn]])
 
 
-def _mgca_choice(draw: _Draw) -> np.ndarray:
-    n = len(draw.part)
-    return np.random.RandomState(42).choice(n, int(draw.fraction * n), replace=False)
+def _choice(draw: _Draw, pool: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+    return random.choice(pool, int(draw.fraction * len(pool)), replace=False)
 
 
 def _mgca_siim(draw: _Draw) -> np.ndarray:
@@ -232,8 +189,7 @@ def _mgca_siim(draw: _Draw) -> np.ndarray:
     ill, well = np.flatnonzero(positive), np.flatnonzero(~positive)
     # published data always has enough negatives; a phantom may not
     chosen = random.choice(well, size=min(len(ill), len(well)), replace=False)
-    pool = np.concatenate([ill, well[np.isin(well, chosen)]])
-    return random.choice(pool, size=int(len(pool) * draw.fraction), replace=False)
+    return _choice(draw, np.concatenate([ill, well[np.isin(well, chosen)]]), random)
 
 
 def _stratified(draw: _Draw, size: float, output: int) -> np.ndarray:
@@ -258,9 +214,9 @@ def _maco(draw: _Draw) -> np.ndarray:
 
 
 _RULES: dict[str, Callable[[_Draw], np.ndarray]] = {
-    "nested": _nested,
-    "mgca": _mgca,
-    "mgca_choice": _mgca_choice,
+    "nested": lambda draw: nested_fraction(list(draw.of_part(draw.inputs.patients)), draw.fraction, draw.seed),
+    "mgca": lambda draw: _sample(np.flatnonzero(draw.of_part(draw.inputs.is_frontal)), draw.fraction, 42),
+    "mgca_choice": lambda draw: _choice(draw, np.arange(len(draw.part)), np.random.RandomState(42)),
     "mgca_siim": _mgca_siim,
     "gloria": _gloria,
     "benchx": lambda draw: _stratified(draw, round(1 - draw.fraction, 12), 0),

@@ -16,16 +16,11 @@ _CHEXPERT = re.compile(r"(patient\d+)[/_](study\d+)[/_](view\d+_(?:frontal|later
 
 
 def find_list(folder: str | Path | None, names: Sequence[str], *, what: str, repository: str) -> Path:
-    """Find one file of the authors, directly in a folder or anywhere below it.
-
-    Args:
-        folder: folder of the files, or of the whole repository.
-        names: the names that the file may have.
-        what: the split or rule that needs it, for the error.
-        repository: the repository and folder that publish it, for the error.
+    """Find one file of the authors, by one of its names, directly in a folder or anywhere below it.
 
     Raises:
-        DataError: no folder is given, no such file lies in it, or several lie below it.
+        DataError: no folder is given, no such file lies in it, or several lie below it. The error names the split or
+            rule that needs the file (``what``), and the ``repository`` that publishes it.
     """
     expected = " or ".join(names)
     if folder is None:
@@ -45,9 +40,6 @@ def read_list(path: Path) -> list[str]:
     """Read the image names of a list: the first field of each line of a text file, or the column ID of a CSV.
 
     Labels after the name (``00003547_001.png 0 0 1 …``) are ignored, since they may differ from those of the release.
-
-    Raises:
-        DataError: the file cannot be read, or a CSV has no such column.
     """
     if path.suffix == ".csv":
         return [name for name in read_columns(path, ["ID"])["ID"] if name]
@@ -77,11 +69,7 @@ def image_key(name: str) -> str:
 
 
 def match_list(names: Sequence[str], inputs: SplitInput, path: Path) -> np.ndarray:
-    """Find the records that a list names: int64 indices, in the order of the list, each once.
-
-    Raises:
-        DataError: names are missing among the records, or two records have one key.
-    """
+    """Return the indices of the records that a list names, in the order of the list, each once."""
     index = pd.Index([image_key(str(i)) for i in inputs.ids])
     if not index.is_unique:
         raise DataError(f"two records go by the name {index[index.duplicated()][0]}, so {path.name} cannot be matched")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,10 @@ def make_split(
     sha256 = {p: _sha256(inputs, part) for p, part in parts.items()}
     leaks = _find_leaks(inputs, parts)
     verified = False
+    used = inputs.in_pool(*info.pools) if info.pools else np.ones(len(inputs), dtype=bool)
+    patients = pd.Series(np.asarray(inputs.patients, dtype=object)[used]).nunique()
     expected = info.expected_for(release, seed) if release is not None and draft.comparable else None
-    if expected is not None and expected.patients in (None, _count_patients(info, inputs)):
+    if expected is not None and expected.patients in (None, patients):
         wrong = _differences(inputs, parts, sha256, leaks, expected)
         verified = not wrong
         if wrong and strict:
@@ -100,11 +103,10 @@ def make_split(
 
 def _find_leaks(inputs: SplitInput, parts: dict[str, Part]) -> dict[str, int]:
     """Count the images (by id or content) and patients that two parts share: "images train&test" to their number."""
-    images = np.asarray(inputs.ids, dtype=object)
+    kinds = {"images": np.asarray(inputs.ids, dtype=object)}
     if inputs.hashes is not None:
         hashes = np.asarray(inputs.hashes, dtype=object)
-        images = np.where(hashes == "", images, hashes)
-    kinds = {"images": images}
+        kinds["images"] = np.where(hashes == "", kinds["images"], hashes)
     if inputs.has_patients:
         kinds["patients"] = np.asarray(inputs.patients, dtype=object)
     leaks = {}
@@ -122,16 +124,11 @@ def _sha256(inputs: SplitInput, part: Part) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
-def _count_patients(info: SplitInfo, inputs: SplitInput) -> int:
-    used = inputs.in_pool(*info.pools) if info.pools else np.ones(len(inputs), dtype=bool)
-    return pd.Series(np.asarray(inputs.patients, dtype=object)[used]).nunique()
-
-
 def _recognise(info: SplitInfo, inputs: SplitInput, strict: bool) -> str | None:
     """Return the release that has the sizes of the input, "" if the split needs none, None if they fit none."""
-    requested = {e.release for e in info.expected}
+    recorded = {e.release for e in info.expected}
     differences = {r.name: r.differences(inputs, info.pools) for r in releases(info.corpus)}
-    candidates = {name: wrong for name, wrong in differences.items() if name in requested or not requested}
+    candidates = {name: wrong for name, wrong in differences.items() if name in recorded or not recorded}
     if not candidates:
         return ""
     closest = min(candidates, key=lambda name: len(candidates[name]))
@@ -157,19 +154,19 @@ def _differences(
         "frontal": {p: int(inputs.is_frontal[part.records].sum()) for p, part in parts.items()},
         "sha256": sha256,
     }
-    try:
-        classes = target(inputs.labels) if expected.positives else None
-    except DataError:  # the labels at hand do not hold the one that the numbers are of
-        classes = None
-    if classes is not None:
-        unknown = inputs.labels.isna().all(axis=1).to_numpy()
-        actual["positives"] = {
-            # labels that were published later may not be at hand
-            p: expected.positives.get(p, 0) if unknown[part.records].any() else int((classes[part.records] == 1).sum())
-            for p, part in parts.items()
-        }
+    if expected.positives:
+        with suppress(DataError):  # the labels at hand may not hold the one that the numbers are of
+            classes = target(inputs.labels)
+            unknown = inputs.labels.isna().all(axis=1).to_numpy()
+            actual["positives"] = {
+                # labels that were published later may not be at hand
+                p: expected.positives.get(p, 0)
+                if unknown[part.records].any()
+                else int((classes[part.records] == 1).sum())
+                for p, part in parts.items()
+            }
     wrong = [
-        f"{kind} of {part}: expected {_shown(value)}, found {_shown(values.get(part, 0))}"
+        f"{kind} of {part}: expected {_format(value)}, found {_format(values.get(part, 0))}"
         for kind, values in actual.items()
         for part, value in getattr(expected, kind).items()
         if values.get(part, 0) != value
@@ -179,5 +176,5 @@ def _differences(
     return wrong
 
 
-def _shown(value: int | str) -> str:
+def _format(value: int | str) -> str:
     return f"{value:,}" if isinstance(value, int) else value[:12]

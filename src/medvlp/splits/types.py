@@ -7,7 +7,7 @@ import pandas as pd
 
 from medvlp.errors import ConfigError, DataError
 
-_VALIDATE = ("validate", "valid", "val", "validation")
+_VALIDATE = {"validate", "valid", "val", "validation"}
 
 
 def check_seed(seed: int) -> None:
@@ -22,31 +22,18 @@ class SplitLeakWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class SplitInput:
-    """What a recipe sees: N records of a corpus in the documented order of the corpus.
+    """What a recipe sees: N records of a corpus in the documented order of the corpus."""
 
-    Args:
-        ids: (N,) str, image ids as released, each once.
-        patients: (N,) str, what must stay together; the id where the corpus names no patient.
-        pool: (N,) str, the released part of a record: "train", "valid", "validate", "test", "dev", "train_val" or "".
-        views: (N,) str, "PA", "AP", "LATERAL", …; "" unknown.
-        frontal: (N,) bool, no lateral.
-        labels: N rows, raw labels by name: 1 present, 0 absent, −1 uncertain, NaN not mentioned.
-        rows: (R,) int64, for each row of the released label table, in the order of the file, its record; None for one
-            row per record in order.
-        hashes: (N,) str, content hash of each image, "" unknown. Equal images stay together in our own split.
-
-    Raises:
-        DataError: the lengths differ, an id occurs twice, or ``rows`` points outside the records.
-    """
-
-    ids: np.ndarray
-    patients: np.ndarray
-    pool: np.ndarray
-    views: np.ndarray
-    frontal: np.ndarray
-    labels: pd.DataFrame
+    ids: np.ndarray  # (N,) str, image ids as released, each once
+    patients: np.ndarray  # (N,) str, what must stay together; the id where the corpus names no patient
+    pool: np.ndarray  # (N,) str, released part: "train", "valid", "validate", "test", "dev", "train_val" or ""
+    views: np.ndarray  # (N,) str, "PA", "AP", "LATERAL", …; "" unknown
+    frontal: np.ndarray  # (N,) bool, no lateral
+    labels: pd.DataFrame  # N rows, raw labels by name: 1 present, 0 absent, −1 uncertain, NaN not mentioned
+    # (R,) int64, for each row of the released label table, in the order of the file, its record; None for one row per
+    # record in order
     rows: np.ndarray | None = None
-    hashes: np.ndarray | None = None
+    hashes: np.ndarray | None = None  # (N,) str, content hash, "" unknown; equal images stay together in our own split
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -68,12 +55,12 @@ class SplitInput:
 
     @property
     def is_frontal(self) -> np.ndarray:
-        """(N,) bool, no lateral."""
+        """``frontal`` as a bool array."""
         return np.asarray(self.frontal, dtype=bool)
 
     def in_pool(self, *pools: str) -> np.ndarray:
         """(N,) bool, records of the released parts named; "val" and "valid" count as "validate"."""
-        names = {*pools, *(_VALIDATE if set(pools) & set(_VALIDATE) else ())}
+        names = {*pools} | (_VALIDATE if _VALIDATE & {*pools} else set())
         return pd.Series(self.pool, dtype=object).isin(names).to_numpy()
 
     @property
@@ -84,16 +71,10 @@ class SplitInput:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One part of a split.
+    """One part of a split."""
 
-    Args:
-        records: int64 indices into the input, each once, in the order of the published list or call.
-        rows: int64 rows of the released label table that belong to the part, where a split tears the rows of one
-            record apart (SIIM); else None.
-    """
-
-    records: np.ndarray
-    rows: np.ndarray | None = None
+    records: np.ndarray  # int64 indices into the input, each once, in the order of the published list or call
+    rows: np.ndarray | None = None  # int64, of the label table, where a split tears a record's rows apart (SIIM)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -101,30 +82,16 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A split of a corpus.
-
-    Args:
-        corpus: its corpus.
-        name: its name.
-        parts: "train", "validate" and "test"; those without a record are missing.
-        counts: records per part.
-        sha256: per part, SHA-256 of its ids, sorted and joined by newlines.
-        leaks: what two parts share, for example ``{"images train&test": 154}``; empty if they share nothing.
-        digest: one hash over corpus, name, seed and members, for result rows.
-        verified: whether numbers are recorded for the release and all of them agree.
-        seed: the seed that the members depend on; None where the recipe fixes its own.
-        release: the release that the input was recognised as, "" if unknown.
-        left_out: int64 records that are in no part (another view, another pool, …).
-    """
+    """A split of a corpus."""
 
     corpus: str
     name: str
-    parts: dict[str, Part]
-    counts: dict[str, int]
-    sha256: dict[str, str]
-    leaks: dict[str, int]
-    digest: str
-    verified: bool
-    seed: int | None = None
-    release: str = ""
-    left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    parts: dict[str, Part]  # "train", "validate" and "test"; those without a record are missing
+    counts: dict[str, int]  # records per part
+    sha256: dict[str, str]  # per part, SHA-256 of its ids, sorted and joined by newlines
+    leaks: dict[str, int]  # what two parts share, for example {"images train&test": 154}
+    digest: str  # one hash over corpus, name, seed and members, for result rows
+    verified: bool  # whether numbers are recorded for the release and all of them agree
+    seed: int | None = None  # that the members depend on; None where the recipe fixes its own
+    release: str = ""  # that the input was recognised as, "" if unknown
+    left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # records that are in no part
