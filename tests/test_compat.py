@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy
@@ -21,7 +22,10 @@ from medvlp import compat
         (ModelCheckpoint, ["_save_last_checkpoint", "_monitor_candidates"]),
         (_TrainingEpochLoop, ["_num_ready_batches_reached", "_is_training_done", "_should_check_val_fx"]),
         (_TrainingEpochLoop, ["update_lr_schedulers"]),
+        (LightningCLI, ["_parse_ckpt_path", "_set_seed", "_run_subcommand", "_prepare_subcommand_kwargs"]),
         (torch.distributed.distributed_c10d, ["_set_pg_timeout"]),
+        (torch.nn.Module, ["_apply"]),
+        (torch.Tensor, ["_indices", "_values"]),
     ],
 )
 def test_methods_are_there(owner, names):
@@ -57,3 +61,10 @@ def test_trainers(tmp_path):
     run = trainer(tmp_path)
     assert compat.handlers_before_training(run) == {}
     assert not compat.epoch_complete(run)
+
+
+def test_steps_of_the_command_line_are_called():
+    """An override of a private method that nobody calls any more would be silent."""
+    source = inspect.getsource(LightningCLI)
+    names = ("_parse_ckpt_path()", "_set_seed()", "_run_subcommand(", "_prepare_subcommand_kwargs(")
+    assert [name for name in names if f"self.{name}" not in source] == []

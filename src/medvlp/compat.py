@@ -1,28 +1,60 @@
 """Private names of other libraries, each in one place.
 
 Each entry says in which version the name was seen. ``tests/test_compat.py`` fails when one is gone, so that an upgrade
-tells what to look at. Nothing is imported here at run time: the functions take the objects that they reach into.
+tells what to look at. Lightning is not imported at run time: the functions take the objects that they reach into.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
     import lightning as L
     from lightning.pytorch.callbacks import ModelCheckpoint
-    from torch.optim import Optimizer
+    from lightning.pytorch.cli import LightningCLI as _Base
+else:
+    _Base = object
+
+__all__ = ["TorchDispatchMode", "tree_leaves"]
 
 # ---------------------------------------------------------------- torch 2.11
 
 
-def unscale_before_step(optimizer: "Optimizer") -> None:
+def sparse_parts(tensor: Tensor) -> list[Tensor]:
+    """Return the two tensors of a COO tensor, coalesced or not (``Tensor._indices``, ``Tensor._values``)."""
+    return [tensor._indices(), tensor._values()]
+
+
+def set_group_timeout(distributed: Any, timeout: timedelta, group: Any) -> None:
+    """Set the timeout of a process group's later collectives (``distributed_c10d._set_pg_timeout``)."""
+    distributed.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def unscale_before_step(optimizer: Optimizer) -> None:
     """Let a gradient scaler unscale the gradients of a fused optimiser (``Optimizer._step_supports_amp_scaling``).
 
     Fused kernels could do so themselves, and Lightning then refuses to clip. Without the mark the scaler unscales
     before the step, as for any other optimiser.
     """
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- timm 1.0.26
+
+
+def features_with_norm(model: nn.Module, indices: int | tuple[int, ...]) -> nn.Module:
+    """Wrap a vision transformer to return maps after its final norm (``timm.models._features.FeatureGetterNet``).
+
+    ``timm.create_model(..., features_only=True)`` does the same and always drops the norm.
+    """
+    from timm.models._features import FeatureGetterNet
+
+    return FeatureGetterNet(model, indices, norm=True)
 
 
 # ---------------------------------------------------------------- lightning 2.6.6
@@ -90,3 +122,37 @@ def end_after_step(trainer: "L.Trainer") -> None:
 def strategy_timeout(trainer: "L.Trainer", default: timedelta) -> timedelta:
     """Return the timeout of collectives that a strategy was given (``DDPStrategy._timeout``)."""
     return getattr(trainer.strategy, "_timeout", default)
+
+
+class CLIHooks(_Base):
+    """The private steps of ``LightningCLI`` under public names, to be mixed in before it.
+
+    Names: ``_parse_ckpt_path``, ``_set_seed``, ``_run_subcommand``, ``_prepare_subcommand_kwargs``.
+    """
+
+    def check_ckpt_path(self) -> None:
+        """Check ``ckpt_path`` before anything is built; Lightning would put its hyper-parameters over the config."""
+
+    def set_seed(self) -> None:
+        """Seed everything."""
+        super()._set_seed()
+
+    def run_subcommand(self, subcommand: str) -> None:
+        """Run ``fit``, ``validate``, ``test`` or ``predict``."""
+        super()._run_subcommand(subcommand)
+
+    def subcommand_arguments(self, subcommand: str) -> Mapping[str, Any]:
+        """Return the arguments of the trainer's method."""
+        return super()._prepare_subcommand_kwargs(subcommand)
+
+    def _parse_ckpt_path(self) -> None:
+        self.check_ckpt_path()
+
+    def _set_seed(self) -> None:
+        self.set_seed()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.run_subcommand(subcommand)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return dict(self.subcommand_arguments(subcommand))

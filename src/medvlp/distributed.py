@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from medvlp.compat import set_group_timeout
+
 DEFAULT_TIMEOUT = dist.default_pg_timeout if dist.is_available() else timedelta(minutes=30)
 """Default timeout of a collective."""
 
@@ -78,6 +80,6 @@ def processes(group: Any) -> list[tuple[str, int]]:
 
 
 def set_timeout(timeout: timedelta, group: Any) -> None:
-    """Set the timeout of later collectives of the default group and of ``group`` (a private name in torch 2.11)."""
+    """Set the timeout of later collectives of the default group and of ``group``."""
     for each in {dist.group.WORLD, group}:
-        dist.distributed_c10d._set_pg_timeout(timeout, each)
+        set_group_timeout(dist, timeout, each)

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported so that LightningCLI knows their short names.
 import medvlp.callbacks
+from medvlp.compat import CLIHooks
 from medvlp.datamodules import DATA_MODULES
 from medvlp.errors import CheckpointError, ConfigError, MedVLPError, check_range
 from medvlp.io.yaml import parse_yaml, read_yaml
@@ -101,7 +102,7 @@ def _checkpoints(config: Any) -> list[Path]:
     return sorted(path for folder in folders for path in folder.glob("*.ckpt"))
 
 
-class CLI(LightningCLI):
+class CLI(CLIHooks, LightningCLI):
     """LightningCLI with run folders in paths, checkpoints looked at first, and embeddings after ``predict``."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -112,11 +113,8 @@ class CLI(LightningCLI):
                 _check_config(name, set())
         super().parse_arguments(parser, args)
 
-    def _parse_ckpt_path(self) -> None:
-        """Looks at the checkpoint before anything is built.
-
-        Lightning would put the checkpoint's hyper-parameters over the config here; the config says what is built.
-        """
+    def check_ckpt_path(self) -> None:
+        """Override: read the checkpoint, and leave the config as it is: it says what is built."""
         if not self.config.get("subcommand"):
             return
         config = self.config[self.config.subcommand]
@@ -137,9 +135,10 @@ class CLI(LightningCLI):
             "--overwrite", type=bool, default=False, help="fit: delete the checkpoints of an earlier run in the folder"
         )
 
-    def _set_seed(self) -> None:
+    def set_seed(self) -> None:
+        """Override: refuse what is no seed in one line."""
         try:
-            super()._set_seed()
+            super().set_seed()
         except ValueError as error:
             raise ConfigError(f"seed_everything: {error}") from error
 
@@ -148,9 +147,10 @@ class CLI(LightningCLI):
         """Override: ``weights_only`` is no choice of the user's, since anything else runs code of the file."""
         return {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_subcommand(self, subcommand: str) -> None:
+        """Override: name the checkpoint that cannot be restored, and the folder that cannot be written."""
         try:
-            super()._run_subcommand(subcommand)
+            super().run_subcommand(subcommand)
         except OSError as error:
             if error.errno is not None and not error.filename:  # a write that failed; the config says where
                 error.filename = self.trainer.default_root_dir
@@ -167,8 +167,9 @@ class CLI(LightningCLI):
                 f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
             ) from error
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+    def subcommand_arguments(self, subcommand: str) -> dict[str, Any]:
+        """Override: no code of a checkpoint runs."""
+        return {**super().subcommand_arguments(subcommand), "weights_only": True}
 
     def instantiate_classes(self) -> None:
         """Override: values that a library refuses are told in one line, with the place that refused them."""

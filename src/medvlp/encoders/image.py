@@ -9,10 +9,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
-from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from medvlp.compat import features_with_norm
 from medvlp.encoders.loading import check_finite, check_kind, find_prefix, optional, read_weights
 from medvlp.errors import CheckpointError, ConfigError, check_range
 
@@ -323,8 +323,7 @@ def _build(config: ImageEncoderConfig, input_size: int) -> Any:
             model = timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, **tried)
             if not isinstance(model, VisionTransformer):
                 raise ConfigError(f"image.final_norm needs a vision transformer, which {config.name!r} is not")
-            # As timm's features_only does it, which always drops the norm.
-            return FeatureGetterNet(model, levels.get("out_indices", 3), norm=True)
+            return features_with_norm(model, levels.get("out_indices", 3))
         except OSError as error:  # the hub's own errors among them
             raise CheckpointError(
                 f"image.pretrained: the weights of {config.name!r} cannot be fetched or read ({type(error).__name__}); "

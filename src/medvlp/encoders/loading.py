@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from medvlp.compat import sparse_parts, tree_leaves
 from medvlp.errors import CheckpointError
 from medvlp.io.paths import local_file
 
@@ -71,7 +71,7 @@ def _dense_parts(tensor: Tensor) -> list[Tensor]:
     if tensor.is_meta:
         return []
     if tensor.layout == torch.sparse_coo:
-        return [tensor._indices(), tensor._values()]
+        return sparse_parts(tensor)
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         raise CheckpointError("holds a sparse, nested or quantised tensor; expected dense tensors of real numbers")
     return [tensor]

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from medvlp.compat import TorchDispatchMode, tree_leaves
 from medvlp.encoders.image import without_image_sources
 from medvlp.encoders.text import without_text_sources
 from medvlp.errors import CheckpointError
