@@ -5,9 +5,9 @@ process, and touching a Python object changes its reference count, which copies 
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medvlp.errors import ConfigError, DataError, UnreadableItemError, check_choice
+from medvlp.io.cache import PixelCache
 from medvlp.io.images import Damaged, check_reading, read_image, reading_name
 from medvlp.io.reports import gloria_sentences, split_sentences
 from medvlp.io.shapes import draw
@@ -54,25 +55,18 @@ def dropped_by_reason(dropped: pd.DataFrame) -> str:
 
 
 class Dropped:
-    """Collects what is left out while a corpus is indexed.
-
-    Args:
-        listing: only a listing is made: nothing is noted, and nothing broken is an error.
-    """
+    """Collects what is left out while a corpus is indexed; with ``listing`` nothing is noted."""
 
     def __init__(self, listing: bool = False) -> None:
         self.listing = listing
         self._rows: list[tuple[str, int, str, bool]] = []
 
     def add(self, item_id: str, row: int, reason: str, *, broken: bool = False) -> None:
-        """Note one item; ``broken`` if it is damaged or missing, as opposed to left out by a policy on purpose.
-
-        ``row`` is its 0-based row in the table it was listed in.
-        """
+        """Note one item, with its 0-based row in its table; see :meth:`extend`."""
         self.extend([item_id], [row], reason, broken=broken)
 
     def extend(self, ids: Iterable[Any], rows: Iterable[int], reason: str, *, broken: bool = False) -> None:
-        """Note several items that are left out for the same reason."""
+        """Note items; ``broken`` if they are damaged or missing, as opposed to left out by a policy on purpose."""
         if not self.listing:
             self._rows.extend((str(i), int(r), reason, broken) for i, r in zip(ids, rows, strict=True))
 
@@ -81,16 +75,32 @@ class Dropped:
         self.extend([item] * len(rows), rows, f"repeats an earlier row{f' of {source}' if source else ''}")
 
     def frame(self) -> pd.DataFrame:
-        """A table with columns id, row, reason and broken; ``frame.attrs["counts"]`` holds the counts by reason."""
+        """Return columns id, row, reason and broken; ``frame.attrs["counts"]`` holds the counts by reason."""
         frame = pd.DataFrame(self._rows, columns=["id", "row", "reason", "broken"])
         frame = frame.astype({"row": "int64", "broken": "bool"})
         frame.attrs["counts"] = {str(k): int(v) for k, v in frame["reason"].value_counts().items()}
         return frame
 
 
-def rectangles(boxes: Iterable[Sequence[float]]) -> list[str]:
-    """Boxes (x0, y0, x1, y1) as shapes."""
-    return ["rectangle " + " ".join(f"{v:.10g}" for v in box) for box in boxes]
+def grouped(values: Iterable[Any], records: Iterable[int], count: int) -> list[list[Any]]:
+    """Return the values of each of ``count`` records; a value of record −1 belongs to none."""
+    lists: list[list[Any]] = [[] for _ in range(count)]
+    for value, record in zip(values, records, strict=True):
+        if record >= 0:
+            lists[record].append(value)
+    return lists
+
+
+def rectangles(boxes: Iterable[Iterable[Sequence[float]]]) -> list[list[str]]:
+    """Return the boxes (x0, y0, x1, y1) of each record as shapes."""
+    return [["rectangle " + " ".join(f"{v:.10g}" for v in box) for box in record] for record in boxes]
+
+
+def text_column(table: pa.Table, name: str, default: str = "") -> np.ndarray:
+    """Return a column of a record table as an object array, ``default`` throughout if it has none."""
+    if name not in table.column_names:
+        return np.full(len(table), default, dtype=object)
+    return np.asarray(table.column(name).to_pylist(), dtype=object)
 
 
 def with_labels(table: pa.Table, classes: Sequence[str]) -> pa.Table:
@@ -99,7 +109,7 @@ def with_labels(table: pa.Table, classes: Sequence[str]) -> pa.Table:
 
 
 def make_table(
-    columns: dict[str, Any],
+    columns: Mapping[str, Any],
     labels: pd.DataFrame | None = None,
     *,
     boxes: Sequence[Sequence[Sequence[float]]] | None = None,
@@ -130,45 +140,17 @@ def make_table(
         arrays["box_labels"] = pa.array([list(map(int, b)) for b in box_labels], type=pa.large_list(pa.int32()))
     if shapes is not None:
         arrays["shapes"] = pa.array([list(s) for s in shapes], type=pa.large_list(pa.large_string()))
-    if labels is not None:
-        for name in labels.columns:
-            numbers = np.array(pd.to_numeric(labels[name]), dtype=np.float32)
-            arrays[str(name)] = pa.array(numbers, type=pa.float32())
+    for name, values in () if labels is None else labels.items():
+        arrays[str(name)] = pa.array(np.array(pd.to_numeric(values), dtype=np.float32), type=pa.float32())
     return pa.table(arrays)
 
 
-class PixelSource(Protocol):
-    """Images that were decoded and resized before (:class:`medvlp.io.cache.PixelCache`)."""
-
-    @property
-    def intensity(self) -> str:
-        """The intensity rule that they were decoded with."""
-        ...
-
-    @property
-    def rule(self) -> str:
-        """Name of the rule that they were resized with."""
-        ...
-
-    def positions(self, paths: Sequence[str]) -> np.ndarray:
-        """Where each image file is stored, int64 (N,)."""
-        ...
-
-    def read(self, position: int) -> tuple[np.ndarray, tuple[int, ...], tuple[int, int]]:
-        """The resized image, uint8 (h, w), what the resize did (a Geometry), and (H, W) of the file."""
-        ...
-
-    def mask(self, shapes: Sequence[str], size: tuple[int, int], geometry: Sequence[int]) -> np.ndarray | None:
-        """The union of shapes on an image of ``size``, resized as ``geometry`` says: bool (h, w), None if absent."""
-        ...
-
-
 class RadiographDataset(Dataset[Sample]):
-    """Radiographs with what is known about them: text, labels, masks, boxes.
+    """Radiographs with text, labels, masks and boxes.
 
-    ``dataset[key]`` takes an index or an (index, epoch) tuple, as :class:`~medvlp.datamodules.sampler.
+    ``dataset[key]`` takes an index (of epoch 0) or an (index, epoch) tuple, as :class:`~medvlp.datamodules.sampler.
     ResumableSampler` yields them. Everything random in a sample depends on (seed, epoch, index) alone, so it is
-    the same for any number of workers and after a resumed run. A plain index counts as epoch 0.
+    the same for any number of workers and after a resumed run.
 
     A sample is a dictionary:
 
@@ -190,8 +172,8 @@ class RadiographDataset(Dataset[Sample]):
         damaged: "refuse" a file whose decoder warns of damage, or "accept" its pixels as they are.
         seed: run seed.
         text_sampling: what of the text a sample holds, see :func:`sample_text`.
-        on_error: "raise" an :class:`UnreadableItemError`, or "skip": take the next readable item instead, and
-            report that item's own index, so that an evaluator can drop the duplicate.
+        on_error: "raise" an :class:`UnreadableItemError`, or "skip": take the next readable item instead, under its
+            own index, so that an evaluator can drop the duplicate.
         dropped: what was left out when the table was made, with columns id, row, reason, broken.
         box_names: names of the classes that ``box_labels`` counts.
 
@@ -236,7 +218,7 @@ class RadiographDataset(Dataset[Sample]):
         self.on_error = on_error
         self.box_names = tuple(box_names)
         self.dropped: pd.DataFrame = Dropped().frame() if dropped is None else dropped
-        self._cache: PixelSource | None = None
+        self._cache: PixelCache | None = None
         self._positions: np.ndarray | None = None
         self._set_table(table)
 
@@ -291,7 +273,7 @@ class RadiographDataset(Dataset[Sample]):
             self.table, transform=transform, dropped=self.dropped, box_names=self.box_names, **settings
         )
 
-    def with_cache(self, cache: PixelSource) -> "RadiographDataset":
+    def with_cache(self, cache: PixelCache) -> "RadiographDataset":
         """The same samples, read from prepared pixels instead of the files.
 
         Args:
@@ -342,12 +324,13 @@ class RadiographDataset(Dataset[Sample]):
             raise UnreadableItemError(message, item_id=item_id, reason=error.reason) from error
         sample: Sample = {"id": item_id, "index": row, "label": self.labels[row].clone()}
         if "text" in self.table.column_names:
-            sample["text"] = self._text(row, epoch)
+            text = self.table.column("text")[row].as_py()
+            sample["text"] = sample_text(text, self.text_sampling, derive_seed(self.seed, epoch, row, 1))
         boxes = self._boxes(row, geometry) if "boxes" in self.targets else None
+        keep: Any = slice(None)
         if self.transform is None:
             sample["image"] = (resized.float() / 255).expand(3, -1, -1)
-            if mask is not None:
-                sample["mask"] = mask.float()
+            mask = None if mask is None else mask.float()
         else:
             # fork_rng keeps the surrounding random stream untouched; only the CPU generator is reseeded, because
             # torch.manual_seed would also reset the accelerator's stream when items load in the main process
@@ -357,13 +340,12 @@ class RadiographDataset(Dataset[Sample]):
                     sample["image"] = self.transform.finish(resized)
                 else:
                     sample["image"], mask, boxes, keep = self.transform.finish_joint(resized, mask, boxes)
-                    if mask is not None:
-                        sample["mask"] = mask
+        if mask is not None:
+            sample["mask"] = mask
         if boxes is not None:
-            names = torch.tensor(self._list("box_labels", row) or [0] * (len(self._list("boxes", row)) // 4))
+            names = self._list("box_labels", row) or [0] * (len(self._list("boxes", row)) // 4)
             # an augmentation may move a box out of the image
-            sample["boxes"] = boxes if self.transform is None else boxes[keep]
-            sample["box_labels"] = (names if self.transform is None else names[keep]).to(torch.int64)
+            sample["boxes"], sample["box_labels"] = boxes[keep], torch.tensor(names)[keep].to(torch.int64)
         if self.targets:
             sample["size"] = torch.tensor(size)
             sample["geometry"] = torch.tensor(geometry if geometry is not None else Geometry.identity(*size))
@@ -372,15 +354,12 @@ class RadiographDataset(Dataset[Sample]):
     def _pixels(self, row: int) -> tuple[Tensor, Geometry | None, tuple[int, int]]:
         """The image after the resize, uint8 (1, h, w), what the resize did, and (H, W) of the file."""
         if self._cache is not None and self._positions is not None:
-            stored, geometry, size = self._cache.read(int(self._positions[row]))
-            return torch.from_numpy(stored).unsqueeze(0), Geometry(*geometry), size
+            stored, numbers, size = self._cache.read(int(self._positions[row]))
+            return torch.from_numpy(stored).unsqueeze(0), Geometry(*numbers), size
         path = Path(self.table.column("image")[row].as_py())
         pixels = torch.from_numpy(read_image(path, 0, self.intensity, self.damaged)).unsqueeze(0)
-        size = (pixels.shape[1], pixels.shape[2])
-        if self.transform is None:
-            return pixels, None, size
-        resized, done = self.transform.resize.image(pixels)
-        return resized, done, size
+        resized, geometry = (pixels, None) if self.transform is None else self.transform.resize.image(pixels)
+        return resized, geometry, (pixels.shape[1], pixels.shape[2])
 
     def _mask(self, row: int, geometry: Geometry | None, size: tuple[int, int]) -> Tensor:
         """The mask after the resize, bool (1, h, w)."""
@@ -403,10 +382,6 @@ class RadiographDataset(Dataset[Sample]):
 
     def _list(self, name: str, row: int) -> list[Any]:
         return self.table.column(name)[row].as_py() if name in self.table.column_names else []
-
-    def _text(self, row: int, epoch: int) -> str:
-        text = self.table.column("text")[row].as_py()
-        return sample_text(text, self.text_sampling, derive_seed(self.seed, epoch, row, 1))
 
 
 def sample_text(text: str, sampling: TextSampling, seed: int) -> str:

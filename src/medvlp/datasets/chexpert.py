@@ -6,7 +6,9 @@ root above the folders ``CheXpert-v1.0 batch 1 (validate & csv)``, ``CheXpert-v1
 reports the table ``df_chexpert_plus_240401.csv`` is read.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,15 +17,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import Dropped, OnError, make_table, with_labels
-from medvlp.datasets.chexpert_files import patient_folders, views_of
-from medvlp.datasets.corpus import Corpus, Records, Task, unusable
+from medvlp.datasets.base import Dropped, OnError, make_table, text_column, with_labels
+from medvlp.datasets.corpus import Records, Task
 from medvlp.datasets.folders import IMAGE_SUFFIXES
 from medvlp.datasets.labels import CHEXPERT_5, CHEXPERT_14, LABEL_POLICIES, Blanks, LabelPolicy, apply_policy
-from medvlp.datasets.tables import TableSpec, first_reason, to_numbers
+from medvlp.datasets.reports import ReportCorpus
+from medvlp.datasets.tables import TableSpec, to_numbers
 from medvlp.errors import ConfigError, DataError, check_choice
-from medvlp.io.paths import folder_path
-from medvlp.io.reports import CLEANINGS, POLICIES, Sections, report_text
+from medvlp.io.reports import Sections
 from medvlp.splits import SplitInput
 
 TestImages = Literal["first", "all"]
@@ -40,14 +41,16 @@ _FIRST = "/view1_"
 _TABLES = {"train": "train.csv", "valid": "valid.csv"}
 _POOLS = {**_TABLES, "test": _TRUTH}
 _COLUMNS = ("id", "image", "patient", "study", "view", "pool")
+_LABELS = list(CHEXPERT_14)
 _SIDE, _PROJECTION = "Frontal/Lateral", "AP/PA"
-_RELEASED = ("Path", _SIDE, _PROJECTION, *CHEXPERT_14)
 _TEST_STUDY = r"^(?:[^/]+/)?test/(patient\d+)/(study\d+)/?$"
 _REPORTED = r"^(?:[^/]+/)?((?:train|valid)/patient\d+/study\d+/view\d+_(?:frontal|lateral))\.\w+$"
 _IMAGE = r"(patient\d+)/(study\d+)/(view\d+_(?:frontal|lateral)\.jpg)$"
+_THREADS = 16
+_CHUNK = 64  # patients per task of a thread
 
 
-class CheXpert(Corpus):
+class CheXpert(ReportCorpus):
     """CheXpert-v1.0 or CheXpert-v1.0-small, with the reports of CheXpert Plus for pairs.
 
     Records are **all** images with their raw labels: the rows of train.csv in the order of the file (pool "train"), of
@@ -89,7 +92,7 @@ class CheXpert(Corpus):
         *(
             TableSpec(
                 name,
-                _RELEASED,
+                ("Path", _SIDE, _PROJECTION, *CHEXPERT_14),
                 optional=("Sex", "Age"),
                 key=("Path",),
                 required=pool == "train",
@@ -132,27 +135,26 @@ class CheXpert(Corpus):
         min_tokens: int = 3,
         on_error: OnError = "raise",
     ) -> None:
-        super().__init__(root, on_error=on_error)
+        super().__init__(
+            root,
+            report_policy=report_policy,
+            cleaning=cleaning,
+            min_tokens=min_tokens,
+            reports_root=reports_root,
+            on_error=on_error,
+        )
         check_choice("label_policy", label_policy, LABEL_POLICIES)
         check_choice("blanks", blanks, (None, *get_args(Blanks)))
         check_choice("test_images", test_images, get_args(TestImages))
-        check_choice("report_policy", report_policy, POLICIES)
-        check_choice("cleaning", cleaning, CLEANINGS)
-        for name in ("none",) if classes is not None and not classes else classes or ():
-            check_choice("class", name, CHEXPERT_14)
         if not views or (isinstance(views, str) and views not in ("frontal", "all")):
             raise ConfigError(
                 f'views is "frontal", "all", or a list of AP, PA, LL, RL, {FRONTAL}, {LATERAL}, not "{views}"'
             )
-        self.classes = CHEXPERT_14 if classes is None else tuple(classes)
+        self.classes = self.chosen_labels(classes, CHEXPERT_14, required=True)
         self.label_policy = label_policy
         self.blanks = blanks
         self.views = views if isinstance(views, str) else tuple(v.upper() for v in views)
         self.test_images = test_images
-        self.reports_root = folder_path(reports_root) if reports_root is not None else None
-        self.report_policy = report_policy
-        self.cleaning = cleaning
-        self.min_tokens = min_tokens
 
     def table_folder(self, spec: TableSpec) -> Path:
         """Override: the root, a batch, or the folder of the reports."""
@@ -161,37 +163,33 @@ class CheXpert(Corpus):
             folders = [self.reports_root]
         return next((f for f in folders if spec.find(f) is not None), folders[0])
 
-    def _has_images(self, pool: str) -> bool:
-        return any((folder / pool).is_dir() for folder in (self.root, *self._batches()))
-
     def _batches(self) -> list[Path]:
-        """Folders of the release below the root, in order."""
         if not self.root.is_dir():
             return []
         return sorted(f for f in self.root.iterdir() if f.name.startswith(_RELEASE) and f.is_dir())
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """All views with raw labels; see :meth:`Corpus.records`."""
-        self.require_task(task)
-        self.require_root()
-        dropped = Dropped()
+        dropped = self.begin(task)
         parts = []
         for pool, name in _POOLS.items():
             if pool not in pools if pools is not None else not self.has_table(name):
                 continue
-            if pools is None and pool != "train" and not self._has_images(pool):
+            folders = [folder / pool for folder in (self.root, *self._batches())]
+            if pools is None and pool != "train" and not any(folder.is_dir() for folder in folders):
                 # labels are small and images are not: many copies hold the labels of parts that they lack
                 listed = self.read_table(name).frame
                 dropped.extend(listed[self._spec(name).key[0]], listed.index, f"no folder {pool}")
                 continue
-            parts.append(self._test(dropped) if pool == "test" else self._listed(pool, dropped))
+            parts.append(self._test(dropped) if pool == "test" else self._train(pool, dropped))
         if not parts and pools is None:
             raise self._no_tables()
-        images = pd.concat(parts, ignore_index=True) if parts else _no_images()
+        empty = pd.DataFrame(columns=[*_COLUMNS, *_LABELS], dtype=object)
+        images = pd.concat(parts, ignore_index=True) if parts else empty
         columns: dict[str, Any] = {c: images[c] for c in _COLUMNS}
         if task == "pairs" or (task is None and self.has_table(PLUS)):
             columns["text"] = self._texts(images["id"], dropped)
-        return Records(make_table(columns, images[list(CHEXPERT_14)]), dropped.frame())
+        return Records(make_table(columns, images[_LABELS]), dropped.frame())
 
     def listing(self) -> SplitInput:
         """The rows of train.csv and valid.csv, then the images of the studies of groundtruth.csv.
@@ -202,43 +200,16 @@ class CheXpert(Corpus):
         Raises:
             DataError: none of the three tables is there, or one cannot be read.
         """
-        self.require_root()
+        self.begin()
         tables = {pool: self.read_table(name).frame for pool, name in _POOLS.items() if self.has_table(name)}
         if not tables:
             raise self._no_tables()
-        parts = [self._listed_test(f) if pool == "test" else _listed_rows(f, pool) for pool, f in tables.items()]
+        parts = [self._listed_test(f) if pool == "test" else _listed_train(f, pool) for pool, f in tables.items()]
         images = pd.concat(parts, ignore_index=True).drop_duplicates("id", ignore_index=True)
-        columns = {c: images[c] for c in ("id", "patient", "view", "pool")}
-        return self.split_input(Records(make_table(columns, images[list(CHEXPERT_14)]), Dropped().frame()))
+        return self.listed({c: images[c] for c in ("id", "patient", "view", "pool")}, images[_LABELS])
 
     def _no_tables(self) -> DataError:
         return DataError(f"{self.root} holds none of train.csv, valid.csv and {_TRUTH}; get them from {self.remedy}")
-
-    def _listed_test(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The images of the rows of groundtruth.csv."""
-        parts, study = _studies(frame)
-        study = study.fillna(_slashes(frame["Study"]))
-        rows = _numbers(frame, (0, 1)).assign(study=study, patient=parts[0].fillna(""))
-        rows = rows[study != ""].drop_duplicates("study")
-        images = self._test_images(patient_folders(self.root, self._batches(), "test"))
-        first = images["study"][images["number"] == 1]
-        added = rows["study"][~rows["study"].isin(first)]
-        absent = pd.DataFrame({"study": added, "path": added + _FIRST + "frontal.jpg", "number": 1, "side": "frontal"})
-        images = pd.concat([images, absent]).sort_values(["study", "number", "path"])
-        merged = rows.merge(images, on="study", how="left")
-        return merged.assign(id="test/" + merged["path"], view=merged["side"].str.upper(), pool="test")
-
-    def _test_images(self, folders: dict[str, str]) -> pd.DataFrame:
-        """The images of some patients of the test set: study, number, side, path (as released) and file, in order."""
-        there = views_of(folders, folders)
-        # named as the release names them, whatever ending the files have
-        released = {n.rpartition(".")[0] + ".jpg" for n in there if n.lower().endswith(IMAGE_SUFFIXES)}
-        files = self.files_of(sorted(released), there)
-        on_disk = pd.Series(list(files), dtype=object)
-        images = on_disk.str.extract(r"^(?P<study>.*)/view(?P<number>\d+)_(?P<side>frontal|lateral)\.jpg$")
-        images = images.assign(path=on_disk, file=list(files.values()), number=pd.to_numeric(images["number"]))
-        images = images[images["study"].notna()]
-        return images.sort_values(["study", "number", "path"])
 
     def split_input(self, records: Records) -> SplitInput:
         """As of every corpus, but LL and RL count as frontal, as in the column Frontal/Lateral."""
@@ -246,120 +217,158 @@ class CheXpert(Corpus):
 
     def after_split(self, table: pa.Table) -> pa.Table:
         """Choose views and test images, for pairs images with a report, and classes; resolve uncertain labels."""
-        view = np.asarray(table.column("view").to_pylist(), dtype=object)
-        pool = np.asarray(table.column("pool").to_pylist(), dtype=object)
-        if self.views == "all":
-            keep = np.ones(len(table), dtype=bool)
-        elif self.views == "frontal":
+        view = text_column(table, "view")
+        keep = np.ones(len(table), dtype=bool) if self.views == "all" else np.isin(view, self.views)
+        if self.views == "frontal":
             keep = view != LATERAL
-        else:
-            keep = np.isin(view, self.views)
         if self.test_images == "first":
             first = np.array([_FIRST in i for i in table.column("id").to_pylist()], dtype=bool)
-            keep = np.where(pool == "test", first, keep)
-        if "text" in table.column_names:
-            keep &= np.asarray(table.column("text").to_pylist(), dtype=object) != ""
+            keep = np.where(text_column(table, "pool") == "test", first, keep)
+        keep &= text_column(table, "text", "none needed") != ""
         table = table.filter(pa.array(keep, type=pa.bool_()))
-        labels = apply_policy(table.select(list(CHEXPERT_14)).to_pandas(), self.label_policy, self.blanks)
+        labels = apply_policy(table.select(_LABELS).to_pandas(), self.label_policy, self.blanks)
         for name in CHEXPERT_14:
             column = pa.array(labels[name].to_numpy(np.float32), type=pa.float32())
             table = table.set_column(table.column_names.index(name), name, column)
         return with_labels(table, self.classes)
 
-    def _listed(self, pool: str, dropped: Dropped) -> pd.DataFrame:
+    def _train(self, pool: str, dropped: Dropped) -> pd.DataFrame:
         """The images of train.csv or valid.csv."""
-        table = self.read_table(_TABLES[pool])
+        table = self.read_table(_TABLES[pool], dropped)
         frame, where = table.frame, str(table.path)
-        dropped.repeated(table.repeated, table.path.name)
-        parts = _path_parts(frame, pool)
-        listed = parts[0] + "/" + parts[1] + "/" + parts[2]
-        ids = f"{pool}/" + listed
-        side = frame[_SIDE].str.upper()
-        labels = to_numbers(frame[list(CHEXPERT_14)], where)
-        folders = patient_folders(self.root, self._batches(), pool, self.remedy if len(frame) else "")
-        files = self.files_of(listed.dropna(), views_of(folders, parts[0].dropna().unique()))
+        rows = _named_rows(frame, pool)
+        labels = to_numbers(frame[_LABELS], where)
+        folders = self._patients(pool, needed=len(frame) > 0)
+        files = self.files_of(rows["name"].dropna(), _views_in(folders, rows["patient"].dropna().unique()))
         form = f"Path is not of the form {_RELEASE}/{pool}/patient00001/study1/view1_frontal.jpg"
-        reason = first_reason(
-            {
-                "blank Path": frame["Path"] == "",
-                form: parts[0].isna(),
-                f"{_SIDE} is neither Frontal nor Lateral": ~side.isin((FRONTAL, LATERAL)),
-                "a label other than 1, 0, −1 or blank": _other_than(labels, (-1, 0, 1)),
-                "an image listed twice": ids.duplicated() & ids.notna(),
-                "missing image file": ~listed.isin(files.keys()),
-            },
-            frame.index,
-        )
-        self.broken_rows(dropped, frame["Path"][reason != ""], reason, where)
-        good = reason == ""
-        parts = parts[good]
-        columns = (ids[good], listed[good].map(files), parts[0], parts[0] + "/" + parts[1], _views(frame)[good], pool)
-        return pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True))).join(labels[good])
+        reasons = {
+            "blank Path": frame["Path"] == "",
+            form: rows["name"].isna(),
+            f"{_SIDE} is neither Frontal nor Lateral": ~frame[_SIDE].str.upper().isin((FRONTAL, LATERAL)),
+            "a label other than 1, 0, −1 or blank": (labels.notna() & ~labels.isin((-1, 0, 1))).any(axis=1),
+            "an image listed twice": rows["id"].duplicated() & rows["id"].notna(),
+            "missing image file": ~rows["name"].isin(files.keys()),
+        }
+        good = self.sound_rows(dropped, frame["Path"], reasons, where)
+        return rows[good].assign(image=rows["name"][good].map(files)).join(labels[good])
 
     def _test(self, dropped: Dropped) -> pd.DataFrame:
         """The images of the studies of groundtruth.csv, as they lie on the disk."""
-        table = self.read_table(_TRUTH)
+        table = self.read_table(_TRUTH, dropped)
         frame, where = table.frame, str(table.path)
-        dropped.repeated(table.repeated, table.path.name)
         parts, studies = _studies(frame)
-        labels = to_numbers(frame[list(CHEXPERT_14)], where)
-        folders = patient_folders(self.root, self._batches(), "test", self.remedy if len(frame) else "")
-        images = self._test_images(folders)
+        labels = to_numbers(frame[_LABELS], where)
+        images = self._test_images(self._patients("test", needed=len(frame) > 0))
         unlisted = images[~images["study"].isin(studies)]
         dropped.extend("test/" + unlisted["path"], [-1] * len(unlisted), f"no row in {_TRUTH}")
         first = images["study"][images["number"] == 1]
         one_each = self.test_images == "first"
-        reason = first_reason(
-            {
-                "blank Study": frame["Study"] == "",
-                f"Study is not of the form {_RELEASE}/test/patient64741/study1": parts[0].isna(),
-                "a label other than 1 and 0": _other_than(labels, (0, 1)),
-                "a study listed twice": studies.duplicated() & studies.notna(),
-                "missing image file": ~studies.isin(images["study"]),
-                "no image called view1": one_each & ~studies.isin(first),
-                "two images called view1": one_each & studies.isin(first[first.duplicated()]),
-            },
-            frame.index,
-        )
-        self.broken_rows(dropped, frame["Study"][reason != ""], reason, where)
-        good = reason == ""
+        reasons = {
+            "blank Study": frame["Study"] == "",
+            f"Study is not of the form {_RELEASE}/test/patient64741/study1": parts[0].isna(),
+            "a label other than 1 and 0": ~labels.isin((0, 1)).all(axis=1),
+            "a study listed twice": studies.duplicated() & studies.notna(),
+            "missing image file": ~studies.isin(images["study"]),
+            "no image called view1": one_each & ~studies.isin(first),
+            "two images called view1": one_each & studies.isin(first[first.duplicated()]),
+        }
+        good = self.sound_rows(dropped, frame["Study"], reasons, where)
         listed = pd.DataFrame({"study": studies[good], "patient": parts[0][good]}).join(labels[good])
-        merged = listed.merge(images, on="study", how="left")
-        view = merged["side"].str.upper()
-        columns = merged.assign(id="test/" + merged["path"], image=merged["file"], view=view, pool="test")
-        return columns.drop(columns=["number", "side", "path", "file"])
+        return _named_views(listed, images).assign(image=lambda merged: merged["file"])[[*_COLUMNS, *_LABELS]]
+
+    def _listed_test(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The images of the rows of groundtruth.csv, on the disk or not."""
+        parts, study = _studies(frame)
+        study = study.fillna(_slashes(frame["Study"]))
+        rows = _numbers(frame, (0, 1)).assign(study=study, patient=parts[0].fillna(""))
+        rows = rows[study != ""].drop_duplicates("study")
+        images = self._test_images(self._patients("test"))
+        first = images["study"][images["number"] == 1]
+        added = rows["study"][~rows["study"].isin(first)]
+        absent = pd.DataFrame({"study": added, "path": added + _FIRST + "frontal.jpg", "number": 1, "side": "frontal"})
+        return _named_views(rows, pd.concat([images, absent]).sort_values(["study", "number", "path"]))
+
+    def _test_images(self, folders: dict[str, str]) -> pd.DataFrame:
+        """The images of some patients of the test set: study, number, side, path (as released) and file, in order."""
+        on_disk = _views_in(folders, folders)
+        # named as the release names them, whatever ending the files have
+        released = {n.rpartition(".")[0] + ".jpg" for n in on_disk if n.lower().endswith(IMAGE_SUFFIXES)}
+        files = self.files_of(sorted(released), on_disk)
+        paths = pd.Series(list(files), dtype=object)
+        images = paths.str.extract(r"^(?P<study>.*)/view(?P<number>\d+)_(?P<side>frontal|lateral)\.jpg$")
+        images = images.assign(path=paths, file=list(files.values()), number=pd.to_numeric(images["number"]))
+        return images[images["study"].notna()].sort_values(["study", "number", "path"])
+
+    def _patients(self, pool: str, *, needed: bool = False) -> dict[str, str]:
+        """Patient to absolute path of its folder; the batches hold the training patients directly."""
+        batches = self._batches()
+        parents = [self.root / pool, *(b / pool for b in batches), *(batches if pool == "train" else ())]
+        folders: dict[str, str] = {}
+        for parent in parents:
+            try:
+                with os.scandir(os.path.abspath(parent)) as entries:
+                    # links to folders are fine; whether they lead out of the corpus is for the doctor
+                    paths = [e.path for e in entries if e.name.startswith("patient") and e.is_dir()]
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for path in paths:
+                patient = os.path.basename(path)
+                if patient in folders:
+                    other = os.path.dirname(folders[patient])
+                    raise DataError(f"{patient} lies in {other} and in {parent}; set root to one release")
+                folders[patient] = path
+        if not folders and needed:
+            tried = " or ".join(map(str, parents))
+            raise DataError(f"no folder of a patient lies in {tried}; get the images from {self.remedy}")
+        return folders
 
     def _texts(self, ids: pd.Series, dropped: Dropped) -> list[str]:
         """The text of each image, "" where there is no usable report."""
-        if self.reports_root is not None and not self.reports_root.is_dir():
-            raise DataError(
-                f"the reports folder {self.reports_root} does not exist; get CheXpert Plus from Stanford AIMI"
-            )
-        table = self.read_table(PLUS)
-        frame = table.frame
-        dropped.repeated(table.repeated, PLUS)
+        self.require_reports("get CheXpert Plus from Stanford AIMI")
+        table = self.read_table(PLUS, dropped)
         # below the release's name, if it stands there; other copies of the images have another suffix
-        key = _slashes(frame["path_to_image"]).str.extract(_REPORTED)[0]
+        key = _slashes(table.frame["path_to_image"]).str.extract(_REPORTED)[0]
         form = "path_to_image is not of the form train/patient00001/study1/view1_frontal.jpg"
-        reason = first_reason({form: key.isna(), "an image listed twice": key.duplicated()}, frame.index)
-        bad = reason != ""
-        self.broken_rows(dropped, frame["path_to_image"][bad], reason, str(table.path))
-        frame, key = frame[~bad], key[~bad]
+        reasons = {form: key.isna(), "an image listed twice": key.duplicated()}
+        good = self.sound_rows(dropped, table.frame["path_to_image"], reasons, str(table.path))
         # the views of a study share one report: clean it once
-        cells = frame[["section_findings", "section_impression", "report"]]
+        cells = table.frame.loc[good, ["section_findings", "section_impression", "report"]]
         number, unique = pd.factorize(pd.MultiIndex.from_frame(cells))
         texts = np.array([self._text(*sections) for sections in unique], dtype=object)
-        of_image = pd.Series(texts[number] if len(number) else [], index=key, dtype=object)
+        of_image = pd.Series(texts[number] if len(number) else [], index=key[good], dtype=object)
         return ids.str.removesuffix(".jpg").map(of_image).fillna("").tolist()
 
     def _text(self, findings: str, impression: str, report: str) -> str:
-        named = tuple((n, t.strip()) for n, t in (("findings", findings), ("impression", impression)) if t.strip())
-        text = report_text(Sections(report, named), self.report_policy, self.cleaning)
-        return "" if unusable(text, self.min_tokens, "text") else text
+        named = (("findings", findings.strip()), ("impression", impression.strip()))
+        return self.text_of(Sections(report, tuple(section for section in named if section[1])))[0]
 
 
 def _slashes(paths: pd.Series) -> pd.Series:
     return paths.str.replace("\\", "/", regex=False)
+
+
+def _views_in(folders: Mapping[str, str], patients: Iterable[str]) -> dict[str, str]:
+    """The images of patients, "patient00001/study1/view1_frontal.jpg" and so on, to their paths.
+
+    Threads, because on a network disk the listing of 250,000 folders waits for the disk.
+    """
+    present = [(p, folders[p]) for p in patients if p in folders]
+    chunks = [present[i : i + _CHUNK] for i in range(0, len(present), _CHUNK)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        names = [name for names in pool.map(_names_in, chunks) for name in names]
+    return {name: f"{folders[name.partition('/')[0]]}/{name.partition('/')[2]}" for name in names}
+
+
+def _names_in(patients: Sequence[tuple[str, str]]) -> list[str]:
+    names = []
+    for patient, folder in patients:
+        with os.scandir(folder) as studies:
+            for study in studies:
+                try:
+                    names += [f"{patient}/{study.name}/{name}" for name in os.listdir(study.path)]
+                except NotADirectoryError:
+                    continue  # a stray file beside the studies
+    return names
 
 
 def _studies(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
@@ -368,41 +377,34 @@ def _studies(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     return parts, parts[0] + "/" + parts[1]
 
 
-def _path_parts(frame: pd.DataFrame, pool: str) -> pd.DataFrame:
-    """Patient, study and file of each Path; NaN where it is of another form."""
+def _named_views(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    merged = rows.merge(images, on="study", how="left")
+    return merged.assign(id="test/" + merged["path"], view=merged["side"].str.upper(), pool="test")
+
+
+def _named_rows(frame: pd.DataFrame, pool: str) -> pd.DataFrame:
+    """What each Path of train.csv or valid.csv says, NaN where it is of another form; ``name`` is below the pool."""
     # the first component repeats the name of the release (or of the small one) and is dropped, as MGCA does
-    return _slashes(frame["Path"]).str.extract(rf"^(?:[^/]+/)?{pool}/{_IMAGE}")
-
-
-def _views(frame: pd.DataFrame) -> pd.Series:
+    parts = _slashes(frame["Path"]).str.extract(rf"^(?:[^/]+/)?{pool}/{_IMAGE}")
+    study = parts[0] + "/" + parts[1]
+    name = study + "/" + parts[2]
     side, projection = frame[_SIDE].str.upper(), frame[_PROJECTION].str.upper()
     # a side that cannot be made out is that of the file name; the records do not take such a row
-    named = frame["Path"].str.extract(r"_(frontal|lateral)\.jpg$")[0].str.upper()
-    side = side.where(side.isin((FRONTAL, LATERAL)), named)
-    return projection.where(projection != "", side).where(side == FRONTAL, LATERAL)
+    of_file = frame["Path"].str.extract(r"_(frontal|lateral)\.jpg$")[0].str.upper()
+    side = side.where(side.isin((FRONTAL, LATERAL)), of_file)
+    view = projection.where(projection != "", side).where(side == FRONTAL, LATERAL)
+    columns = {"id": f"{pool}/" + name, "name": name, "patient": parts[0], "study": study, "view": view, "pool": pool}
+    return pd.DataFrame(columns)
+
+
+def _listed_train(frame: pd.DataFrame, pool: str) -> pd.DataFrame:
+    """The images of the rows of train.csv or valid.csv; a Path that cannot be made out is its own id."""
+    frame = frame[frame["Path"] != ""]
+    rows = _named_rows(frame, pool).join(_numbers(frame, (-1, 0, 1)))
+    return rows.assign(id=rows["id"].fillna(frame["Path"]), patient=rows["patient"].fillna(""))
 
 
 def _numbers(frame: pd.DataFrame, allowed: Sequence[int]) -> pd.DataFrame:
     """The labels as far as they can be made out, else NaN."""
-    labels = frame[list(CHEXPERT_14)].apply(pd.to_numeric, errors="coerce").astype(np.float32)
+    labels = frame[_LABELS].apply(pd.to_numeric, errors="coerce").astype(np.float32)
     return labels.where(labels.isin(allowed))
-
-
-def _listed_rows(frame: pd.DataFrame, pool: str) -> pd.DataFrame:
-    """The images of the rows of train.csv or valid.csv; a Path that cannot be made out is its own id."""
-    frame = frame[frame["Path"] != ""]
-    parts = _path_parts(frame, pool)
-    ids = (f"{pool}/" + parts[0] + "/" + parts[1] + "/" + parts[2]).fillna(frame["Path"])
-    labels = _numbers(frame, (-1, 0, 1))
-    return labels.assign(id=ids, patient=parts[0].fillna(""), view=_views(frame), pool=pool)
-
-
-def _other_than(labels: pd.DataFrame, allowed: Sequence[int]) -> pd.Series:
-    """Rows that hold another value (in the train table a blank is fine, in the test table it is not)."""
-    fine = labels.isin(allowed)
-    return ~(fine | labels.isna() if -1 in allowed else fine).all(axis=1)
-
-
-def _no_images() -> pd.DataFrame:
-    frame = pd.DataFrame(columns=list(_COLUMNS), dtype=object)
-    return frame.assign(**{c: pd.Series(dtype=np.float32) for c in CHEXPERT_14})

@@ -13,19 +13,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError
+from medvlp.datasets.base import RESERVED_COLUMNS, Dropped, OnError, grouped, make_table, text_column
 from medvlp.datasets.folders import image_files, with_other_endings
 from medvlp.datasets.tables import Table, TableSpec, first_reason, read_table, rows_of
 from medvlp.errors import ConfigError, DataError, UnreadableItemError, check_choice
 from medvlp.io.paths import folder_path
-from medvlp.io.reports import count_tokens
 from medvlp.splits import Part, SplitInput
 
 Task = Literal["pairs", "classification", "segmentation", "detection", "grounding"]
+TASKS: tuple[str, ...] = get_args(Task)
+
 SIDE_VIEWS: tuple[str, ...] = ("LATERAL", "LL", "RL", "LLAT", "RLAT")
 """Views that are not frontal, in capitals."""
-
-TASKS: tuple[str, ...] = get_args(Task)
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,7 @@ class Records:
 
     def column(self, name: str, default: str = "") -> np.ndarray:
         """A text column as an object array, ``default`` throughout if the corpus has none."""
-        if name not in self.table.column_names:
-            return np.full(len(self.table), default, dtype=object)
-        return np.asarray(self.table.column(name).to_pylist(), dtype=object)
+        return text_column(self.table, name, default)
 
     def take(self, part: Part) -> pa.Table:
         """The records of one part of a split, with the rows that the part holds and no others.
@@ -71,15 +68,14 @@ class Records:
         table = self.table.take(pa.array(part.records))
         if part.rows is None or self.rows is None or self.row_shapes is None:
             return table
-        place = np.full(len(self.table) + 1, -1)  # the last entry is that of rows without a record
-        place[part.records] = np.arange(len(part.records))
+        position = np.full(len(self.table) + 1, -1)  # the last entry is that of rows without a record
+        position[part.records] = np.arange(len(part.records))
         marked = np.array([s != "" for s in self.row_shapes], dtype=bool)
         # which of the shapes of its record a row holds; rows without a shape are not looked up
         nth = pd.Series(marked).groupby(self.rows).cumsum().to_numpy() - 1
-        kept: list[list[int]] = [[] for _ in part.records]
-        for row in np.sort(part.rows):
-            if marked[row] and place[self.rows[row]] >= 0:
-                kept[place[self.rows[row]]].append(int(nth[row]))
+        rows = np.sort(part.rows)
+        rows = rows[marked[rows]]
+        kept = grouped(nth[rows].tolist(), position[self.rows[rows]], len(part.records))
         for name, width in (("shapes", 1), ("boxes", 4), ("box_labels", 1)):
             if name in table.column_names:
                 old = table.column(name)
@@ -89,13 +85,6 @@ class Records:
                 ]
                 table = table.set_column(table.column_names.index(name), name, pa.array(new, type=old.type))
         return table
-
-
-def unusable(text: str, min_tokens: int, sections: str) -> str:
-    """Say why a report's text cannot be used, "" if it can: it lacks the ``sections``, or is too short."""
-    if not text:
-        return f"no {sections}"
-    return f"fewer than {min_tokens} tokens" if count_tokens(text) < min_tokens else ""
 
 
 class Corpus(ABC):
@@ -179,45 +168,61 @@ class Corpus(ABC):
         new.on_error, new._kept_tables = "skip", {}
         return new
 
+    def begin(self, task: Task | None = None, *, listing: bool = False) -> Dropped:
+        """Check the task and the folder; returns the empty list of what is left out.
+
+        Raises:
+            ConfigError: the labels do not allow the task.
+            DataError: the folder does not exist.
+        """
+        self.require_task(task)
+        if not self.root.is_dir():
+            raise DataError(f"the {self.title} folder {self.root} does not exist; get it from {self.remedy}")
+        return Dropped(listing)
+
+    def require_task(self, task: str | None) -> None:
+        """Raise a :class:`ConfigError` unless the labels allow a task."""
+        if task is not None and task not in self.tasks:
+            raise ConfigError(f"{self.title} has no labels for {task}; it serves {', '.join(self.tasks)}")
+
+    def chosen_labels(
+        self, classes: Sequence[str] | None, labels: tuple[str, ...], *, required: bool = False
+    ) -> tuple[str, ...]:
+        """The option ``classes``: some of the labels, at least one if ``required``, or None for all."""
+        if required and classes is not None and not classes:
+            raise ConfigError(f"classes is empty; name some of {', '.join(labels)}")
+        for name in classes or ():
+            check_choice(f"label of {self.title}", name, labels)
+        return labels if classes is None else tuple(classes)
+
     def table_folder(self, spec: TableSpec) -> Path:
         """Folder that holds one of :attr:`tables`."""
         return self.root
-
-    def read_table(self, name: str) -> Table:
-        """Read one of :attr:`tables` by its file name.
-
-        Raises:
-            DataError: see :func:`~medvlp.datasets.tables.read_table`.
-        """
-        self.require_root()
-        kept = self._kept_tables
-        if kept is not None and name in kept:
-            table = kept[name]
-        else:
-            spec = self._spec(name)
-            table = read_table(self.table_folder(spec), spec, source=self.remedy)
-        if kept is not None:
-            kept[name] = table
-            table = replace(table, frame=table.frame.copy(), notes=list(table.notes), repeated=list(table.repeated))
-        return table
 
     def has_table(self, name: str) -> bool:
         """Whether the file of one of :attr:`tables` is there."""
         spec = self._spec(name)
         return spec.find(self.table_folder(spec)) is not None
 
+    def read_table(self, name: str, dropped: Dropped | None = None, item: str = "") -> Table:
+        """Read one of :attr:`tables` by its file name, and note repeated rows in ``dropped``, under the id ``item``.
+
+        Raises:
+            DataError: see :func:`~medvlp.datasets.tables.read_table`.
+        """
+        table = (self._kept_tables or {}).get(name)
+        if table is None:
+            spec = self._spec(name)
+            table = read_table(self.table_folder(spec), spec, source=self.remedy)
+        if self._kept_tables is not None:
+            self._kept_tables[name] = table
+            table = replace(table, frame=table.frame.copy(), notes=list(table.notes), repeated=list(table.repeated))
+        if dropped is not None:
+            dropped.repeated(table.repeated, "" if item else name, item)
+        return table
+
     def _spec(self, name: str) -> TableSpec:
         return next(s for s in self.tables if s.name == name)
-
-    def require_root(self) -> None:
-        """Raise a :class:`DataError` unless the folder exists."""
-        if not self.root.is_dir():
-            raise DataError(f"the {self.title} folder {self.root} does not exist; get it from {self.remedy}")
-
-    def require_task(self, task: str | None) -> None:
-        """Raise a :class:`ConfigError` unless the labels allow a task."""
-        if task is not None and task not in self.tasks:
-            raise ConfigError(f"{self.title} has no labels for {task}; it serves {', '.join(self.tasks)}")
 
     def files_of(self, names: Iterable[str], files: Mapping[str, str]) -> dict[str, str]:
         """:func:`~medvlp.datasets.folders.with_other_endings`, noted in :attr:`substituted` and told once."""
@@ -253,9 +258,8 @@ class Corpus(ABC):
         dropped.extend(items["id"][same], items["row"][same], f"repeats an earlier {kind}")
         first = items.drop_duplicates("id").set_index("id")["table"]
         for item in rows_of(items[later & ~same]):
-            other = first[item.id]
-            listed = f"also listed in {Path(other).name}"
-            reason = f"contradicts an earlier {kind}" if other == item.table else listed
+            listed = f"also listed in {Path(first[item.id]).name}"
+            reason = f"contradicts an earlier {kind}" if first[item.id] == item.table else listed
             self.broken(dropped, item.id, item.row, reason, item.table)
         return items[~later]
 
@@ -294,14 +298,44 @@ class Corpus(ABC):
         files: dict[str, str] = {}
         for pool in images["pool"].unique():
             folder = self.root / folders[pool]
-            there = image_files([folder])
-            if not there:
+            present = image_files([folder])
+            if not present:
                 raise DataError(f"{folder} is missing or holds no image; get the images from {self.remedy}")
-            files |= {f"{pool}/{name}": path for name, path in there.items()}
-        names = [f"{pool}/{name}" for pool, name in zip(images["pool"], images["image"], strict=True)]
+            files |= {f"{pool}/{name}": path for name, path in present.items()}
         tables = zip(images["table"], images["pool"], strict=True)
         where = [f"{table} (sought in {self.root / folders[pool]})" for table, pool in tables]
+        names = images["pool"] + "/" + images["image"]
         return self.on_disk(images, names, files, dropped, where).reset_index(drop=True)
+
+    def sound_rows(
+        self,
+        dropped: Dropped,
+        ids: pd.Series,
+        reasons: Mapping[str, Any],
+        where: str,
+        *,
+        whole: bool = False,
+        by_reason: bool = False,
+    ) -> pd.Series:
+        """Note or raise the rows of a table of which a reason holds; returns a mask of the others.
+
+        Args:
+            dropped: where they are noted, each with the first reason that holds.
+            ids: of all rows.
+            reasons: reason to a mask of the rows.
+            where: the table.
+            whole: an item with a broken row goes as a whole, and is noted once: half of its boxes are a wrong sample.
+            by_reason: in the order of the reasons and not of the rows.
+        """
+        reason = first_reason(reasons, ids.index)
+        wrong = ids[reason != ""]
+        if whole:
+            wrong = wrong[~wrong.duplicated() | (wrong == "")]
+        if by_reason:
+            rank = {text: number for number, text in enumerate(reasons)}
+            wrong = wrong[reason[wrong.index].map(rank).sort_values(kind="stable").index]
+        self.broken_rows(dropped, wrong, reason, where)
+        return ~ids.isin(set(wrong)) if whole else reason == ""
 
     def broken_rows(
         self, dropped: Dropped, ids: pd.Series, reason: str | pd.Series, where: Any, rows: Iterable[int] | None = None
@@ -313,16 +347,9 @@ class Corpus(ABC):
         """
         rows = list(ids.index if rows is None else rows)
         reasons = [reason] * len(ids) if isinstance(reason, str) else reason[ids.index]
-        places = [where] * len(ids) if isinstance(where, str) else where
-        for item, row, why, place in zip(ids, rows, reasons, places, strict=True):
-            self.broken(dropped, item, int(row), why, place)
-
-    def broken_by_reason(self, dropped: Dropped, ids: pd.Series, reasons: Mapping[str, Any], where: str) -> pd.Series:
-        """Note or raise the rows of which a reason (a mask for each) holds, reason by reason; returns which."""
-        first = first_reason(reasons, ids.index)
-        for reason in reasons:
-            self.broken_rows(dropped, ids[first == reason], reason, where)
-        return first != ""
+        sources = [where] * len(ids) if isinstance(where, str) else where
+        for item, row, text, source in zip(ids, rows, reasons, sources, strict=True):
+            self.broken(dropped, item, int(row), text, source)
 
     def broken(self, dropped: Dropped, item_id: str, row: int, reason: str, where: str) -> None:
         """Note a broken item, or raise it, as ``on_error`` says; no-op while listing.
@@ -337,9 +364,7 @@ class Corpus(ABC):
         Raises:
             UnreadableItemError: ``on_error`` is "raise".
         """
-        if dropped.listing:
-            return
-        if self.on_error == "raise":
+        if self.on_error == "raise" and not dropped.listing:
             raise UnreadableItemError(
                 f"{where}, row {row}, item {item_id}: {reason}; get the file again from {self.source}, or set on_error:"
                 " skip to leave it out",
@@ -388,6 +413,12 @@ class Corpus(ABC):
         """
         return self.split_input(self.records())
 
+    def listed(
+        self, columns: Mapping[str, Any], labels: pd.DataFrame | None = None, rows: np.ndarray | None = None
+    ) -> SplitInput:
+        """A :meth:`listing` from columns and labels as in :func:`~medvlp.datasets.base.make_table`."""
+        return self.split_input(Records(make_table(columns, labels), Dropped().frame(), rows=rows))
+
     def split_keys(self, records: Records) -> np.ndarray:
         """For each record the id of its image in :meth:`listing`, (N,) str."""
         return records.column("id")
@@ -405,13 +436,13 @@ class Corpus(ABC):
             part that are not among the records are left out.
         """
         keys = self.split_keys(records)
-        place = pd.Series(np.arange(len(part.records)), index=listing.ids[part.records]).reindex(keys).to_numpy()
-        found = np.flatnonzero(~np.isnan(place))
-        found = found[np.argsort(place[found], kind="stable")]
+        position = pd.Series(np.arange(len(part.records)), index=listing.ids[part.records]).reindex(keys).to_numpy()
+        chosen = np.flatnonzero(~np.isnan(position))
+        chosen = chosen[np.argsort(position[chosen], kind="stable")]
         if part.rows is None or records.rows is None:
-            return Part(found, None)
+            return Part(chosen, None)
         # the label rows of both are those of the table, in its order; rows of records that were left out go with them
-        return Part(found, part.rows[np.isin(records.rows[part.rows], found)])
+        return Part(chosen, part.rows[np.isin(records.rows[part.rows], chosen)])
 
     def split_input(self, records: Records) -> SplitInput:
         """Records as a split recipe may look at them.
@@ -424,17 +455,13 @@ class Corpus(ABC):
                 f"{int((records.rows < 0).sum())} label rows of {self.root} belong to images that were left out, which"
                 " would shift a split; make it from listing()"
             )
-        frame = records.table.select(list(records.label_names)).to_pandas()
-        ids = records.column("id")
-        patients = records.column("patient")
-        views = records.column("view")
-        upper = pd.Series(views, dtype=object).str.upper()
+        ids, patients, views = (records.column(name) for name in ("id", "patient", "view"))
         return SplitInput(
             ids=ids,
             patients=np.where(patients == "", ids, patients),
             pool=records.column("pool"),
             views=views,
-            frontal=~upper.isin(SIDE_VIEWS).to_numpy(),
-            labels=frame,
+            frontal=~pd.Series(views, dtype=object).str.upper().isin(SIDE_VIEWS).to_numpy(),
+            labels=records.table.select(list(records.label_names)).to_pandas(),
             rows=records.rows,
         )

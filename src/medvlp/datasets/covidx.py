@@ -91,8 +91,7 @@ class COVIDx(Corpus):
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Images in the order of the lists; see :meth:`Corpus.records`."""
-        self.require_task(task)
-        dropped = Dropped()
+        dropped = self.begin(task)
         lines = self._lines(pools, dropped)
         lines = self.pools_on_disk(lines.assign(image=lines["id"]), _FOLDERS, dropped)
         return self._records(lines, dropped)
@@ -102,23 +101,20 @@ class COVIDx(Corpus):
 
         Of a line that is not of the grammar the first word that names a file counts; its class is unknown.
         """
-        dropped = Dropped(listing=True)
+        dropped = self.begin(listing=True)
         return self.split_input(self._records(self._lines(None, dropped).assign(image=""), dropped))
 
     def _lines(self, pools: Sequence[str] | None, dropped: Dropped) -> pd.DataFrame:
         """The usable lines of the lists, one per file."""
-        self.require_root()
         parts = []
         for pool in _FOLDERS:
-            if pools is not None and pool not in pools:
-                continue
             path = self.list_path(pool)
-            if path is None and pool == "validate" and pools is None:
+            if pool not in pools if pools is not None else path is None and pool == "validate":
                 continue
             if path is None:
-                there = ", ".join(sorted(p.name for f in (self.root, self.root / "labels") for p in f.glob("*.txt")))
+                lists = ", ".join(sorted(p.name for f in (self.root, self.root / "labels") for p in f.glob("*.txt")))
                 raise DataError(
-                    f"{self.root} has no {pool} list of version {self.version}; it has {there or 'no list'}; get it"
+                    f"{self.root} has no {pool} list of version {self.version}; it has {lists or 'no list'}; get it"
                     f" from {self.remedy}, or set version to one that is there"
                 )
             parts.append(self._read_list(pool, path, dropped))

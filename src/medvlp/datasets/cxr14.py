@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import Dropped, OnError, make_table, rectangles, with_labels
+from medvlp.datasets.base import Dropped, OnError, grouped, make_table, rectangles, text_column, with_labels
 from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import image_files, read_headers
 from medvlp.datasets.tables import TableSpec, read_lines
@@ -113,18 +113,14 @@ class ChestXray14(Corpus):
     ) -> None:
         super().__init__(root, on_error=on_error)
         check_choice("labels_version", labels_version, get_args(LabelsVersion))
-        for name in classes or ():
-            check_choice(f"label of {self.title}", name, LABELS)
         self.labels_version = labels_version
-        self.classes = tuple(classes) if classes is not None else LABELS
+        self.classes = self.chosen_labels(classes, LABELS)
         self.views = tuple(v.upper() for v in views)
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Images, or (image, class) for "grounding", in the order of the label table; see :meth:`Corpus.records`."""
-        self.require_task(task)
-        self.require_root()
-        dropped = Dropped()
-        images = self._listed(dropped, pools)
+        dropped = self.begin(task)
+        images = self._images(dropped, pools)
         boxed = task in ("detection", "grounding")
         boxes = None
         if boxed or (task is None and self.has_table(_BOX_TABLE)):
@@ -144,10 +140,8 @@ class ChestXray14(Corpus):
 
     def listing(self) -> SplitInput:
         """Every image of the label table, whether its file is there or not; see :meth:`Corpus.listing`."""
-        self.require_root()
-        dropped = Dropped(listing=True)
-        images = self._listed(dropped, None).assign(image="")
-        return self.split_input(Records(self._table(images), dropped.frame()))
+        images = self._images(self.begin(listing=True), None).assign(image="")
+        return self.split_input(Records(self._table(images), Dropped().frame()))
 
     def split_keys(self, records: Records) -> np.ndarray:
         """Listed names of the image files, which several records for "grounding" share."""
@@ -156,7 +150,7 @@ class ChestXray14(Corpus):
 
     def after_split(self, table: pa.Table) -> pa.Table:
         """The chosen views and labels; records of a blank view stay."""
-        views = pd.Series(table.column("view").to_pylist(), dtype=object).str.upper()
+        views = pd.Series(text_column(table, "view")).str.upper()
         table = table.filter(pa.array(views.isin((*self.views, "")).to_numpy(dtype=bool)))
         return with_labels(table, self.classes)
 
@@ -173,59 +167,49 @@ class ChestXray14(Corpus):
             raise DataError(f"{self.root / ' or '.join(names)} is missing; get it from {self.remedy}")
         return name
 
-    def _listed(self, dropped: Dropped, pools: Sequence[str] | None) -> pd.DataFrame:
-        """Rows of the label table that can be used: id, patient, view, pool and the 15 labels; the index is the row.
+    def _images(self, dropped: Dropped, pools: Sequence[str] | None) -> pd.DataFrame:
+        """Rows of the label table that can be used: id, patient, study, view, pool and the 15 labels, by row.
 
         While listing all rows with an id, with NaN for labels that are broken.
         """
-        table = self.read_table(self.label_table)
-        dropped.repeated(table.repeated, item="repeated row")
-        frame = table.frame
-        found = frame["Finding Labels"].str.replace(r"\s*\|\s*", "|", regex=True).str.get_dummies("|")
-        unknown = found.columns.difference(list(LABELS))
-        labels = found.reindex(columns=list(LABELS), fill_value=0)
+        table = self.read_table(self.label_table, dropped, item="repeated row")
+        frame, ids = table.frame, table.frame["Image Index"]
+        findings = frame["Finding Labels"].str.replace(r"\s*\|\s*", "|", regex=True).str.get_dummies("|")
+        unknown = findings.columns.difference(list(LABELS))
+        labels = findings.reindex(columns=list(LABELS), fill_value=0).astype("float32")
         number = pd.to_numeric(frame["Patient ID"], errors="coerce")
         number = number.where(number.between(0, 99_999_999))  # eight digits in file names
         patient = number.fillna(-1).astype("int64").astype(str).str.zfill(8)
-        both = "No Finding beside a finding"
-        reasons = {
-            "blank id": frame["Image Index"] == "",
+        of_labels = {
             "blank label": frame["Finding Labels"] == "",
-            "unknown label": found[unknown].any(axis=1),
-            both: (labels[NO_FINDING] == 1) & (labels.sum(axis=1) > 1),
-            "Patient ID is no number": number.isna(),
-            "Patient ID is not that of the file name": frame["Image Index"].str[:8] != patient,
+            "unknown label": findings[unknown].any(axis=1),
+            "No Finding beside a finding": (labels[NO_FINDING] == 1) & (labels.sum(axis=1) > 1),
         }
-        wrong = self.broken_by_reason(dropped, frame["Image Index"], reasons, str(table.path))
-        pool = self._pools(set(frame["Image Index"]), dropped, required=pools is not None)
-        images = pd.DataFrame(
-            {
-                "id": frame["Image Index"],
-                "patient": patient,
-                "study": frame["Image Index"].map(lambda name: name.rpartition(".")[0]),
-                "view": frame["View Position"],
-                "pool": frame["Image Index"].map(pool).fillna(""),
-            }
-        )
-        labels = labels.astype("float32")
+        reasons = {
+            "blank id": ids == "",
+            **of_labels,
+            "Patient ID is no number": number.isna(),
+            "Patient ID is not that of the file name": ids.str[:8] != patient,
+        }
+        good = self.sound_rows(dropped, ids, reasons, str(table.path), by_reason=True)
+        pool = ids.map(self._pools(set(ids), dropped, required=pools is not None)).fillna("")
         if dropped.listing:
-            labels[reasons["blank label"] | reasons["unknown label"] | reasons[both]] = np.nan
-            images["patient"] = patient.where(number.notna(), "")
-            wrong = reasons["blank id"]
-        images = pd.concat([images, labels], axis=1)[~wrong]
+            labels[pd.DataFrame(of_labels).any(axis=1)] = np.nan
+            patient, good = patient.where(number.notna(), ""), ids != ""
+        study = ids.map(lambda name: name.rpartition(".")[0])
+        columns = {"id": ids, "patient": patient, "study": study, "view": frame["View Position"], "pool": pool}
+        images = pd.DataFrame(columns).join(labels)[good]
         return images if pools is None else images[images["pool"].isin(pools)]
 
     def _pools(self, known: set[str], dropped: Dropped, required: bool) -> dict[str, str]:
         """Image name to "train_val" or "test"; empty where neither list is there."""
         candidates = {n: (self.root / f, self.root / f"{f}.gz") for n, f in _LISTS.items()}
-        paths = {name: next((p for p in both if p.is_file()), None) for name, both in candidates.items()}
-        missing = [file for name, file in _LISTS.items() if paths[name] is None]
+        paths = {name: path for name, both in candidates.items() for path in both[::-1] if path.is_file()}
+        missing = [file for name, file in _LISTS.items() if name not in paths]
         if len(missing) == 1 or (missing and required):
             raise DataError(f"{self.root / missing[0]} (for the official split) is missing; get it from {self.remedy}")
         pool: dict[str, str] = {}
         for name, path in paths.items():
-            if path is None:
-                continue
             for row, image in enumerate(read_lines(path, f"get it from {self.remedy}")):
                 if not image:
                     continue
@@ -256,40 +240,38 @@ class ChestXray14(Corpus):
     def _box_rows(self, images: pd.DataFrame, dropped: Dropped, every: bool) -> tuple[pd.DataFrame, set[str]]:
         """Boxes (id, class, x0, y0, x1, y1) of the images, in the 1024 pixels of the release, and ids of broken ones.
 
-        Args:
-            images: of any pool, or of some of them.
-            dropped: where broken ones are noted.
-            every: whether ``images`` are all images, so that a box of another one is an error.
+        ``every`` says that ``images`` are all images, so that a box of another one is an error.
         """
-        table = self.read_table(_BOX_TABLE)
-        dropped.repeated(table.repeated, item="repeated row")
-        frame = table.frame
+        table = self.read_table(_BOX_TABLE, dropped, item="repeated row")
+        frame, ids = table.frame, table.frame["Image Index"]
         numbers = frame[_BOX_COLUMNS].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
         corners = np.hstack([numbers[:, :2], numbers[:, :2] + numbers[:, 2:]])
-        classes = frame["Finding Label"].replace("Infiltrate", "Infiltration")
-        known = frame["Image Index"].isin(images["id"])
+        index = (
+            frame["Finding Label"].replace("Infiltrate", "Infiltration").map({c: i for i, c in enumerate(BOX_CLASSES)})
+        )
+        known = ids.isin(images["id"])
         reasons = {
             "box with a value that is no number": ~np.isfinite(numbers).all(axis=1),
-            "unknown class": ~classes.isin(BOX_CLASSES),
+            "unknown class": index.isna(),
             "empty box": (numbers[:, 2:] <= 0).any(axis=1),
             "box outside the image": (corners[:, :2] < 0).any(axis=1) | (corners[:, 2:] > _BOX_SPACE).any(axis=1),
             f"not in {self.label_table}": ~known & every,
         }
-        wrong = self.broken_by_reason(dropped, frame["Image Index"], reasons, str(table.path))
+        good = self.sound_rows(dropped, ids, reasons, str(table.path), by_reason=True)
         boxes = pd.DataFrame(corners, columns=_CORNERS, index=frame.index)
-        boxes.insert(0, "id", frame["Image Index"])
-        boxes.insert(1, "class", classes.map({c: i for i, c in enumerate(BOX_CLASSES)}).fillna(-1).astype(int))
-        return boxes[~wrong & known], set(frame["Image Index"][wrong])
+        boxes.insert(0, "id", ids)
+        boxes.insert(1, "class", index.fillna(-1).astype(int))
+        return boxes[good & known], set(ids[~good])
 
     def _scaled(self, images: pd.DataFrame, boxes: pd.DataFrame, dropped: Dropped) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The boxes in pixels of the files, and the images but those whose size cannot be read."""
         boxed = images[images["id"].isin(boxes["id"])]
         headers = read_headers(boxed["image"].tolist())
-        unread = [not header.width or not header.height for header in headers]
+        unread = np.array([not header.width or not header.height for header in headers], dtype=bool)
         for row, header in zip(boxed.index[unread], np.array(headers, dtype=object)[unread], strict=True):
             self.broken(dropped, boxed["id"][row], row, header.problem or "unknown image size", boxed["image"][row])
         size = pd.DataFrame([(h.width, h.height) for h in headers], index=boxed["id"], columns=["w", "h"])
-        boxes = boxes[boxes["id"].isin(boxed["id"][~np.array(unread, dtype=bool)])]
+        boxes = boxes[boxes["id"].isin(boxed["id"][~unread])]
         scale = size.reindex(boxes["id"]).to_numpy(dtype=np.float64) / _BOX_SPACE
         boxes[_CORNERS] *= np.hstack([scale, scale])
         return images.drop(index=boxed.index[unread]), boxes
@@ -304,13 +286,7 @@ class ChestXray14(Corpus):
         if "text" in images:
             columns |= {"id": images["id"] + "_" + images["text"], "text": images["text"]}
             keys.append("class")
-        grouped = {key: rows for key, rows in boxes.groupby(keys)}
-        rows = [grouped.get(key, boxes[:0]) for key in images[keys].itertuples(index=False, name=None)]
-        corners = [of_record[_CORNERS].to_numpy().tolist() for of_record in rows]
-        return make_table(
-            columns,
-            labels,
-            boxes=corners,
-            box_labels=[of_record["class"].tolist() for of_record in rows],
-            shapes=[rectangles(record) for record in corners],
-        )
+        record = pd.MultiIndex.from_frame(images[keys]).get_indexer(pd.MultiIndex.from_frame(boxes[keys]))
+        corners = grouped(boxes[_CORNERS].to_numpy().tolist(), record, len(images))
+        numbers = grouped(boxes["class"], record, len(images))
+        return make_table(columns, labels, boxes=corners, box_labels=numbers, shapes=rectangles(corners))

@@ -6,8 +6,7 @@ reports root and then in the root, as files ``files/p10/p10000032/s50414267.txt`
 Releases 2.0.0 and 2.1.0 differ only in the table of the radiologist's labels of the test reports.
 """
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,18 +14,18 @@ import numpy as np
 import pandas as pd
 
 from medvlp.datasets.base import Dropped, OnError, make_table
-from medvlp.datasets.corpus import SIDE_VIEWS, Corpus, Records, Task, unusable
-from medvlp.datasets.folders import IMAGE_SUFFIXES
+from medvlp.datasets.corpus import SIDE_VIEWS, Records, Task
+from medvlp.datasets.folders import mimic_paths
 from medvlp.datasets.labels import LabelPolicy, apply_policy, select_classes
 from medvlp.datasets.mimic_reports import REPORTS_ZIP, Reports, read_sections
+from medvlp.datasets.reports import ReportCorpus
 from medvlp.datasets.tables import TableSpec, read_table, to_numbers
 from medvlp.errors import DataError, check_choice
-from medvlp.io.paths import folder_path
-from medvlp.io.reports import CLEANINGS, POLICIES, report_text
 from medvlp.splits import SplitInput
 
 Labels = Literal["chexpert", "negbio", "radiologist", "truth"]
 
+_SPLIT, _METADATA = "mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-metadata.csv"
 _POOLS = ("train", "validate", "test")
 _LABEL_TABLES: dict[str, str] = {
     "chexpert": "mimic-cxr-2.0.0-chexpert.csv",
@@ -36,7 +35,7 @@ _LABEL_TABLES: dict[str, str] = {
 _NO_LABELS = ("subject_id", "split", "dicom_id")  # columns of label tables that are none
 
 
-class MIMICCXR(Corpus):
+class MIMICCXR(ReportCorpus):
     """MIMIC-CXR-JPG 2.0.0 or 2.1.0 with the reports of MIMIC-CXR 2.0.0.
 
     Records are images, in the order of the split table, of the chosen views. For "pairs" (and where no task is named)
@@ -66,13 +65,13 @@ class MIMICCXR(Corpus):
     tasks = ("pairs", "classification")
     tables = (
         TableSpec(
-            "mimic-cxr-2.0.0-split.csv",
+            _SPLIT,
             ("dicom_id", "study_id", "subject_id", "split"),
             key=("dicom_id",),
             rows={377_110: "2.0.0 and 2.1.0"},
         ),
         TableSpec(
-            "mimic-cxr-2.0.0-metadata.csv",
+            _METADATA,
             ("dicom_id", "ViewPosition"),
             optional=("subject_id", "study_id", "Rows", "Columns"),
             key=("dicom_id",),
@@ -109,15 +108,16 @@ class MIMICCXR(Corpus):
         cache_dir: str | Path | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        super().__init__(root, on_error=on_error)
-        check_choice("report_policy", report_policy, POLICIES)
-        check_choice("cleaning", cleaning, CLEANINGS)
+        super().__init__(
+            root,
+            report_policy=report_policy,
+            cleaning=cleaning,
+            min_tokens=min_tokens,
+            reports_root=reports_root,
+            on_error=on_error,
+        )
         check_choice("labels", labels, (*_LABEL_TABLES, "truth", None))
-        self.reports_root = folder_path(reports_root) if reports_root is not None else None
         self.views = tuple(views)
-        self.report_policy = report_policy
-        self.cleaning = cleaning
-        self.min_tokens = min_tokens
         self.labels = labels
         self.label_policy = label_policy
         self.classes = classes
@@ -125,35 +125,28 @@ class MIMICCXR(Corpus):
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Images of the chosen views, in the order of the split table; see :meth:`Corpus.records`."""
-        self.require_task(task)
-        self.require_root()
-        if self.reports_root is not None and not self.reports_root.is_dir():
-            raise DataError(
-                f"the reports folder {self.reports_root} does not exist; download PhysioNet's MIMIC-CXR ({REPORTS_ZIP})"
-            )
-        dropped = Dropped()
+        dropped = self.begin(task)
+        self.require_reports(f"download PhysioNet's MIMIC-CXR ({REPORTS_ZIP})")
         images = self._listed_images(_POOLS if pools is None else pools, dropped)
-        columns = {}
+        texts = None
         if task != "classification":
             texts, images = self._texts(images, dropped)
+        columns = {
+            "id": images["dicom_id"],
+            "image": self._image_paths(images),
+            "patient": images["subject_id"],
+            "study": images["study_id"],
+            "view": images["view"],
+            "pool": images["split"],
+        }
+        if texts is not None:
             columns["text"] = images["study_id"].map(texts)
-        table = make_table(
-            {
-                "id": images["dicom_id"],
-                "image": self._image_paths(images),
-                **columns,
-                "patient": images["subject_id"],
-                "study": images["study_id"],
-                "view": images["view"],
-                "pool": images["split"],
-            },
-            None if self.labels is None else self._label_table().reindex(images["study_id"]),
-        )
-        return Records(table, dropped.frame())
+        labels = None if self.labels is None else self._label_table().reindex(images["study_id"])
+        return Records(make_table(columns, labels), dropped.frame())
 
     def released_sizes(self) -> dict[str, tuple[int, int]]:
         """Rows and Columns of the metadata table, where it has them."""
-        meta = self.read_table("mimic-cxr-2.0.0-metadata.csv").frame
+        meta = self.read_table(_METADATA).frame
         if "Rows" not in meta or "Columns" not in meta:
             return {}
         sizes = meta[["Rows", "Columns"]].apply(pd.to_numeric, errors="coerce").set_index(meta["dicom_id"])
@@ -162,8 +155,8 @@ class MIMICCXR(Corpus):
 
     def listing(self) -> SplitInput:
         """All images of the split table, of any view, with or without a usable report."""
-        splits = self.read_table("mimic-cxr-2.0.0-split.csv").frame
-        meta = self.read_table("mimic-cxr-2.0.0-metadata.csv").frame.set_index("dicom_id")["ViewPosition"]
+        splits = self.read_table(_SPLIT).frame
+        meta = self.read_table(_METADATA).frame.set_index("dicom_id")["ViewPosition"]
         view = splits["dicom_id"].map(meta).fillna("").str.upper().to_numpy(dtype=object)
         return SplitInput(
             ids=splits["dicom_id"].to_numpy(dtype=object),
@@ -176,7 +169,7 @@ class MIMICCXR(Corpus):
 
     def _listed_images(self, pools: Sequence[str], dropped: Dropped) -> pd.DataFrame:
         """Images of released parts in the chosen views: dicom_id, subject_id, study_id, split, view; index = row."""
-        splits = self.read_table("mimic-cxr-2.0.0-split.csv").frame
+        splits = self.read_table(_SPLIT).frame
         known = set(splits["split"])
         if unknown := known - set(_POOLS):
             row = int(splits.index[~splits["split"].isin(_POOLS)][0])
@@ -190,15 +183,11 @@ class MIMICCXR(Corpus):
                 f" {', '.join(sorted(known))}"
             )
         splits = splits[splits["split"].isin(pools)]
-        for name in ("dicom_id", "subject_id", "study_id"):
-            blank = splits[name] == ""
-            self.broken_rows(dropped, splits["dicom_id"][blank], f"blank {name}", str(self.root))
-            splits = splits[~blank]
-        meta = self.read_table("mimic-cxr-2.0.0-metadata.csv").frame
-        splits = splits.assign(view=splits["dicom_id"].map(meta.set_index("dicom_id")["ViewPosition"]))
-        absent = splits["view"].isna()
-        self.broken_rows(dropped, splits["dicom_id"][absent], "not in the metadata table", str(self.root))
-        splits = splits[~absent]
+        meta = self.read_table(_METADATA).frame.set_index("dicom_id")
+        splits = splits.assign(view=splits["dicom_id"].map(meta["ViewPosition"]))
+        reasons = {f"blank {name}": splits[name] == "" for name in ("dicom_id", "subject_id", "study_id")}
+        reasons["not in the metadata table"] = splits["view"].isna()
+        splits = splits[self.sound_rows(dropped, splits["dicom_id"], reasons, str(self.root), by_reason=True)]
         chosen = {"" if v in ("", "unknown") else v.upper() for v in self.views}
         upper = splits["view"].str.upper()
         keep = upper.isin(chosen)
@@ -210,35 +199,26 @@ class MIMICCXR(Corpus):
     def _texts(self, images: pd.DataFrame, dropped: Dropped) -> tuple[dict[str, str], pd.DataFrame]:
         """Text by study, and the images whose study has one."""
         roots = [self.root] if self.reports_root is None else [self.reports_root, self.root]
+        where = " or ".join(map(str, roots))
         studies = images.drop_duplicates("study_id")[["subject_id", "study_id"]]
         parsed = read_sections(Reports(roots), studies, self.cache_dir)
         if len(parsed) and all(problem == "missing report file" for problem, _ in parsed.values()):
             raise DataError(
-                f"no report of the listed studies lies under {' or '.join(map(str, roots))}; download {REPORTS_ZIP}"
+                f"no report of the listed studies lies under {where}; download {REPORTS_ZIP}"
                 " from PhysioNet's MIMIC-CXR into that folder, or set reports_root"
             )
-        texts, reasons, broken = {}, {}, set()
+        texts, reasons = {}, {}
         for study, (problem, sections) in parsed.items():
-            if sections is None:
-                reasons[study] = problem
-                broken.add(problem)
-                continue
-            text = report_text(sections, self.report_policy, self.cleaning)
-            sought = "impression or findings" if self.report_policy == "both" else f"{self.report_policy} text"
-            if reason := unusable(text, self.min_tokens, sought):
-                reasons[study] = reason
-            else:
-                texts[study] = text
-        reason_of = images["study_id"].map(reasons)
-        left_out = reason_of.notna()
-        where = " or ".join(map(str, roots))
-        skipped = images[left_out].assign(reason=reason_of[left_out])
-        for row, dicom, study, reason in skipped[["dicom_id", "study_id", "reason"]].itertuples(name=None):
-            if reason in broken:
+            texts[study], reasons[study] = ("", problem) if sections is None else self.text_of(sections)
+        images = images.assign(reason=images["study_id"].map(reasons))
+        usable = images["reason"] == ""
+        skipped = images.loc[~usable, ["dicom_id", "study_id", "reason"]]
+        for row, dicom, study, reason in skipped.itertuples(name=None):
+            if parsed[study][1] is None:
                 self.broken(dropped, dicom, row, reason, f"report of study s{study} under {where}")
             else:
                 dropped.add(dicom, row, reason)
-        return texts, images[~left_out]
+        return texts, images[usable]
 
     def _label_table(self) -> pd.DataFrame:
         """Labels by study id: 1, 0, −1, NaN."""
@@ -267,19 +247,7 @@ class MIMICCXR(Corpus):
         return apply_policy(labels, self.label_policy)
 
     def _image_paths(self, images: pd.DataFrame) -> list[str]:
-        """Nested as released, or flat: all images in one folder, as some mirrors have them."""
-
-        def layout(nested: bool, folder: Path, ending: str) -> Callable[[str, str, str], str]:
-            if nested:
-                return lambda p, s, d: str(folder / f"p{p[:2]}" / f"p{p}" / f"s{s}" / f"{d}{ending}")
-            return lambda p, s, d: str(folder / f"{d}{ending}")
-
-        endings = sorted(IMAGE_SUFFIXES, key=".jpg".__ne__)  # the released one first
-        folders = (self.root / "files", self.root)
-        layouts = [layout(nested, f, e) for e in endings for nested in (True, False) for f in folders]
         keys = list(zip(images["subject_id"], images["study_id"], images["dicom_id"], strict=True))
-        # the first images decide: asking for each of 377,110 files in four places takes minutes on a network disk
-        path_of = next((f for f in layouts if any(os.path.isfile(f(*k)) for k in keys[:20])), layouts[0])
-        paths = [path_of(*k) for k in keys]
+        paths = mimic_paths(self.root, [f"files/p{p[:2]}/p{p}/s{s}/{d}.jpg" for p, s, d in keys])
         self.substitute({f"{k[2]}.jpg": path for k, path in zip(keys, paths, strict=True) if not path.endswith(".jpg")})
         return paths

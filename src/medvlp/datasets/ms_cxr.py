@@ -9,7 +9,7 @@ annotations.
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import Dropped, OnError, make_table, rectangles
+from medvlp.datasets.base import Dropped, OnError, grouped, make_table, rectangles
 from medvlp.datasets.corpus import Corpus, Records, Task
-from medvlp.datasets.folders import IMAGE_SUFFIXES, read_headers
+from medvlp.datasets.folders import mimic_paths, read_headers
 from medvlp.datasets.tables import TableSpec, relative_path, rows_of
 from medvlp.errors import DataError, check_choice
 from medvlp.io.paths import folder_path
@@ -43,6 +43,7 @@ _STEMS = ("MS_CXR_Local_Alignment_v1.1.0", "MS_CXR_Local_Alignment_v1.0.0")
 _TEXTS = ["dicom_id", "category_name", "label_text", "path"]
 _BOX = ["x", "y", "w", "h"]
 _SIZE = ["image_width", "image_height"]
+_CORNERS = ["x0", "y0", "x1", "y1"]
 _POOLS = {"val": "validate", "valid": "validate"}
 _PATH = re.compile(r"(?:^|/)p\d\d/p(\d+)/s(\d+)/([^/]+)\.\w+$")
 
@@ -116,11 +117,9 @@ class MSCXR(Corpus):
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Phrases on images, or images, in the order of their first appearance; see :meth:`Corpus.records`."""
-        self.require_task(task)
-        self.require_root()
+        dropped = self.begin(task)
         if not self.mimic_root.is_dir():
             raise DataError(f"mimic_root {self.mimic_root} does not exist; get MIMIC-CXR-JPG from PhysioNet")
-        dropped = Dropped()
         keys = ["dicom_id"] if task in ("detection", "classification") else ["dicom_id", "label_text"]
         rows = self._checked(self._read(dropped), keys, dropped, self.annotation_path)
         if pools is not None:
@@ -130,16 +129,14 @@ class MSCXR(Corpus):
 
     def listing(self) -> SplitInput:
         """Every image of the table, once, whether its file is there or not; see :meth:`Corpus.listing`."""
-        self.require_root()
-        rows = self._read(Dropped(listing=True))
+        rows = self._read(self.begin(listing=True))
         rows = rows[rows["dicom_id"] != ""]
         findings = pd.DataFrame({name: rows["category_name"] == name for name in CATEGORIES}).groupby(rows["dicom_id"])
         # a column split that contradicts itself is broken, for the records to say
         first = rows[["dicom_id", "path", "split"]].replace("", None).groupby("dicom_id", sort=False).first()
         patient = first["path"].fillna("").map(relative_path).str.extract(_PATH)[0]
         columns = {"id": first.index, "patient": patient, "pool": first["split"]}
-        table = make_table(columns, findings.any().reindex(first.index).astype("float32"))
-        return self.split_input(Records(table, Dropped().frame()))
+        return self.listed(columns, findings.any().reindex(first.index).astype("float32"))
 
     def split_keys(self, records: Records) -> np.ndarray:
         """DICOM ids, which the phrases of an image share."""
@@ -197,56 +194,50 @@ class MSCXR(Corpus):
         x, y, w, h, width, height = (numbers[name] for name in (*_BOX, *_SIZE))
         relative = rows["path"].map(relative_path)
         parts = relative.str.extract(_PATH)
-        sizes = numbers[_SIZE].groupby(rows["dicom_id"])
-        finite = np.isfinite(numbers.to_numpy()).all(axis=1)
+        ids = rows["dicom_id"]
+        sizes = numbers[_SIZE].groupby(ids)
         two_sizes = (sizes.transform("min") != sizes.transform("max")).any(axis=1)
-        two_paths = relative.groupby(rows["dicom_id"]).transform("nunique") > 1
-        two_splits = rows["split"].groupby(rows["dicom_id"]).transform("nunique") > 1
         reasons = {
-            "blank id": rows["dicom_id"] == "",
+            "blank id": ids == "",
             "blank phrase": rows["label_text"] == "",
             "unknown class": ~rows["category_name"].isin(CATEGORIES),
             "path leads out of the corpus": (relative == "") & (rows["path"] != ""),
             "path is not files/p../p../s../image": parts[0].isna(),
-            "path names another image": parts[2] != rows["dicom_id"],
-            "box or image size that is no number": ~finite,
+            "path names another image": parts[2] != ids,
+            "box or image size that is no number": ~np.isfinite(numbers.to_numpy()).all(axis=1),
             "two rows of one image differ in the image size": two_sizes,
             "empty box": (w <= 0) | (h <= 0),
             "box outside the image": (x < 0) | (y < 0) | (x + w > width) | (y + h > height),
-            "two rows of one image differ in the path": two_paths,
-            "two rows of one image differ in the split": two_splits,
+            "two rows of one image differ in the path": relative.groupby(ids).transform("nunique") > 1,
+            "two rows of one image differ in the split": rows["split"].groupby(ids).transform("nunique") > 1,
         }
         if "two_sizes" in rows:
             reasons["image and annotation differ in the image size"] = rows["two_sizes"]
-        wrong = self.broken_by_reason(dropped, rows["dicom_id"], reasons, str(path))
+        good = self.sound_rows(dropped, ids, reasons, str(path), by_reason=True)
         rows = rows.assign(relative=relative, patient=parts[0], study=parts[1], **dict(numbers.items()))
         # numbered before any is left out, so that the id of a phrase does not depend on the others
-        phrases = rows[["dicom_id", "label_text"]].drop_duplicates()
-        number = phrases.groupby("dicom_id").cumcount() + 1
-        same = pd.MultiIndex.from_frame(phrases).get_indexer(pd.MultiIndex.from_frame(rows[["dicom_id", "label_text"]]))
-        rows["nth"] = number.to_numpy()[same]
+        rows["nth"] = rows.groupby("dicom_id")["label_text"].transform(lambda texts: pd.factorize(texts)[0] + 1)
         # a phrase that lost a box, or an image that lost a phrase, would be annotated wrongly
         units = pd.MultiIndex.from_frame(rows[keys])
-        lost = units.isin(units[wrong.to_numpy()])
+        lost = units.isin(units[~good])
         # nobody knows to which phrase of the image such a row belongs, nor, where they disagree, to which of two images
-        strayed = (rows["dicom_id"] == "") | (rows["label_text"] == "") | (parts[2] != rows["dicom_id"])
-        lost |= rows["dicom_id"].isin({*rows["dicom_id"][strayed], *parts[2][strayed].dropna()}).to_numpy()
-        others = rows[lost & ~wrong]
+        strayed = (ids == "") | (rows["label_text"] == "") | (parts[2] != ids)
+        lost |= ids.isin({*ids[strayed], *parts[2][strayed].dropna()}).to_numpy()
+        others = rows[lost & good]
         dropped.extend(others["dicom_id"], others["row"], "another row of the record is broken", broken=True)
         return rows[~lost]
 
     def _on_disk(self, rows: pd.DataFrame, dropped: Dropped, path: Path) -> pd.DataFrame:
         """The rows whose image is there, with its path and the boxes in its pixels."""
         images = rows.drop_duplicates("dicom_id")
-        place = self._layout(images)
-        files = [os.path.abspath(place(cell)) for cell in images["relative"]]
+        files = [os.path.abspath(file) for file in mimic_paths(self.mimic_root, images["relative"].tolist())]
         listed = dict(zip(images["relative"], files, strict=True))
         self.substitute({n: f for n, f in listed.items() if os.path.splitext(n)[1] != os.path.splitext(f)[1]})
-        headers = read_headers(files)
         wrong = []
         scales: dict[str, tuple[float, float]] = {}
-        for image, file, header in zip(rows_of(images), files, headers, strict=True):
+        for image, file, header in zip(rows_of(images), files, read_headers(files), strict=True):
             scale = (header.width / image.image_width, header.height / image.image_height)
+            scales[image.dicom_id] = scale
             problem = ""
             if not header.width or not header.height:
                 problem = header.problem or "unknown image size"
@@ -254,34 +245,14 @@ class MSCXR(Corpus):
             elif abs(scale[0] - scale[1]) > max(scale) / min(header.width, header.height):
                 problem = f"the file has {header.width} x {header.height} pixels, another shape than the table says"
             if problem:
-                where = f"{path} (image {file})"
                 problem = "missing image file" if problem.startswith("missing file") else problem
-                self.broken(dropped, image.dicom_id, int(image.row), problem, where)
+                self.broken(dropped, image.dicom_id, int(image.row), problem, f"{path} (image {file})")
                 wrong.append(image.dicom_id)
-            scales[image.dicom_id] = scale
-        paths = dict(zip(images["dicom_id"], files, strict=True))
         rows = rows[~rows["dicom_id"].isin(wrong)]
         scale_xy = np.array([scales[i] for i in rows["dicom_id"]]).reshape(-1, 2)
-        x, y, w, h = (rows[name].to_numpy() for name in _BOX)
-        return rows.assign(
-            image=rows["dicom_id"].map(paths),
-            x0=x * scale_xy[:, 0],
-            y0=y * scale_xy[:, 1],
-            x1=(x + w) * scale_xy[:, 0],
-            y1=(y + h) * scale_xy[:, 1],
-        )
-
-    def _layout(self, images: pd.DataFrame) -> Callable[[str], Path]:
-        """Where the images lie: as released, without the folder ``files``, or all in one folder."""
-        root = self.mimic_root
-        places: tuple[Callable[[str], Path], ...] = (
-            lambda cell: root / cell,
-            lambda cell: root / cell.removeprefix("files/"),
-            lambda cell: root / "files" / cell.rpartition("/")[2],
-        )
-        layouts = [*places, *(_ended(place, suffix) for suffix in IMAGE_SUFFIXES for place in places)]
-        first = images["relative"].head(20)
-        return next((f for f in layouts if any(f(cell).is_file() for cell in first)), places[0])
+        low = rows[_BOX[:2]].to_numpy()
+        corners = np.hstack([low * scale_xy, (low + rows[_BOX[2:]].to_numpy()) * scale_xy])
+        return rows.assign(image=rows["relative"].map(listed), **dict(zip(_CORNERS, corners.T, strict=True)))
 
     @staticmethod
     def _table(rows: pd.DataFrame, keys: list[str], task: str | None) -> pa.Table:
@@ -290,12 +261,6 @@ class MSCXR(Corpus):
         category = rows["category_name"].map({name: i for i, name in enumerate(CATEGORIES)}).to_numpy(dtype=np.int64)
         labels = np.zeros((len(units), len(CATEGORIES)), dtype=np.float32)
         labels[number, category] = 1
-        boxes: list[list[list[float]]] = [[] for _ in range(len(units))]
-        classes: list[list[int]] = [[] for _ in range(len(units))]
-        corners = rows[["x0", "y0", "x1", "y1"]].to_numpy().tolist()
-        for unit, box, index in zip(number, corners, category, strict=True):
-            boxes[unit].append(box)
-            classes[unit].append(int(index))
         columns: dict[str, Any] = {
             "id": units["dicom_id"],
             "image": units["image"],
@@ -308,10 +273,6 @@ class MSCXR(Corpus):
         frame = pd.DataFrame(labels, columns=list(CATEGORIES))
         if task in ("classification", "pairs"):
             return make_table(columns, frame)
-        shapes = [rectangles(record) for record in boxes]
-        return make_table(columns, frame, boxes=boxes, box_labels=classes, shapes=shapes)
-
-
-def _ended(place: Callable[[str], Path], suffix: str) -> Callable[[str], Path]:
-    """The same place for files of another ending."""
-    return lambda cell: place(cell).with_suffix(suffix)
+        boxes = grouped(rows[_CORNERS].to_numpy().tolist(), number, len(units))
+        classes = grouped(category, number, len(units))
+        return make_table(columns, frame, boxes=boxes, box_labels=classes, shapes=rectangles(boxes))

@@ -15,7 +15,7 @@ import pandas as pd
 from medvlp.datasets.base import Dropped, OnError, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import read_headers
-from medvlp.datasets.tables import TableSpec, first_reason, relative_path, rows_of
+from medvlp.datasets.tables import TableSpec, relative_path, rows_of
 from medvlp.errors import DataError, check_choice
 from medvlp.io.shapes import bounds, check, parse_object_cxr
 from medvlp.splits import SplitInput
@@ -67,16 +67,13 @@ class ObjectCXR(Corpus):
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Images in the order of the tables; see :meth:`Corpus.records`."""
-        self.require_task(task)
-        dropped = Dropped()
-        rows = self._rows(pools, dropped)
-        rows = self.pools_on_disk(rows, {pool: pool for pool in POOLS}, dropped)
-        rows = self._checked(self._parsed(rows, dropped), dropped)
-        return self._records(rows, dropped, task)
+        dropped = self.begin(task)
+        rows = self.pools_on_disk(self._rows(pools, dropped), {pool: pool for pool in POOLS}, dropped)
+        return self._records(self._checked(self._parsed(rows, dropped), dropped), dropped, task)
 
     def listing(self) -> SplitInput:
         """Every image of the tables, whether its file is there or not; see :meth:`Corpus.listing`."""
-        dropped = Dropped(listing=True)
+        dropped = self.begin(listing=True)
         rows = self._rows(None, dropped)
         rows["shapes"] = [[annotation] if annotation else [] for annotation in rows["annotation"]]
         return self.split_input(self._records(rows, dropped, "classification"))
@@ -93,7 +90,6 @@ class ObjectCXR(Corpus):
 
     def _rows(self, pools: Sequence[str] | None, dropped: Dropped) -> pd.DataFrame:
         """Columns id (file name without its ending), image (file name), pool, table, row, annotation, one per image."""
-        self.require_root()
         # the first release has no test.csv
         read = [p for p in POOLS if (p in pools if pools is not None else p != "test" or self.has_table("test.csv"))]
         if not read:
@@ -103,16 +99,15 @@ class ObjectCXR(Corpus):
 
     def _part(self, pool: str, dropped: Dropped) -> pd.DataFrame:
         table = self.read_table(f"{pool}.csv")
-        frame = table.frame
-        names = frame["image_name"].map(lambda cell: relative_path(cell).rpartition("/")[2]).astype(object)
+        names = table.frame["image_name"].map(lambda cell: relative_path(cell).rpartition("/")[2]).astype(object)
         ids = names.map(lambda name: name.rpartition(".")[0]).astype(object)
-        blank = frame["image_name"] == ""
+        blank = table.frame["image_name"] == ""
         reasons = {"blank image name": blank, "no image file name inside the corpus": (ids == "") & ~blank}
-        self.broken_rows(dropped, ids[ids == ""], first_reason(reasons, frame.index), str(table.path))
+        self.sound_rows(dropped, ids, reasons, str(table.path))
         if dropped.listing:  # a listing counts every row with a name
-            ids = ids.where(ids != "", frame["image_name"])
-        columns = {"id": ids, "image": names, "pool": pool, "table": str(table.path), "row": frame.index}
-        return pd.DataFrame(columns | {"annotation": frame["annotation"]})[ids != ""]
+            ids = ids.where(ids != "", table.frame["image_name"])
+        columns = {"id": ids, "image": names, "pool": pool, "table": str(table.path), "row": table.frame.index}
+        return pd.DataFrame(columns | {"annotation": table.frame["annotation"]})[ids != ""]
 
     def _parsed(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
         """The rows with their shapes; those that are not of the grammar are broken."""
@@ -131,14 +126,13 @@ class ObjectCXR(Corpus):
         annotated = rows[rows["shapes"].str.len() > 0]
         wrong = []
         for row, header in zip(rows_of(annotated), read_headers(annotated["image"].tolist()), strict=True):
-            if not header.width or not header.height:
-                self.broken(dropped, row.id, row.row, header.problem or "unknown image size", row.image)
-                wrong.append(row.Index)
-                continue
-            problems = (check(shape, header.height, header.width) for shape in row.shapes)
-            number, problem = next(((n, p) for n, p in enumerate(problems, 1) if p), (0, ""))
-            if problem:
-                size = f"{header.width} x {header.height} pixels"
-                self.broken(dropped, row.id, row.row, f"object {number}: {problem} ({size})", row.table)
-                wrong.append(row.Index)
+            reason, where = header.problem or "unknown image size", row.image
+            if header.width and header.height:
+                problems = (check(shape, header.height, header.width) for shape in row.shapes)
+                number, problem = next(((n, p) for n, p in enumerate(problems, 1) if p), (0, ""))
+                reason, where = f"object {number}: {problem} ({header.width} x {header.height} pixels)", row.table
+                if not problem:
+                    continue
+            self.broken(dropped, row.id, row.row, reason, where)
+            wrong.append(row.Index)
         return rows.drop(index=wrong).reset_index(drop=True)

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import Dropped, OnError, make_table, with_labels
-from medvlp.datasets.corpus import Corpus, Records, Task, unusable
+from medvlp.datasets.base import Dropped, OnError, make_table, text_column, with_labels
+from medvlp.datasets.corpus import Records, Task
 from medvlp.datasets.folders import IMAGE_SUFFIXES, image_files
 from medvlp.datasets.open_i_reports import LABELS, OpenIReport, parse, report_files
+from medvlp.datasets.reports import ReportCorpus
 from medvlp.datasets.tables import TableSpec
-from medvlp.errors import DataError, check_choice
-from medvlp.io.reports import CLEANINGS, report_text
+from medvlp.errors import DataError
 from medvlp.splits import SplitInput
 
 ReportPolicy = Literal["both", "findings", "impression", "longest", "all"]
@@ -31,7 +31,7 @@ _PROJECTIONS = "indiana_projections.csv"
 _IMAGE_FOLDERS = ("NLMCXR_png", "images", "images/images_normalized")
 
 
-class OpenI(Corpus):
+class OpenI(ReportCorpus):
     """Open-I, the Indiana University collection.
 
     Records are images, by report number and then in the order of the report. The report number stands for the
@@ -67,6 +67,8 @@ class OpenI(Corpus):
         ),
     )
     image_folders = ("NLMCXR_png", "images")
+    policies = get_args(ReportPolicy)
+    either = ("both", "longest", "all")
 
     def __init__(
         self,
@@ -79,24 +81,15 @@ class OpenI(Corpus):
         classes: Sequence[str] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        super().__init__(root, on_error=on_error)
-        check_choice("report_policy", report_policy, get_args(ReportPolicy))
-        check_choice("cleaning", cleaning, CLEANINGS)
-        for name in classes or ():
-            check_choice(f"label of {self.title}", name, LABELS)
+        super().__init__(root, report_policy=report_policy, cleaning=cleaning, min_tokens=min_tokens, on_error=on_error)
         self.views = tuple("" if v.lower() in ("", "unknown") else v.lower() for v in views)
-        self.report_policy = report_policy
-        self.cleaning = cleaning
-        self.min_tokens = min_tokens
-        self.classes = tuple(classes) if classes is not None else LABELS
+        self.classes = self.chosen_labels(classes, LABELS)
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Images by report number; see :meth:`Corpus.records`. There are no released parts, so give no ``pools``."""
-        self.require_task(task)
-        self.require_root()
+        dropped = self.begin(task)
         if pools is not None and tuple(pools) != ("",):
             raise DataError(f"{self.title} is released in one part, not in {', '.join(pools)}; leave the pools out")
-        dropped = Dropped()
         images, reports = self._listed(dropped)
         images = self._on_disk(images, dropped)
         texts: dict[int, str] = {}
@@ -106,8 +99,7 @@ class OpenI(Corpus):
 
     def listing(self) -> SplitInput:
         """Every image that a report names, whether it has a file and a text or not; see :meth:`Corpus.listing`."""
-        self.require_root()
-        dropped = Dropped(listing=True)
+        dropped = self.begin(listing=True)
         images, reports = self._listed(dropped)
         return self.split_input(self._records(images.assign(image=""), reports, {}, "classification", dropped))
 
@@ -135,7 +127,7 @@ class OpenI(Corpus):
 
     def after_split(self, table: pa.Table) -> pa.Table:
         """The chosen views and labels."""
-        views = pd.Series(table.column("view").to_pylist(), dtype=object).str.lower()
+        views = pd.Series(text_column(table, "view")).str.lower()
         table = table.filter(pa.array(views.isin(self.views).to_numpy(dtype=bool)))
         return with_labels(table, self.classes)
 
@@ -189,20 +181,15 @@ class OpenI(Corpus):
         texts, reasons = {}, {}
         for number in images["number"].unique():
             sections = reports[number].sections
+            texts[number], reasons[number] = self.text_of(sections)
             # "all" keeps indication and comparison, which alone say nothing about the image
-            usable = self.report_policy != "all" or sections.findings or sections.impression
-            text = report_text(sections, self.report_policy, self.cleaning) if usable else ""
-            either = self.report_policy in ("both", "longest", "all")
-            sought = "impression or findings" if either else f"{self.report_policy} text"
-            if reason := unusable(text, self.min_tokens, sought):
-                reasons[number] = reason
-            else:
-                texts[number] = text
-        why = images["number"].map(reasons)
-        for reason in sorted(set(reasons.values())):
-            of_reason = images[why == reason]
+            if self.report_policy == "all" and not (sections.findings or sections.impression):
+                texts[number], reasons[number] = "", "no impression or findings"
+        reason_of = images["number"].map(reasons)
+        for reason in sorted({*reasons.values()} - {""}):
+            of_reason = images[reason_of == reason]
             dropped.extend(of_reason["id"], of_reason["row"], reason)
-        return texts, images[why.isna()]
+        return texts, images[reason_of == ""]
 
     def _projections(self, known: set[str], dropped: Dropped) -> dict[str, str]:
         """Image id to Frontal or Lateral; empty without the table."""
@@ -210,9 +197,9 @@ class OpenI(Corpus):
             return {}
         table = self.read_table(_PROJECTIONS)
         names, view = table.frame["filename"], table.frame["projection"].str.lower()
-        unknown = ~view.isin(("frontal", "lateral"))
-        self.broken_rows(dropped, names[unknown], "projection is neither Frontal nor Lateral", str(table.path))
-        return {_image_id(n, known): v.capitalize() for n, v in zip(names[~unknown], view[~unknown], strict=True)}
+        reasons = {"projection is neither Frontal nor Lateral": ~view.isin(("frontal", "lateral"))}
+        good = self.sound_rows(dropped, names, reasons, str(table.path))
+        return {_image_id(n, known): v.capitalize() for n, v in zip(names[good], view[good], strict=True)}
 
 
 def _image_id(name: str, known: set[str]) -> str:

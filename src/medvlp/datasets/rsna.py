@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import Dropped, OnError, make_table, rectangles, with_labels
+from medvlp.datasets.base import Dropped, OnError, grouped, make_table, rectangles, with_labels
 from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import common_size, image_files
-from medvlp.datasets.tables import TableSpec, first_reason, read_lines, read_table
-from medvlp.errors import ConfigError, DataError, check_choice
+from medvlp.datasets.tables import TableSpec, read_lines, read_table
+from medvlp.errors import DataError
 from medvlp.splits import SplitInput
 
 PNEUMONIA = "Pneumonia"
@@ -96,24 +96,18 @@ class RSNAPneumonia(Corpus):
         on_error: OnError = "raise",
     ) -> None:
         super().__init__(root, on_error=on_error)
-        if not classes:
-            raise ConfigError(f"classes is empty; name some of {', '.join(_ALL_CLASSES)}")
-        for name in classes:
-            check_choice(f"class of {self.title}", name, _ALL_CLASSES)
-        self.classes = tuple(classes)
+        self.classes = self.chosen_labels(classes, _ALL_CLASSES, required=True)
         self.test_labels = Path(test_labels) if test_labels is not None else None
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Images with their boxes; see :meth:`Corpus.records`."""
-        self.require_task(task)
-        self.require_root()
-        dropped = Dropped()
-        parts = []
+        dropped = self.begin(task)
+        parts = [_no_images()]
         if pools is None or "train" in pools:
-            parts.append(self._train(task, dropped))
+            parts = [self._train(task, dropped)]
         if pools is None or "test" in pools:
             parts.append(self._test(task, dropped, required=pools is not None))
-        images = pd.concat(parts, ignore_index=True) if parts else _no_images()
+        images = pd.concat(parts, ignore_index=True)
         columns: dict[str, Any] = {c: images[c] for c in ("id", "image", "pool")} | {"patient": images["id"]}
         if task == "grounding":
             columns["text"] = [PNEUMONIA] * len(images)
@@ -124,7 +118,7 @@ class RSNAPneumonia(Corpus):
             images[[c for c in _ALL_CLASSES if c in images.columns]],
             boxes=boxes if with_boxes else None,
             box_labels=[[0] * len(b) for b in boxes] if with_boxes else None,
-            shapes=[rectangles(b) for b in boxes] if task in (None, "segmentation", "grounding") else None,
+            shapes=rectangles(boxes) if task in (None, "segmentation", "grounding") else None,
         )
         return Records(table, dropped.frame(), box_names=(PNEUMONIA,) if with_boxes else ())
 
@@ -134,9 +128,9 @@ class RSNAPneumonia(Corpus):
         No label table lists the test images. They are those of ``stage_2_sample_submission.csv`` or, without it, those
         in their folder.
         """
-        self.require_root()
+        dropped = self.begin(listing=True)
         train = _targets(self.read_table(_LABELS).frame).assign(pool="train")
-        listed, _ = self._listed_test(self._files(self.root / _TEST), Dropped(listing=True))
+        listed, _ = self._listed_test(self._files(self.root / _TEST), dropped)
         ids = sorted(set(listed["patientId"]) - {""})
         targets = pd.Series(dtype=np.float32)
         if self.test_labels is not None:
@@ -145,7 +139,7 @@ class RSNAPneumonia(Corpus):
         # an image in both tables is a training image
         images = pd.concat([train, test], ignore_index=True).drop_duplicates("id", ignore_index=True)
         columns = {"id": images["id"], "patient": images["id"], "pool": images["pool"]}
-        return self.split_input(Records(make_table(columns, images[[PNEUMONIA]]), Dropped().frame()))
+        return self.listed(columns, images[[PNEUMONIA]])
 
     def after_split(self, table: pa.Table) -> pa.Table:
         """Keep the chosen classes; for grounding keep the images that show something to ground, as MedKLIP does."""
@@ -155,8 +149,7 @@ class RSNAPneumonia(Corpus):
         return table
 
     def _train(self, task: str | None, dropped: Dropped) -> pd.DataFrame:
-        table = self.read_table(_LABELS)
-        dropped.repeated(table.repeated, table.spec.name)
+        table = self.read_table(_LABELS, dropped)
         folder = self.root / _TRAIN
         if not folder.is_dir():
             raise DataError(f"the image folder {folder} is missing; get it from {self.remedy}")
@@ -176,19 +169,19 @@ class RSNAPneumonia(Corpus):
             # many copies hold the training images alone, and most splits need no others
             dropped.extend(listed["patientId"], listed.index, f"no folder {_TEST}")
             return _no_images()
-        blank = listed["patientId"] == ""
-        self.broken_rows(dropped, listed["patientId"][blank], "blank patientId", where)
-        listed = listed[~blank]
-        has_boxes = False
+        ids = listed["patientId"]
+        ids = ids[self.sound_rows(dropped, ids, {"blank patientId": ids == ""}, where)]
+        parts, bare, has_boxes = [], ids, False
         if self.test_labels is not None:
             frame, has_boxes = self._read_test_labels(self.test_labels)
-            known = frame["patientId"].isin(listed["patientId"])
+            known = frame["patientId"].isin(ids)
             dropped.extend(frame["patientId"][~known], frame.index[~known], "a label, but no such test image")
-            images = self._annotated(frame[known], str(self.test_labels), folder, dropped, has_boxes=has_boxes)
-            bare = ~listed["patientId"].isin(frame["patientId"])
-            images = pd.concat([images, self._bare(listed[bare], where, files, dropped)], ignore_index=True)
-        else:
-            images = self._bare(listed, where, files, dropped)
+            parts = [self._annotated(frame[known], str(self.test_labels), folder, dropped, has_boxes=has_boxes)]
+            bare = ids[~ids.isin(frame["patientId"])]
+        # images of which nothing is known but that they are there
+        bare = bare[self.sound_rows(dropped, bare, {"missing image file": ~bare.isin(files.keys())}, where)]
+        columns = {"id": bare, "image": bare.map(files), "row": bare.index, "boxes": [[] for _ in bare]}
+        images = pd.concat([*parts, pd.DataFrame({**columns, PNEUMONIA: np.nan})], ignore_index=True)
         images = images.sort_values("id", ignore_index=True).assign(pool="test")
         unlabelled = images[PNEUMONIA].isna() if has_boxes else pd.Series(True, index=images.index)
         if task in _NEED_BOXES and unlabelled.any():
@@ -201,21 +194,10 @@ class RSNAPneumonia(Corpus):
         """PatientIds of the test images, and what lists them: the table, or the folder where there is none."""
         if not self.has_table(_SUBMISSION):
             return pd.DataFrame({"patientId": sorted(files)}), str(self.root / _TEST)
-        table = self.read_table(_SUBMISSION)
-        dropped.repeated(table.repeated, table.spec.name)
+        table = self.read_table(_SUBMISSION, dropped)
         unlisted = sorted(set(files) - set(table.frame["patientId"]))
         dropped.extend(unlisted, [-1] * len(unlisted), f"no row in {_SUBMISSION}")
         return table.frame[["patientId"]], str(table.path)
-
-    def _bare(self, listed: pd.DataFrame, where: str, files: dict[str, str], dropped: Dropped) -> pd.DataFrame:
-        """Images of which nothing is known but that they are there."""
-        absent = ~listed["patientId"].isin(files.keys())
-        self.broken_rows(dropped, listed["patientId"][absent], "missing image file", where)
-        ids = listed["patientId"][~absent]
-        paths = [files[i] for i in ids]
-        return pd.DataFrame(
-            {"id": ids.to_numpy(), "image": paths, "row": ids.index, "boxes": [[] for _ in paths], PNEUMONIA: np.nan}
-        )
 
     def _read_test_labels(self, path: Path) -> tuple[pd.DataFrame, bool]:
         """The frame in the columns of the label table, and whether it has boxes."""
@@ -259,34 +241,25 @@ class RSNAPneumonia(Corpus):
         present = ids.isin(files.keys())
         size = common_size(files[i] for i in sorted(ids[present].unique())) if has_boxes else None
         target = pd.to_numeric(frame["Target"], errors="coerce")
-        reasons = {"blank patientId": ids == "", "Target is neither 0 nor 1": ~target.isin((0, 1))}
-        corners = pd.DataFrame(index=frame.index)
-        if has_boxes:
-            corners, of_boxes = _boxes(frame, target, size)
-            reasons |= of_boxes
-        reasons |= {
+        corners, of_boxes = _boxes(frame, target, size) if has_boxes else (pd.DataFrame(index=frame.index), {})
+        reasons = {
+            "blank patientId": ids == "",
+            "Target is neither 0 nor 1": ~target.isin((0, 1)),
+            **of_boxes,
             "both Target 0 and Target 1": ids.map(target.groupby(ids).nunique()) > 1,
             "missing image file": ~present,
         }
-        reason = first_reason(reasons, frame.index)
-        # the first row that is wrong speaks for its image, and the whole image goes: half its boxes are a wrong sample
-        wrong = ids[reason != ""]
-        self.broken_rows(dropped, wrong[~wrong.duplicated() | (wrong == "")], reason, where)
-        good = ~ids.isin(set(wrong))
+        good = self.sound_rows(dropped, ids, reasons, where, whole=True)
         frame, corners, target = frame[good], corners[good], target[good]
-        rows = frame.reset_index(names="row").groupby("patientId", sort=True)["row"].first()
-        found: dict[str, list[tuple[float, ...]]] = {i: [] for i in rows.index}
-        if has_boxes:
-            positive = target == 1
-            values = corners[positive].itertuples(index=False, name=None)
-            for item, box in zip(frame["patientId"][positive], values, strict=True):
-                found[item].append(tuple(map(float, box)))
+        rows = frame.reset_index(names="row").groupby("patientId", sort=True)[["row"]].first()
+        boxed = target == 1 if has_boxes else pd.Series(False, index=frame.index)
+        record = rows.index.get_indexer(pd.Index(frame["patientId"][boxed]))
         return pd.DataFrame(
             {
                 "id": rows.index.to_numpy(dtype=object),
                 "image": [files[i] for i in rows.index],
-                "row": rows.to_numpy(),
-                "boxes": list(found.values()),
+                "row": rows["row"].to_numpy(),
+                "boxes": grouped(corners[boxed].astype(float).to_numpy().tolist(), record, len(rows)),
                 PNEUMONIA: target.groupby(frame["patientId"], sort=True).first().to_numpy(dtype=np.float32),
             }
         )
@@ -296,28 +269,23 @@ class RSNAPneumonia(Corpus):
         table = self.read_table(_CLASSES)
         # one row per box: a join before this would multiply rows
         frame = table.frame.drop_duplicates(["patientId", "class"])
-        positive = frame["patientId"].map(images.set_index("id")[PNEUMONIA])
-        reason = first_reason(
-            {
-                "blank patientId": frame["patientId"] == "",
-                "unknown class name": ~frame["class"].isin(DETAILED_CLASSES),
-                "two detailed classes": frame.duplicated("patientId", keep=False),
-                "class and Target disagree": positive.notna()
-                & ((frame["class"] == DETAILED_CLASSES[2]) != (positive == 1)),
-            },
-            frame.index,
-        )
-        wrong = frame["patientId"][reason != ""].drop_duplicates()
-        self.broken_rows(dropped, wrong, reason, str(table.path))
-        images = images[~images["id"].isin(wrong)]
-        known = frame[~frame["patientId"].isin(wrong)].set_index("patientId")["class"]
-        of_image = images["id"].map(known)
-        unknown = of_image.isna()
+        frame = frame[(frame["patientId"] != "") | ~frame.duplicated("patientId")]
+        ids, names = frame["patientId"], frame["class"]
+        positive = ids.map(images.set_index("id")[PNEUMONIA])
+        reasons = {
+            "blank patientId": ids == "",
+            "unknown class name": ~names.isin(DETAILED_CLASSES),
+            "two detailed classes": ids.duplicated(keep=False),
+            "class and Target disagree": positive.notna() & ((names == DETAILED_CLASSES[2]) != (positive == 1)),
+        }
+        good = self.sound_rows(dropped, ids, reasons, str(table.path), whole=True)
+        images = images[~images["id"].isin(ids[~good])]
+        of_image = images["id"].map(names[good].set_axis(ids[good]))
         # the table lists every training image
-        rows = images["row"][unknown]
-        self.broken_rows(dropped, images["id"][unknown], "no detailed class", str(table.path), rows)
-        images, of_image = images[~unknown], of_image[~unknown]
-        return images.assign(**{c: (of_image == c).to_numpy(np.float32) for c in DETAILED_CLASSES})
+        listed = of_image.notna()
+        self.broken_rows(dropped, images["id"][~listed], "no detailed class", str(table.path), images["row"][~listed])
+        one_hot = {c: (of_image[listed] == c).to_numpy(np.float32) for c in DETAILED_CLASSES}
+        return images[listed].assign(**one_hot)
 
 
 def _targets(frame: pd.DataFrame) -> pd.DataFrame:
@@ -330,8 +298,7 @@ def _targets(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _no_images() -> pd.DataFrame:
-    frame = pd.DataFrame({"id": [], "image": [], "row": [], "boxes": [], PNEUMONIA: [], "pool": []}, dtype=object)
-    return frame.astype({PNEUMONIA: np.float32})
+    return pd.DataFrame(columns=["id", "image", "row", "boxes", PNEUMONIA, "pool"], dtype=object)
 
 
 def _boxes(

@@ -9,16 +9,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medvlp.datasets.base import Dropped, OnError, make_table
+from medvlp.datasets.base import Dropped, OnError, grouped, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import IMAGE_SUFFIXES, common_size, files_below
-from medvlp.datasets.tables import Table, TableSpec, first_reason, read_table
+from medvlp.datasets.tables import Table, TableSpec, read_table
 from medvlp.errors import DataError, check_choice
 from medvlp.io.rle import siim_extent
 from medvlp.io.shapes import bounds
@@ -81,64 +81,55 @@ class SIIMPneumothorax(Corpus):
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
         """Images with the rows of their masks; see :meth:`Corpus.records`."""
-        self.require_task(task)
-        self.require_root()
-        dropped = Dropped()
+        dropped = self.begin(task)
         table = self._table()
         dropped.repeated(table.repeated, table.path.name)
-        paths = self._paths(set(table.frame["ImageId"]), dropped)
-        unlisted = sorted(paths.keys() - set(table.frame["ImageId"]))
+        frame = table.frame
+        paths = self._paths(set(frame["ImageId"]), dropped)
+        unlisted = sorted(paths.keys() - set(frame["ImageId"]))
         dropped.extend(unlisted, [-1] * len(unlisted), "no row in the table")
         size = common_size(p for p in paths.values() if p is not None)
-        frame = self._sound_rows(table, paths, size, dropped)
-        frame = frame.assign(pool=[_pool(self.root, paths[i]) for i in frame["ImageId"]])
+        sound = frame[self._sound(table, paths, size, dropped)].drop_duplicates("ImageId")
+        sound = sound.assign(pool=[_pool(self.root, paths[i]) for i in sound["ImageId"]])
         if pools is not None:
-            frame = frame[frame["pool"].isin(pools)]
-        ids = frame["ImageId"].unique()
+            sound = sound[sound["pool"].isin(pools)]
+        ids = sound["ImageId"]
         # the rows that the listing counts: all that have an id, of whatever became of their image
-        listed = table.frame[table.frame["ImageId"] != ""]
+        listed = frame[frame["ImageId"] != ""]
         owner = pd.Index(ids).get_indexer(listed["ImageId"])
         shape = np.where(listed["EncodedPixels"] == "-1", "", "rle " + listed["EncodedPixels"]).astype(object)
-        shapes: list[list[str]] = [[] for _ in ids]
-        for record, text in zip(owner, shape, strict=True):
-            if text and record >= 0:
-                shapes[record].append(text)
-        first = frame.drop_duplicates("ImageId")
-        columns = {"id": ids, "image": [str(paths[i]) for i in ids], "patient": ids, "pool": first["pool"]}
+        shapes = grouped(shape[shape != ""], owner[shape != ""], len(ids))
+        columns: dict[str, Any] = {"id": ids, "image": [paths[i] for i in ids], "patient": ids, "pool": sound["pool"]}
         boxes = None
         if task == "grounding":
             columns["text"] = [PNEUMOTHORAX] * len(ids)
             # made here from the masks, one per row: the release has no boxes
             boxes = [[bounds(s, *size) for s in of_image] if size else [] for of_image in shapes]
+        masks = task != "classification"
         records = make_table(
             columns,
             pd.DataFrame({PNEUMOTHORAX: [float(bool(s)) for s in shapes]}),
             boxes=boxes,
             box_labels=None if boxes is None else [[0] * len(b) for b in boxes],
-            shapes=None if task == "classification" else shapes,
+            shapes=shapes if masks else None,
         )
-        return Records(
-            records,
-            dropped.frame(),
-            box_names=() if boxes is None else (PNEUMOTHORAX,),
-            rows=owner.astype(np.int64),
-            row_shapes=None if task == "classification" else tuple(shape),
-        )
+        names = () if boxes is None else (PNEUMOTHORAX,)
+        row_shapes = tuple(shape) if masks else None
+        return Records(records, dropped.frame(), names, rows=owner.astype(np.int64), row_shapes=row_shapes)
 
     def listing(self) -> SplitInput:
         """The images of the table in the order of their first rows, without a pool; see :meth:`Corpus.listing`."""
-        self.require_root()
+        self.begin()
         frame = self._table().frame
         frame = frame[frame["ImageId"] != ""]
         # factorize numbers the ids by first appearance
         owner, ids = pd.factorize(frame["ImageId"])
         cells = frame["EncodedPixels"]
         # whether the runs are sound is for the records to say
-        marked = (cells != "-1").astype(np.float32).where(cells != "")
-        of_image = marked.groupby(owner)
-        label = of_image.first().where(of_image.nunique() == 1)
-        table = make_table({"id": ids, "patient": ids}, pd.DataFrame({PNEUMOTHORAX: label}))
-        return self.split_input(Records(table, Dropped().frame(), rows=owner.astype(np.int64)))
+        marked = (cells != "-1").astype(np.float32).where(cells != "").groupby(owner)
+        label = marked.first().where(marked.nunique() == 1)
+        columns = {"id": ids, "patient": ids}
+        return self.listed(columns, pd.DataFrame({PNEUMOTHORAX: label}), rows=owner.astype(np.int64))
 
     def after_split(self, table: pa.Table) -> pa.Table:
         """For grounding keep the images that show something to ground."""
@@ -183,29 +174,21 @@ class SIIMPneumothorax(Corpus):
             raise DataError(f"no *.dcm file lies below {self.root}; get the images from {self.remedy}")
         return paths
 
-    def _sound_rows(
+    def _sound(
         self, table: Table, paths: dict[str, Path | None], size: tuple[int, int] | None, dropped: Dropped
-    ) -> pd.DataFrame:
+    ) -> pd.Series:
         """The rows of all images that have no broken row: part of a mask is a wrong mask."""
-        frame = table.frame
-        ids, cells = frame["ImageId"], frame["EncodedPixels"]
+        ids, cells = table.frame["ImageId"], table.frame["EncodedPixels"]
         empty = cells == "-1"
-        reason = first_reason(
-            {
-                "blank ImageId": ids == "",
-                "missing image file": ~ids.isin(paths.keys()),
-                "two image files that differ": ids.map(lambda i: i in paths and paths[i] is None),
-            },
-            frame.index,
-        )
-        rle = cells[~empty & (reason == "")].map(lambda cell: _rle_problem(cell, size))
-        reason.update(rle)
-        mixed = empty.groupby(ids).transform("nunique") > 1
-        reason[mixed & (reason == "")] = "both -1 and a mask"
-        wrong = ids[reason != ""]
-        wrong = wrong[~wrong.duplicated() | (wrong == "")]
-        self.broken_rows(dropped, wrong, reason, str(table.path))
-        return frame[~ids.isin(set(wrong))]
+        problems = cells[~empty].map(lambda cell: _rle_problem(cell, size)).reindex(cells.index, fill_value="")
+        reasons = {
+            "blank ImageId": ids == "",
+            "missing image file": ~ids.isin(paths.keys()),
+            "two image files that differ": ids.map(lambda i: i in paths and paths[i] is None),
+            **{problem: problems == problem for problem in problems.unique() if problem},
+            "both -1 and a mask": empty.groupby(ids).transform("nunique") > 1,
+        }
+        return self.sound_rows(dropped, ids, reasons, str(table.path), whole=True)
 
 
 def _rle_problem(cell: str, size: tuple[int, int] | None) -> str:
