@@ -140,8 +140,8 @@ def make_table(
         arrays["box_labels"] = pa.array([list(map(int, b)) for b in box_labels], type=pa.large_list(pa.int32()))
     if shapes is not None:
         arrays["shapes"] = pa.array([list(s) for s in shapes], type=pa.large_list(pa.large_string()))
-    for name, values in () if labels is None else labels.items():
-        arrays[str(name)] = pa.array(np.array(pd.to_numeric(values), dtype=np.float32), type=pa.float32())
+    for label, numbers in () if labels is None else labels.items():
+        arrays[str(label)] = pa.array(np.array(pd.to_numeric(numbers), dtype=np.float32), type=pa.float32())
     return pa.table(arrays)
 
 
