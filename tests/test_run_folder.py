@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_the_newest_sound_one(comman
     for word in ("last", damaged):
         line = command("fit", *argv, "--ckpt_path", word).error()
         assert str(damaged) in line
-        assert f"the newest sound one there is {sound}" in line
+        assert f"the newest intact one is {sound}" in line
 
 
 @pytest.mark.parametrize("word", ["best", "hpc"])

@@ -9,7 +9,7 @@ from medvlp_baselines.template.module import TemplateMethod
 
 import medvlp
 from medvlp.errors import ConfigError
-from medvlp.training.averaging import MovingAverage, averaging
+from medvlp.training.averaging import MovingAverage, _averaging
 from medvlp.training.optim import OptimConfig
 
 DECAY = 0.9
@@ -84,7 +84,7 @@ def test_training_goes_on_with_its_own_weights(run, tmp_path):
 
 def test_whole_numbers_are_copied():
     """In floating point 0.9·7 + 0.1·7 is less than 7, and position ids would go down by one."""
-    update = averaging(DECAY)
+    update = _averaging(DECAY)
     ids = torch.arange(600)
     averaged = ids.clone()
     for _ in range(5):

@@ -86,7 +86,7 @@ def test_bad_questions(model):
     assert convirt.zero_shot(IMAGES[0], ["Edema"]).shape == (1, 1)
     nothing = get_method("random")(image=sizes()["image"], image_size=SIZE)
     nothing.preprocess = RULE
-    with pytest.raises(NotSupportedError, match="no text side"):
+    with pytest.raises(NotSupportedError, match="no text encoder"):
         nothing.zero_shot(IMAGES[0], ["Edema"])
 
 

@@ -1,27 +1,23 @@
 """Base of every pre-training method: the contract, the tokenizer, training, validation and inference."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
-import numpy as np
-import pandas as pd
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from medvlp import compat, distributed
-from medvlp.datasets.inputs import AnyImage
 from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
 from medvlp.encoders.text import TextEncoder, TextEncoderConfig
 from medvlp.errors import CheckpointError, ConfigError, NotSupportedError, check_range
 from medvlp.losses.contrastive import image_text_contrast
 from medvlp.methods import inference
-from medvlp.methods.embeddings import encoded_texts, unit_length
+from medvlp.methods.embeddings import unit_length
 from medvlp.methods.evaluation import evaluate_batch, evaluate_epoch
-from medvlp.methods.inference import Prompts
 from medvlp.methods.payload import checked_hyperparameters, hyperparameters_of, payload_of, read_payload
 from medvlp.methods.vocabulary import corpus_tokenizer
 from medvlp.metrics.samples import SampleStore
@@ -41,14 +37,10 @@ class PretrainModule(TrainingModule):
     """Base of every pre-training method.
 
     A method sets :attr:`name`, builds its heads in ``__init__`` after ``super().__init__(...)``, and implements
-    :meth:`forward`, :meth:`losses`, :meth:`encode_images` and :meth:`encode_tokens`. The base class tokenises, sums,
-    logs, optimises, gathers across ranks, validates by zero-shot AUROC and retrieval, and writes checkpoints that load
-    without anything else. All ``__init__`` arguments must be plain values or dataclasses of them. A method takes the
-    options below as ``**options`` and passes them on.
-
-    ``contrastive_chunks`` (:mod:`medvlp.training.chunks`) needs a :meth:`forward` that treats each pair by itself, but
-    for batch norms in train mode, which use the statistics of the chunk. What mixes the pairs of a batch belongs into
-    :meth:`losses`, which sees the whole batch, and whose own memory is not reduced.
+    :meth:`forward`, :meth:`losses`, :meth:`encode_images` and :meth:`encode_tokens`. The base class handles tokenizer,
+    optimisation, logging, gathering across ranks, validation (zero-shot AUROC and retrieval) and self-contained
+    checkpoints. All ``__init__`` arguments must be plain values or dataclasses of them. A method accepts the arguments
+    below as ``**options`` and passes them on.
 
     Args:
         image: the image encoder.
@@ -56,27 +48,25 @@ class PretrainModule(TrainingModule):
         optim: optimiser and schedule.
         image_size: side of the training images in pixels.
         prompts: zero-shot prompt set used in validation, by name or JSON file; None for none.
-        contrastive_chunks: number of chunks for gradient caching: the batch of a device may exceed its memory, at the
-            price of a second forward pass.
+        contrastive_chunks: number of chunks for gradient caching (:mod:`medvlp.training.chunks`): larger batches per
+            device for a second forward pass. :meth:`forward` must encode each pair independently; what mixes the pairs
+            of a batch belongs in :meth:`losses`. Batch norms in train mode use the statistics of the chunk.
         compile: ``torch.compile`` the encoders when training starts: True, or the name of a backend.
-        ema_decay: keep a moving average of the weights with this decay, and validate and save that (see
-            :class:`~medvlp.training.averaging.MovingAverage`); None keeps none.
-
-    Raises:
-        ConfigError: an option outside its range; and from the encoders.
+        ema_decay: validate and save a moving average of the weights with this decay (see
+            :class:`~medvlp.training.averaging.MovingAverage`); None disables it.
     """
 
     name: ClassVar[str] = ""
     """The method's name: its entry point in the group ``medvlp.methods``."""
 
     has_text: ClassVar[bool] = True
-    """Whether there is a text side; without one no text encoder is built and no tokenizer is needed."""
+    """Whether the method encodes text; if not, it has no text encoder and needs no tokenizer."""
 
     feature_pool: Any = "mean"
-    """Input of a classifier: "mean" of the encoder's deepest level, or the class "token"; may be a property."""
+    """Input of a classifier: "mean" of the encoder's deepest level, or the class "token"."""
 
     global_contrast: bool = True
-    """Whether :meth:`contrast` sees the batches of all ranks (with gradient) or this rank's alone."""
+    """Whether :meth:`contrast` sees the batches of all ranks (with gradient) or only this rank's."""
 
     image_encoder: ImageEncoder
     text_encoder: TextEncoder
@@ -129,80 +119,69 @@ class PretrainModule(TrainingModule):
 
     @abstractmethod
     def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Return named loss terms, already weighted, from the outputs of :meth:`forward`, computed here if None."""
+        """Return named, weighted loss terms from the outputs of :meth:`forward`, which is called if they are None."""
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
-        """Joint-space image vectors: (B, 3, S, S) → (B, d), any length."""
+        """Encode images (B, 3, S, S) into the joint space, (B, d), unnormalised."""
 
     @abstractmethod
     def encode_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Joint-space report vectors: (N, L) ids and mask → (N, d), any length."""
+        """Encode reports, (N, L) ids and mask, into the joint space, (N, d), unnormalised."""
 
     def embed_image(self, images: Tensor) -> Tensor:
-        """L2-normalised image embeddings: (B, 3, S, S), preprocessed as :attr:`preprocess` says → (B, d)."""
+        """Return L2-normalised embeddings (B, d) of images (B, 3, S, S), preprocessed as in :attr:`preprocess`."""
         return unit_length(self.encode_images(images), self)
 
     def embed_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
-        """L2-normalised embeddings of texts, ``chunk`` at a time: N strings → (N, d).
+        """Return L2-normalised embeddings (N, d) of N texts, encoded ``chunk`` at a time.
 
         Raises:
-            NotSupportedError: the method has no text side.
+            NotSupportedError: the method has no text encoder.
             ConfigError: no tokenizer yet.
         """
-        return torch.cat([unit_length(part, self) for part in encoded_texts(self, texts, chunk)])
+        return torch.cat([unit_length(part, self) for part in self._encode_texts(texts, chunk)])
 
     def encode_texts(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
-        """As :meth:`embed_text`, but of any length, for rules that compare lengths too (MaCo): (N, d) float32."""
-        return torch.cat([part.float() for part in encoded_texts(self, texts, chunk)])
+        """As :meth:`embed_text`, but unnormalised, for rules that compare lengths too (MaCo): (N, d) float32."""
+        return torch.cat([part.float() for part in self._encode_texts(texts, chunk)])
 
-    def embed_patches(self, images: Tensor) -> Tensor:
-        """L2-normalised embeddings of the cells of an image: (B, 3, S, S) → (B, d, h, w).
-
-        Raises:
-            NotSupportedError: the method has none.
-        """
-        raise NotSupportedError(f"{self.name} has no patch embeddings in the joint space")
+    def _encode_texts(self, texts: Sequence[str], chunk: int) -> Iterator[Tensor]:
+        if not self.has_text:
+            raise NotSupportedError(f"{self.name} has no text encoder: it cannot embed texts")
+        if self.tokenizer is None:
+            raise ConfigError("the model has no tokenizer yet: fit it, load a checkpoint, or call attach_tokenizer()")
+        config = self.text_config
+        options = {"padding": config.padding, "truncation": True, "max_length": config.max_length}
+        for start in range(0, len(texts), chunk):
+            tokens = self.tokenizer(list(texts[start : start + chunk]), return_tensors="pt", **options).to(self.device)
+            yield self.encode_tokens(tokens["input_ids"], tokens["attention_mask"])
 
     # ---------------------------------------------------------------- the contract: optional, for tasks
 
-    def encode_patches(self, images: Tensor) -> Tensor:
-        """Cells of an image before they are given unit length: (B, 3, S, S) → (B, d, h, w).
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """Return L2-normalised embeddings of the cells of images: (B, 3, S, S) → (B, d, h, w)."""
+        raise NotSupportedError(f"{self.name} has no patch embeddings in the joint space")
 
-        For protocols that compare unnormalised vectors (MaCo's grounding); by default :meth:`embed_patches`.
-        """
+    def encode_patches(self, images: Tensor) -> Tensor:
+        """As :meth:`embed_patches` (the default), but unnormalised where a protocol needs it (MaCo's grounding)."""
         return self.embed_patches(images)
 
     def patch_weights(self) -> Tensor:
-        """Weight of each cell in grounding, (h, w), whatever the image (MaCo).
-
-        Raises:
-            NotSupportedError: the method weights all cells alike.
-        """
+        """Return the weight of each cell in grounding, (h, w), whatever the image (MaCo)."""
         raise NotSupportedError(f"{self.name} has no patch weights")
 
     def prepare_prompts(self, texts: Sequence[str]) -> Any:
-        """Return what :meth:`zero_shot_scores` takes of prompts, computed once for all images; by default the list."""
+        """Return the ``prompts`` of :meth:`zero_shot_scores`, computed once for all images; by default the list."""
         return list(texts)
 
     def zero_shot_scores(self, images: Tensor, prompts: Any) -> Tensor:
-        """Score images (B, 3, S, S) with T prepared prompts by the method's own similarity (GLoRIA's words): (B, T).
-
-        Raises:
-            NotSupportedError: the method scores by the cosine of embeddings alone.
-        """
+        """Score images (B, 3, S, S) with T prepared prompts by the method's own similarity (GLoRIA's words): (B, T)."""
         raise NotSupportedError(f"{self.name} has no zero_shot_scores of its own")
 
     def implements(self, ability: str) -> bool:
-        """Whether the method overrides an optional method of this class, such as ``embed_patches``."""
+        """Return whether the method overrides an optional method of this class, such as ``embed_patches``."""
         return getattr(type(self), ability) is not getattr(PretrainModule, ability)
-
-    def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Maps for figures, by title: (B, 1, S, S) each in [0, 1]; empty where the method has none.
-
-        By default the cosine of each cell with the study's own report, stretched to each image's range.
-        """
-        return inference.similarity_to_report(self, batch)
 
     def contrast(
         self,
@@ -215,8 +194,8 @@ class PretrainModule(TrainingModule):
     ) -> Tensor:
         """Contrast images and texts of the global batch, with gradient through the other ranks' embeddings.
 
-        See :func:`medvlp.losses.contrastive.image_text_contrast`. Where :attr:`global_contrast` is False (some
-        official variants) each rank contrasts its own batch alone.
+        See :func:`medvlp.losses.contrastive.image_text_contrast`. Without :attr:`global_contrast` (some official
+        variants) each rank contrasts only its own batch.
 
         Raises:
             ConfigError: a global batch of one pair.
@@ -241,11 +220,7 @@ class PretrainModule(TrainingModule):
     # ---------------------------------------------------------------- tokenizer and data module
 
     def attach_tokenizer(self, tokenizer: Any) -> None:
-        """Set the (fast) tokenizer.
-
-        Raises:
-            ConfigError: it has more entries than the text encoder has embeddings.
-        """
+        """Set the (fast) tokenizer; raise a ConfigError if it has more entries than the text encoder's vocabulary."""
         if len(tokenizer) > self.text_encoder.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {len(tokenizer)} entries, the text encoder {self.text_encoder.vocab_size}; set "
@@ -254,9 +229,9 @@ class PretrainModule(TrainingModule):
         self.tokenizer = tokenizer
 
     def setup(self, stage: str) -> None:
-        """Take preprocessing and label names from the data module, and give it the tokenizer."""
+        """Exchange tokenizer, preprocessing and label names with the data module."""
         if stage == "fit":
-            checked_hyperparameters(type(self), self.hyperparameters())  # now, not when the checkpoint is loaded
+            checked_hyperparameters(type(self), self.hyperparameters())  # fail now rather than on load
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(datamodule, "attach_tokenizer"):
             return
@@ -264,8 +239,8 @@ class PretrainModule(TrainingModule):
             train = getattr(datamodule, "train_set", None)
             if stage == "fit" and train is not None and not any(train.texts):
                 raise ConfigError(
-                    f"no text in the training part: {self.name} learns from pairs of image and text; set "
-                    "data.init_args.task: pairs, or name a corpus with reports"
+                    f"no text in the training part: {self.name} trains on pairs of image and text; set "
+                    "data.init_args.task: pairs, or use a corpus with reports"
                 )
             if self.tokenizer is None:
                 self.attach_tokenizer(corpus_tokenizer(datamodule.training_texts, self.text_config, self.trainer))
@@ -273,10 +248,8 @@ class PretrainModule(TrainingModule):
         self.preprocess = dict(datamodule.preprocess)
         self.label_names = list(datamodule.label_names)
         if self.preprocess.get("size") != self.image_size:
-            rank_zero_warn(
-                f"images are {self.preprocess.get('size')} px, model.image_size is {self.image_size}: position tables "
-                "are interpolated"
-            )
+            sizes = f"images are {self.preprocess.get('size')} px, model.image_size is {self.image_size}"
+            rank_zero_warn(f"{sizes}: position tables are interpolated")
 
     def _give_tokenizer(self, datamodule: Any) -> None:
         if self.has_text and hasattr(datamodule, "attach_tokenizer"):
@@ -286,48 +259,48 @@ class PretrainModule(TrainingModule):
     # ---------------------------------------------------------------- training
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Return the guards of every run, and the moving average if ``ema_decay`` is set."""
+        """Add the moving average if ``ema_decay`` is set."""
         callbacks = super().configure_callbacks()
         if self.ema_decay is not None and self.trainer.state.fn == "fit":
             callbacks.append(MovingAverage(self.ema_decay))
         return callbacks
 
     def on_fit_start(self) -> None:
-        """Compile the encoders if ``compile`` is set.
-
-        Each in place: names of weights stay the same, and losses, logging and collectives outside of the graphs.
-        """
+        """Compile the encoders if ``compile`` is set."""
+        # In place, each by itself: weights keep their names; losses, logging and collectives stay outside the graphs.
         if self.compile_encoders:
             options = {"backend": self.compile_encoders} if isinstance(self.compile_encoders, str) else {}
             for encoder in (self.image_encoder, *([self.text_encoder] if self.has_text else [])):
                 encoder.compile(**options)
 
     def encode(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """:meth:`forward` for training: in :attr:`contrastive_chunks` chunks, the outputs joined."""
+        """Call :meth:`forward` in ``contrastive_chunks`` chunks and concatenate the outputs."""
         if self.contrastive_chunks == 1:
             outputs: dict[str, Tensor] = self(batch)
             return outputs
         return encode_in_chunks(self.forward, batch, self.contrastive_chunks, self)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Sum of :meth:`losses`; every term is logged as ``train/<term>``."""
+        """Return the sum of :meth:`losses`; log each term as ``train/<term>``."""
         size = len(batch["image"])
-        self._need_two(size)  # before a batch norm sees a single pair, whose error says less
+        self._need_two(size)  # before a batch norm fails on a single pair, with a less helpful error
         return self.sum_and_log(self.losses(batch, self.encode(batch)), size)
 
     # ---------------------------------------------------------------- evaluation
 
     def zero_shot_auroc(self, image: Tensor, label: Tensor) -> dict[str, float]:
-        """AUROC of each finding and their mean, from image embeddings (N, d) and labels (N, K) of :attr:`label_names`.
+        """Compute the zero-shot AUROC per finding and their mean; empty without prompts or a text encoder.
 
-        See :func:`medvlp.scoring.prompts.zero_shot_auroc`; empty without prompts or a text side.
+        Args:
+            image: embeddings, (N, d).
+            label: labels in the order of :attr:`label_names`, (N, K).
         """
         if self.prompts is None or self.tokenizer is None:
             return {}
         return zero_shot_auroc(image, label, self.label_names, self.prompts.among(self.label_names), self.embed_text)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Log the losses and keep the embeddings."""
+        """Log the losses and collect the embeddings."""
         evaluate_batch(self, batch, "val")
 
     def on_validation_epoch_end(self) -> None:
@@ -343,7 +316,7 @@ class PretrainModule(TrainingModule):
         self.evaluation = evaluate_epoch(self, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Ids, dataset rows and L2-normalised embeddings of a batch; ``text`` only with a text side."""
+        """Return ids, dataset rows and L2-normalised embeddings; ``text`` only if the method encodes text."""
         outputs = self(batch)
         sides = ("image", "text") if self.has_text else ("image",)
         vectors = {side: unit_length(outputs[side], self) for side in sides}
@@ -351,75 +324,23 @@ class PretrainModule(TrainingModule):
 
     # ---------------------------------------------------------------- inference
 
-    def zero_shot(
-        self,
-        images: AnyImage | Sequence[AnyImage],
-        prompts: Prompts | None = None,
-        *,
-        rule: str | None = None,
-        temperature: float = 1.0,
-        batch_size: int = 32,
-    ) -> pd.DataFrame:
-        """Score images for classes that only prompts describe; the images are prepared as in training.
+    zero_shot = inference.zero_shot
+    ground = inference.ground
 
-        Args:
-            images: one or several files (JPEG, PNG, DICOM), PIL images, arrays or tensors
-                (:mod:`medvlp.datasets.inputs`).
-            prompts: name or file of a prompt set; a set; class to (positive, negative) prompts; or class names alone.
-                None: the set that the model was validated with.
-            rule: how prompts become a score, a key of :data:`medvlp.scoring.prompts.RULES`. None: the softmax of
-                positive against negative prompts (CheXzero), or the cosine in a set without negation.
-            temperature: of the softmax.
-            batch_size: images encoded at once.
+    def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return maps for figures by title, (B, 1, S, S) each in [0, 1]; empty if the method has none.
 
-        Returns:
-            One row per image, one column per class, larger where the class is more likely.
-
-        Raises:
-            NotSupportedError: the method has no text side.
-            ConfigError: no prompts, an empty one, or an unknown rule.
-            DataError: an input is no image.
+        By default the cosine of each cell with the study's own report, scaled to each image's range.
         """
-        return inference.zero_shot(self, images, prompts, rule, temperature, batch_size)
-
-    def ground(
-        self,
-        images: AnyImage | Sequence[AnyImage],
-        phrases: str | Sequence[str],
-        *,
-        sigma: float = 0.0,
-        batch_size: int = 32,
-    ) -> list[np.ndarray]:
-        """Locate phrases in images, by the cosine of each cell with the phrase.
-
-        Args:
-            images: one or several, as for :meth:`zero_shot`.
-            phrases: one or several, such as "small left apical pneumothorax".
-            sigma: Gaussian smoothing of the cells beforehand, in cells (BioViL: 1.5).
-            batch_size: images encoded at once.
-
-        Returns:
-            For each image float32 (P, H, W) in [−1, 1], enlarged bilinearly to the image as it was read, after undoing
-            resize and crop; NaN where the model saw nothing.
-
-        Raises:
-            NotSupportedError: the method has no text side, or no embeddings of cells.
-            DataError: an empty phrase, or no image.
-        """
-        return inference.ground(self, images, phrases, sigma, batch_size)
+        return inference.similarity_to_report(self, batch)
 
     # ---------------------------------------------------------------- checkpoints
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """``__init__`` arguments as plain values, with encoders that build without hub or files."""
-        return hyperparameters_of(self)
-
-    def payload(self) -> dict[str, Any]:
-        """See :class:`~medvlp.methods.payload.Payload`."""
-        return payload_of(self)
+    hyperparameters = hyperparameters_of
+    payload = payload_of
 
     def take_payload(self, checkpoint: dict[str, Any]) -> None:
-        """Take back tokenizer, preprocessing and label names; without a trainer also the prompts."""
+        """Restore tokenizer, preprocessing and label names; without a trainer also the prompts."""
         if CHECKPOINT_KEY not in checkpoint:
             raise CheckpointError("this is not a medvlp checkpoint: it has no tokenizer and no method name")
         payload = read_payload(checkpoint)
@@ -435,16 +356,13 @@ class PretrainModule(TrainingModule):
         self._give_tokenizer(getattr(trainer, "datamodule", None))
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint without a trainer: for :func:`medvlp.load`, not for resuming a run.
+        """Write a checkpoint for :func:`medvlp.load`; it cannot resume training.
 
         Raises:
-            CheckpointError: no tokenizer yet, or a hyper-parameter that is no plain value.
+            CheckpointError: no tokenizer yet, or a hyper-parameter that is not a plain value.
         """
-        checkpoint: dict[str, Any] = {
-            "state_dict": {name: value.detach().clone() for name, value in self.state_dict().items()},
-            "epoch": 0,
-            "global_step": 0,
-            "pytorch-lightning_version": L.__version__,
-        }
+        weights = {name: value.detach().clone() for name, value in self.state_dict().items()}
+        checkpoint: dict[str, Any] = {"state_dict": weights, "epoch": 0, "global_step": 0}
+        checkpoint["pytorch-lightning_version"] = L.__version__
         self.on_save_checkpoint(checkpoint)
         write_checkpoint(checkpoint, path)

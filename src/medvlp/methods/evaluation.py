@@ -11,10 +11,9 @@ if TYPE_CHECKING:
 
 
 def evaluate_batch(model: "PretrainModule", batch: dict[str, Any], stage: str) -> None:
-    """Log the losses as ``<stage>/<term>`` and keep the embeddings for :func:`evaluate_epoch`."""
-    outputs = model(batch)
-    size = len(batch["image"])
-    if size > 1:  # a last batch of one has no contrast
+    """Log the losses as ``<stage>/<term>`` and collect the embeddings for :func:`evaluate_epoch`."""
+    outputs, size = model(batch), len(batch["image"])
+    if size > 1:  # a last batch of one pair has no contrast
         terms = model.losses(batch, outputs)
         for key, value in {"loss": total(terms), **terms}.items():
             model.log(f"{stage}/{key}", value, sync_dist=True, batch_size=size, prog_bar=key == "loss")
@@ -29,11 +28,11 @@ def evaluate_batch(model: "PretrainModule", batch: dict[str, Any], stage: str) -
 
 
 def evaluate_epoch(model: "PretrainModule", stage: str) -> dict[str, Any]:
-    """Log the scores of all pairs of an epoch, each once across ranks.
+    """Log retrieval and zero-shot scores over all pairs of an epoch, each pair counted once across ranks.
 
     Returns:
-        ``studies``, ``zero_shot`` (finding to AUROC) and the logged numbers, ``recall@k/i2t``, ``recall@k/t2i`` and
-        ``auroc/<finding>``; empty for a method without a text side.
+        ``studies``, ``zero_shot`` (finding to AUROC) and the logged ``recall@k/i2t``, ``recall@k/t2i`` and
+        ``auroc/<finding>``; empty for a method without text.
     """
     if not model.has_text:
         return {}
@@ -46,7 +45,7 @@ def evaluate_epoch(model: "PretrainModule", stage: str) -> dict[str, Any]:
     zero_shot = model.zero_shot_auroc(image, samples["label"])
     scores.update({f"auroc/{finding}": value for finding, value in zero_shot.items()})
     if not model.trainer.sanity_checking:
-        # Equal on all ranks already, since the store gathers; the flag only tells Lightning so.
+        # The store has gathered, so all ranks agree; sync_dist only silences Lightning's warning.
         model.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, sync_dist=True)
         if "auroc/mean" in scores:
             model.log(f"{stage}/auroc_mean", scores["auroc/mean"], prog_bar=True, sync_dist=True)

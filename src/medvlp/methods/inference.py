@@ -28,12 +28,33 @@ Prompts = str | PromptSet | ClassPrompts | Sequence[str]
 def zero_shot(
     model: "PretrainModule",
     images: AnyImage | Sequence[AnyImage],
-    prompts: Prompts | None,
-    rule: str | None,
-    temperature: float,
-    batch_size: int,
+    prompts: Prompts | None = None,
+    *,
+    rule: str | None = None,
+    temperature: float = 1.0,
+    batch_size: int = 32,
 ) -> pd.DataFrame:
-    """See :meth:`medvlp.methods.base.PretrainModule.zero_shot`."""
+    """Score images for classes that only prompts describe; the images are preprocessed as in training.
+
+    Args:
+        model: the method; itself as ``model.zero_shot(...)``.
+        images: one or several files (JPEG, PNG, DICOM), PIL images, arrays or tensors
+            (:mod:`medvlp.datasets.inputs`).
+        prompts: name or file of a prompt set; a set; class to (positive, negative) prompts; or class names alone.
+            None: the set that the model was validated with.
+        rule: how prompts become a score, a key of :data:`medvlp.scoring.prompts.RULES`. None: the softmax of
+            positive against negative prompts (CheXzero), or the cosine in a set without negation.
+        temperature: of the softmax.
+        batch_size: images encoded at once.
+
+    Returns:
+        One row per image, one column per class, larger where the class is more likely.
+
+    Raises:
+        NotSupportedError: the method has no text encoder.
+        ConfigError: no prompts, an empty one, or an unknown rule.
+        DataError: an input is not an image.
+    """
     table = PromptTable.of(_classes(prompts, model.prompts))
     rule = rule or table.default_rule
     table.check(rule)
@@ -64,10 +85,27 @@ def ground(
     model: "PretrainModule",
     images: AnyImage | Sequence[AnyImage],
     phrases: str | Sequence[str],
-    sigma: float,
-    batch_size: int,
+    *,
+    sigma: float = 0.0,
+    batch_size: int = 32,
 ) -> list[np.ndarray]:
-    """See :meth:`medvlp.methods.base.PretrainModule.ground`."""
+    """Locate phrases in images, by the cosine of each cell with the phrase.
+
+    Args:
+        model: the method; itself as ``model.ground(...)``.
+        images: one or several, as for :func:`zero_shot`.
+        phrases: one or several, such as "small left apical pneumothorax".
+        sigma: standard deviation in cells of a Gaussian filter on the cells (BioViL: 1.5).
+        batch_size: images encoded at once.
+
+    Returns:
+        For each image float32 (P, H, W) in [−1, 1], upsampled bilinearly to the image as it was read, after undoing
+        resize and crop; NaN outside the crop.
+
+    Raises:
+        NotSupportedError: the method has no text encoder, or no patch embeddings.
+        DataError: an empty phrase, or an input that is not an image.
+    """
     phrases = [phrases] if isinstance(phrases, str) else list(phrases)
     if not phrases or any(not isinstance(phrase, str) or not phrase.strip() for phrase in phrases):
         raise DataError("phrases must be non-empty text: say what to look for")

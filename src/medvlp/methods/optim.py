@@ -1,4 +1,4 @@
-"""Former place of :class:`medvlp.training.optim.OptimConfig`."""
+"""Former import path of :class:`medvlp.training.optim.OptimConfig`."""
 
 from medvlp.training.optim import OptimConfig
 

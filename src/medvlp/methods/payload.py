@@ -1,7 +1,6 @@
-"""What a method's checkpoint holds beside the weights, and the checks before a model is built from it.
+"""Contents of a method's checkpoint beside the weights, validated before a model is built from them.
 
-The schema of the hyper-parameters is the method's own signature. Nothing that names a file, a hub or a class gets
-through: weights come from the checkpoint alone.
+Hyper-parameters are validated against the method's signature. References to files, hubs or classes are rejected.
 """
 
 import dataclasses
@@ -28,16 +27,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Payload:
-    """What a method writes beside its weights.
+    """Contents of a method's checkpoint beside its weights.
 
     Args:
-        method: its registered name.
-        version: of medvlp.
-        hyperparameters: arguments of its class.
-        tokenizer: see :func:`medvlp.text.tokenizer_state`; None without a text side.
+        method: registered name.
+        version: version of medvlp.
+        hyperparameters: ``__init__`` arguments.
+        tokenizer: see :func:`medvlp.text.tokenizer_state`; None for a method without text.
         preprocess: transform, size and intensity of the images.
         label_names: columns of the training labels.
-        prompts: the prompt set that it was validated with.
+        prompts: prompt set used in validation.
     """
 
     method: str
@@ -50,13 +49,9 @@ class Payload:
 
 
 def payload_of(model: "PretrainModule") -> dict[str, Any]:
-    """Return the entries of :class:`Payload` for a model, but for the version.
-
-    Raises:
-        CheckpointError: no tokenizer yet, or a hyper-parameter that is no plain value.
-    """
+    """Return the entries of :class:`Payload` except for the version."""
     if model.has_text and model.tokenizer is None:
-        raise CheckpointError("a checkpoint needs the tokenizer: fit with a medvlp datamodule, or attach one")
+        raise CheckpointError("a checkpoint needs the tokenizer: fit with a medvlp data module, or attach one")
     return {
         "method": model.name,
         "hyperparameters": hyperparameters_of(model),
@@ -81,27 +76,24 @@ def hyperparameters_of(model: "PretrainModule") -> dict[str, Any]:
 
 
 def read_payload(checkpoint: Mapping[str, Any]) -> Payload:
-    """Return the checked payload of a method's checkpoint; raise a CheckpointError if an entry does not fit."""
+    """Return the payload of a method's checkpoint; raise a CheckpointError for an entry of the wrong type."""
     stored = mapping(checkpoint.get(CHECKPOINT_KEY), CHECKPOINT_KEY)
     names = {field.name for field in dataclasses.fields(Payload)}
     payload: Payload = conform({key: value for key, value in stored.items() if key in names}, Payload, CHECKPOINT_KEY)
     size, kind = payload.preprocess.get("size", 1), payload.preprocess.get("transform", "")
     if type(size) is not int or not 1 <= size <= 1 << 14 or not isinstance(kind, str):
-        raise CheckpointError(f"{CHECKPOINT_KEY}.preprocess: transform {kind!r} and size {size!r} are not usable")
+        raise CheckpointError(f"{CHECKPOINT_KEY}.preprocess: invalid transform {kind!r} or size {size!r}")
     return payload
 
 
 def arguments(kind: type) -> dict[str, Any]:
     """Return names and types of the arguments of a class, including those that it passes on as ``**options``."""
     accepted: dict[str, Any] = {}
-    for level in kind.__mro__:
-        if "__init__" not in vars(level):
-            continue
-        init = vars(level)["__init__"]
+    for init in (vars(level)["__init__"] for level in kind.__mro__ if "__init__" in vars(level)):
         parameters = inspect.signature(init).parameters.values()
         try:
             hints = typing.get_type_hints(init)
-        except NameError:  # names that a third-party module imports for its type checker alone
+        except NameError:  # a third-party module may import names under TYPE_CHECKING
             hints = {}
         for p in parameters:
             if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self":
@@ -112,25 +104,22 @@ def arguments(kind: type) -> dict[str, Any]:
 
 
 def checked_hyperparameters(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored arguments for a method's class, of the types that it declares, with encoders without weights.
+    """Return the stored arguments of a method's class as the declared types, with encoders without weight sources.
 
     Raises:
-        CheckpointError: unknown arguments, other types, or an encoder that is not one of this library's.
+        CheckpointError: an unknown argument, or a value of another type.
     """
     accepted = arguments(kind)
     if unknown := [name for name in values if name not in accepted]:
         raise CheckpointError(f"unknown hyper-parameter {unknown[0]!r}; expected one of: {', '.join(accepted)}")
     checked = {name: conform(value, accepted[name], name) for name, value in values.items()}
     if "prompts" in accepted and checked.get("prompts") not in available():
-        checked["prompts"] = None  # the payload holds the content of a user's own file
+        checked["prompts"] = None  # a user's own file, stored in the payload
     return checked
 
 
 class Bounded(TorchDispatchMode):
-    """Refuses to build a network that is far larger than the weights it is built for.
-
-    The bounds are wide, since layers may be built and dropped (``depth``, ``keep_layers``).
-    """
+    """Refuse to build a network far larger than its weights; layers may still be built and dropped (``depth``)."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -140,12 +129,12 @@ class Bounded(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Count tensors that are created from sizes alone."""
+        """Count tensors that are created from sizes."""
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
             numbers = [arg for arg in args if isinstance(arg, int | float) and math.isfinite(arg)]
             sizes = [math.prod(arg) for arg in args if isinstance(arg, list | tuple)]
             self.tensors -= 1
             self.numbers -= abs(int(sizes[0] if sizes else max(numbers, default=0)))
             if min(self.tensors, self.numbers) < 0:
-                raise CheckpointError("its settings describe a network that is far larger than its weights")
+                raise CheckpointError("the settings describe a network far larger than the weights")
         return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""Former place of :class:`medvlp.training.stopping.StopGuard`, for configs that name it."""
+"""Former import path of :class:`medvlp.training.stopping.StopGuard`, for existing configs."""
 
 from medvlp.training.stopping import StopGuard
 

@@ -1,4 +1,4 @@
-"""The vocabulary of a run: trained on its reports by one process, shared with the others, kept in the run's folder."""
+"""The vocabulary of a run: trained by one process, shared with the others, stored in the run's folder."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -16,10 +16,8 @@ from medvlp.text import load_tokenizer, tokenizer_from_state, tokenizer_state, t
 def corpus_tokenizer(texts: Callable[[], Sequence[str]], config: TextEncoderConfig, trainer: L.Trainer) -> Any:
     """Return a WordPiece tokenizer of the training reports, the same on all ranks.
 
-    Args:
-        texts: returns the reports; called on the first rank alone.
-        config: size of the vocabulary, case, and reports that a word must occur in.
-        trainer: its folder keeps the vocabulary, by a hash of texts and settings, for later runs.
+    Rank 0 alone calls ``texts``. The trainer's folder keeps the vocabulary, by a hash of texts and settings, for later
+    runs.
     """
     state: dict[str, Any] = {}
     if trainer.is_global_zero:

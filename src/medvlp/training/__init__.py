@@ -1,1 +1,1 @@
-"""Training of pre-training methods and of tasks alike: optimisation, guards, stopping, checkpoints."""
+"""Training code shared by pre-training methods and tasks."""

@@ -16,29 +16,26 @@ from medvlp.errors import check_range
 
 
 class MovingAverage(L.Callback):
-    """Keeps ``decay · average + (1 − decay) · weights`` after every optimiser step; the first step starts it.
+    """Keep ``decay · average + (1 − decay) · weights`` after every optimiser step, from the first step on.
 
-    The methods' argument ``ema_decay`` adds it. Validation, figures and the weights left at the end of ``fit`` are
-    the average's. In a checkpoint ``state_dict`` is the average, which ``medvlp.load`` takes by default, and
-    ``current_model_state`` holds the weights from which a resumed run continues.
+    The methods' argument ``ema_decay`` adds it. Validation, figures and the final weights of ``fit`` use the average. A
+    checkpoint holds the average as ``state_dict`` (the default of ``medvlp.load``) and the trained weights, from which
+    a resumed run continues, as ``current_model_state``.
 
-    Three things differ from Lightning's ``WeightAveraging``. The average is in float32 at least, whatever the weights
-    are: a step of ``1 − decay`` is below the rounding of half precision. Whole-number buffers (position ids, counters)
-    are copied: their average in floating point rounds down now and then. And the average stays in place until
-    validation is over: the module's own hook at its end, which embeds the prompts, runs after that of the callbacks.
+    Differences from Lightning's ``WeightAveraging``: the average is float32 or wider, since steps of ``1 − decay`` are
+    below the rounding of half precision; integer buffers (position ids, counters) are copied, since averages in
+    floating point may round down; and the average stays in place until validation has ended, since the module's own
+    hook, which embeds the prompts, runs after those of the callbacks.
 
     Args:
         decay: in [0, 1).
-
-    Raises:
-        ConfigError: another decay.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
         check_range("[0, 1)", ema_decay=decay)
         self.decay = decay
         self._average: AveragedModel | None = None
-        self._trained: list[Tensor] | None = None  # the trained weights, while the average is in their place
+        self._trained: list[Tensor] | None = None  # while the module holds the average
         self._step = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -47,7 +44,7 @@ class MovingAverage(L.Callback):
         if stage != "fit":
             return
         self._average = AveragedModel(
-            pl_module, device=pl_module.device, use_buffers=True, multi_avg_fn=averaging(self.decay)
+            pl_module, device=pl_module.device, use_buffers=True, multi_avg_fn=_averaging(self.decay)
         )
         for tensor in _tensors(trainer.precision_plugin.convert_module(self._average.module)):
             if tensor.dtype in (torch.float16, torch.bfloat16):
@@ -64,41 +61,39 @@ class MovingAverage(L.Callback):
         for tensor, value in zip(_tensors(pl_module), source, strict=True):
             tensor.data.copy_(value)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Add the weights after each optimiser step."""
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Update the average after each optimiser step."""
         assert self._average is not None
         if trainer.global_step <= self._step:
             return
         self._step = trainer.global_step
-        # in the precision of the average: its update takes lists of one type
+        # the update takes lists of one type
         pairs = zip(_tensors(self._average.module), _tensors(pl_module), strict=True)
         weights = [current.detach().to(average.dtype) for average, current in pairs]
         given: Any = SimpleNamespace(parameters=lambda: weights, buffers=list)
         self._average.update_parameters(given)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the average in the weights' place."""
+        """Swap the average in."""
         if self._trained is None:
             self._swap(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the weights back, before any checkpoint is written."""
+        """Swap the trained weights in, before any checkpoint is written."""
         if self._trained is not None:
             self._swap(pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the average in the module; later checkpoints still hold both."""
+        """Swap the average in; later checkpoints still hold both."""
         if self._trained is None:
             self._swap(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser steps taken at the last update."""
+        """Return the optimiser step of the last update."""
         return {"latest_update_step": self._step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back :meth:`state_dict`."""
+        """Restore :meth:`state_dict`."""
         self._step = state_dict["latest_update_step"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -115,7 +110,7 @@ class MovingAverage(L.Callback):
         checkpoint["averaging_state"] = {"n_averaged": self._average.n_averaged}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take back both sets of weights; from a run without an average both start at its weights."""
+        """Restore both sets of weights; a checkpoint without an average initialises it with its weights."""
         if self._average is None:
             return
         if "current_model_state" in checkpoint and "averaging_state" in checkpoint:
@@ -123,17 +118,16 @@ class MovingAverage(L.Callback):
             self._average.load_state_dict({**average, **checkpoint["averaging_state"]})
             pl_module.load_state_dict(checkpoint["current_model_state"])
         else:
-            rank_zero_warn("the checkpoint holds no moving average: the average starts at its weights")
+            rank_zero_warn("the checkpoint holds no moving average: the average starts from its weights")
             self._average.module.load_state_dict(deepcopy(checkpoint["state_dict"]), strict=False)
 
     def put_average(self, checkpoint: dict[str, Any]) -> None:
-        """Make the average the ``state_dict`` of a checkpoint of weights alone, for which callbacks are not asked."""
+        """Store the average as ``state_dict`` of a weights-only checkpoint, for which no callback hook runs."""
         if self._average is not None and "current_model_state" not in checkpoint:
             checkpoint["state_dict"] = self._average.module.state_dict()
 
 
-def averaging(decay: float) -> Any:
-    """Return the update of lists of averages, in place, by lists of current values; whole numbers are copied."""
+def _averaging(decay: float) -> Any:
     update_floats = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()

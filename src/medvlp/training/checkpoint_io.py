@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, checked when they are read."""
+"""Atomic writing and checked reading of checkpoint files."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,7 @@ from medvlp.store import atomic_write
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint so that a kill or a full disk leaves the older file of that name intact.
-
-    Args:
-        checkpoint: plain values and tensors.
-        path: the file; its folder is made if necessary.
+    """Write a checkpoint atomically: a kill or a full disk leaves an older file of that name intact.
 
     Raises:
         OSError: the file cannot be written; the error names it.
@@ -24,7 +20,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     try:
         with atomic_write(path) as file:
             torch.save(checkpoint, file)
-    except RuntimeError as error:  # torch raises one of its own when a write fails
+    except RuntimeError as error:  # torch raises its own error when a write fails
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
@@ -35,20 +31,15 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
 
 
 def _flaw(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint file, or None; reads all of it, for its checksums."""
     try:
-        read_plain(path)
+        read_plain(path)  # all of it, for its checksums
     except CheckpointError as error:
         return str(error)
     return None
 
 
 def check_checkpoint(path: str | Path) -> None:
-    """Raise if a checkpoint file is cut, overwritten or not one at all.
-
-    Raises:
-        CheckpointError: the file is missing or damaged; names the newest sound checkpoint of its folder.
-    """
+    """Raise a CheckpointError if a checkpoint is missing or damaged; it names the newest intact one of its folder."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
@@ -57,27 +48,26 @@ def check_checkpoint(path: str | Path) -> None:
         return
     others = [other for other in path.parent.glob("*.ckpt") if other.is_file() and not other.samefile(path)]
     others.sort(key=lambda other: other.stat().st_mtime_ns, reverse=True)
-    sound = next((other for other in others if _flaw(other) is None), None)
-    remedy = f"the newest sound one there is {sound}" if sound else "its folder holds no sound one"
+    intact = next((other for other in others if _flaw(other) is None), None)
+    remedy = f"the newest intact one is {intact}" if intact else "its folder holds no intact one"
     raise CheckpointError(f"{path}: damaged, or not a checkpoint of medvlp ({flaw}); {remedy}")
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, but never half written, and checked before they are loaded.
+    """Write checkpoints atomically, check them before loading, and load only plain values and tensors by default.
 
-    Files on remote file systems (paths with ``://``) are written as Lightning does. Either way a checkpoint is read as
-    plain values and tensors unless the caller asks for more.
+    Remote files (paths with ``://``) are written as Lightning does.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write beside the target and rename; see :func:`write_checkpoint`."""
+        """See :func:`write_checkpoint`."""
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
             write_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """Check the file, then load it; see :func:`check_checkpoint`."""
+        """See :func:`check_checkpoint`."""
         if "://" not in str(path) and weights_only is not False:
             check_checkpoint(path)
         return super().load_checkpoint(path, map_location, weights_only is not False)

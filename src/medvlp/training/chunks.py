@@ -1,8 +1,7 @@
-"""Gradient caching: encode a batch in chunks, of which one at a time keeps its activations.
+"""Gradient caching: encode a batch in chunks under ``torch.utils.checkpoint``.
 
-A contrast needs the embeddings of the whole batch at once, but not the activations. Each chunk is encoded under
-``torch.utils.checkpoint``: its activations are dropped, and the backward pass of the loss recomputes those of one chunk
-after the other. Loss and gradient are those of the whole batch; the price is a second forward pass.
+A contrast needs all embeddings of a batch at once, but not all activations. The backward pass recomputes the
+activations chunk by chunk. Loss and gradient are those of the whole batch, for a second forward pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,19 +15,14 @@ from torch.utils.checkpoint import checkpoint
 from medvlp.errors import ConfigError
 from medvlp.training.dtypes import BATCH_NORMS
 
-Encode = Callable[[dict[str, Any]], dict[str, Tensor]]
-
 
 def split_batch(batch: dict[str, Any], chunks: int) -> list[dict[str, Any]]:
-    """Split a batch along its samples, into chunks whose sizes differ by at most one (as ``torch.tensor_split`` does).
+    """Split a batch along its samples, as ``torch.tensor_split`` does.
 
-    Args:
-        batch: as documented in :mod:`medvlp.datamodules.base`. Tensors and lists with one entry per sample are split;
-            lists of another length (``skipped``), plain values and tensors without dimensions go to every chunk.
-        chunks: number of chunks.
+    Lists of another length (``skipped``), plain values and tensors without dimensions go to every chunk.
 
     Raises:
-        ConfigError: more chunks than samples, or a tensor whose rows are not samples.
+        ConfigError: more chunks than samples, or a tensor with another number of rows.
     """
     size = len(batch["image"])
     if not 1 <= chunks <= size:
@@ -36,8 +30,7 @@ def split_batch(batch: dict[str, Any], chunks: int) -> list[dict[str, Any]]:
             f"contrastive_chunks is {chunks}, but the batch holds {size} samples; set it from 1 to {size}, or raise "
             "data.batch_size"
         )
-    short, longer = divmod(size, chunks)
-    starts = [i * short + min(i, longer) for i in range(chunks + 1)]
+    rows = [slice(int(part[0]), int(part[-1]) + 1) for part in torch.arange(size).tensor_split(chunks)]
     parts: list[dict[str, Any]] = [{} for _ in range(chunks)]
     for key, value in batch.items():
         is_tensor = isinstance(value, Tensor) and value.ndim > 0
@@ -47,64 +40,54 @@ def split_batch(batch: dict[str, Any], chunks: int) -> list[dict[str, Any]]:
                 "contrastive_chunks: 1"
             )
         per_sample = is_tensor or (isinstance(value, list | tuple) and len(value) == size)
-        for part, start, end in zip(parts, starts, starts[1:], strict=False):
-            part[key] = value[start:end] if per_sample else value
+        for part, of_part in zip(parts, rows, strict=True):
+            part[key] = value[of_part] if per_sample else value
     return parts
 
 
 @contextmanager
 def keep_buffers(module: nn.Module) -> Iterator[None]:
-    """Restore the buffers of modules in train mode: a recomputation must not count a chunk twice.
-
-    Batch norms add each batch to their running statistics. What they normalise with in train mode is the chunk's own,
-    so the recomputed activations do not depend on the running statistics.
-    """
+    """Restore the buffers of modules in train mode, so that running statistics count a recomputed chunk once."""
     buffers = (b for m in module.modules() if m.training for b in m.buffers(recurse=False))
     before = [(buffer, buffer.detach().clone()) for buffer in buffers]
     try:
         yield
     finally:
-        # By .data: the backward pass reads no running statistics, and must not be told that they have changed.
+        # .data hides the change from autograd, which would reject it; the backward pass does not read these buffers.
         for buffer, value in before:
             buffer.data.copy_(value)
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def _recomputing(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        yield
+        with keep_buffers(module):
+            yield
     finally:
         torch.set_default_dtype(before)
 
 
-@contextmanager
-def _recomputing(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    with keep_buffers(module), _default_dtype(dtype):
-        yield
-
-
 def encode_in_chunks(
-    encode: Encode, batch: dict[str, Any], chunks: int, module: nn.Module, recompute: bool = True
+    encode: Callable[[dict[str, Any]], dict[str, Tensor]], batch: dict[str, Any], chunks: int, module: nn.Module
 ) -> dict[str, Tensor]:
-    """Encode a batch chunk by chunk and join the outputs.
+    """Encode a batch chunk by chunk and concatenate the outputs.
 
-    What ``encode`` does with a sample must depend on that sample alone. Batch norms in train mode use the statistics of
-    the chunk, as on as many devices without synchronisation, and update their running statistics once per chunk.
+    Samples must not depend on each other. Batch norms in train mode normalise each chunk by itself, as unsynchronised
+    devices do, and update their running statistics once per chunk.
 
     Args:
         encode: batch to outputs, each with one row per sample. It runs again in the backward pass, with the same random
             numbers and autocast, so it must neither log nor count.
         batch: the whole batch.
         chunks: number of chunks, from 1 to the number of samples.
-        module: whose buffers a recomputation leaves alone.
-        recompute: False keeps all activations: the same result without saving memory.
+        module: module with the buffers of ``encode``.
 
     Raises:
         ConfigError: a batch that cannot be split, a chunk of one pair for a batch norm, or outputs that do not fit.
     """
-    dtype = torch.get_default_dtype()  # 64-true sets another one around the forward pass, but not around the backward
+    dtype = torch.get_default_dtype()  # precision 64-true changes it in the forward pass, but not in the backward pass
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _recomputing(module, dtype)
@@ -114,17 +97,13 @@ def encode_in_chunks(
     if len(parts[-1]["image"]) < 2 and training_norms:
         size = len(batch["image"])
         raise ConfigError(
-            f"contrastive_chunks {chunks} makes chunks of one of the {size} pairs, which have no statistics for a "
+            f"contrastive_chunks {chunks} splits {size} pairs into chunks of one, which have no statistics for a "
             f"batch norm; set it to at most {max(1, size // 2)}"
         )
     encoded: list[dict[str, Tensor]] = []
     for part in parts:
-        if recompute:
-            outputs = checkpoint(encode, part, use_reentrant=False, preserve_rng_state=True, context_fn=contexts)
-        else:
-            outputs = encode(part)
-        # Autocast keeps half-precision copies of the weights; shared by the chunks, they would collect the chunks'
-        # gradients in half precision.
+        outputs = checkpoint(encode, part, use_reentrant=False, preserve_rng_state=True, context_fn=contexts)
+        # Half-precision copies of the weights, if shared by the chunks, would accumulate gradients in half precision.
         torch.clear_autocast_cache()
         _check(outputs, len(part["image"]), encoded[0] if encoded else None)
         encoded.append(outputs)

@@ -1,4 +1,4 @@
-"""What keeps its precision in a run whose weights have another (``trainer.precision`` bf16-true, 16-true, 64-true)."""
+"""Exceptions to ``trainer.precision`` bf16-true, 16-true and 64-true: tensors that keep their own type."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -14,22 +14,21 @@ _INPUTS = ("image", "features")
 
 
 def exact_tensors(root: nn.Module) -> Iterator[Tensor]:
-    """Yield the parameters and buffers that stay in float32: see :class:`~medvlp.training.module.TrainingModule`."""
+    """Yield the tensors that stay in float32; see :class:`~medvlp.training.module.TrainingModule`."""
     for module in root.modules():
         if isinstance(module, BATCH_NORMS):
             yield from chain(module.parameters(recurse=False), module.buffers(recurse=False))
         yield from (parameter for parameter in module.parameters(recurse=False) if parameter.ndim == 0)
-        # a head is built once the data module is known, so a part may be missing
+        # heads are built late, once the data module is known, so a part may be missing
         parts = (getattr(module, name, None) for name in getattr(module, "exact_parts", ()))
         for part in (part for part in parts if part is not None):
             yield from chain(part.parameters(), part.buffers()) if isinstance(part, nn.Module) else (part,)
 
 
 class KeepTargets(L.Callback):
-    """Converts images and stored features to the precision of a run, and leaves labels, masks and boxes alone.
+    """Convert only images and stored features to the precision of a run, not labels, masks and boxes.
 
-    Lightning would convert every floating point tensor of a batch: in bfloat16 a box of a 512 px image would move by up
-    to a pixel.
+    Lightning converts all floating-point tensors of a batch; in bfloat16 a box in a 512 px image moves by up to 1 px.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

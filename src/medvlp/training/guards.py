@@ -1,4 +1,4 @@
-"""Callbacks of every run: they refuse random weights and non-finite losses, and count skipped items."""
+"""Callbacks of every run: they reject random weights and non-finite losses, and count skipped items."""
 
 import csv
 import json
@@ -14,11 +14,7 @@ from medvlp.errors import ConfigError, NonFiniteLossError, TooManySkippedError
 
 
 def need_weights(trainer: L.Trainer, module: Any) -> None:
-    """Raise if the weights of a method or task are random: its scores would pass for those of a trained one.
-
-    Raises:
-        ConfigError: it is neither trained nor loaded; names a checkpoint of the run's folder if there is one.
-    """
+    """Raise a ConfigError that names the run's checkpoint if the weights of a method or task are random."""
     if module.has_weights:
         return
     folder = Path(
@@ -30,58 +26,49 @@ def need_weights(trainer: L.Trainer, module: Any) -> None:
 
 
 class UntrainedGuard(L.Callback):
-    """Refuses to validate, test and predict with random weights."""
+    """Refuse to validate, test and predict with random weights."""
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Note that the weights are trained."""
-        pl_module.has_weights = True  # type: ignore[assignment]
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Mark the weights as trained."""
+        pl_module.has_weights = True
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the weights, unless the validation is part of a fit."""
+        """Check the weights, unless in a fit."""
         if trainer.state.fn != "fit":
             need_weights(trainer, pl_module)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the weights."""
-        need_weights(trainer, pl_module)
-
-    on_predict_start = on_test_start
+    on_test_start = on_predict_start = on_validation_start
 
 
 class NonFiniteGuard(L.Callback):
-    """Stops the run at a NaN or infinite loss and saves the ids of the batch.
+    """Stop the run at a NaN or infinite loss and save the ids of the batch.
 
-    On CPU each loss is checked before its backward pass, so the weights stay clean. On an accelerator a check costs a
-    synchronisation: the flags stay on the device and are fetched every ``log_every_n_steps``, and before a checkpoint
-    is saved; the error still names the first bad step and saves the ids of its batch.
+    On CPU each loss is checked before its backward pass. On an accelerator a check costs a synchronisation: flags stay
+    on the device until ``log_every_n_steps`` or the next checkpoint, and the error still names the first bad step.
     """
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, int, list[str], Tensor]] = []
         self._ids: list[str] = []
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Keep the ids of the batch."""
         self._ids = list(batch.get("id", [])) if isinstance(batch, dict) else []
         self._batch_idx = batch_idx
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Record whether the loss is finite; check it every so many steps."""
+        """Record whether the loss is finite."""
         self._pending.append((trainer.global_step, self._batch_idx, self._ids, torch.isfinite(loss.detach())))
         every = 1 if loss.device.type == "cpu" else max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if (self._batch_idx + 1) % every == 0:
             self._check(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the remaining steps of the epoch."""
+        """Check the remaining steps."""
         self._check(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep weights that a NaN may have reached out of checkpoints."""
+        """Check the steps so far, so that no checkpoint holds NaN."""
         self._check(trainer)
 
     def _check(self, trainer: L.Trainer) -> None:
@@ -96,7 +83,7 @@ class NonFiniteGuard(L.Callback):
         if not anywhere:
             return
         if bad is None:
-            raise NonFiniteLossError("the loss of another process is not finite; its batch's ids are saved there")
+            raise NonFiniteLossError("the loss of another process is NaN or infinite; that process saves the ids")
         step, batch_idx, ids, _ = pending[bad]
         path = Path(trainer.default_root_dir) / f"nonfinite_batch_rank{trainer.global_rank}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,10 +96,10 @@ class NonFiniteGuard(L.Callback):
 
 
 class SkippedItems(L.Callback):
-    """Lists the items that ``on_error: skip`` skipped, each once, and stops the run when there are too many.
+    """List the items that ``on_error: skip`` skipped, and stop the run if there are too many.
 
-    The list, ``skipped.csv`` in the run's folder (one file per further rank), is rewritten after each epoch; it also
-    holds the items that were dropped when the dataset was indexed.
+    ``skipped.csv`` in the run's folder (one file per further rank) is rewritten after each epoch; it also lists the
+    items that were dropped when the dataset was indexed.
     """
 
     def __init__(self) -> None:
@@ -121,7 +108,7 @@ class SkippedItems(L.Callback):
         self._reported = -1
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """List the items that were dropped at indexing."""
+        """List the items dropped at indexing."""
         table = getattr(trainer.datamodule, "skipped_at_index", None)  # type: ignore[attr-defined]
         if table is not None and len(table):
             self._indexed = dict(zip(table["id"].astype(str), table["reason"].astype(str), strict=True))

@@ -1,4 +1,4 @@
-"""Base of everything that is trained: pre-training methods and downstream tasks."""
+"""Base class of pre-training methods and downstream tasks."""
 
 import os
 from abc import ABC, abstractmethod
@@ -32,23 +32,23 @@ from medvlp.training.schema import (
 from medvlp.training.stopping import StopGuard
 
 COMPILED = "_orig_mod."
-"""What ``torch.compile`` puts into the names of the weights of a module that it wraps."""
+"""What ``torch.compile`` inserts into the names of the weights of a wrapped module."""
 
 RUN_FOLDER = "<run>"
-"""Placeholder for the run's folder in checkpoints, so that they hold no path of the machine and runs can be moved."""
+"""Placeholder for the run's folder in checkpoints, so that runs can be moved."""
 
 
 class TrainingModule(L.LightningModule, ABC):
-    """LightningModule with guards, one seed per step, and checkpoints that may come from anybody.
+    """LightningModule with guards, one seed per step, and safe loading of untrusted checkpoints.
 
-    Batch-norm statistics, scalar parameters (learned temperatures) and what a submodule names in ``exact_parts``, a
-    tuple of names of its buffers, parameters or submodules, stay in float32 when the weights go to half precision:
-    their updates are below the rounding of bfloat16.
+    Batch norms, scalar parameters (learned temperatures) and the buffers, parameters and submodules that a submodule
+    names in its tuple ``exact_parts`` stay in float32 when the weights are in half precision: their updates are below
+    the rounding of bfloat16.
     """
 
     optim_config: OptimConfig
     has_weights: bool = False
-    """Whether the weights were trained or loaded; random ones are not evaluated."""
+    """Whether the weights were trained or loaded; random weights are not evaluated."""
     _stored_states: tuple[int, int] | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -71,13 +71,13 @@ class TrainingModule(L.LightningModule, ABC):
         return guards if present else [*guards, StopGuard()]
 
     def configure_optimizers(self) -> Any:
-        """Build optimiser and schedule from :attr:`optim_config`."""
+        """Build optimiser and schedule of :attr:`optim_config`."""
         optimizer = build_optimizer(self, self.optim_config)
         schedule = build_schedule(optimizer, self.optim_config, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed the step from (run seed, epoch, batch, rank): a resumed run draws the same random numbers."""
+        """Seed the step from (run seed, epoch, batch, rank), so that a resumed run draws the same random numbers."""
         torch.manual_seed(derive_seed(run_seed(), self.current_epoch, batch_idx, self.global_rank))
 
     def sum_and_log(self, terms: Mapping[str, Tensor], size: int, each: bool = True) -> Tensor:
@@ -89,18 +89,14 @@ class TrainingModule(L.LightningModule, ABC):
         return loss
 
     def on_train_start(self) -> None:
-        """Check the restored state of optimisers and schedules, which neither torch nor Lightning does.
-
-        Raises:
-            CheckpointError: too few states, settings of another type, or moments that do not fit the weights.
-        """
+        """Check the restored state of optimisers and schedules, which neither torch nor Lightning does."""
         if not self.trainer.ckpt_path:
             return
         with restoring(self._checkpoint_path()):
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             optimizers, schedules = self._stored_states or (0, 0)
             if optimizers < len(self.trainer.optimizers) or schedules < len(schedulers):
-                raise CheckpointError("it holds another number of optimisers or schedules than the config; use its own")
+                raise CheckpointError("the number of optimisers or schedules differs; use the run's own config.yaml")
             for scheduler in schedulers:
                 conform(scheduler.last_epoch, int, "lr_schedulers: last_epoch")
             for optimizer in self.trainer.optimizers:
@@ -110,23 +106,19 @@ class TrainingModule(L.LightningModule, ABC):
 
     @abstractmethod
     def payload(self) -> dict[str, Any]:
-        """Return what the checkpoint says of the module beside its weights, as plain values."""
+        """Return the contents of the checkpoint beside weights and training state, as plain values."""
 
     @abstractmethod
     def take_payload(self, checkpoint: dict[str, Any]) -> None:
-        """Check and take over :meth:`payload` from a checkpoint that may hold anything."""
+        """Validate and restore the :meth:`payload` of an untrusted checkpoint."""
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **options: Any) -> Any:
-        """Override: Lightning would build whatever the file's hyper-parameters name.
-
-        Raises:
-            NotSupportedError: always.
-        """
+        """Override: raise a NotSupportedError, since Lightning would build whatever the hyper-parameters name."""
         raise NotSupportedError(f"{cls.__name__}.load_from_checkpoint: use medvlp.load(path) for a method's checkpoint")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Override: accept names marked by ``torch.compile``, check values, name the file in errors.
+        """Override: accept names of compiled modules, check values, name the file in errors.
 
         Raises:
             CheckpointError: names, shapes or kinds of numbers differ, or a value is NaN or infinite.
@@ -141,16 +133,16 @@ class TrainingModule(L.LightningModule, ABC):
         try:
             result = super().load_state_dict(given, strict=strict, assign=assign)
         except RuntimeError as error:
+            name, reason = getattr(self, "name", type(self).__name__), " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"{where}weights do not fit {getattr(self, 'name', type(self).__name__)} as it is "
-                f"configured: {' '.join(str(error).split())[:300]}; use the config.yaml of the run that wrote them"
+                f"{where}weights do not fit {name} as configured: {reason}; use the config.yaml of their run"
             ) from error
         check_finite(where, self)
         self.has_weights = True
         return result
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave only weights and plain values in the checkpoint, and no path of this machine."""
+        """Keep only weights and plain values in the checkpoint, without local paths."""
         for key in [key for key in checkpoint if key.startswith("datamodule_hyper") or key == "hparams_name"]:
             del checkpoint[key]
         payload = self.payload()
@@ -167,7 +159,7 @@ class TrainingModule(L.LightningModule, ABC):
                 checkpoint[key] = {name.replace(COMPILED, ""): value for name, value in checkpoint[key].items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the payload back; check the state of callbacks, and of training where it goes on.
+        """Restore the payload; check the state of callbacks and, in a resumed fit, of training.
 
         Raises:
             CheckpointError: an entry is missing, of another type, or of another method or task.
@@ -183,18 +175,17 @@ class TrainingModule(L.LightningModule, ABC):
         averages = any(isinstance(callback, MovingAverage) for callback in trainer.callbacks)
         if trainer.state.fn == "fit" and "current_model_state" in checkpoint and not averages:
             rank_zero_warn(
-                f"{self._checkpoint_path()}the checkpoint holds a moving average, and this run keeps none: training "
-                "continues from the averaged weights; set model.ema_decay to continue from the others"
+                f"{self._checkpoint_path()}the checkpoint holds a moving average, but this run keeps none: training "
+                "continues from the averaged weights; set model.ema_decay to continue from the trained ones"
             )
 
     def _checkpoint_path(self) -> str:
-        """For messages: the file that the trainer is loading, with a colon, or nothing."""
         path = getattr(compat.trainer_of(self), "ckpt_path", None)
         return f"{path}: " if path else ""
 
 
 def _restore_callbacks(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
-    """Put the run's folder into the state of callbacks; refuse paths out of it, since callbacks delete old files."""
+    """Restore the run's folder in the state of callbacks; reject paths outside of it: callbacks delete old files."""
     folder = os.path.realpath(trainer.default_root_dir)
     states = _swap_folder(mapping(checkpoint.get("callbacks", {}), "callbacks"), RUN_FOLDER, folder)
     for name, state in states.items():

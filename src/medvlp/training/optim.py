@@ -21,14 +21,13 @@ class OptimConfig:
         lr: peak learning rate.
         weight_decay: decoupled for adamw, L2 otherwise.
         betas: of Adam.
-        decay_all: decay norms and biases too, as every released code here does; False exempts all parameters of one
-            dimension.
-        decay_positions: without ``decay_all``, decay position tables, class and mask tokens and token types (as the
-            masked autoencoders do); False exempts them as well (as timm does).
+        decay_all: also decay norms and biases, as all released code does; False exempts one-dimensional parameters.
+        decay_positions: without ``decay_all``, also decay position tables, class and mask tokens and token types (as
+            the masked autoencoders do); False exempts them (as timm does).
         schedule: "warmup_cosine", "warm_restarts" (released G2D), "plateau" (halved when ``val/loss`` stalls for 5
             validations: ConVIRT) or "constant".
         warmup: warm-up length: a share of all steps if below 1, else a number of steps.
-        min_lr: where the cosine ends.
+        min_lr: final learning rate of the cosine.
         restart_period: steps per cycle of "warm_restarts".
     """
 
@@ -44,7 +43,6 @@ class OptimConfig:
     restart_period: int = 200
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check_range("(0, inf)", lr=self.lr)
         check_range("[0, inf)", weight_decay=self.weight_decay, warmup=self.warmup, min_lr=self.min_lr)
         check_range("[0, 1)", betas=self.betas)
@@ -55,16 +53,13 @@ _POSITIONS = {
     *("pos_embed", "positional_embedding", "position_embeddings", "relative_position_bias_table"),
     *("cls_token", "reg_token", "dist_token", "mask_token", "token_type_embeddings"),
 }
-"""Names of learned tables of positions and special tokens in timm, Hugging Face and here."""
+"""Names of position tables and special tokens in timm, Hugging Face and here."""
 
 
 def parameter_groups(
     module: nn.Module, weight_decay: float, decay_all: bool, decay_positions: bool = True
 ) -> list[dict[str, Any]]:
-    """Return the trainable parameters as groups for an optimiser, those without decay apart; none is empty.
-
-    See :class:`OptimConfig` for ``decay_all`` and ``decay_positions``.
-    """
+    """Split the trainable parameters into groups with and without weight decay; see :class:`OptimConfig`."""
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if decay_all or not weight_decay:
         return [{"params": [p for _, p in trainable], "weight_decay": weight_decay}]
@@ -80,22 +75,15 @@ def parameter_groups(
 
 
 def adam_eps(groups: list[dict[str, Any]]) -> float:
-    """Return Adam's ε: 1e-8, or 1e-3 where there are float16 weights.
-
-    Adam keeps its moments in the type of the weights. In float16 the squares of gradients below 5e-3 vanish, and 1e-8
-    is 0: the steps would be infinite.
-    """
+    """Return Adam's ε: 1e-8, or 1e-3 for float16 weights, where 1e-8 is 0 and squares of gradients < 5e-3 vanish."""
     half = any(parameter.dtype == torch.float16 for group in groups for parameter in group["params"])
     return 1e-3 if half else 1e-8
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
-    """Return the optimiser over the module's trainable parameters.
-
-    On a CPU the fused kernel reads and writes all weights once a step, torch's default several times. On other devices
-    torch chooses.
-    """
+    """Return an optimiser of the module's trainable parameters."""
     groups = parameter_groups(module, config.weight_decay, config.decay_all, config.decay_positions)
+    # torch's default on a CPU is the loop, which passes over all weights several times a step
     fused = True if all(p.device.type == "cpu" for group in groups for p in group["params"]) else None
     optimizer: Optimizer
     if config.optimizer == "sgd":
@@ -111,13 +99,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
 def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float) -> dict[str, Any] | None:
     """Return Lightning's scheduler entry, stepped per optimiser step ("plateau": per validation), or None.
 
-    Args:
-        optimizer: of :func:`build_optimizer`.
-        config: the schedule.
-        total_steps: optimiser steps of the whole run.
-
-    Raises:
-        ConfigError: a cosine over a run without an end.
+    ``total_steps`` are the optimiser steps of the whole run.
     """
     if config.schedule == "constant":
         return None
@@ -125,13 +107,13 @@ def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
         return {"scheduler": plateau, "monitor": "val/loss", "interval": "epoch", "strict": False}
     if config.schedule == "warmup_cosine" and total_steps == float("inf"):
-        raise ConfigError("schedule warmup_cosine needs an end: set trainer.max_epochs or trainer.max_steps")
+        raise ConfigError("schedule warmup_cosine needs a finite run: set trainer.max_epochs or trainer.max_steps")
     warmup = config.warmup * total_steps if config.warmup < 1 else config.warmup
 
     def factor(step: int) -> float:
         if config.schedule == "warm_restarts":
             return warm_restarts(step, lr=config.lr, period=config.restart_period, min_lr=config.min_lr) / config.lr
-        # step + 1 over total + 1: neither the first nor the last step has a rate of zero
+        # step + 1 and total + 1: neither the first nor the last step has a rate of zero
         rate = warmup_cosine(
             step + 1, lr=config.lr, warmup=warmup, total=total_steps + 1, min_lr=config.min_lr, start_lr=config.min_lr
         )
@@ -148,12 +130,12 @@ def warmup_cosine(
     ``start + (lr − start)·t/W`` for t < W, then ``min + (lr − min)·½(1 + cos(π (t − W)/(T − W)))``.
 
     Args:
-        step: t ≥ 0, in optimiser steps (or fractional epochs; all four times share the unit).
-        lr: the peak.
+        step: t ≥ 0, in optimiser steps or fractional epochs (the unit of W and T as well).
+        lr: peak learning rate.
         warmup: W ≥ 0.
         total: T > W; later steps keep ``min_lr``.
-        min_lr: where the cosine ends.
-        start_lr: where the warm-up starts; ``min_lr`` if None.
+        min_lr: final learning rate.
+        start_lr: initial learning rate; ``min_lr`` if None.
     """
     start = min_lr if start_lr is None else start_lr
     if step < warmup:
@@ -163,5 +145,5 @@ def warmup_cosine(
 
 
 def warm_restarts(step: float, *, lr: float, period: float, min_lr: float = 0.0) -> float:
-    """Cosine from ``lr`` to ``min_lr`` that restarts every ``period`` steps (G2D's released trainer: 200)."""
+    """Cosine from ``lr`` to ``min_lr``, restarted every ``period`` steps (G2D's released trainer: 200)."""
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * (step % period) / period))

@@ -1,7 +1,4 @@
-"""Checks of what a checkpoint says, before anything is built from it.
-
-A checkpoint may come from anybody: each entry is held to a type, and nothing in it names a file, a hub or a class.
-"""
+"""Validation of untrusted checkpoints: each entry must have its type; files, hubs and classes cannot be named."""
 
 import dataclasses
 import math
@@ -19,17 +16,17 @@ from medvlp.encoders.text import TextEncoderConfig, without_text_sources
 from medvlp.errors import CheckpointError, ConfigError, MedVLPError
 
 CHECKPOINT_KEY = "medvlp"
-"""Where a checkpoint keeps what :func:`medvlp.load` needs beside the weights."""
+"""Key of what :func:`medvlp.load` needs beside the weights."""
 
 
 @contextmanager
 def restoring(where: str) -> Iterator[None]:
-    """Turn any error raised on a damaged checkpoint into a CheckpointError of one line that starts with ``where``."""
+    """Re-raise any error as a CheckpointError of one line that starts with ``where``."""
     try:
         yield
     except MedVLPError as error:
-        raise CheckpointError(f"{where}{' '.join(str(error).split())}") from error  # names in it may hold anything
-    except Exception as error:  # libraries and methods may raise anything on values that are not their own
+        raise CheckpointError(f"{where}{' '.join(str(error).split())}") from error  # it may quote names of the file
+    except Exception as error:  # libraries and methods may raise anything on unexpected values
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{where}damaged, or written by another version of medvlp ({type(error).__name__}: {reason})"
@@ -37,11 +34,10 @@ def restoring(where: str) -> Iterator[None]:
 
 
 def read_training_state(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the numbers of optimisers and schedules whose states a checkpoint holds.
+    """Return the numbers of optimiser and schedule states in a checkpoint.
 
     Raises:
-        CheckpointError: an entry needed to resume is missing or of another type; without some of them Lightning would
-            start from zero.
+        CheckpointError: an entry needed to resume is missing (Lightning would start from zero) or of another type.
     """
     expected = {"epoch": int, "global_step": int, "optimizer_states": list, "lr_schedulers": list, "loops": dict}
     for name, kind in expected.items():
@@ -65,7 +61,7 @@ def _check_counts(value: Any, where: str) -> None:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Raise a CheckpointError if a setting is no number, or moments are NaN or do not fit their weights."""
+    """Raise a CheckpointError for settings of another type, and moments that are NaN or of another shape."""
     for group in optimizer.param_groups:
         for name, default in optimizer.defaults.items():
             kind = {int: float, float: float, tuple: tuple[float, ...]}.get(type(default), object)
@@ -81,15 +77,10 @@ _SCALARS = (type(None), bool, int, float, str, dict, list, tuple)
 
 
 def conform(value: Any, kind: Any, where: str) -> Any:
-    """Return a stored plain value as an annotated type: dictionaries become dataclasses, lists tuples.
-
-    Args:
-        value: plain.
-        kind: a type annotation.
-        where: name of the entry, for errors.
+    """Return a stored plain value as the annotated type ``kind``: dictionaries become dataclasses, lists tuples.
 
     Raises:
-        CheckpointError: the value is of another type.
+        CheckpointError: the value of the entry ``where`` is of another type.
     """
     kind = type(None) if kind is None else kind
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
@@ -121,7 +112,7 @@ def _one_of(value: Any, options: tuple[Any, ...], kind: Any, where: str) -> Any:
             return conform(value, option, where)
         except CheckpointError:
             if isinstance(value, dict) and dataclasses.is_dataclass(option):
-                raise  # says which of its fields
+                raise  # this error names the field
     raise _mismatch(value, kind, where)
 
 
@@ -151,7 +142,7 @@ def _dataclass(value: Any, kind: type, where: str) -> Any:
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
-    """Return a value that is a dictionary with names as keys, else raise a CheckpointError."""
+    """Return ``value``; raise a CheckpointError unless it is a dictionary with names as keys."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise CheckpointError(f"{where} is a {type(value).__name__}; expected a dictionary with names as keys")
     return value
@@ -166,7 +157,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def weights_of(checkpoint: Mapping[str, Any], key: str = "state_dict") -> dict[str, Tensor]:
-    """Return the weights of a checkpoint; raise a CheckpointError unless they are tensors by name."""
+    """Return the weights of a checkpoint; raise a CheckpointError unless all are tensors."""
     weights = mapping(checkpoint.get(key), key)
     if wrong := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(f"{key}.{wrong[0]} is a {type(weights[wrong[0]]).__name__}; expected a tensor")

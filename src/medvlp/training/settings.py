@@ -1,4 +1,4 @@
-"""Hyper-parameters and checkpoint entries as plain values: what loads with ``weights_only=True``, on any machine."""
+"""Hyper-parameters: ranges, and conversion to plain values that load with ``weights_only=True``."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,10 +9,8 @@ from medvlp.errors import CheckpointError, check_range
 
 
 def config_from(kind: type, value: Any) -> Any:
-    """Return a config dataclass from itself, from its dictionary, or the default from None."""
-    if value is None:
-        return kind()
-    return kind(**value) if isinstance(value, dict) else value
+    """Return a config dataclass from an instance, a dictionary, or None (the defaults)."""
+    return kind(**(value or {})) if value is None or isinstance(value, dict) else value
 
 
 _RANGES = {
@@ -32,17 +30,13 @@ _RANGES = {
 
 
 def check_named(settings: Mapping[str, Any]) -> None:
-    """Check the arguments of methods and tasks whose name determines their interval.
-
-    Raises:
-        ConfigError: names the argument and its interval.
-    """
+    """Raise a ConfigError for an argument of a method or task outside the interval of its name."""
     for interval, names in _RANGES.items():
         check_range(interval, **{name: settings.get(name) for name in names})
 
 
 def plain(value: Any) -> Any:
-    """Return a value as plain dictionaries, lists, strings and numbers, which load with ``weights_only=True``."""
+    """Return a value as plain dictionaries, lists, strings and numbers."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

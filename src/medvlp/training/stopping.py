@@ -1,4 +1,4 @@
-"""How a training ends: what ``last.ckpt`` holds, signals that ask for the end, processes that hang."""
+"""How a run ends: contents of ``last.ckpt``, signals, and processes that hang."""
 
 import contextlib
 import copy
@@ -28,26 +28,22 @@ _REQUEUING = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopGuard(Checkpoint):
-    """Keeps ``last.ckpt`` at the last finished step or epoch, however a run ends, and ends it on a signal.
+    """Keep ``last.ckpt`` at the last finished step or epoch, however a run ends, and end it on a signal.
 
-    Every method and task adds one. It writes the ``last.ckpt`` of each :class:`ModelCheckpoint` with ``save_last``
-    (of the first one, if none sets it): when that callback would, at the end of every epoch, where ``max_steps``,
-    ``max_time`` or early stopping cut an epoch short, and where a signal or an error ends the run. A run that resumes
-    from the file ends like one that was never stopped; if the end came before or during a validation, it starts with
-    that validation.
+    Every method and task adds one. It writes the ``last.ckpt`` of each :class:`ModelCheckpoint` with ``save_last`` (of
+    the first one, if none sets it): when that callback would, at the end of every epoch, and when ``max_steps``,
+    ``max_time``, early stopping, a signal or an error ends the run. A resumed run gives the same result as an
+    uninterrupted one; if the run ended before or during a validation, it starts with that validation.
 
-    SIGTERM and Ctrl-C wait for the end of the batch, on all processes of the run whichever was signalled; the exit
-    status is then 143 or 130. A second Ctrl-C ends the process at once. Handlers of SIGUSR1 and SIGUSR2 (requeuing) run
-    at the end of a batch as well.
+    SIGTERM and Ctrl-C take effect at the end of the batch, on all processes of the run; the exit status is 143 or 130.
+    A second Ctrl-C ends the process at once. Handlers of SIGUSR1 and SIGUSR2 (requeuing) run then, too.
 
     Args:
-        timeout: seconds for which a process waits for the others in a step. After that it ends with an error and
-            kills the frozen ones of its machine. The timeout of ``strategy: {class_path: DDPStrategy, init_args: …}``
-            takes precedence.
+        timeout: seconds that a process waits for the others in a step. Then it ends with an error and kills the frozen
+            ones of its machine. The timeout of ``strategy: {class_path: DDPStrategy, init_args: …}`` takes precedence.
     """
 
-    best_model_path = ""
-    """Empty: Lightning asks the first checkpoint callback for it."""
+    best_model_path = ""  # Lightning reads it of the first checkpoint callback
 
     def __init__(self, timeout: float = 240.0) -> None:
         self.timeout = timeout
@@ -69,7 +65,7 @@ class StopGuard(Checkpoint):
     # ---------------------------------------------------------------- last.ckpt
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take over the writing of ``last.ckpt``; make the files of checkpoints safe."""
+        """Take over the writing of ``last.ckpt``; write checkpoints atomically."""
         self._reset()
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
@@ -89,7 +85,7 @@ class StopGuard(Checkpoint):
         self._due = True
 
     def _write(self, trainer: L.Trainer) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # which must not replace the folder's last.ckpt
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # must not replace last.ckpt
             for saver in self._savers:
                 compat.write_last_checkpoint(saver, trainer)
         self._due = self._unsaved = False
@@ -101,20 +97,16 @@ class StopGuard(Checkpoint):
         self._savers, self._save_last = [], []
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let a resumed run make up for the validation that is due, and continue an epoch that was cut short."""
+        """Let a resumed run start with the validation that is due, or continue an epoch that was cut short."""
         if self._loops and (self._pending or self._cut):
             checkpoint["loops"]["fit_loop"] = _before_validation(self._loops) if self._pending else self._loops
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember that weights are about to change."""
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Mark the weights as changing."""
         self._stepping = True
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Write ``last.ckpt`` if it is due, and act on a signal."""
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write ``last.ckpt`` if due, and handle a signal."""
         self._loops, self._stepping, self._unsaved = trainer.fit_loop.state_dict(), False, True
         self._cut = not compat.epoch_complete(trainer) and (trainer.should_stop or compat.training_done(trainer))
         self._pending = not self._cut and compat.validation_due(trainer)
@@ -124,7 +116,7 @@ class StopGuard(Checkpoint):
         self._act_on(trainer, signum)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write ``last.ckpt``, of the epoch or of the last step of one that was cut short."""
+        """Write ``last.ckpt`` of the epoch, or of the last step if the epoch was cut short."""
         self._cut, self._pending = not compat.epoch_complete(trainer), False
         if not self._cut:
             compat.step_plateau_schedules(trainer)
@@ -132,14 +124,14 @@ class StopGuard(Checkpoint):
         self._act_on(trainer, self._agreed())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember that the validation is done."""
+        """Mark the validation as done."""
         if not trainer.sanity_checking:
             self._pending = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save the finished steps unless a step was interrupted; end frozen processes."""
+        """Save the finished steps, unless a step was interrupted; kill frozen processes."""
         if isinstance(exception, SIGTERMException):
-            # Lightning's launcher kills the first process if one that it started ends with an error.
+            # Lightning's launcher kills the first process if one of the others ends with an error
             launched = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
             exception.code = 0 if launched and trainer.global_rank else 128 + (self._ended_by or signal.SIGTERM)
         elif trainer.world_size > 1:
@@ -149,13 +141,13 @@ class StopGuard(Checkpoint):
         self._release()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let the savers write ``last.ckpt`` again."""
+        """Return the writing of ``last.ckpt`` to Lightning."""
         self._release()
 
     # ---------------------------------------------------------------- signals
 
     def _watch(self, trainer: L.Trainer, batches: Any) -> None:
-        """Replace Lightning's signal handlers, which communicate with other processes in the middle of a step."""
+        """Replace Lightning's signal handlers, which synchronise processes in the middle of a step."""
         if trainer.world_size > 1:
             self._group = self._group or distributed.cpu_group()
             self._set_timeout(trainer, timedelta(seconds=self.timeout))
@@ -175,7 +167,7 @@ class StopGuard(Checkpoint):
 
     def _receive(self, signum: int, frame: Any) -> None:
         if os.getpid() != self._process:
-            return  # a loader process, which inherits this: the one that reads from it decides
+            return  # a worker of a data loader, which inherits the handler; its parent decides
         if signum == signal.SIGINT:
             if self._signal or not self._training:
                 raise KeyboardInterrupt
@@ -206,15 +198,10 @@ class StopGuard(Checkpoint):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Watch for signals."""
-        self._watch(trainer, trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches)
+        stages: dict[Any, str] = {"sanity_check": "sanity_val", "validate": "val", "test": "test", "predict": "predict"}
+        self._watch(trainer, getattr(trainer, f"num_{stages[trainer.state.stage]}_batches"))
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Watch for signals."""
-        self._watch(trainer, trainer.num_test_batches)
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Watch for signals."""
-        self._watch(trainer, trainer.num_predict_batches)
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """End an evaluation on a signal."""
@@ -239,16 +226,14 @@ class StopGuard(Checkpoint):
             distributed.set_timeout(timeout, self._group)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Allow the first process the usual time for what it does alone."""
+        """Restore the default timeout for the work that the first process does alone."""
         self._training = False
-        self.on_test_epoch_end(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Allow the first process the usual time for what it does alone."""
         self._set_timeout(trainer, distributed.DEFAULT_TIMEOUT)
 
+    on_test_epoch_end = on_train_end
+
     def _end_frozen_peers(self) -> None:
-        """SIGKILL processes of this run and this machine that SIGSTOP has frozen: nothing else would end them."""
+        """SIGKILL processes of this run on this machine that SIGSTOP has frozen: nothing else would end them."""
         host = socket.gethostname()
         for name, pid in self._peers:
             if name == host and pid != os.getpid():
@@ -258,10 +243,10 @@ class StopGuard(Checkpoint):
 
 
 def _before_validation(loops: dict[str, Any]) -> dict[str, Any]:
-    """Change the loops' state after a training batch so that a resumed run starts with the validation due then.
+    """Edit the loops' state after a training batch so that a resumed run starts with the validation that is due.
 
-    Lightning takes the validation that follows a batch for done when it resumes from that batch's end, but resumes a
-    validation that was interrupted; so the result says that its first batch was begun.
+    On resuming from the end of a batch Lightning skips the validation that follows, but it resumes an interrupted one:
+    mark its first batch as started.
     """
     loops = copy.deepcopy(loops)
     for part in ("total", "current"):

@@ -26,44 +26,40 @@ from medvlp.training.settings import config_from
 Variant = Literal["paper", "official"]
 
 
+_CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
+
+
 @dataclass(frozen=True)
 class _Variant:
-    """Settings in which paper and released code differ."""
+    """Settings in which paper and released code differ; the defaults are the paper's."""
 
-    text_to_image: float
-    heads: int
-    query: Literal["mean", "learned"]
     mask: PseudoMaskSettings
-    start_step: int
-    projector_scope: Literal["report", "tokens"]
-    global_contrast: bool
     text: TextEncoderConfig
     optim: OptimConfig
+    text_to_image: float = 0.0  # Eq. 1 contrasts in one direction: image → report
+    heads: int = 3
+    query: Literal["mean", "learned"] = "learned"
+    start_step: int = 0
+    projector_scope: Literal["report", "tokens"] = "report"
+    global_contrast: bool = True
 
 
-_CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
-_VARIANTS: dict[str, _Variant] = {
+_VARIANTS = {
     "paper": _Variant(
-        text_to_image=0.0,  # Eq. 1 prints images choosing among reports only
-        heads=3,
-        query="learned",
         mask=PseudoMaskSettings(),
-        start_step=0,
-        projector_scope="report",
-        global_contrast=True,
         text=TextEncoderConfig(pretrained=_CLINICAL_BERT),
         optim=OptimConfig(lr=2e-4, weight_decay=1e-8, schedule="warmup_cosine"),
     ),
     "official": _Variant(
+        mask=OFFICIAL,
+        text=TextEncoderConfig(pretrained=_CLINICAL_BERT, padding="max_length", freeze_layers=9),
+        optim=OptimConfig(lr=2e-5, weight_decay=1e-8, decay_all=True, schedule="warm_restarts", min_lr=1e-8),
         text_to_image=1.0,
         heads=4,
         query="mean",
-        mask=OFFICIAL,
         start_step=200,
         projector_scope="tokens",
         global_contrast=False,
-        text=TextEncoderConfig(pretrained=_CLINICAL_BERT, padding="max_length", freeze_layers=9),
-        optim=OptimConfig(lr=2e-5, weight_decay=1e-8, decay_all=True, schedule="warm_restarts", min_lr=1e-8),
     ),
 }
 
@@ -71,11 +67,11 @@ _VARIANTS: dict[str, _Variant] = {
 class G2D(PretrainModule):
     """Global contrast of image and report, and a decoder that predicts a pseudo mask derived from the attention.
 
-    ``L = L_VLA (Eq. 1) + L_PA (Eq. 4)``. Where paper and released code differ, ``variant`` decides; each argument
-    left at None takes the variant's value:
+    ``L = L_VLA (Eq. 1) + L_PA (Eq. 4)``. Where paper and released code differ, arguments that are None take the value
+    of ``variant``:
 
     =====================  =================================  ==========================================
-    what                   paper                              official
+    setting                paper                              official
     =====================  =================================  ==========================================
     contrast               image → report (Eq. 1)             both directions, summed
     negatives              all ranks                          this rank's
@@ -90,8 +86,8 @@ class G2D(PretrainModule):
     optimisation           2e-4, warm-up and cosine           2e-5, cosine restarting every 200 steps
     =====================  =================================  ==========================================
 
-    Input size, intensities, augmentation, report cleaning, batch and epochs are the datamodule's and the trainer's:
-    see ``experiments/pretrain/g2d/``.
+    Input size, intensities, augmentation, report cleaning, batch size and epochs are settings of data module and
+    trainer: see ``experiments/pretrain/g2d/``.
 
     Args:
         variant: "paper" or "official".
@@ -104,22 +100,18 @@ class G2D(PretrainModule):
         temperature: σ of Eq. 1.
         heads: attention heads (Table 5e: 1 to 4).
         head_dim: channels per head; ⌈embed_dim / heads⌉ if None, since the paper does not say how 3 divide 128.
-        decoder_loss: "pseudo_segmentation", "reconstruction" (mean squared error to the image), or "none"
-            (Table 5a).
-        aggregate_heads: one mask of all heads; False: one mask, and one output channel, per head (Table 5d).
+        decoder_loss: "pseudo_segmentation", "reconstruction" (mean squared error to the image) or "none" (Table 5a).
+        aggregate_heads: one mask of all heads; False: one mask and output channel per head (Table 5d).
         threshold: quantile in [0, 1], "mean", "median" or "gmm" (Table 5b).
         body_mask: restrict the mask to the body (Table 5f).
         smooth_mask: bilateral filter on the mask (Table 5f).
         shuffle_masks: give each image another image's mask (Table 8).
         text_to_image: weight of the report → image direction.
         pixel_loss_start: optimiser steps before the pixel loss counts.
-        decoder_widths: channels of the decoder's steps, coarsest first; (256, 128, 64, 32, 16), or as many of its
-            last as the pyramid has levels, if None.
+        decoder_widths: channels of the decoder's steps, coarsest first; if None, the last of (256, 128, 64, 32, 16),
+            one per level of the pyramid.
         options: further arguments of :class:`~medvlp.methods.base.PretrainModule`. With ``contrastive_chunks`` the
             decoder runs per chunk, and its logits are kept for the whole batch.
-
-    Raises:
-        ConfigError: from the encoders, or a decoder on images that are stretched before encoding.
     """
 
     name: ClassVar[str] = "g2d"
@@ -175,47 +167,41 @@ class G2D(PretrainModule):
         self.decoder: UNetDecoder | None = None
         if decoder_loss != "none":
             if self.image_encoder.upsample_to is not None:
-                raise ConfigError(
-                    "image.upsample_to: a decoder predicts at the images' own size; set decoder_loss: none"
-                )
-            masks = 1 if aggregate_heads else heads
-            out_channels = 3 if decoder_loss == "reconstruction" else masks
-            self.decoder = UNetDecoder(
-                self.image_encoder.channels, self.image_encoder.reductions, out_channels, decoder_widths
-            )
-            # As the features, or every convolution would convert its weights first.
-            self.decoder.to(memory_format=self.image_encoder.memory_format)
+                raise ConfigError("image.upsample_to does not support a decoder; set decoder_loss: none")
+            out_channels = 3 if decoder_loss == "reconstruction" else 1 if aggregate_heads else heads
+            encoder = self.image_encoder
+            self.decoder = UNetDecoder(encoder.channels, encoder.reductions, out_channels, decoder_widths)
+            # the format of the features, or every convolution would convert its weights first
+            self.decoder.to(memory_format=encoder.memory_format)
 
     def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Pyramid, projected map V (B, d, g, g) and the pool's output with its attention as maps (B, H, g, g)."""
+        """Return the pyramid, the pooled vectors (B, d) and the attention as maps (B, H, g, g)."""
         pyramid = self.image_encoder(images)
-        return pyramid, *self._pool(self.projector(pyramid[-1]))
-
-    def _pool(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+        dense = self.projector(pyramid[-1])
         pooled, attention = self.pool(dense)
-        return pooled, self.pool.attention_grid(attention, *dense.shape[2:])
+        return pyramid, pooled, self.pool.attention_grid(attention, *dense.shape[2:])
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) → (B, embed_dim): the attention-pooled projected map."""
+        """Return the attention-pooled projected map, (B, embed_dim)."""
         return self._encode(images)[1]
 
     def encode_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(N, L) ids and mask → (N, embed_dim)."""
+        """Return the projected reports, (N, embed_dim)."""
         vectors: Tensor = self.text_projector(*self.text_encoder(input_ids, attention_mask))
         return vectors
 
     def embed_patches(self, images: Tensor) -> Tensor:
-        """L2-normalised cells in the space of the pooled vector, (B, embed_dim, g, g).
+        """Return L2-normalised cells in the space of the pooled vector, (B, embed_dim, g, g).
 
-        With one head the pooled vector is the attention-weighted mean of these (and of token 0) before normalisation;
-        see :meth:`~medvlp.encoders.pooling.AttentionPool.project_cells`. The released code normalises
-        the projected map instead, which lies before the pool's own projections and so not in the text's space.
+        Before normalisation the pooled vector of one head is the attention-weighted mean of these cells and token 0
+        (:meth:`~medvlp.encoders.pooling.AttentionPool.project_cells`). The released code normalises the projected map,
+        which precedes the pool's projections and so is not in the space of the text.
         """
         dense = self.projector(self.image_encoder(images)[-1])
         return unit_length(self.pool.project_cells(dense), self, dim=1)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Embeddings (B, d) ``image`` and ``text``, ``attention`` (B, H, g, g), ``decoded`` (B, K, S, S) logits."""
+        """Return ``image`` and ``text`` (B, d), ``attention`` (B, H, g, g) and ``decoded`` logits (B, K, S, S)."""
         pyramid, pooled, attention = self._encode(batch["image"])
         outputs = {
             "image": pooled,
@@ -227,17 +213,14 @@ class G2D(PretrainModule):
         return outputs
 
     def pseudo_masks(self, images: Tensor, attention: Tensor) -> PseudoMask:
-        """Pseudo masks of a batch under this model's settings; see :func:`~.pseudo_mask.pseudo_mask`."""
+        """Return the pseudo masks of a batch with the model's settings; see :func:`~.pseudo_mask.pseudo_mask`."""
         return pseudo_mask(attention, images, self.mask_settings)
 
     def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """``contrast`` (L_VLA, Eq. 1), and ``pixel`` (L_PA, Eq. 4) or ``reconstruction``."""
+        """Return ``contrast`` (L_VLA, Eq. 1) and ``pixel`` (L_PA, Eq. 4) or ``reconstruction``."""
         outputs = self(batch) if outputs is None else outputs
-        terms = {
-            "contrast": self.contrast(
-                outputs["image"], outputs["text"], temperature=self.temperature, text_to_image=self.text_to_image
-            )
-        }
+        options = {"temperature": self.temperature, "text_to_image": self.text_to_image}
+        terms = {"contrast": self.contrast(outputs["image"], outputs["text"], **options)}
         if self.decoder is None:
             return terms
         decoded = outputs["decoded"]
@@ -246,10 +229,8 @@ class G2D(PretrainModule):
             name, loss = "reconstruction", F.mse_loss(rebuilt, image)
         else:
             name, target = "pixel", self.pseudo_masks(batch["image"], outputs["attention"]).mask
-            if self.shuffle_masks:
-                # a rotation by a random number: every image gets another's mask
-                shift = int(torch.randint(1, max(len(target), 2), (1,)))
-                target = target.roll(shift, 0)
+            if self.shuffle_masks:  # by a rotation, so that no image keeps its mask
+                target = target.roll(int(torch.randint(1, max(len(target), 2), (1,))), 0)
             loss = (dice_bce_paper if self.variant == "paper" else dice_bce_official)(decoded, target)
         counts = not self.training or self.global_step >= self.pixel_loss_start
         # DistributedDataParallel needs the decoder in every step's graph; a Dice of raw logits may not be finite.
@@ -258,7 +239,7 @@ class G2D(PretrainModule):
 
     @torch.no_grad()
     def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """``attention``, ``pseudo-mask`` and ``decoder``, (B, 1, S, S) in [0, 1], heads averaged."""
+        """Return ``attention``, ``pseudo-mask`` and ``decoder``, (B, 1, S, S) in [0, 1], averaged over heads."""
         outputs = self(batch)
         masks = self.pseudo_masks(batch["image"], outputs["attention"])
         attention = min_max(masks.attention.mean(1, keepdim=True))

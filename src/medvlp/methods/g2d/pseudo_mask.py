@@ -1,13 +1,13 @@
 """G2D's pseudo segmentation mask: attention → aggregated map → body mask → threshold → smoothing (paper §3.2).
 
-Batched on the device of its inputs, without a host copy and without gradient. Nearest up-sampling copies each of the
-g·g attention cells into a block of pixels, so every statistic of the up-sampled map (quantile, mean, mixture) is a
-*weighted* statistic of g·g values, the weight being the number of pixels of a block that count.
+Batched, without host copies or gradients. Nearest up-sampling copies each of the g·g attention cells into a block of
+pixels, so statistics of the up-sampled map (quantile, mean, mixture) are computed on g·g values, each weighted by the
+number of pixels of its block that count.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import kornia
 import torch
@@ -18,12 +18,12 @@ from medvlp.errors import ConfigError
 Threshold = float | Literal["mean", "median", "gmm"]
 
 _CPU_CHUNK = 8
-"""Images per pass on a CPU."""
+"""Images per pass on a CPU: planes that fit into the cache are several times faster."""
 
 
 @dataclass(frozen=True)
 class PseudoMaskSettings:
-    """Settings of :func:`pseudo_mask`. The defaults are the paper's; what it leaves open is marked.
+    """Settings of :func:`pseudo_mask`. The defaults are the paper's; "open" marks what it does not specify.
 
     Args:
         aggregate: mean over heads (Eq. 2); False gives one mask per head (Table 5d).
@@ -31,12 +31,12 @@ class PseudoMaskSettings:
             two-component Gaussian mixture on which a cell lies (Table 5b).
         strict: select values above the threshold; False: at or above (Eq. 3).
         body_mask: set the attention outside the body to zero and never select there.
-        domain: pixels that the threshold is computed from: "body", those inside the body mask (open; the text places
-            the threshold there), or "image", all pixels with zeros outside.
-        smooth: bilateral filter on the binary mask, giving a soft one in [0, 1].
+        domain: pixels that determine the threshold: "body", inside the body mask (open; suggested by the text), or
+            "image", all pixels with zeros outside.
+        smooth: apply a bilateral filter to the binary mask, for a soft one in [0, 1].
         kernel: side of the bilateral window as a share of the image side (open; 0.05 is 11 px of 224).
         sigma_space: spatial deviation as a share of the image side (open).
-        sigma_color: deviation on mask values (open). Small values would keep the 0/1 edges as they are.
+        sigma_color: deviation on mask values (open); small values keep the edges sharp.
     """
 
     aggregate: bool = True
@@ -50,20 +50,17 @@ class PseudoMaskSettings:
     sigma_color: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.threshold, str):
-            valid = self.threshold in ("mean", "median", "gmm")
-        else:
-            valid = 0 <= self.threshold <= 1
-        if not valid:
-            raise ConfigError(f'threshold is a quantile in [0, 1], "mean", "median" or "gmm", not {self.threshold!r}')
+        named = self.threshold in ("mean", "median", "gmm")
+        if not named and (isinstance(self.threshold, str) or not 0 <= self.threshold <= 1):
+            expected = "mean, median, gmm, or a quantile in [0, 1]"
+            raise ConfigError(f"unknown threshold {self.threshold!r}; expected one of: {expected}")
 
 
 OFFICIAL = PseudoMaskSettings(strict=True, body_mask=False, domain="image", smooth=False)
 """The released code (``PRETRAIN/utils/trainer.py``): no body mask, no filter, strictly above the 0.85 quantile."""
 
 
-@dataclass(frozen=True)
-class PseudoMask:
+class PseudoMask(NamedTuple):
     """Result of :func:`pseudo_mask`; K is 1, or the number of heads without aggregation.
 
     Args:
@@ -85,27 +82,25 @@ def aggregate_heads(attention: Tensor) -> Tensor:
 
 
 def upsample_nearest(maps: Tensor, size: int) -> Tensor:
-    """Nearest up-sampling, (..., g, g) → (..., S, S), with source index ``floor(i · g / S)``, exact for any size."""
+    """Up-sample (..., g, g) → (..., S, S) with source index ``floor(i · g / S)``, exact for any size."""
     rows, columns = (_cells(size, cells, maps.device) for cells in maps.shape[-2:])
     return maps[..., rows[:, None], columns]
 
 
 def _cells(size: int, cells: int, device: torch.device) -> Tensor:
-    """The cell that each pixel of a side lies in."""
     return torch.arange(size, device=device) * cells // size
 
 
 def otsu_threshold(images: Tensor, bins: int = 256) -> Tensor:
-    """Otsu's threshold of each image: (B, ...) of any range → (B,) float32.
+    """Return Otsu's threshold of each image: (B, ...) of any range → (B,) float32.
 
-    The histogram spans the image's minimum to maximum; the threshold is the centre of the last bin of the dark side, or
-    the value of a constant image.
+    It is the centre of the last dark bin of a histogram from minimum to maximum, or the value of a constant image.
     """
     x = images.flatten(1).float()
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
     index = ((x - low) / span * bins).long().clamp_(max=bins - 1)
-    # scatter_add_ rather than bincount, which copies the maximum to the host.
+    # scatter_add_ instead of bincount, which copies the maximum to the host
     histogram = x.new_zeros(len(x), bins).scatter_add_(1, index, torch.ones_like(x))
     levels = torch.arange(bins, device=x.device, dtype=torch.float32) + 0.5
     share = histogram / x.shape[1]
@@ -113,18 +108,17 @@ def otsu_threshold(images: Tensor, bins: int = 256) -> Tensor:
     mass = (share * levels).cumsum(1)
     total = mass[:, -1:]
     between = (total * dark - mass) ** 2 / (dark * (1 - dark)).clamp_min(1e-12)
-    # Everything lies on one side at the ends, where the quotient is rounding noise.
+    # with all pixels on one side the quotient is rounding noise
     between = between.masked_fill((dark < 1e-7) | (dark > 1 - 1e-7), -1.0)
     best = between.argmax(1)
     return low[:, 0] + (best + 0.5) / bins * span[:, 0] * (high > low)[:, 0]
 
 
 def _between(bright: Tensor, dim: int) -> Tensor:
-    """True from the first to the last bright pixel along a dimension."""
     length = bright.shape[dim]
     shape = [1] * bright.ndim
     shape[dim] = length
-    # int16: a third of the time of running sums, which are int64.
+    # int16 takes a third of the time of running sums, which are int64
     position = torch.arange(length, device=bright.device, dtype=torch.int16).view(shape)
     first = torch.where(bright, position, length).amin(dim, keepdim=True)
     last = torch.where(bright, position, -1).amax(dim, keepdim=True)
@@ -132,10 +126,10 @@ def _between(bright: Tensor, dim: int) -> Tensor:
 
 
 def body_mask(images: Tensor) -> Tensor:
-    """Pixels that those above Otsu's threshold enclose within their row and within their column.
+    """Return the pixels between pixels above Otsu's threshold in both their row and their column.
 
-    The paper only says "histogram-based thresholding". The bright pixels alone would miss the lungs, which are as dark
-    as the air outside but have tissue to the left, right, above and below.
+    The paper only says "histogram-based thresholding". Bright pixels alone would miss the lungs, which are as dark as
+    the air outside but surrounded by tissue.
 
     Args:
         images: (B, C, H, W), bright = dense, any affine intensity range; channels are averaged.
@@ -145,13 +139,12 @@ def body_mask(images: Tensor) -> Tensor:
     """
     gray = images.float().mean(1, keepdim=True)
     bright = gray > otsu_threshold(gray)[:, None, None, None]
-    row, column = _between(bright, -1), _between(bright, -2)
-    body = row & column
+    body = _between(bright, -1) & _between(bright, -2)
     return body | ~body.flatten(1).any(1)[:, None, None, None]
 
 
 def _block_counts(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Number of True pixels in each block of the nearest up-sampling: (B, K, S, S) bool → (B, K, g, g) float32."""
+    """Count the True pixels of each cell: (B, K, S, S) bool → (B, K, g, g) float32."""
     row, column = (
         torch.nn.functional.one_hot(_cells(side, cells, pixels.device), cells).float()
         for side, cells in zip(pixels.shape[-2:], grid, strict=True)
@@ -160,15 +153,12 @@ def _block_counts(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def weighted_quantile(values: Tensor, weights: Tensor, q: float) -> Tensor:
-    """Linear-interpolation quantile of values that each occur ``weights`` times (numpy's default definition).
+    """Return the row-wise ``numpy.quantile(numpy.repeat(values, weights), q)``, (N,).
 
     Args:
         values: (N, n) float.
-        weights: (N, n) whole numbers ≥ 0; their sum may differ from row to row.
+        weights: (N, n) integers ≥ 0; a row of zeros gives NaN.
         q: in [0, 1].
-
-    Returns:
-        (N,), as ``numpy.quantile(numpy.repeat(values, weights), q)`` row by row; NaN where all weights are 0.
     """
     ordered, order = values.sort(dim=1)
     ends = weights.gather(1, order).double().cumsum(1)
@@ -179,26 +169,24 @@ def weighted_quantile(values: Tensor, weights: Tensor, q: float) -> Tensor:
     last = values.shape[1] - 1
     low = ordered.gather(1, torch.searchsorted(ends, lower, right=True).clamp_max(last))
     high = ordered.gather(1, torch.searchsorted(ends, upper, right=True).clamp_max(last))
-    # Exact where both are equal, as they nearly always are: a block holds thousands of equal pixels.
+    # lerp is exact if both are equal, as they nearly always are: a block holds thousands of equal pixels
     result = torch.lerp(low, high, (position - lower).to(values.dtype))
     return torch.where(total > 0, result, torch.nan)[:, 0]
 
 
 def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 100) -> Tensor:
-    """Threshold at which the upper of two Gaussians fitted by expectation-maximisation becomes the likelier.
+    """Return the threshold between two Gaussians fitted by expectation-maximisation, (N,).
+
+    It is the lowest value above the lower mean that more likely belongs to the upper component, else the largest value.
 
     Args:
         values: (N, n) float.
-        weights: (N, n) ≥ 0, how often each value occurs.
-        iterations: EM steps, a fixed number, since a convergence test would need the host.
-
-    Returns:
-        (N,): the lowest value, from the lower mean upwards, that belongs to the component with the higher mean; the
-        largest value where none does.
+        weights: (N, n) ≥ 0, frequencies of the values.
+        iterations: number of EM steps; a convergence test would need the host.
     """
     x = values.double()
     w = weights.double() / weights.double().sum(1, keepdim=True).clamp_min(1e-12)
-    scale = (w * x.square()).sum(1, keepdim=True).sqrt().clamp_min(1e-30)  # attention is small: work at scale 1
+    scale = (w * x.square()).sum(1, keepdim=True).sqrt().clamp_min(1e-30)  # attention is small
     x = x / scale
     mean = (w * x).sum(1, keepdim=True)
     variance = (w * (x - mean) ** 2).sum(1, keepdim=True)
@@ -219,7 +207,7 @@ def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 10
         variances = torch.maximum(variances, floor)
         shares = mass / mass.sum(1, keepdim=True)
 
-    # Up to the largest value: a wide upper component may win beyond its own mean alone.
+    # up to the largest value: a wide upper component may win only beyond its own mean
     low = means.amin(1, keepdim=True)
     high = torch.maximum(low, x.masked_fill(w == 0, -torch.inf).amax(1, keepdim=True))
     steps = torch.linspace(0, 1, 2049, device=x.device, dtype=x.dtype)
@@ -237,18 +225,17 @@ def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 10
 
 
 def bilateral(mask: Tensor, settings: PseudoMaskSettings) -> Tensor:
-    """Filter a binary mask (B, K, S, S) bilaterally, as ``kornia.filters.bilateral_blur``, by two separable passes.
+    """Filter a binary mask (B, K, S, S) as ``kornia.filters.bilateral_blur`` does, but separably.
 
-    A pixel's neighbours either share its value (colour weight 1) or differ by 1 (colour weight
-    ``c = exp(−1 / 2σ_color²)``). So with ``p`` the Gaussian blur of the mask, the filter is
-    ``p / (p + c(1 − p))`` on ones and ``cp / (1 − p + cp)`` on zeros. The general filter unfolds k² copies of the
-    mask (3 GB for 128 images of 224 px with an 11 × 11 window); this holds two.
+    A pixel's neighbours have its value (colour weight 1) or the other one (colour weight ``c = exp(−1 / 2σ_color²)``).
+    With the Gaussian blur ``p`` of the mask the filter is ``p / (p + c(1 − p))`` on ones and ``cp / (1 − p + cp)`` on
+    zeros. kornia unfolds k² copies of the mask (3 GB for 128 images of 224 px, 11 × 11 window); this needs two.
     """
     side = mask.shape[-1]
     kernel = max(3, round(settings.kernel * side) // 2 * 2 + 1)
     sigma = max(settings.sigma_space * side, 0.5)
     blurred = kornia.filters.gaussian_blur2d(mask, (kernel, kernel), (sigma, sigma))
-    # Far from any edge the blur is 0 or 1 but for rounding.
+    # far from edges the blur is 0 or 1 up to rounding
     blurred = torch.where((blurred - mask).abs() < 1e-6, mask, blurred).clamp_(0, 1)
     other = math.exp(-0.5 / settings.sigma_color**2)
     own, rest = (torch.full_like(mask, other).masked_fill_(side, 1.0) for side in (mask > 0.5, mask <= 0.5))
@@ -263,14 +250,13 @@ def pseudo_mask(
     """Compute the pseudo masks of a batch, detached from the graph.
 
     Args:
-        attention: (B, H, g, g) attention of the pooled token to the cells, each head's.
-        images: (B, C, S, S) radiographs, bright = dense; used for the body mask and the size alone.
+        attention: (B, H, g, g) attention of the pooled token to the cells, per head.
+        images: (B, C, S, S) radiographs, bright = dense, for the body mask and the size.
         settings: the paper's by default.
         size: side of the mask; that of ``images`` if None.
     """
     settings = settings or PseudoMaskSettings()
     size = size or images.shape[-1]
-    # On a CPU, planes that stay in the cache are several times faster; on an accelerator one pass is.
     chunk = _CPU_CHUNK if images.device.type == "cpu" else len(images)
     parts = [
         _pseudo_mask(some_attention, some_images, settings, size)
@@ -278,17 +264,14 @@ def pseudo_mask(
     ]
     if len(parts) == 1:
         return parts[0]
-    return PseudoMask(
-        mask=torch.cat([part.mask for part in parts]),
-        attention=torch.cat([part.attention for part in parts]),
-        threshold=torch.cat([part.threshold for part in parts]),
-        body=torch.cat([part.body for part in parts if part.body is not None]) if settings.body_mask else None,
-    )
+    masks, maps, thresholds, bodies = zip(*parts, strict=True)
+    body = torch.cat(bodies) if settings.body_mask else None
+    return PseudoMask(torch.cat(masks), torch.cat(maps), torch.cat(thresholds), body)
 
 
 def _pseudo_mask(attention: Tensor, images: Tensor, settings: PseudoMaskSettings, size: int) -> PseudoMask:
     with torch.autocast(images.device.type, enabled=False):
-        maps = attention.detach().float()  # ranks of 49 cells decide: half precision would flip whole blocks
+        maps = attention.detach().float()  # in half precision ties would flip whole blocks
         if settings.aggregate:
             maps = aggregate_heads(maps)
         batch, heads, *grid = maps.shape
@@ -304,7 +287,7 @@ def _pseudo_mask(attention: Tensor, images: Tensor, settings: PseudoMaskSettings
             values = torch.cat([values, torch.zeros_like(outside)], 1)
             weights = torch.cat([weights, outside], 1)
         if settings.threshold == "mean":
-            # In double precision: the mean of equal values must be that value, or rounding selects all or nothing.
+            # in double precision: the mean of equal values must be that value, or rounding selects all or nothing
             threshold = ((values.double() * weights).sum(1) / weights.sum(1)).to(values.dtype)
         elif settings.threshold == "gmm":
             threshold = weighted_gmm_threshold(values, weights)
