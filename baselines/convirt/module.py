@@ -2,27 +2,15 @@
 
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from medvlp_baselines.mgca.module import RELEASED_OPTIM, RELEASED_TEXT
+from torch import Tensor
 
 from medvlp.encoders.image import ImageEncoderConfig
-from medvlp.encoders.projection import mlp_projector
+from medvlp.encoders.projection import mlp_projector, normed_projector
 from medvlp.encoders.text import TextEncoderConfig
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.embeddings import unit_length
 from medvlp.training.optim import OptimConfig
-
-_CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
-
-
-def _mgca_head(in_dim: int, out_dim: int) -> nn.Sequential:
-    """Linear → BN → ReLU → Linear → BN without affine, the global head of the MGCA repository."""
-    return nn.Sequential(
-        nn.Linear(in_dim, 2048),
-        nn.BatchNorm1d(2048),
-        nn.ReLU(),
-        nn.Linear(2048, out_dim),
-        nn.BatchNorm1d(out_dim, affine=False),
-    )
 
 
 class ConVIRT(PretrainModule):
@@ -65,36 +53,24 @@ class ConVIRT(PretrainModule):
         **options: Any,
     ) -> None:
         paper = variant == "paper"
-        if text is None:
-            text = (
-                TextEncoderConfig(pretrained=_CLINICAL_BERT, pooling="max", freeze_layers=6, freeze_embeddings=True)
-                if paper
-                else TextEncoderConfig(
-                    pretrained=_CLINICAL_BERT,
-                    max_length=112,
-                    padding="max_length",
-                    dropout=True,
-                    keep_layers=6,
-                    positions="zero",
-                    token_types=False,
-                )
+        if paper:
+            text = text or TextEncoderConfig(
+                pretrained="emilyalsentzer/Bio_ClinicalBERT", pooling="max", freeze_layers=6, freeze_embeddings=True
             )
-        if image is None and not paper:
-            image = ImageEncoderConfig(upsample_to=299)
-        if optim is None:
-            optim = (
-                OptimConfig(optimizer="adam", lr=1e-4, weight_decay=1e-6, decay_all=True, schedule="plateau")
-                if paper
-                else OptimConfig(lr=2e-5, weight_decay=0.05, decay_all=True, warmup=0.4, min_lr=1e-8)
+            optim = optim or OptimConfig(
+                optimizer="adam", lr=1e-4, weight_decay=1e-6, decay_all=True, schedule="plateau"
             )
+        else:
+            image = image or ImageEncoderConfig(upsample_to=299)
+            text, optim = text or RELEASED_TEXT, optim or RELEASED_OPTIM
         super().__init__(image=image, text=text, optim=optim, image_size=image_size, prompts=prompts, **options)
         self.global_contrast = paper
         self.temperature = temperature or (0.1 if paper else 0.07)
         self.weights = (lambda_image, 1 - lambda_image) if paper else (1.0, 1.0)
         dim = embed_dim or (512 if paper else 128)
         width, text_width = self.image_encoder.out_channels, self.text_encoder.width
-        self.image_head = mlp_projector(width, dim, dim) if paper else _mgca_head(width, dim)
-        self.text_head = mlp_projector(text_width, dim, dim) if paper else _mgca_head(text_width, dim)
+        self.image_head = mlp_projector(width, dim, dim) if paper else normed_projector(width, dim)
+        self.text_head = mlp_projector(text_width, dim, dim) if paper else normed_projector(text_width, dim)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) → (B, d): projected global average of the last level."""
@@ -121,13 +97,5 @@ class ConVIRT(PretrainModule):
     def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """``contrast``: λ-weighted, or the plain sum of both directions."""
         outputs = self(batch) if outputs is None else outputs
-        first, second = self.weights
-        return {
-            "contrast": self.contrast(
-                outputs["image"],
-                outputs["text"],
-                temperature=self.temperature,
-                image_to_text=first,
-                text_to_image=second,
-            )
-        }
+        weights = dict(zip(("image_to_text", "text_to_image"), self.weights, strict=True))
+        return {"contrast": self.contrast(outputs["image"], outputs["text"], temperature=self.temperature, **weights)}

@@ -17,43 +17,25 @@ from torch.autograd.function import once_differentiable
 
 from medvlp.errors import ConfigError
 
-_NEVER = -1e30
-"""Score of padding: no weight in a softmax, and no infinity that could meet a zero."""
-
-_CHUNK_BYTES = {"cpu": 2**25, "other": 2**28}
-"""Size of one (images, regions, words) tensor of a chunk: small enough for caches, large enough to fill a GPU."""
-
-_KEEP_BYTES = 2**29
-"""What may be kept from forward to backward instead of being recomputed."""
-
-_KEPT = 3
-"""Tensors of that size that a backward pass uses: scores, attention, G times attention."""
+_NEVER = -1e30  # score of padding: no weight in a softmax, and no infinity that could meet a zero
+_CHUNK_BYTES = {"cpu": 2**25, "other": 2**28}  # of one (images, regions, words) tensor of a chunk: fits into caches
+_KEEP_BYTES = 2**29  # what may be kept from forward to backward instead of being recomputed
+_KEPT = 3  # tensors of that size that a backward pass uses: scores, attention, G times attention
 
 
 def region_list(regions: Tensor) -> Tensor:
-    """(B, D, H, W) → (B, H·W, D), row by row; (B, R, D) as it is.
-
-    Raises:
-        ConfigError: another number of axes.
-    """
+    """Flatten (B, D, H, W) to (B, H·W, D), row by row; (B, R, D) is returned as it is."""
     if regions.ndim == 4:
         return regions.flatten(2).mT
     if regions.ndim == 3:
         return regions
-    raise ConfigError(f"regions are (B, D, H, W) or (B, R, D), not {tuple(regions.shape)}")
+    raise ConfigError(f"regions must be (B, D, H, W) or (B, R, D), not {tuple(regions.shape)}")
 
 
 def word_scores(dots: Tensor, mask: Tensor, temp1: float, word_softmax: bool) -> Tensor:
-    """What the softmax over regions is taken of.
+    """Return the input of the softmax over regions: temp1 · dots, or temp1 times their softmax over the words.
 
-    Args:
-        dots: (…, words) raw dot products; the last axis runs over the words of one report.
-        mask: broadcastable to ``dots``, bool.
-        temp1: factor.
-        word_softmax: normalise over the words first.
-
-    Returns:
-        temp1 · α, or temp1 · dots; same shape.
+    ``dots`` are (…, words), the words of one report; the bool ``mask`` is broadcast to them.
     """
     return temp1 * (dots.masked_fill(~mask, _NEVER).softmax(-1) if word_softmax else dots)
 
@@ -68,7 +50,7 @@ def local_cosine(
     chunk: int | None,
     trim: bool | None = None,
 ) -> Tensor:
-    """Cosine of each word with its context in each image.
+    """Return the cosine of each word with its context in each image.
 
     Args:
         regions: (B, R, D) float32 or float64.
@@ -78,8 +60,8 @@ def local_cosine(
         word_softmax: see :func:`word_scores`.
         eps: floor of the product of norms.
         chunk: reports at a time; None chooses, and keeps the attention for the backward pass if it is small.
-        trim: read the mask and leave padding out of the products: reports go by length, each chunk as long as its
-            longest. None: if the mask is on the CPU, since reading one on a GPU would mean to wait.
+        trim: read the mask and skip padding in the products: reports go by length, each chunk as long as its longest.
+            None: if the mask is on the CPU, since reading one on a GPU would mean to wait.
 
     Returns:
         (B, B', L); 0 outside the mask.
@@ -112,7 +94,7 @@ def local_cosine(
 def _attend(
     regions: Tensor, gram: Tensor, words: Tensor, mask: Tensor, temp1: float, word_softmax: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (padding at −1e30), attention and G times attention, each (B, R, reports · words)."""
+    """Return scores (padding at −1e30), attention and G times attention, each (B, R, reports · words)."""
     images, count, dim = regions.shape
     scores = (regions.view(-1, dim) @ words.reshape(-1, dim).T).view(images, count, *mask.shape)
     scores.masked_fill_(~mask, _NEVER)

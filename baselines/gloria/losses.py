@@ -1,9 +1,9 @@
 """GLoRIA's losses: global contrast, word-region contrast, and the features of words that enter it.
 
-Image j has regions c_r, report i has words w. ``s = c_r·w``; ``α`` = softmax of s over the
-words of a report; ``β`` = softmax of temp1·α over the regions; context ``g = Σ_r β c_r``; score
-``S_ji = ln Σ_w exp(temp2·cos(w, g))``; loss = cross-entropy of temp3·S along rows and along columns, added. Everything
-is computed in float32 at least, since s is a raw dot product of hundreds of dimensions that goes into a softmax.
+Image j has regions c_r, report i has words w. ``s = c_r·w``; ``α`` = softmax of s over the words of a report; ``β`` =
+softmax of temp1·α over the regions; context ``g = Σ_r β c_r``; score ``S_ji = ln Σ_w exp(temp2·cos(w, g))``; loss =
+cross-entropy of temp3·S along rows and along columns, added. Everything is computed in float32 at least, since s is a
+raw dot product of hundreds of dimensions that goes into a softmax.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -13,14 +13,12 @@ import torch.nn.functional as F
 from medvlp_baselines.gloria.local import local_cosine, region_list, word_scores
 from torch import Tensor
 
-from medvlp.errors import ConfigError
+from medvlp.errors import ConfigError, check_choice, check_range
 from medvlp.losses.precision import exact
 from medvlp.losses.tokens import Entries, entries
 
 EPS = 1e-8
 """Floor of the product of norms under a cosine, as in the released code."""
-
-Aggregation = Literal["sum", "mean", "max"]
 
 
 class WordFeatures(NamedTuple):
@@ -42,36 +40,33 @@ class WordFeatures(NamedTuple):
 def word_features(
     hidden: Tensor, word_groups: Tensor, attention_mask: Tensor, layers: Literal["sum", "mean"] = "sum"
 ) -> WordFeatures:
-    """Pieces summed into words, layers summed (or averaged), sentence = mean over all rows.
+    """Sum pieces into words and layers into one (or average them); the sentence is the mean over all rows.
 
     The mean counts the zero rows of padding, as the released code does; that scales the sentence but leaves its
-    direction, all that the cosine sees. The released code leaves [UNK] out of the number of words, by its bracket, and
-    so drops the last word of such a report; here [UNK] is a word.
+    direction, all that the cosine sees. The released code does not count [UNK] as a word, by its bracket, and so drops
+    the last word of such a report; here [UNK] is a word.
 
     Args:
         hidden: (K, B, L, D) hidden states of the last K layers (4 in the released configuration).
         word_groups: (B, L), see :func:`medvlp.losses.tokens.entries`.
         attention_mask: (B, L).
         layers: how the layers are combined.
-
-    Returns:
-        Words, sentence and the training mask.
     """
-    found = entries(word_groups, attention_mask)
+    merged = entries(word_groups, attention_mask)
     # Merging is linear: combining the layers first merges one tensor instead of K.
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     combined = hidden.sum(0, dtype=dtype) if layers == "sum" else hidden.mean(0, dtype=dtype)
-    words = found.merge(combined)
-    return WordFeatures(words, words.mean(1), found.up_to(found.words + 1), found)
+    words = merged.merge(combined)
+    return WordFeatures(words, words.mean(1), merged.up_to(merged.words + 1), merged)
 
 
-def zero_shot_mask(found: Entries) -> Tensor:
-    """(B, L) bool: the words without [CLS], which the released inference path leaves out, unlike training.
+def zero_shot_mask(merged: Entries) -> Tensor:
+    """Return a mask (B, L) of the words without [CLS], which the released inference skips, unlike training.
 
     The released path takes the number of CHARACTERS of a prompt for its length, so that [SEP] and zero rows take part
-    and floor the score at 0; build that mask with ``found.up_to`` to reproduce it.
+    and floor the score at 0; build that mask with ``merged.up_to`` to reproduce it.
     """
-    mask = found.up_to(found.words + 1)
+    mask = merged.up_to(merged.words + 1)
     mask[:, 0] = False
     return mask
 
@@ -83,12 +78,12 @@ def local_similarity(
     *,
     temp1: float = 4.0,
     temp2: float = 5.0,
-    agg: Aggregation = "sum",
+    agg: Literal["sum", "mean", "max"] = "sum",
     word_softmax: bool = True,
     rescale: bool = False,
     chunk: int | None = None,
 ) -> Tensor:
-    """Score of every image with every report, without forming a context per pair.
+    """Score every image with every report, without forming a context per pair.
 
     Memory grows with images · regions · words of one chunk of reports, and with the (B, B') result. Attention is
     recomputed in the backward pass, except where keeping it costs little.
@@ -109,14 +104,9 @@ def local_similarity(
 
     Returns:
         (B, B'), rows images; at most temp2 + ln(words) for "sum".
-
-    Raises:
-        ConfigError: shapes that do not belong together, or a chunk below 1.
     """
-    if chunk is not None and chunk < 1:
-        raise ConfigError(f"chunk is a number of reports, at least 1, not {chunk}")
-    if agg not in ("sum", "mean", "max"):
-        raise ConfigError(f'agg is "sum", "mean" or "max", not "{agg}"')
+    check_range("[1, inf)", chunk=chunk)
+    check_choice("agg", agg, ("sum", "mean", "max"))
     regions = region_list(regions)
     if words.ndim != 3 or mask.shape != words.shape[:2] or words.shape[2] != regions.shape[2]:
         raise ConfigError(
@@ -133,26 +123,18 @@ def local_similarity(
         # An empty report keeps one word, whose cosine is 0.
         counted = mask | (~mask.any(1, keepdim=True) & (torch.arange(mask.shape[1], device=mask.device) == 0))
         scores = (temp2 * cosine).masked_fill(~counted, -torch.inf)
-        if agg == "max":
-            result = scores.amax(-1)
-        else:
-            result = scores.logsumexp(-1)
-            if agg == "mean":
-                result = result - counted.sum(1).to(result.dtype).log()
+        result = scores.amax(-1) if agg == "max" else scores.logsumexp(-1)
+        if agg == "mean":
+            result = result - counted.sum(1).to(result.dtype).log()
         return result / temp2 if rescale else result
 
 
 def word_attention(
     regions: Tensor, words: Tensor, mask: Tensor, *, temp1: float = 4.0, word_softmax: bool = True
 ) -> Tensor:
-    """Attention of each word of report i over the regions of image i, for figures.
+    """Return the attention of each word of report i over the regions of image i, for figures.
 
-    Args:
-        regions: (B, D, H, W) or (B, R, D).
-        words: (B, L, D).
-        mask: (B, L) bool.
-        temp1: as in training.
-        word_softmax: as in training.
+    Shapes and options as in :func:`local_similarity`, with as many reports as images.
 
     Returns:
         (B, L, R), each row a distribution over regions; zeros for words outside the mask. ``attention @ regions`` is
@@ -166,66 +148,24 @@ def word_attention(
 
 
 def two_way_cross_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy along rows and along columns, positives on the diagonal.
+    """Return the mean cross-entropy along the rows and along the columns of (B, B) scores, positives on the diagonal.
 
-    Args:
-        logits: (B, B).
-
-    Returns:
-        Image → report and report → image; each ln B for equal logits, 0 (without gradient) for a batch of one.
-
-    Raises:
-        ConfigError: not square.
+    Image → report and report → image: each ln B for equal logits, 0 (without gradient) for a batch of one.
     """
     if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
-        raise ConfigError(f"one report per image is needed, the scores are {tuple(logits.shape)}")
+        raise ConfigError(f"scores must be (B, B), one report per image, not {tuple(logits.shape)}")
     target = torch.arange(len(logits), device=logits.device)
     return F.cross_entropy(logits, target), F.cross_entropy(logits.T, target)
 
 
-def local_loss(
-    regions: Tensor,
-    words: Tensor,
-    mask: Tensor,
-    *,
-    temp1: float = 4.0,
-    temp2: float = 5.0,
-    temp3: float = 10.0,
-    agg: Aggregation = "sum",
-    word_softmax: bool = True,
-    rescale: bool = False,
-    chunk: int | None = None,
-) -> Tensor:
-    """Contrast of temp3 times :func:`local_similarity`, both directions added.
-
-    Returns:
-        A scalar; 2 ln B when all scores are equal.
-    """
-    scores = local_similarity(
-        regions,
-        words,
-        mask,
-        temp1=temp1,
-        temp2=temp2,
-        agg=agg,
-        word_softmax=word_softmax,
-        rescale=rescale,
-        chunk=chunk,
-    )
-    rows, columns = two_way_cross_entropy(temp3 * scores)
+def local_loss(regions: Tensor, words: Tensor, mask: Tensor, *, temp3: float = 10.0, **options: Any) -> Tensor:
+    """Contrast temp3 times :func:`local_similarity`, with its options: both directions, 2 ln B for equal scores."""
+    rows, columns = two_way_cross_entropy(temp3 * local_similarity(regions, words, mask, **options))
     return rows + columns
 
 
 def global_similarity(image: Tensor, sentence: Tensor) -> Tensor:
-    """Cosines of all images with all reports, the product of norms clamped at 1e-8.
-
-    Args:
-        image: (B, D).
-        sentence: (B', D).
-
-    Returns:
-        (B, B') in [−1, 1].
-    """
+    """Return the cosines (B, B') of images (B, D) with reports (B', D), the product of norms clamped at 1e-8."""
     with torch.autocast(image.device.type, enabled=False):
         image, sentence = exact(image, sentence)
         norms = image.norm(dim=1)[:, None] * sentence.norm(dim=1)
@@ -233,34 +173,15 @@ def global_similarity(image: Tensor, sentence: Tensor) -> Tensor:
 
 
 def global_loss(image: Tensor, sentence: Tensor, *, temp3: float = 10.0) -> Tensor:
-    """Contrast of temp3 times the cosines, both directions added.
-
-    Args:
-        image: (B, D).
-        sentence: (B, D).
-        temp3: inverse temperature.
-
-    Returns:
-        A scalar; 2 ln B when all cosines are equal.
-    """
+    """Contrast temp3 times the cosines of (B, D) and (B, D); both directions added, 2 ln B for equal cosines."""
     rows, columns = two_way_cross_entropy(temp3 * global_similarity(image, sentence))
     return rows + columns
 
 
 def zero_shot_similarity(
-    regions: Tensor,
-    image: Tensor,
-    words: Tensor,
-    sentence: Tensor,
-    mask: Tensor,
-    *,
-    temp1: float = 4.0,
-    temp2: float = 5.0,
-    word_softmax: bool = True,
-    rescale: bool = False,
-    chunk: int | None = None,
+    regions: Tensor, image: Tensor, words: Tensor, sentence: Tensor, mask: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of images with prompts, as the released inference path combines them.
+    """Score images with prompts, as the released inference path combines the global and the best word's score.
 
     Args:
         regions: (N, D, H, W) or (N, R, D).
@@ -268,23 +189,19 @@ def zero_shot_similarity(
         words: (P, L, D).
         sentence: (P, D).
         mask: (P, L) bool; :func:`zero_shot_mask`.
-        temp1: as in training.
-        temp2: factor of the best word's cosine.
-        word_softmax: as in training.
-        rescale: as in training; the local score is then the best word's cosine itself.
-        chunk: prompts at a time.
+        options: of :func:`local_similarity`, as in training. With ``rescale`` the local score is the best word's
+            cosine itself.
 
     Returns:
         Their mean, the global and the local scores, each (N, P).
     """
     whole = global_similarity(image, sentence)
-    options: dict[str, Any] = {"temp1": temp1, "temp2": temp2, "word_softmax": word_softmax, "rescale": rescale}
-    local = local_similarity(regions, words, mask, agg="max", chunk=chunk, **options)
+    local = local_similarity(regions, words, mask, agg="max", **options)
     return (whole + local) / 2, whole, local
 
 
 def class_scores(similarity: Tensor) -> Tensor:
-    """Best prompt of each class, standardised over the images if there are several.
+    """Take the best prompt of each class, standardised over the images if there are several.
 
     The score of an image so depends on the others, as in the released code: use it for reproduction, and the plain
     maximum where each image must stand alone.

@@ -1,7 +1,6 @@
 """GLoRIA: global contrast of image and report, local contrast of words and image regions (Huang et al., 2021)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from medvlp import distributed
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.text import TextEncoderConfig
-from medvlp.errors import ConfigError
+from medvlp.errors import ConfigError, check_choice, check_range
 from medvlp.losses.precision import exact
 from medvlp.losses.tokens import entries
 from medvlp.methods.base import PretrainModule
@@ -31,10 +30,7 @@ from medvlp.training.optim import OptimConfig
 _CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
 
 
-@dataclass(frozen=True)
-class _Variant:
-    """The rows of the paper-against-code table that concern the model."""
-
+class _Variant(NamedTuple):
     word_softmax: bool
     rescale: bool
     global_contrast: bool
@@ -42,13 +38,7 @@ class _Variant:
 
 
 class PreparedPrompts(NamedTuple):
-    """Prompts after the text encoder.
-
-    Attributes:
-        words: (P, L, d).
-        sentence: (P, d).
-        mask: (P, L) bool, which of the words take part.
-    """
+    """Prompts after the text encoder: words (P, L, d), sentences (P, d), and which words take part, (P, L) bool."""
 
     words: Tensor
     sentence: Tensor
@@ -102,9 +92,6 @@ class GLoRIA(PretrainModule):
         global_weight: w_g. With 0 the image vector is the mean of its regions (ours), since nothing trains another.
         local_weight: w_l.
         options: further arguments of :class:`~medvlp.methods.base.PretrainModule`.
-
-    Raises:
-        ConfigError: from the encoders; levels or layers that they do not have; weights that leave nothing to train.
     """
 
     name: ClassVar[str] = "gloria"
@@ -127,50 +114,43 @@ class GLoRIA(PretrainModule):
         local_weight: float = 1.0,
         **options: Any,
     ) -> None:
-        if variant not in _VARIANTS:
-            raise ConfigError(f"variant is {' or '.join(_VARIANTS)}, not {variant!r}")
-        if min(global_weight, local_weight) < 0 or global_weight + local_weight == 0:
-            raise ConfigError(
-                f"global_weight {global_weight} and local_weight {local_weight} must not be negative, nor both be 0"
-            )
-        if min(temp1, temp2, temp3) <= 0:
-            raise ConfigError(f"temp1, temp2 and temp3 must be positive, not {temp1}, {temp2} and {temp3}")
-        rows = _VARIANTS[variant]
+        check_choice("variant", variant, _VARIANTS)
+        check_range("[0, inf)", global_weight=global_weight, local_weight=local_weight)
+        check_range("(0, inf)", temp1=temp1, temp2=temp2, temp3=temp3)
+        if global_weight + local_weight == 0:
+            raise ConfigError("global_weight and local_weight must not both be 0")
+        settings = _VARIANTS[variant]
+        adam = OptimConfig(
+            optimizer="adam",
+            lr=5e-5,
+            weight_decay=1e-6,
+            betas=(0.5, 0.999),
+            decay_all=True,
+            schedule=settings.schedule,
+        )
         super().__init__(
-            image=ImageEncoderConfig(upsample_to=299) if image is None else image,
-            text=TextEncoderConfig(pretrained=_CLINICAL_BERT, max_length=97, dropout=True) if text is None else text,
-            optim=(
-                OptimConfig(
-                    optimizer="adam",
-                    lr=5e-5,
-                    weight_decay=1e-6,
-                    betas=(0.5, 0.999),
-                    decay_all=True,
-                    schedule=rows.schedule,
-                )
-                if optim is None
-                else optim
-            ),
+            image=image or ImageEncoderConfig(upsample_to=299),
+            text=text or TextEncoderConfig(pretrained=_CLINICAL_BERT, max_length=97, dropout=True),
+            optim=optim or adam,
             image_size=image_size,
             prompts=prompts,
             **options,
         )
         self.variant = variant
-        self.global_contrast = rows.global_contrast
-        self.attention_options = {"temp1": temp1, "word_softmax": rows.word_softmax}
-        self.score_options = {**self.attention_options, "temp2": temp2, "rescale": rows.rescale}
+        self.global_contrast = settings.global_contrast
+        self.attention_options = {"temp1": temp1, "word_softmax": settings.word_softmax}
+        self.score_options = {**self.attention_options, "temp2": temp2, "rescale": settings.rescale}
         self.temp3 = temp3
         self.weights = (global_weight, local_weight)
-        layers = self.text_encoder.model.config.num_hidden_layers
+        layers, levels = self.text_encoder.model.config.num_hidden_layers, len(self.image_encoder.channels)
         if not 1 <= text_layers <= layers:
             raise ConfigError(f"text_layers is {text_layers}, and the text encoder has {layers} layers")
-        self.text_layers = text_layers
-        levels = len(self.image_encoder.channels)
         if not -levels <= local_level < levels:
             raise ConfigError(
                 f"local_level is {local_level}, and the image encoder has {levels} levels; raise image.depth, or set "
                 f"local_level from {-levels} to {levels - 1}"
             )
+        self.text_layers = text_layers
         self.local_level = local_level
         width = self.text_encoder.width
         self.embed_dim = embed_dim or width
@@ -181,7 +161,7 @@ class GLoRIA(PretrainModule):
     # ---------------------------------------------------------------- encoders
 
     def _images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Image vectors (B, d) and regions (B, d, h, w)."""
+        """Return image vectors (B, d) and regions (B, d, h, w)."""
         pyramid = self.image_encoder(images)
         regions = self.local_head(pyramid[self.local_level])
         if self.global_head is not None:
@@ -190,22 +170,23 @@ class GLoRIA(PretrainModule):
         return regions.mean((2, 3)) + 0.0 * pyramid[-1].mean((1, 2, 3))[:, None], regions
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Hidden states of the last layers, (K, B, L, D)."""
-        found = self.text_encoder(input_ids, attention_mask, hidden_states=self.text_layers).hidden_states
-        assert found is not None
-        return found.transpose(0, 1)
+        """Return the hidden states of the last layers, (K, B, L, D)."""
+        states = self.text_encoder(input_ids, attention_mask, hidden_states=self.text_layers).hidden_states
+        assert states is not None
+        return states.transpose(0, 1)
 
     def _texts(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """Report vectors (B, d), words (B, L, d), how many take part, [CLS] included (B,), and the entries."""
+        """Return report vectors (B, d), words (B, L, d), how many take part, [CLS] included (B,), and the entries."""
         if "word_groups" not in batch:
             raise ConfigError("GLoRIA needs the batch's word_groups, which every datamodule and Collate.tokenize give")
         hidden = self._hidden(batch["input_ids"], batch["attention_mask"])
-        found = word_features(hidden, batch["word_groups"], batch["attention_mask"])
+        features = word_features(hidden, batch["word_groups"], batch["attention_mask"])
         # Linear without a bias: the mean of projected words is the projected mean.
-        return self._project(found.sentence), self._project(found.words), found.entries.words + 1, found.entries
+        texts, words = self._project(features.sentence), self._project(features.words)
+        return texts, words, features.entries.words + 1, features.entries
 
     def _project(self, texts: Tensor) -> Tensor:
-        """The text head; sums of states are float32, also where the weights are of half precision."""
+        # sums of states are float32, even where the weights are of half precision
         return self.text_head(texts.to(getattr(self.text_head, "weight", texts).dtype))
 
     def encode_images(self, images: Tensor) -> Tensor:
@@ -213,10 +194,8 @@ class GLoRIA(PretrainModule):
         return self._images(images)[0]
 
     def encode_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(N, L) ids and mask → (N, d): mean over all rows of the words.
-
-        Every piece is in exactly one word, so that it is a sum over the pieces, whatever the words are.
-        """
+        """(N, L) ids and mask → (N, d): mean over all rows of the words."""
+        # Every piece is in exactly one word, so this is a sum over the pieces, whatever the words are.
         hidden = self._hidden(input_ids, attention_mask)
         summed = hidden.sum(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
         return self._project((summed * attention_mask[..., None]).mean(1))
@@ -228,14 +207,14 @@ class GLoRIA(PretrainModule):
     # ---------------------------------------------------------------- training
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Counts the words while the batch is on the CPU: the local loss then leaves out padding without waiting."""
+        """Count the words while the batch is on the CPU: the local loss then skips padding without waiting."""
         if isinstance(batch, dict) and "word_groups" in batch and batch["word_groups"].device.type == "cpu":
             counts = entries(batch["word_groups"], batch["attention_mask"]).words + 1
             return {**batch, "word_counts": counts.tolist()}
         return batch
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Encodes a batch.
+        """Encode a batch.
 
         Returns:
             ``image`` and ``text`` (B, d), ``regions`` (B, d, h, w), ``words`` (B, L, d): [CLS], the words, [SEP],
@@ -249,9 +228,6 @@ class GLoRIA(PretrainModule):
         """``global`` and ``local``, each the sum of both directions times its weight.
 
         A report without a word takes part by its [CLS] alone.
-
-        Raises:
-            ConfigError: a global batch of one pair in training.
         """
         outputs = self(batch) if outputs is None else outputs
         self._need_two(len(outputs["image"]))
@@ -268,33 +244,30 @@ class GLoRIA(PretrainModule):
 
     def _local(self, outputs: dict[str, Tensor], counts: list[int] | None) -> Tensor:
         regions, words, count = outputs["regions"], outputs["words"], outputs["word_count"]
-        places = torch.arange(words.shape[1])
+        index = torch.arange(words.shape[1])
         # Lengths known to the CPU save the work on padding.
-        own = places < torch.tensor(counts)[:, None] if counts else places.to(count.device) < count[:, None]
+        mask = index < torch.tensor(counts)[:, None] if counts else index.to(count.device) < count[:, None]
         if not self.global_contrast or distributed.world_size() == 1:
-            return local_loss(regions, words, own, temp3=self.temp3, **self.score_options)
-        # Own images with all reports, and all images with own reports. Ranks pad to different lengths.
-        room = self.text_config.max_length
-        if words.shape[1] > room:
+            return local_loss(regions, words, mask, temp3=self.temp3, **self.score_options)
+        # This rank's images with all reports, and all images with its reports. Ranks pad to different lengths.
+        length = self.text_config.max_length
+        if words.shape[1] > length:
             raise ConfigError(
-                f"a batch of {words.shape[1]} word pieces and text.max_length {room}: ranks exchange words up to that "
-                "length; raise it, or tokenise to it"
+                f"a batch of {words.shape[1]} word pieces and text.max_length {length}: ranks exchange words up to "
+                "that length; raise it, or tokenise to it"
             )
-        all_words = distributed.all_gather(F.pad(words, (0, 0, 0, room - words.shape[1])))
-        everyone = torch.arange(room, device=count.device) < distributed.all_gather(count)[:, None]
-        rows = local_similarity(regions, all_words, everyone, **self.score_options)
-        columns = local_similarity(distributed.all_gather(regions), words, own, **self.score_options)
+        all_words = distributed.all_gather(F.pad(words, (0, 0, 0, length - words.shape[1])))
+        all_mask = torch.arange(length, device=count.device) < distributed.all_gather(count)[:, None]
+        rows = local_similarity(regions, all_words, all_mask, **self.score_options)
+        columns = local_similarity(distributed.all_gather(regions), words, mask, **self.score_options)
         first = distributed.rank() * len(regions)
         target = torch.arange(first, first + len(regions), device=regions.device)
         return F.cross_entropy(self.temp3 * rows, target) + F.cross_entropy(self.temp3 * columns.T, target)
 
-    # ---------------------------------------------------------------- what it sees
+    # ---------------------------------------------------------------- figures
 
     def attend(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Where each word of a report looks in its image.
-
-        Args:
-            batch: images and tokens, with ``word_groups``.
+        """Return where each word of a report looks in its image.
 
         Returns:
             Attention (B, L, h, w), each map a distribution; the cosine (B, L) of each word with what it attends to; and
@@ -302,12 +275,12 @@ class GLoRIA(PretrainModule):
         """
         outputs = self(batch)
         regions, words = exact(outputs["regions"], outputs["words"])
-        places = torch.arange(words.shape[1], device=words.device)
-        mask = places < outputs["word_count"][:, None]
+        index = torch.arange(words.shape[1], device=words.device)
+        mask = index < outputs["word_count"][:, None]
         attention = word_attention(regions, words, mask, **self.attention_options)
         context = attention @ regions.flatten(2).mT
         maps = attention.unflatten(2, regions.shape[2:])
-        return maps, F.cosine_similarity(context, words, dim=-1) * mask, mask & (places > 0)
+        return maps, F.cosine_similarity(context, words, dim=-1) * mask, mask & (index > 0)
 
     @torch.no_grad()
     def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -321,32 +294,24 @@ class GLoRIA(PretrainModule):
         shown = stretch(mean, tuple(batch["image"].shape[-2:]))
         return {"attention of the words": shown, **super().explain(batch)}
 
+    # ---------------------------------------------------------------- zero-shot
+
     @torch.no_grad()
     def similarity(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of images with prompts as the released inference path combines them: global and best word.
+        """Score images (N, 3, S, S) with P prompts as the released inference path does: global and best word.
 
         Unlike that path it takes the words of a prompt for its length, not its characters; see
         :func:`~medvlp_baselines.gloria.losses.zero_shot_mask`. :func:`~medvlp_baselines.gloria.losses.class_scores`
         makes class scores of them.
 
-        Args:
-            images: (N, 3, S, S).
-            texts: P prompts.
-
         Returns:
             The mean of both scores, the global and the local scores, each (N, P).
-
-        Raises:
-            ConfigError: no tokenizer yet.
         """
         return self._scores(images, self.prepare_prompts(texts))
 
     @torch.no_grad()
     def prepare_prompts(self, texts: Sequence[str]) -> PreparedPrompts:
-        """What :meth:`zero_shot_scores` needs of prompts, made once for all images.
-
-        Args:
-            texts: P prompts.
+        """Encode prompts once for all images.
 
         Raises:
             ConfigError: no tokenizer yet.
@@ -355,20 +320,12 @@ class GLoRIA(PretrainModule):
             raise ConfigError("the model has no tokenizer yet: fit it, load a checkpoint, or call attach_tokenizer()")
         collate = Collate(self.tokenizer, self.text_config.max_length, self.text_config.padding)
         tokens = {key: value.to(self.device) for key, value in collate.tokenize(list(texts)).items()}
-        sentence, words, _, found = self._texts(tokens)
-        return PreparedPrompts(words, sentence, zero_shot_mask(found))
+        sentence, words, _, merged = self._texts(tokens)
+        return PreparedPrompts(words, sentence, zero_shot_mask(merged))
 
     @torch.no_grad()
     def zero_shot_scores(self, images: Tensor, prompts: PreparedPrompts) -> Tensor:
-        """The mean of the global and the local scores of :meth:`similarity`, which zero-shot tasks take.
-
-        Args:
-            images: (N, 3, S, S).
-            prompts: of :meth:`prepare_prompts`.
-
-        Returns:
-            (N, P).
-        """
+        """The mean of the global and the local scores of :meth:`similarity`, which zero-shot tasks take: (N, P)."""
         return self._scores(images, prompts)[0]
 
     def _scores(self, images: Tensor, prompts: PreparedPrompts) -> tuple[Tensor, Tensor, Tensor]:

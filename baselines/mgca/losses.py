@@ -1,8 +1,8 @@
-"""MGCA's losses of instances and tokens, and the merging of word pieces that precedes them.
+"""MGCA's token alignment, and the merging of word pieces that precedes it.
 
 ``variant: official`` is the released code with its defaults, ``variant: paper`` the equations of the paper. Where the
-paper leaves something open, the docstring says what is taken. All is computed in float32 at least: cosines are divided
-by temperatures near 0.1.
+paper leaves something open, the docstring says what is taken. Everything is computed in float32 at least: cosines are
+divided by temperatures near 0.1.
 """
 
 from typing import Literal, NamedTuple
@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp.errors import ConfigError
-from medvlp.losses.contrastive import image_text_contrast
+from medvlp.errors import ConfigError, check_choice
 from medvlp.losses.precision import exact
 from medvlp.losses.tokens import entries
 
@@ -23,11 +22,6 @@ COMMAND_LINE_WEIGHTS = (1.0, 1.0, 1.0)
 
 CONSTRUCTOR_WEIGHTS = (1.0, 0.7, 0.5)
 """The same of the released class when it is built without the command line."""
-
-
-def _check_variant(variant: str) -> None:
-    if variant not in ("paper", "official"):
-        raise ConfigError(f'variant is "paper" or "official", not "{variant}"')
 
 
 class MergedReport(NamedTuple):
@@ -49,7 +43,7 @@ class MergedReport(NamedTuple):
 def merge_report(
     hidden: Tensor, attention: Tensor, word_groups: Tensor, attention_mask: Tensor, variant: Variant = "paper"
 ) -> MergedReport:
-    """Sums word pieces into words, and [CLS]'s attention to them.
+    """Sum word pieces into words, and [CLS]'s attention to them.
 
     Official: a piece at position p gets the attention paid to p + 1 (so the last word gets [SEP]'s, and [SEP] that of
     the first padding, 0); [SEP] does not count as padding; and where a text fills all L positions, the last position is
@@ -64,49 +58,26 @@ def merge_report(
         word_groups: (B, L), see :func:`medvlp.losses.tokens.entries`.
         attention_mask: (B, L).
         variant: "paper" or "official".
-
-    Returns:
-        Report, words, attention and padding.
     """
-    _check_variant(variant)
+    check_choice("variant", variant, ("paper", "official"))
     hidden, paid = exact(hidden, attention.detach())
     if paid.ndim == 4:
         paid = paid[:, :, 0].mean(1)
-    found = entries(word_groups, attention_mask)
+    merged = entries(word_groups, attention_mask)
     if variant == "official":
         paid = torch.cat([paid[:, 1:], paid.new_zeros(len(paid), 1)], 1)
         full = attention_mask[:, -1].bool()
-        kept = counted = torch.where(full, (found.count - 2).clamp_min(1), found.count)
+        kept = counted = torch.where(full, (merged.count - 2).clamp_min(1), merged.count)
     else:
-        kept, counted = found.count, found.words + 1
-    words = found.merge(hidden).masked_fill(~found.up_to(kept)[..., None], 0)
-    inside = found.up_to(counted)
-    merged = found.merge(paid[..., None])[..., 0].masked_fill(~inside, 0)
-    return MergedReport(words[:, 0], words[:, 1:], merged[:, 1:], ~inside[:, 1:])
-
-
-def instance_loss(
-    image: Tensor, report: Tensor, *, temperature: float = 0.1, reduction: Literal["mean", "sum"] = "mean"
-) -> Tensor:
-    """Contrast of images and reports in both directions.
-
-    Args:
-        image: (B, d).
-        report: (B, d).
-        temperature: 0.1 in the paper, 0.07 in the code.
-        reduction: "mean" of the two directions (paper) or their "sum" (official).
-
-    Returns:
-        A scalar; ln B or 2 ln B for equal cosines, 0 (without gradient) for a batch of one.
-    """
-    if reduction not in ("mean", "sum"):
-        raise ConfigError(f'reduction is "mean" or "sum", not "{reduction}"')
-    weight = 0.5 if reduction == "mean" else 1.0
-    return image_text_contrast(image, report, temperature=temperature, image_to_text=weight, text_to_image=weight)
+        kept, counted = merged.count, merged.words + 1
+    words = merged.merge(hidden).masked_fill(~merged.up_to(kept)[..., None], 0)
+    inside = merged.up_to(counted)
+    weights = merged.merge(paid[..., None])[..., 0].masked_fill(~inside, 0)
+    return MergedReport(words[:, 0], words[:, 1:], weights[:, 1:], ~inside[:, 1:])
 
 
 def clip_weights(weights: Tensor, low: float = 0.1, high: float = 0.9) -> Tensor:
-    """Clips the non-zero weights of each row to their own quantiles, then divides by their sum.
+    """Clip the non-zero weights of each row to their own quantiles, then divide by their sum.
 
     Args:
         weights: (B, L), at least 0; zeros do not take part and stay zero.
@@ -122,11 +93,11 @@ def clip_weights(weights: Tensor, low: float = 0.1, high: float = 0.9) -> Tensor
     ordered = weights.masked_fill(~there, torch.inf).sort(1).values
 
     def quantile(q: float) -> Tensor:
-        place = q * last.to(weights.dtype)
-        below = place.floor()
+        position = q * last.to(weights.dtype)
+        below = position.floor()
         first = ordered.gather(1, below.long())
         second = ordered.gather(1, torch.minimum(below.long() + 1, last))
-        return torch.lerp(first, second, place - below)
+        return torch.lerp(first, second, position - below)
 
     clipped = torch.minimum(torch.maximum(weights, quantile(low)), quantile(high))
     clipped = torch.where(there, clipped, 0)
@@ -137,16 +108,13 @@ def clip_weights(weights: Tensor, low: float = 0.1, high: float = 0.9) -> Tensor
 def soft_match(
     queries: Tensor, keys: Tensor, temperature: float, padding: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention without parameters: each query's mean of the keys, weighted by softmax of dot products.
+    """Attend without parameters: weights (B, Q, K), and contexts (B, Q, d), not normalised.
 
     Args:
         queries: (B, Q, d), L2-normalised.
         keys: (B, K, d), L2-normalised.
         temperature: divides the dot products.
         padding: (B, K) bool, keys without weight.
-
-    Returns:
-        Weights (B, Q, K) and contexts (B, Q, d), not normalised.
     """
     scores = queries @ keys.mT / temperature
     if padding is not None:
@@ -156,10 +124,10 @@ def soft_match(
 
 
 class CrossAttention(nn.Module):
-    """The paper's Eq. 4: ``o = O Σ_k softmax((Q x)ᵀ(K y_k)/√d) V y_k``, one head, matrices without bias.
+    """The paper's Eq. 4: ``o = O Σ_k softmax((Q x)ᵀ(K y_k)/√d) V y_k``, one head, d × d matrices without bias.
 
-    Args:
-        dim: d.
+    Queries are (B, Q, d), keys (B, K, d); ``padding`` (B, K) bool marks keys without weight. Where all are padding, all
+    count alike.
     """
 
     def __init__(self, dim: int) -> None:
@@ -170,18 +138,9 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, queries: Tensor, keys: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Contexts of the queries.
-
-        Args:
-            queries: (B, Q, d).
-            keys: (B, K, d).
-            padding: (B, K) bool, keys without weight. Where all are padding, all count alike.
-
-        Returns:
-            (B, Q, d), not normalised.
-        """
+        """Return the contexts of the queries, (B, Q, d), not normalised."""
         bias, dtype = None, queries.dtype
-        # The losses' float32 against weights of a model in true half precision; else nothing happens here.
+        # The losses' float32 against weights of a model in true half precision; otherwise a no-op.
         queries, keys = queries.to(self.query.weight.dtype), keys.to(self.query.weight.dtype)
         q, k, v = self.query(queries)[:, None], self.key(keys)[:, None], self.value(keys)[:, None]
         if padding is not None:
@@ -189,28 +148,17 @@ class CrossAttention(nn.Module):
             bias = bias[:, None, None]
         return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, 0]).to(dtype)
 
-    def weights(self, queries: Tensor, keys: Tensor, padding: Tensor | None = None) -> Tensor:
-        """The attention alone, for figures.
-
-        Args:
-            queries: (B, Q, d).
-            keys: (B, K, d).
-            padding: (B, K) bool, keys without weight.
-
-        Returns:
-            (B, Q, K), rows of sum 1.
-        """
+    def weights(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return the attention alone, (B, Q, K), rows of sum 1, for figures."""
         queries, keys = queries.to(self.query.weight.dtype), keys.to(self.query.weight.dtype)
         scores = exact(self.query(queries) @ self.key(keys).mT)[0] / queries.shape[-1] ** 0.5
-        if padding is not None:
-            scores = scores.masked_fill(padding[:, None], torch.finfo(scores.dtype).min)
         return scores.softmax(-1)
 
 
 def token_contrast(
     tokens: Tensor, contexts: Tensor, weights: Tensor, temperature: float, padding: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Contrast of each token with its context against the others of the same sample, weighted.
+    """Contrast each token with its context against the others of the same sample, weighted.
 
     Args:
         tokens: (B, L, d).
@@ -249,11 +197,10 @@ def token_loss(
     patch_attention: Tensor | None = None,
     variant: Variant = "paper",
     temperature: float | None = None,
-    normalise_patch_context: bool | None = None,
     patch_to_word: nn.Module | None = None,
     word_to_patch: nn.Module | None = None,
 ) -> TokenLoss:
-    """Token alignment between the patches and the words of the same pair.
+    """Align the patches and the words of the same pair.
 
     Official: parameter-free attention; weights clipped to their 10 % and 90 % quantiles and of sum 1; half of the two
     directions on each side; padding is hidden from patches looking for words, but stays a negative among the words.
@@ -269,18 +216,10 @@ def token_loss(
         patch_attention: (B, S) attention of the class token to the patches, mean over heads; None for equal weights.
         variant: "paper" or "official".
         temperature: 0.07 (paper) or 0.1 (official) if None.
-        normalise_patch_context: L2-normalise the words' mean that a patch finds. Official: only for ResNet, that is
-            where ``patch_attention`` is None; the paper's cosine always does.
         patch_to_word: (queries, keys, padding) → contexts, e.g. :class:`CrossAttention`, for patches looking for words.
         word_to_patch: the same for words looking for patches.
-
-    Returns:
-        Patch and word terms.
-
-    Raises:
-        ConfigError: the paper's variant without attention modules, or shapes that do not belong together.
     """
-    _check_variant(variant)
+    check_choice("variant", variant, ("paper", "official"))
     if patches.shape[::2] != words.shape[::2] or padding.shape != words.shape[:2]:
         raise ConfigError(
             f"patches (B, S, d), words (B, L, d) and padding (B, L) have the shapes {tuple(patches.shape)},"
@@ -290,8 +229,6 @@ def token_loss(
     if paper and (patch_to_word is None or word_to_patch is None):
         raise ConfigError("the paper's token alignment has learnable attention: pass patch_to_word and word_to_patch")
     tau = temperature or (0.07 if paper else 0.1)
-    if normalise_patch_context is None:
-        normalise_patch_context = paper or patch_attention is None
     with torch.autocast(patches.device.type, enabled=False):
         patches, words, word_attention = exact(patches, words, word_attention.detach())
         patches, words = F.normalize(patches, dim=-1), F.normalize(words, dim=-1)
@@ -312,7 +249,7 @@ def token_loss(
             patch_context = soft_match(patches, words, tau, padding)[1]
             word_context = soft_match(words, patches, tau)[1]
             word_weights = clip_weights(word_attention)
-        if normalise_patch_context:
+        if paper or patch_attention is None:  # the code leaves the context of a ViT's patches as it is
             patch_context = F.normalize(patch_context, dim=-1)
         patch = token_contrast(patches, patch_context, patch_weights, tau)
         word = token_contrast(words, F.normalize(word_context, dim=-1), word_weights, tau, padding if paper else None)
@@ -323,16 +260,6 @@ def token_loss(
 def weighted_terms(
     instance: Tensor, token: Tensor, prototype: Tensor, weights: tuple[float, float, float] = COMMAND_LINE_WEIGHTS
 ) -> dict[str, Tensor]:
-    """The three terms by name, weighted; the loss is their sum.
-
-    Args:
-        instance: of :func:`instance_loss`.
-        token: sum of :func:`token_loss`.
-        prototype: of :func:`~medvlp_baselines.mgca.prototypes.prototype_loss`.
-        weights: λ₁, λ₂, λ₃.
-
-    Returns:
-        "instance", "token" and "prototype".
-    """
+    """Return the three terms by name, weighted by λ₁, λ₂ and λ₃; the loss is their sum."""
     terms = {"instance": instance, "token": token, "prototype": prototype}
     return {name: weight * term for (name, term), weight in zip(terms.items(), weights, strict=True)}

@@ -1,6 +1,6 @@
 """MGCA: multi-granularity cross-modal alignment of radiographs and reports (Wang et al., NeurIPS 2022)."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medvlp.encoders.image import ImageEncoderConfig
 from medvlp.encoders.text import TextEncoderConfig
-from medvlp.errors import ConfigError
+from medvlp.errors import ConfigError, check_choice, check_range
 from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.embeddings import unit_length
@@ -20,10 +20,7 @@ from medvlp.scoring.heatmaps import stretch
 from medvlp.training.optim import OptimConfig
 
 
-@dataclass(frozen=True)
-class _Variant:
-    """The rows of the paper-against-code table that concern the model."""
-
+class _Variant(NamedTuple):
     temperature: float
     token_temperature: float
     direction: float
@@ -31,29 +28,13 @@ class _Variant:
     text: TextEncoderConfig
 
 
-_CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
+_TEXT = TextEncoderConfig(pretrained="emilyalsentzer/Bio_ClinicalBERT", max_length=112, dropout=True)
+RELEASED_TEXT = replace(_TEXT, padding="max_length", keep_layers=6, positions="zero", token_types=False)
+RELEASED_OPTIM = OptimConfig(lr=2e-5, weight_decay=0.05, decay_all=True, warmup=0.4, min_lr=1e-8)
 _VARIANTS = {
-    "paper": _Variant(
-        temperature=0.1,
-        token_temperature=0.07,
-        direction=0.5,
-        global_contrast=True,
-        text=TextEncoderConfig(pretrained=_CLINICAL_BERT, max_length=112, dropout=True),
-    ),
+    "paper": _Variant(temperature=0.1, token_temperature=0.07, direction=0.5, global_contrast=True, text=_TEXT),
     "official": _Variant(
-        temperature=0.07,
-        token_temperature=0.1,
-        direction=1.0,
-        global_contrast=False,
-        text=TextEncoderConfig(
-            pretrained=_CLINICAL_BERT,
-            max_length=112,
-            padding="max_length",
-            dropout=True,
-            keep_layers=6,
-            positions="zero",
-            token_types=False,
-        ),
+        temperature=0.07, token_temperature=0.1, direction=1.0, global_contrast=False, text=RELEASED_TEXT
     ),
 }
 
@@ -117,17 +98,13 @@ class MGCA(PretrainModule):
         freeze_prototypes: epochs at the start in which the prototypes are not trained.
         head_dim: channels inside of the projection heads.
         options: further arguments of :class:`~medvlp.methods.base.PretrainModule`.
-
-    Raises:
-        ConfigError: an unknown variant, weights that leave no loss on whole images and reports, the official variant
-            without padding to ``text.max_length``, images that do not divide into patches; and from the encoders.
     """
 
     name: ClassVar[str] = "mgca"
 
     @property
     def feature_pool(self) -> str:
-        """What the released code hands to its classifiers: the class token of a ViT, the mean of a CNN's last level."""
+        """What the released code gives to its classifiers: the class token of a ViT, the mean of a CNN's last level."""
         return "token" if self.image_encoder.has_class_token else "mean"
 
     def __init__(
@@ -150,20 +127,20 @@ class MGCA(PretrainModule):
         head_dim: int = 2048,
         **options: Any,
     ) -> None:
-        if variant not in _VARIANTS:
-            raise ConfigError(f'variant is "paper" or "official", not "{variant}"')
-        if min(instance_weight, token_weight, prototype_weight) < 0 or instance_weight + prototype_weight == 0:
+        check_choice("variant", variant, _VARIANTS)
+        weights = {"instance": instance_weight, "token": token_weight, "prototype": prototype_weight}
+        check_range("[0, inf)", **{f"{name}_weight": weight for name, weight in weights.items()})
+        check_range("[2, inf)", num_prototypes=num_prototypes)
+        if instance_weight + prototype_weight == 0:
             raise ConfigError(
-                "instance_weight, token_weight and prototype_weight must not be negative, and the first or the last "
-                "must be positive: the token term alone trains no embedding of whole images and reports"
+                "instance_weight or prototype_weight must be positive: the token term alone trains no embedding of "
+                "whole images and reports"
             )
-        if num_prototypes < 2:
-            raise ConfigError(f"num_prototypes must be at least 2, not {num_prototypes}")
-        rows = _VARIANTS[variant]
+        settings = _VARIANTS[variant]
         super().__init__(
             image=image or ImageEncoderConfig(name="deit_base_patch16_224", pretrained=True, final_norm=True),
-            text=text or rows.text,
-            optim=optim or OptimConfig(lr=2e-5, weight_decay=0.05, decay_all=True, warmup=0.4, min_lr=1e-8),
+            text=text or settings.text,
+            optim=optim or RELEASED_OPTIM,
             image_size=image_size,
             prompts=prompts,
             **options,
@@ -174,12 +151,12 @@ class MGCA(PretrainModule):
                 "report: set text.padding: max_length (the code: text.max_length: 112)"
             )
         self.variant: Variant = variant
-        self.global_contrast = rows.global_contrast
-        self.direction = rows.direction
-        self.temperature = rows.temperature if temperature is None else temperature
-        self.token_temperature = rows.token_temperature if token_temperature is None else token_temperature
+        self.global_contrast = settings.global_contrast
+        self.direction = settings.direction
+        self.temperature = settings.temperature if temperature is None else temperature
+        self.token_temperature = settings.token_temperature if token_temperature is None else token_temperature
         self.prototype_temperature = prototype_temperature
-        self.weights = {"instance": instance_weight, "token": token_weight, "prototype": prototype_weight}
+        self.weights = weights
         self.freeze_prototypes = freeze_prototypes
         encoder, width = self.image_encoder, self.text_encoder.width
         self._check_patches(encoder.input_size)
@@ -188,7 +165,7 @@ class MGCA(PretrainModule):
         self.cell_level = -2 if coarser else -1
         self.image_head = ProjectionHead(encoder.out_channels, embed_dim, head_dim)
         self.text_head = ProjectionHead(width, embed_dim, head_dim)
-        # What has no part in the loss is not there: DistributedDataParallel waits for the gradient of every parameter.
+        # Only what enters the loss is built: DistributedDataParallel waits for the gradient of every parameter.
         self.patch_head: ProjectionHead | None = None
         self.word_head: ProjectionHead | None = None
         self.patch_to_word: CrossAttention | None = None
@@ -234,10 +211,10 @@ class MGCA(PretrainModule):
         return self.text_head(self.text_encoder(input_ids, attention_mask)[1])
 
     def embed_patches(self, images: Tensor) -> Tensor:
-        """Each cell of the last level through the head of whole images: (B, d, h, w), L2-normalised.
+        """Cells of the last level through the head of whole images, (B, d, h, w): the space of :meth:`embed_text`.
 
-        That is the space of :meth:`embed_text`. The cells that the token term aligns lie in the space of the *words* of
-        a report instead, which no single vector of a text shares; :meth:`word_regions` compares those.
+        The cells that the token term aligns lie in the space of the *words* of a report instead, which no single vector
+        of a text shares; :meth:`word_regions` compares those.
         """
         if self.image_encoder.has_class_token:
             self._check_patches(self.image_encoder.upsample_to or images.shape[-1])
@@ -246,10 +223,7 @@ class MGCA(PretrainModule):
         return unit_length(projected.permute(0, 3, 1, 2), self, dim=1)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Embeddings and, where tokens are aligned, what that needs.
-
-        Args:
-            batch: with image, input_ids, attention_mask and word_groups.
+        """Encode a batch with image, input_ids, attention_mask and word_groups.
 
         Returns:
             ``image`` and ``text`` (B, d); with the token term ``patches`` (B, S, d), ``words`` (B, L − 1, d),
@@ -289,10 +263,7 @@ class MGCA(PretrainModule):
     # ---------------------------------------------------------------- losses
 
     def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """``instance`` (Eq. 3), ``token`` (Eq. 6) and ``prototype`` (Eq. 9), weighted; those of weight 0 are absent.
-
-        The prototypes are brought to length 1 in place first, as in the released code.
-        """
+        """``instance`` (Eq. 3), ``token`` (Eq. 6) and ``prototype`` (Eq. 9), weighted; those of weight 0 are absent."""
         outputs = self(batch) if outputs is None else outputs
         terms: dict[str, Tensor] = {}
         if self.weights["instance"]:
@@ -327,21 +298,15 @@ class MGCA(PretrainModule):
         return {name: self.weights[name] * term for name, term in terms.items()}
 
     def on_after_backward(self) -> None:
-        """Drops the prototypes' gradient in the first :attr:`freeze_prototypes` epochs; then nor are they decayed."""
+        """Drop the prototypes' gradient in the first :attr:`freeze_prototypes` epochs, which also spares them the decay."""
         if self.prototypes is not None and self.current_epoch < self.freeze_prototypes:
             self.prototypes.weight.grad = None
 
-    # ---------------------------------------------------------------- what it has learned
+    # ---------------------------------------------------------------- figures
 
     @torch.no_grad()
     def cluster_scores(self, embeddings: Tensor) -> Tensor:
-        """Cosines with the prototypes; the largest is an image's or a report's cluster.
-
-        Args:
-            embeddings: (N, d) of images or reports, on this module's device.
-
-        Returns:
-            (N, K).
+        """Return the cosines (N, K) of images or reports (N, d) with the prototypes; the largest gives the cluster.
 
         Raises:
             ConfigError: the model has no prototypes.
@@ -352,10 +317,7 @@ class MGCA(PretrainModule):
 
     @torch.no_grad()
     def word_regions(self, outputs: dict[str, Tensor]) -> Tensor:
-        """Where each word of a report looks in its image (the paper's Figure 3).
-
-        Args:
-            outputs: of :meth:`forward`.
+        """Return where each word of a report looks in its image (Figure 3), given :meth:`forward`'s outputs.
 
         Returns:
             (B, L − 1, h, w), each map of sum 1; those at ``padding`` mean nothing.
@@ -386,8 +348,8 @@ class MGCA(PretrainModule):
         regions = self.word_regions(outputs)
         weight = outputs["word_attention"].masked_fill(outputs["padding"], 0)
         weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
-        found = {"regions of the words": torch.einsum("bl,blhw->bhw", weight.to(regions.dtype), regions)}
+        maps = {"regions of the words": torch.einsum("bl,blhw->bhw", weight.to(regions.dtype), regions)}
         if "patch_attention" in outputs:
-            found["class token's attention"] = outputs["patch_attention"].unflatten(1, regions.shape[2:])
+            maps["class token's attention"] = outputs["patch_attention"].unflatten(1, regions.shape[2:])
         size = batch["image"].shape[-1]
-        return {title: stretch(maps[:, None].float(), size) for title, maps in found.items()}
+        return {title: stretch(values[:, None].float(), size) for title, values in maps.items()}

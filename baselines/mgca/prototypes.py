@@ -1,7 +1,7 @@
 """MGCA's prototypes: balanced soft assignments, and their prediction across modalities.
 
-Paper and code agree here but for the minus sign of the paper's Eq. 8; the paper leaves Sinkhorn's settings open. All is
-computed in float32 at least.
+Paper and code agree here but for the minus sign of the paper's Eq. 8; the paper leaves Sinkhorn's settings open.
+Everything is computed in float32 at least. Embeddings are (B, d), prototypes (K, d).
 """
 
 import torch
@@ -14,27 +14,12 @@ from medvlp.losses.precision import exact
 
 @torch.no_grad()
 def normalise_prototypes_(weight: Tensor) -> Tensor:
-    """L2-normalises each prototype in place, as the code does before every use, in training and validation.
-
-    Args:
-        weight: (K, d).
-
-    Returns:
-        The same tensor.
-    """
+    """L2-normalise each prototype in place, as the code does before every use, in training and validation."""
     return weight.copy_(F.normalize(exact(weight)[0], dim=1))
 
 
 def prototype_scores(embeddings: Tensor, prototypes: Tensor) -> Tensor:
-    """Dot products of the normalised embeddings with the prototypes as they are.
-
-    Args:
-        embeddings: (B, d).
-        prototypes: (K, d), see :func:`normalise_prototypes_`.
-
-    Returns:
-        (B, K).
-    """
+    """Return the dot products (B, K) of the normalised embeddings with the prototypes as they are."""
     with torch.autocast(embeddings.device.type, enabled=False):
         embeddings, prototypes = exact(embeddings, prototypes)
         return F.normalize(embeddings, dim=1) @ prototypes.T
@@ -42,7 +27,7 @@ def prototype_scores(embeddings: Tensor, prototypes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, across_ranks: bool = False) -> Tensor:
-    """Soft assignment of samples to prototypes such that each prototype gets the same share of the batch.
+    """Assign samples softly to prototypes such that each prototype gets the same share of the batch.
 
     The released code's iteration, in logarithms: exp(1/0.05) leaves the range of half precision, and large scores that
     of float32, while the result is the same.
@@ -57,7 +42,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, across_
         (B, K) without gradient, each row of sum 1; 1/K each if all samples score alike.
     """
     (logits,) = exact(scores)
-    own = len(logits)
+    count = len(logits)
     if across_ranks:
         logits = distributed.all_gather(logits)
     logits = logits / epsilon
@@ -65,21 +50,12 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, across_
         logits = logits - logits.logsumexp(0, keepdim=True)
         logits = logits - logits.logsumexp(1, keepdim=True)
     codes = logits.softmax(1)
-    first = distributed.rank() * own if across_ranks else 0
-    return codes[first : first + own]
+    first = distributed.rank() * count if across_ranks else 0
+    return codes[first : first + count]
 
 
 def assignment_loss(codes: Tensor, scores: Tensor, temperature: float = 0.2) -> Tensor:
-    """Cross-entropy of softmax(scores / τ) against soft codes, mean over samples.
-
-    Args:
-        codes: (B, K) distributions.
-        scores: (B, K).
-        temperature: τ.
-
-    Returns:
-        A scalar; ln K for equal scores.
-    """
+    """Cross-entropy of softmax(scores / τ) against soft codes (B, K), mean over samples; ln K for equal scores."""
     return -(codes * (scores / temperature).log_softmax(1)).sum(1).mean()
 
 
@@ -93,21 +69,10 @@ def prototype_loss(
     iterations: int = 3,
     across_ranks: bool = False,
 ) -> Tensor:
-    """Each modality predicts the other's assignment to prototypes; mean of the two.
+    """Let each modality predict the other's assignment to prototypes; mean of the two, ln K for equal scores.
 
-    The paper's Eq. 8 lacks the minus sign; both variants minimise the cross-entropy.
-
-    Args:
-        image: (B, d); normalised here.
-        report: (B, d); normalised here.
-        prototypes: (K, d), see :func:`normalise_prototypes_`.
-        temperature: of the predictions.
-        epsilon: see :func:`sinkhorn`.
-        iterations: see :func:`sinkhorn`.
-        across_ranks: see :func:`sinkhorn`.
-
-    Returns:
-        A scalar; ln K when all prototypes score equally.
+    The paper's Eq. 8 lacks the minus sign; both variants minimise the cross-entropy. ``temperature`` is that of the
+    predictions, the other options are those of :func:`sinkhorn`. Embeddings are normalised here, prototypes are not.
     """
     image_scores, report_scores = prototype_scores(image, prototypes), prototype_scores(report, prototypes)
     image_codes = sinkhorn(image_scores, epsilon, iterations, across_ranks)

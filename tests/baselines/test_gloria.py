@@ -229,8 +229,8 @@ def test_a_vision_transformer_takes_other_sizes():
         ({"local_level": -5}, "image encoder has 4 levels"),
         ({"image": image_config(depth=1)}, "image encoder has 1 levels"),
         ({"global_weight": 0.0, "local_weight": 0.0}, "both"),
-        ({"local_weight": -1.0}, "negative"),
-        ({"temp2": 0.0}, "positive"),
+        ({"local_weight": -1.0}, "local_weight must be at least 0"),
+        ({"temp2": 0.0}, "temp2 must lie in"),
         ({"contrastive_chunks": 0}, "at least 1"),
     ],
 )

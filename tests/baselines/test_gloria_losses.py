@@ -311,7 +311,7 @@ def test_mistakes_are_named():
         local_similarity(regions, words, mask[:, :-1])
     with pytest.raises(ConfigError, match="at least one"):
         local_similarity(regions, words[:0], mask[:0])
-    with pytest.raises(ConfigError, match="regions are"):
+    with pytest.raises(ConfigError, match="regions must be"):
         local_similarity(regions[0, 0], words, mask)
     with pytest.raises(ConfigError, match="one report per image"):
         two_way_cross_entropy(torch.ones(2, 3))

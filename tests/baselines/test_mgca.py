@@ -332,9 +332,9 @@ def test_texts_that_are_too_long(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "code"}, '"paper" or "official"'),
+        ({"variant": "code"}, "expected one of: paper, official"),
         ({"instance_weight": 0, "prototype_weight": 0}, "must be positive"),
-        ({"token_weight": -1}, "must not be negative"),
+        ({"token_weight": -1}, "token_weight must be at least 0"),
         ({"num_prototypes": 1}, "at least 2"),
         ({"variant": "official", "text": {"padding": "longest"}}, "max_length"),
     ],

@@ -206,17 +206,6 @@ def test_reports_without_words_stay_finite(variant):
         assert float(words.grad[2].abs().max()) == 0  # [CLS] [SEP]
 
 
-def test_instance_loss():
-    image, report = normal(6, 5), normal(6, 5, seed=1)
-    added = mgca.instance_loss(image, report, temperature=0.07, reduction="sum")
-    torch.testing.assert_close(mgca.instance_loss(image, report, temperature=0.07), added / 2)
-    same = torch.ones(6, 5)
-    assert float(mgca.instance_loss(same, same)) == pytest.approx(math.log(6))
-    assert float(mgca.instance_loss(same[:1], same[:1])) == 0
-    with pytest.raises(ConfigError, match="reduction"):
-        mgca.instance_loss(image, report, reduction="max")
-
-
 def sinkhorn_of_exponentials(scores, epsilon=0.05, iterations=3):
     """As the released code writes it."""
     q = (scores / epsilon).exp().T
@@ -283,13 +272,7 @@ def test_autocast_does_not_reach_the_logits():
 
     def every_loss():
         sides = mgca.token_loss(patches, words, attention, padding, variant="official")
-        return torch.stack(
-            [
-                *sides,
-                proto.prototype_loss(patches[:, 0], words[:, 0], prototypes),
-                mgca.instance_loss(*[words[:, 0]] * 2),
-            ]
-        )
+        return torch.stack([*sides, proto.prototype_loss(patches[:, 0], words[:, 0], prototypes)])
 
     plain = every_loss()
     with torch.autocast("cpu", torch.bfloat16):

@@ -6,19 +6,22 @@ from torch import Tensor, nn
 
 
 def mlp_projector(in_dim: int, hidden_dim: int, out_dim: int, norm: bool = False, bias: bool = True) -> nn.Sequential:
-    """Linear → [BatchNorm] → ReLU → Linear on (B, D) vectors (ConVIRT without the norm, G2D with it).
-
-    Args:
-        in_dim: channels in.
-        hidden_dim: channels between.
-        out_dim: channels out.
-        norm: put a batch norm without scale and shift between, as G2D's projectors have.
-        bias: of both linear maps.
-    """
+    """Linear → [BatchNorm without scale and shift] → ReLU → Linear on (B, D) (ConVIRT; with the norm G2D)."""
     layers: list[nn.Module] = [nn.Linear(in_dim, hidden_dim, bias=bias)]
     if norm:
         layers.append(nn.BatchNorm1d(hidden_dim, affine=False))
     return nn.Sequential(*layers, nn.ReLU(), nn.Linear(hidden_dim, out_dim, bias=bias))
+
+
+def normed_projector(in_dim: int, out_dim: int, hidden_dim: int = 2048) -> nn.Sequential:
+    """Linear → BatchNorm → ReLU → Linear → BatchNorm without scale and shift on (B, D) (MGCA, and its ConVIRT)."""
+    return nn.Sequential(
+        nn.Linear(in_dim, hidden_dim),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(),
+        nn.Linear(hidden_dim, out_dim),
+        nn.BatchNorm1d(out_dim, affine=False),
+    )
 
 
 def map_projector(in_dim: int, out_dim: int) -> nn.Sequential:
@@ -48,15 +51,7 @@ class TextProjector(nn.Module):
         self.layers = mlp_projector(in_dim, out_dim, out_dim, norm=True, bias=False)
 
     def forward(self, hidden: Tensor, report: Tensor) -> Tensor:
-        """Projects.
-
-        Args:
-            hidden: (B, L, D) all positions.
-            report: (B, D) the pooled report vector.
-
-        Returns:
-            (B, out_dim), not normalised.
-        """
+        """Project all positions (B, L, D) and the pooled report vectors (B, D) to (B, out_dim), not normalised."""
         if self.scope == "report":
             return self.layers(report)
         batch, length, width = hidden.shape
