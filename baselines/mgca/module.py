@@ -298,7 +298,7 @@ class MGCA(PretrainModule):
         return {name: self.weights[name] * term for name, term in terms.items()}
 
     def on_after_backward(self) -> None:
-        """Drop the prototypes' gradient in the first :attr:`freeze_prototypes` epochs, which also spares them the decay."""
+        """Drop the prototypes' gradient, and so their decay, in the first :attr:`freeze_prototypes` epochs."""
         if self.prototypes is not None and self.current_epoch < self.freeze_prototypes:
             self.prototypes.weight.grad = None
 
