@@ -26,8 +26,7 @@ from medvlp.datasets.options import OPTION_HELP, corpus_from_words
 from medvlp.datasets.shards import Plan, Shapes, write
 from medvlp.errors import ConfigError, DataError
 from medvlp.io.cache import verify
-from medvlp.io.cache_format import cache_folder, relative_paths
-from medvlp.io.cache_writer import finish
+from medvlp.io.cache_format import cache_folder, finish, relative_paths
 from medvlp.io.images import INTENSITIES, Damaged, check_reading, read_image, reading_name
 from medvlp.resizing import build_resize
 from medvlp.store import locked
@@ -36,16 +35,9 @@ from medvlp.transforms import build_transform
 
 @dataclass(frozen=True)
 class PreparedFolder:
-    """A cache that :func:`prepare` completed.
+    """A cache that :func:`prepare` completed; ``unreadable`` holds path and reason of its unreadable images.
 
-    Args:
-        folder: of the cache.
-        rule: resize rule.
-        images: number of images in it, unreadable ones included.
-        kept: number of images in shards that were kept.
-        masks: number of masks in it.
-        bytes: size of all its files.
-        unreadable: path and reason of the images that cannot be read.
+    ``images`` counts these too, ``kept`` those in shards that were kept; ``bytes`` is the size of all files.
     """
 
     folder: Path
@@ -70,11 +62,6 @@ class PrepareResult:
     folders: tuple[PreparedFolder, ...]
     skipped: tuple[tuple[str, str, str], ...]
     seconds: float
-
-    @property
-    def bytes(self) -> int:
-        """Total size of all files of the caches."""
-        return sum(f.bytes for f in self.folders)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -122,11 +109,8 @@ def prepare(
         progress: show a bar on the terminal.
         overwrite: replace an existing cache.
         tokenizer: ignored, with a warning: texts are tokenised while they are loaded.
-        max_length: ignored, as `tokenizer`.
+        max_length: ignored likewise.
         images_per_shard: see :class:`medvlp.datasets.shards.Plan`.
-
-    Returns:
-        The caches as they are now, and what was skipped.
 
     Raises:
         DataError: the corpus is not readable, the disk has too little room, another process prepares the same cache,

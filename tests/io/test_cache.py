@@ -13,10 +13,14 @@ import pytest
 
 from medvlp.errors import DataError, UnreadableItemError
 from medvlp.io.cache import PixelCache, verify
-from medvlp.io.cache_format import INDEX_SCHEMA, cache_folder, mask_key, read_table, relative_paths
-from medvlp.io.cache_writer import (
+from medvlp.io.cache_format import (
+    INDEX_SCHEMA,
     PreparedImage,
+    cache_folder,
     finish,
+    mask_key,
+    read_table,
+    relative_paths,
     write_paths,
     write_shard,
     write_table,

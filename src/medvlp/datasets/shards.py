@@ -18,12 +18,15 @@ import numpy as np
 import torch
 
 from medvlp.errors import DataError, UnreadableItemError
-from medvlp.io.cache_format import CACHE_FILE, PATH_MARK, mask_key, source_state
-from medvlp.io.cache_writer import (
+from medvlp.io.cache_format import (
+    CACHE_FILE,
+    PATH_MARK,
     PreparedImage,
     is_current,
+    mask_key,
     read_paths,
     remove_shards,
+    source_state,
     versions,
     write_paths,
     write_shard,
@@ -209,7 +212,7 @@ def write(plans: Sequence[Plan], root: Path, read: Reader, workers: int | None, 
         advance: called with the number of further images written.
 
     Raises:
-        DataError: a worker was ended, or a file changed while it was read.
+        DataError: a worker was killed, or a file changed while it was read.
     """
     prepared: list[list[PreparedImage]] = []
     for chunk, entries in _results(_chunks(plans), root, read, workers if any(p.todo for p in plans) else 1):
