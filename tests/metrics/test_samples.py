@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medvlp.errors import ConfigError, DataError
-from medvlp.metrics.samples import Ragged, Samples, SampleStore, first_of_each
+from medvlp.metrics.samples import Ragged, Samples, SampleStore
 
 sys.path.insert(0, str(Path(__file__).parent))
 import gloo_workers
@@ -157,10 +157,6 @@ def test_select_by_flags_and_by_place():
     assert torch.equal(turned.ragged["boxes"][1], samples.ragged["boxes"][1])
     assert len(samples.select(torch.zeros(6, dtype=torch.bool))) == 0
     assert equal(samples.to("cpu"), samples)
-
-
-def test_first_of_each():
-    assert first_of_each(torch.tensor([5, 1, 5, 0, 1])).tolist() == [3, 1, 0]
 
 
 def test_ragged_from_parts():

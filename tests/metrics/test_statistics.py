@@ -35,7 +35,7 @@ def mean(samples, study, weights):
 
 
 def auroc(samples, study, weights):
-    return Curve.of(samples["score"][:, study], samples["label"][:, study], weights).auroc()
+    return Curve(samples["score"][:, study], samples["label"][:, study], weights).auroc()
 
 
 def several_images(rng):

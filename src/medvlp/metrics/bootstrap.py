@@ -11,7 +11,7 @@ from medvlp.errors import ConfigError
 from medvlp.metrics.samples import Samples
 
 Measures = Callable[[Samples, Tensor | None], dict[str, Tensor]]
-"""Samples and weights, None or (R, N), to named scalars, or named (R,)."""
+"""Samples and weights to named float64 values: scalars with None, (R,) with the (R, N) multiplicities of resamples."""
 
 _CHUNK = 4_000_000
 """Weights held in memory at once."""
@@ -26,12 +26,6 @@ class Interval(tuple[float, float]):
 
     undefined: int
 
-    def __new__(cls, low: float, high: float, undefined: int = 0) -> "Interval":
-        """Make the pair."""
-        pair = super().__new__(cls, (low, high))
-        pair.undefined = undefined
-        return pair
-
 
 def group_codes(names: Sequence[Any]) -> Tensor:
     """Number the patients: (N,) long, equal for equal identifiers."""
@@ -43,30 +37,20 @@ def resample_weights(
 ) -> Iterator[Tensor]:
     """Draw patients with replacement and yield the multiplicity of each sample in each resample.
 
-    Each resample draws as many groups as exist, with all samples of a group, so the number of samples varies. The draws
-    depend on the seed and the groups, not on the chunk.
-
-    Args:
-        groups: (N,) long, the patient of each sample.
-        resamples: R.
-        seed: of the draws.
-        strata: (N,) long; each stratum keeps its number of groups. A group belongs to the largest stratum of its
-            samples (with labels as strata, a patient with one positive image is positive).
-        chunk: resamples per yielded tensor; None for about 16 MB.
+    Each resample draws as many of the (N,) ``groups`` as exist, with all their samples, so that the number of samples
+    varies. Each of the (N,) ``strata`` keeps its number of groups; a group belongs to the largest stratum of its
+    samples (with labels as strata, a patient with one positive image is positive). The draws do not depend on
+    ``chunk``, the number of resamples per tensor (None: about 16 MB).
 
     Yields:
-        (r, N) float32 on the device of ``groups``; the r add up to R.
-
-    Raises:
-        ConfigError: no sample, or less than one resample.
+        (r, N) float32 on the device of ``groups``; the r add up to ``resamples``.
     """
     if resamples < 1 or not len(groups):
         raise ConfigError(f"a bootstrap needs samples and resamples, got {len(groups)} and {resamples}")
     codes = np.unique(groups.cpu().numpy(), return_inverse=True)[1]
     stratum = np.zeros(codes.max() + 1, np.int64)
     if strata is not None:
-        labels = np.unique(strata.cpu().numpy(), return_inverse=True)[1]
-        np.maximum.at(stratum, codes, labels)
+        np.maximum.at(stratum, codes, np.unique(strata.cpu().numpy(), return_inverse=True)[1])
     members = [np.flatnonzero(stratum == s) for s in np.unique(stratum)]
     streams = [np.random.default_rng([seed, s]) for s in range(len(members))]
     chunk = chunk or max(1, _CHUNK // len(groups))
@@ -83,19 +67,11 @@ def resample_weights(
 def distribution(
     fn: Measures, samples: Samples, groups: Tensor, resamples: int = 2000, seed: int = 0, strata: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Compute each metric in each bootstrap resample of the patients.
-
-    Args:
-        fn: one of the ``<task>_measures``, with its options bound.
-        samples: N samples.
-        groups: (N,) long, the patient of each sample.
-        resamples: R.
-        seed: of the draws; equal seeds and groups give equal resamples.
-        strata: see :func:`resample_weights`.
+    """Compute each metric of ``fn`` in each bootstrap resample of the patients; see :func:`resample_weights`.
 
     Returns:
         Name to (R,) float64, NaN where the metric is undefined in a resample. Metrics with a single value for all
-        resamples (thresholds, class counts) are expanded.
+        resamples (thresholds, class counts) are expanded. Equal seeds and (N,) ``groups`` give equal resamples.
     """
     parts: dict[str, list[Tensor]] = {}
     for weights in resample_weights(groups.to(samples.index.device), resamples, seed, strata):
@@ -120,6 +96,6 @@ def interval(
     edges = torch.tensor([(1 - level) / 2, (1 + level) / 2])
     intervals = {}
     for name, values in distribution(fn, samples, groups, resamples, seed, strata).items():
-        low, high = values.nanquantile(edges.to(values)).tolist()
-        intervals[name] = Interval(low, high, int(values.isnan().sum()))
+        intervals[name] = Interval(values.nanquantile(edges.to(values)).tolist())
+        intervals[name].undefined = int(values.isnan().sum())
     return intervals

@@ -43,7 +43,7 @@ def classification_measures(
     thresholds: Tensor | None = None,
     multiclass: bool = False,
 ) -> dict[str, Tensor]:
-    """Compute all metrics of the module's table.
+    """Compute all metrics of the module's table (see :data:`medvlp.metrics.bootstrap.Measures`).
 
     Args:
         samples: columns ``score`` (N, C), larger = more likely (any monotone scale, unless thresholds or
@@ -53,9 +53,6 @@ def classification_measures(
         thresholds: (C,), prediction: score >= threshold; NaN skips a class. None: no ``f1`` and ``accuracy`` (except
             in multiclass, which needs no thresholds).
         multiclass: exactly one class is right; samples with an unknown label are skipped.
-
-    Returns:
-        Name to scalar, or to (R,) with weights; float64. Without samples NaN, and ``classes_absent`` is C.
 
     Raises:
         ConfigError: shapes that do not fit, or a multiclass sample with none or several right classes.
@@ -88,7 +85,6 @@ def classification_measures(
 def _checked(
     samples: Samples, names: Sequence[str] | None, thresholds: Tensor | None
 ) -> tuple[Tensor, Tensor, Sequence[str]]:
-    """Return scores, labels and class names, all of which fit together."""
     scores, labels = samples["score"], samples["label"]
     if not len(samples):
         count = len(names or ()) or (scores.shape[1] if scores.ndim == 2 else 0)
@@ -98,10 +94,8 @@ def _checked(
     names = [str(c) for c in range(scores.shape[1])] if names is None else names
     if len(names) != scores.shape[1] or (thresholds is not None and len(thresholds) != len(names)):
         raise ConfigError(f"{scores.shape[1]} classes were scored, but {len(names)} names or other thresholds given")
-    if bool((broken := scores.isnan().any(1)).any()):
-        raise DataError(
-            f"the scores of {int(broken.sum())} of {len(scores)} samples are NaN: has the training diverged?"
-        )
+    if broken := int(scores.isnan().any(1).sum()):
+        raise DataError(f"the scores of {broken} of {len(scores)} samples are NaN: has the training diverged?")
     return scores, labels, names
 
 
@@ -121,25 +115,26 @@ def _of_class(
     score: Tensor, label: Tensor, weights: Tensor | None, top: Tensor | None, threshold: Tensor | None
 ) -> dict[str, Tensor]:
     """(R,) metrics of one class; ``top`` (N,) bool are its multiclass decisions."""
-    curve = Curve.of(score, label, weights)
-    values = {"auroc": curve.auroc()}
-    values["average_precision"] = torch.where(curve.defined, curve.average_precision(), torch.nan)
+    curve = Curve(score, label, weights)
+    values = {"auroc": curve.auroc(), "average_precision": curve.average_precision()}
     if weights is None and bool(curve.defined):
         usable = known(label)
         # torchmetrics takes scores outside [0, 1] for logits, and a sigmoid would make ties of large ones.
         rank = torch.unique(score[usable], return_inverse=True)[1].double()
         rank, target = rank / rank.max().clamp_min(1), label[usable].long()
-        values["auroc"] = binary_auroc(rank, target)[None]
-        values["average_precision"] = binary_average_precision(rank, target)[None]
+        values = {
+            "auroc": binary_auroc(rank, target)[None],
+            "average_precision": binary_average_precision(rank, target)[None],
+        }
     if top is not None:
-        values["f1"] = _decided(top, label, weights)[0]
-        return values
-    values["f1_medklip"], values["accuracy_medklip"] = curve.best_f1()
-    values["f1_kad"], values["accuracy_kad"] = curve.best_mcc()
+        return {**values, "f1": _decided(top, label, weights)[0]}
+    f1 = curve.f1()
+    values["f1_medklip"], values["accuracy_medklip"] = curve.optimised(f1, f1, strict=True)
+    values["f1_kad"], values["accuracy_kad"] = curve.optimised(curve.mcc(), f1)
     if threshold is not None:
-        f1, accuracy = _decided(score >= threshold, label, weights)
         chosen = curve.defined & ~threshold.isnan()
-        values["f1"], values["accuracy"] = (torch.where(chosen, v, torch.nan) for v in (f1, accuracy))
+        decided = _decided(score >= threshold, label, weights)
+        values["f1"], values["accuracy"] = (torch.where(chosen, value, torch.nan) for value in decided)
     return values
 
 
@@ -152,5 +147,4 @@ def _decided(decision: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[
     weights = torch.ones(1, len(labels), device=labels.device) if weights is None else weights
     counted = (positive & decision, decision & usable, positive, (decision == positive) & usable, usable)
     hits, chosen, present, right, total = (weights.double() @ torch.stack(counted, 1).double()).unbind(1)
-    f1 = torch.where(present > 0, 2 * hits / (chosen + present), torch.nan)
-    return f1, right / total
+    return torch.where(present > 0, 2 * hits / (chosen + present), torch.nan), right / total

@@ -1,7 +1,5 @@
 """Counts above every threshold of a score, for many weightings of the samples at once, and what follows from them."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -16,35 +14,29 @@ def known(labels: Tensor) -> Tensor:
     return (labels == 0) | (labels == 1)
 
 
-def _where(defined: Tensor, value: Tensor) -> Tensor:
-    return torch.where(defined, value, torch.nan)
+def _steps(counts: Tensor) -> Tensor:
+    return counts.diff(dim=1, prepend=counts.new_zeros(len(counts), 1))
 
 
-@dataclass(frozen=True)
 class Curve:
     """True and false positives at each distinct score taken as threshold (prediction: score >= threshold).
+
+    Args:
+        scores: (N,); ties share a threshold.
+        labels: (N,), 1 positive, 0 negative; samples with any other label are skipped.
+        weights: (R, N) multiplicity of each sample; None: 1, R = 1.
 
     Attributes:
         thresholds: (K,) distinct scores, descending.
         tp: (R, K) weight of the positives at or above each threshold.
         fp: (R, K) weight of the negatives.
         here: (R, K) bool, whether any sample of the weighting has this score; other points repeat the one before.
+        positives: (R,) weight of all positives.
+        negatives: (R,) weight of all negatives.
+        defined: (R,) bool, whether there are a positive and a negative.
     """
 
-    thresholds: Tensor
-    tp: Tensor
-    fp: Tensor
-    here: Tensor
-
-    @classmethod
-    def of(cls, scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> "Curve":
-        """Sort once and accumulate for every weighting.
-
-        Args:
-            scores: (N,); ties share a threshold.
-            labels: (N,), 1 positive, 0 negative; samples with any other label are skipped.
-            weights: (R, N) multiplicity of each sample; None: 1, R = 1.
-        """
+    def __init__(self, scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
         keep = known(labels).nonzero()[:, 0]
         order = keep[torch.argsort(scores[keep], descending=True, stable=True)]
         scores, positive = scores[order], labels[order] == 1
@@ -53,37 +45,23 @@ class Curve:
         ends = last.nonzero()[:, 0]
         weights = torch.ones(1, len(order), device=scores.device) if weights is None else weights[:, order]
         both = weights.cumsum(1, dtype=torch.float64)[:, ends]
-        tp = (weights * positive).cumsum(1, dtype=torch.float64)[:, ends]
-        here = both.diff(dim=1, prepend=both.new_zeros(len(both), 1)) > 0
-        return cls(scores[ends], tp, both - tp, here)
-
-    @property
-    def positives(self) -> Tensor:
-        """(R,) weight of all positives."""
-        return self.tp[:, -1:].sum(1)
-
-    @property
-    def negatives(self) -> Tensor:
-        """(R,) weight of all negatives."""
-        return self.fp[:, -1:].sum(1)
-
-    @property
-    def defined(self) -> Tensor:
-        """(R,) bool, whether there are a positive and a negative."""
-        return (self.positives > 0) & (self.negatives > 0)
+        self.thresholds = scores[ends]
+        self.tp = (weights * positive).cumsum(1, dtype=torch.float64)[:, ends]
+        self.fp = both - self.tp
+        self.here = _steps(both) > 0
+        self.positives, self.negatives = self.tp[:, -1:].sum(1), self.fp[:, -1:].sum(1)
+        self.defined = (self.positives > 0) & (self.negatives > 0)
 
     def auroc(self) -> Tensor:
         """(R,) area under the ROC curve, ties counting half; NaN without a positive or a negative."""
-        steps = self.fp.diff(dim=1, prepend=self.fp.new_zeros(len(self.fp), 1))
         before = torch.cat([self.tp.new_zeros(len(self.tp), 1), self.tp[:, :-1]], 1)[:, : self.tp.shape[1]]
-        area = (steps * (self.tp + before)).sum(1) / 2
-        return _where(self.defined, area / (self.positives * self.negatives))
+        area = (_steps(self.fp) * (self.tp + before)).sum(1) / 2
+        return torch.where(self.defined, area / (self.positives * self.negatives), torch.nan)
 
     def average_precision(self) -> Tensor:
-        """(R,) Σ (recall_k − recall_{k−1}) · precision_k, without interpolation; NaN without a positive."""
+        """(R,) Σ (recall_k − recall_{k−1}) · precision_k, not interpolated; NaN without a positive or a negative."""
         precision = self.tp / (self.tp + self.fp).clamp_min(_TINY)
-        steps = self.tp.diff(dim=1, prepend=self.tp.new_zeros(len(self.tp), 1))
-        return _where(self.positives > 0, (steps * precision).sum(1) / self.positives)
+        return torch.where(self.defined, (_steps(self.tp) * precision).sum(1) / self.positives, torch.nan)
 
     def f1(self) -> Tensor:
         """(R, K) 2 · recall · precision / (recall + precision) at each threshold; 0 where undefined."""
@@ -105,28 +83,19 @@ class Curve:
         return sensitivity - self.fp / self.negatives[:, None].clamp_min(_TINY)
 
     def best(self, quality: Tensor) -> Tensor:
-        """(R,) position of the best threshold, the smallest of equally good ones, among scores in the weighting.
-
-        Args:
-            quality: (R, K) of this curve, at least −1.
-        """
+        """(R,) position of the largest (R, K) quality, at least −1, among scores in the weighting; of ties the last."""
         quality = torch.where(self.here, quality, -2)
         return quality.shape[1] - 1 - quality.flip(1).argmax(1)
 
-    def best_f1(self) -> tuple[Tensor, Tensor]:
-        """(R,) largest F1 over the thresholds, and accuracy there, as MedKLIP's released code computes them.
+    def optimised(self, quality: Tensor, f1: Tensor, strict: bool = False) -> tuple[Tensor, Tensor]:
+        """(R,) F1 and (R,) accuracy at the best threshold of the scored set itself; NaN where undefined.
 
-        F1 takes a score equal to the threshold as positive, accuracy as negative
-        (``Sample_zero-shot_Classification_CXR14/test.py``). NaN without a positive or a negative.
+        Args:
+            quality: (R, K) of this curve, to maximise.
+            f1: result of :meth:`f1`.
+            strict: accuracy takes a score equal to the threshold as negative (F1 as positive), as in MedKLIP's released
+                code (``Sample_zero-shot_Classification_CXR14/test.py``).
         """
-        f1 = self.f1()
-        return self._optimised(f1, f1, strict=True)
-
-    def best_mcc(self) -> tuple[Tensor, Tensor]:
-        """(R,) F1 and (R,) accuracy at the largest Matthews correlation (KAD, score >= threshold)."""
-        return self._optimised(self.mcc(), self.f1(), strict=False)
-
-    def _optimised(self, quality: Tensor, f1: Tensor, strict: bool) -> tuple[Tensor, Tensor]:
         if not len(self.thresholds):
             undefined = torch.full_like(self.positives, torch.nan)
             return undefined, undefined
@@ -134,7 +103,8 @@ class Curve:
         last = at - int(strict)  # the last point that accuracy counts as positive
         gain = self.tp.gather(1, last.clamp_min(0)) - self.fp.gather(1, last.clamp_min(0))
         accuracy = ((gain * (last >= 0))[:, 0] + self.negatives) / (self.positives + self.negatives)
-        return _where(self.defined, f1.gather(1, at)[:, 0]), _where(self.defined, accuracy)
+        best_f1 = f1.gather(1, at)[:, 0]
+        return torch.where(self.defined, best_f1, torch.nan), torch.where(self.defined, accuracy, torch.nan)
 
 
 def _thresholds(scores: Tensor, labels: Tensor, quality: str) -> Tensor:
@@ -142,7 +112,7 @@ def _thresholds(scores: Tensor, labels: Tensor, quality: str) -> Tensor:
         raise ConfigError(f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must have one shape")
     thresholds = torch.full((scores.shape[1],), torch.nan, dtype=torch.float32)
     for c in range(scores.shape[1]):
-        curve = Curve.of(scores[:, c], labels[:, c])
+        curve = Curve(scores[:, c], labels[:, c])
         if bool(curve.defined):
             thresholds[c] = curve.thresholds[curve.best(getattr(curve, quality)())[0]]
     return thresholds
@@ -159,9 +129,6 @@ def best_f1_thresholds(scores: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         (C,) float32; NaN for a class without both a positive and a negative.
-
-    Raises:
-        ConfigError: the shapes differ.
     """
     return _thresholds(scores, labels, "f1")
 

@@ -33,6 +33,9 @@ RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 COLUMNS = ("boxes", "scores", "labels", "truth", "truth_labels")
 """Ragged columns of detections and truth."""
 
+_MOST = 100
+"""Detections of an image and class that count: the best."""
+_MGCA_SCORE = 0.5
 _RECALLS = 101
 _CHUNK = 8_000_000
 
@@ -59,16 +62,11 @@ class Ranked:
         return Ranked(self.owner[keep], self.scores[keep], self.hit[:, keep], self.truths)
 
 
-def _position(rows: Ragged) -> Tensor:
-    """(M,) position of each row within its image."""
-    return torch.arange(len(rows.values), device=rows.offsets.device) - rows.offsets[:-1].repeat_interleave(rows.counts)
-
-
 def _padded(rows: Ragged, values: Tensor, fill: float) -> Tensor:
     """(N, most rows of an image, ...)."""
     most = int(rows.counts.max()) if len(rows) else 0
     padded = values.new_full((len(rows), most, *values.shape[1:]), fill)
-    padded[rows.owner, _position(rows)] = values
+    padded[rows.owner, rows.position] = values
     return padded
 
 
@@ -105,27 +103,21 @@ def _greedy(overlap: Tensor, ious: Tensor) -> Tensor:
     return hit
 
 
-def _ordered(samples: Samples, min_score: float, max_detections: int) -> Tensor:
-    """Rows of the detections that count: image by image, best first, at most so many of an image and class."""
-    truth_labels = samples.ragged["truth_labels"].values.long()
-    scores, labels = samples.ragged["scores"].values.double(), samples.ragged["labels"].values.long()
-    owner = samples.ragged["boxes"].owner
+def _ordered(owner: Tensor, scores: Tensor, labels: Tensor, min_score: float) -> Tensor:
+    """Rows of the detections that count: image by image, best first, at most ``_MOST`` of an image and class."""
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[torch.argsort(owner[order], stable=True)]
     order = order[scores[order] >= min_score]
-    classes, kind = torch.unique(torch.cat([truth_labels, labels[order]]), return_inverse=True)
-    key = owner[order] * max(len(classes), 1) + kind[len(truth_labels) :]
+    classes, kind = torch.unique(labels[order], return_inverse=True)
+    key = owner[order] * max(len(classes), 1) + kind
     by_key = torch.argsort(key, stable=True)
-    _, sizes = torch.unique_consecutive(key[by_key], return_counts=True)
-    starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    sizes = torch.unique_consecutive(key[by_key], return_counts=True)[1]
     rank = torch.empty_like(by_key)
-    rank[by_key] = torch.arange(len(by_key), device=key.device) - starts
-    return order[rank < max_detections]
+    rank[by_key] = Ragged.from_counts(by_key, sizes).position
+    return order[rank < _MOST]
 
 
-def rank_detections(
-    samples: Samples, ious: Sequence[float] = IOUS, min_score: float = 0.0, max_detections: int = 100
-) -> dict[int, Ranked]:
+def rank_detections(samples: Samples, ious: Sequence[float] = IOUS, min_score: float = 0.0) -> dict[int, Ranked]:
     """Match the detections of each class with its boxes.
 
     Args:
@@ -133,7 +125,6 @@ def rank_detections(
             ``scores`` (n,), ``labels`` (n,), ``truth_labels`` (m,).
         ious: K overlaps, each above 0.
         min_score: detections below are dropped.
-        max_detections: of an image and class; the best.
 
     Returns:
         Class number to its detections, for the classes that have a box. Of equal scores the earlier image first.
@@ -143,9 +134,8 @@ def rank_detections(
     truth_labels = samples.ragged["truth_labels"].values.long()
     scores, labels = samples.ragged["scores"].values.double(), samples.ragged["labels"].values.long()
     owner = detections.owner
-    order = _ordered(samples, min_score, max_detections)
-    sizes = torch.bincount(owner[order], minlength=count)
-    rows = Ragged(order, torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]))
+    order = _ordered(owner, scores, labels, min_score)
+    rows = Ragged.from_counts(order, torch.bincount(owner[order], minlength=count))
     thresholds = torch.tensor([min(iou, 1 - 1e-10) for iou in ious], dtype=torch.float64, device=device)
     hit = torch.zeros(len(order), len(thresholds), dtype=torch.bool, device=device)
     per_image = max(int(rows.counts.max()) if count else 0, 1) * max(int(truth.counts.max()) if count else 0, 1)
@@ -159,7 +149,7 @@ def rank_detections(
         same = _padded(some, labels[some.values], -1)[:, :, None] == _padded(boxes, kinds, -2)[:, None]
         overlap = torch.where(same, _overlaps(predicted, expected), -1.0)
         begin, end = int(rows.offsets[at[0]]), int(rows.offsets[at[-1] + 1])
-        hit[begin:end] = _greedy(overlap, thresholds)[some.owner, _position(some)]
+        hit[begin:end] = _greedy(overlap, thresholds)[some.owner, some.position]
 
     best = torch.argsort(scores[order], descending=True, stable=True)
     order, hit = order[best], hit[best]
@@ -204,10 +194,9 @@ class _Points:
 
 def _points(ranked: Ranked, weights: Tensor) -> list[_Points]:
     """One per overlap; the running weight of all detections is summed once for all overlaps."""
-    rows = max(1, _CHUNK // max(len(ranked.owner), 1))
     positions = [hit.nonzero()[:, 0] for hit in ranked.hit]
     parts: list[list[Tensor]] = [[] for _ in positions]
-    for some in weights.split(rows):
+    for some in weights.split(max(1, _CHUNK // max(len(ranked.owner), 1))):
         running = some[:, ranked.owner].cumsum(1)
         for part, at in zip(parts, positions, strict=True):
             part.append(running[:, at])
@@ -218,64 +207,40 @@ def _points(ranked: Ranked, weights: Tensor) -> list[_Points]:
     ]
 
 
-def _mean(values: list[Tensor], weights: Tensor) -> Tensor:
-    """(R,) mean of the defined values."""
-    if not values:
-        return torch.full((len(weights),), torch.nan, dtype=torch.float64, device=weights.device)
-    return torch.stack(values).nanmean(0)
-
-
 def detection_measures(
-    samples: Samples,
-    weights: Tensor | None = None,
-    *,
-    ious: Sequence[float] = IOUS,
-    min_score: float = 0.0,
-    mgca_score: float = 0.5,
-    max_detections: int = 100,
-    froc_iou: float = 0.5,
-    rates: Sequence[float] = RATES,
+    samples: Samples, weights: Tensor | None = None, *, ious: Sequence[float] = IOUS, min_score: float = 0.0
 ) -> dict[str, Tensor]:
-    """Compute all metrics of the module's table.
+    """Compute all metrics of the module's table (see :data:`medvlp.metrics.bootstrap.Measures`).
 
     Args:
         samples: as for :func:`rank_detections`.
         weights: (R, N) multiplicity of each image; None: 1.
         ious: overlaps that mAP is the mean over.
         min_score: of ``map_coco``, ``ap@0.50`` and the FROC; keep it low (0.001 to 0.05).
-        mgca_score: of ``map_mgca``.
-        max_detections: of an image and class.
-        froc_iou: overlap of a match in the FROC.
-        rates: false positives per image.
-
-    Returns:
-        Name to scalar, or to (R,) with weights; float64.
     """
     w = sample_weights(samples, weights)
-    ranked = rank_detections(samples, [*ious, 0.5, froc_iou], min_score, max_detections)
     seen = torch.zeros(len(samples), dtype=torch.bool, device=w.device)
-    seen[samples.ragged["boxes"].owner[samples.ragged["scores"].values >= mgca_score]] = True
+    seen[samples.ragged["boxes"].owner[samples.ragged["scores"].values >= _MGCA_SCORE]] = True
     kept = seen & (samples.ragged["truth"].counts > 0)
-
-    coco: list[Tensor] = []
-    half: list[Tensor] = []
-    mgca: list[Tensor] = []
-    sensitivity: dict[float, list[Tensor]] = {rate: [] for rate in rates}
-    for of_class in ranked.values():
-        points = _points(of_class, w)
+    sensitivities = {f"sensitivity@{rate:g}": rate for rate in RATES}
+    per_class: dict[str, list[Tensor]] = {name: [] for name in ("map_coco", "map_mgca", "ap@0.50", *sensitivities)}
+    for ranked in rank_detections(samples, [*ious, 0.5], min_score).values():
+        points = _points(ranked, w)
+        papers = _points(ranked.above(_MGCA_SCORE), w * kept)
         # Mean over the overlaps before the classes: a class without a box is undefined at every overlap.
-        coco.append(torch.stack([at.average_precision() for at in points[:-2]]).mean(0))
-        half.append(points[-2].average_precision())
-        for rate in rates:
-            sensitivity[rate].append(points[-1].sensitivity(rate * w.sum(1)))
-        papers = _points(of_class.above(mgca_score), w * kept)
-        mgca.append(torch.stack([at.average_precision() for at in papers[:-2]]).mean(0))
+        per_class["map_coco"].append(torch.stack([at.average_precision() for at in points[:-1]]).mean(0))
+        per_class["map_mgca"].append(torch.stack([at.average_precision() for at in papers[:-1]]).mean(0))
+        per_class["ap@0.50"].append(points[-1].average_precision())
+        for name, rate in sensitivities.items():
+            per_class[name].append(points[-1].sensitivity(rate * w.sum(1)))
+    undefined = torch.full((len(w),), torch.nan, dtype=torch.float64, device=w.device)
+    mean = {name: torch.stack(values).nanmean(0) if values else undefined for name, values in per_class.items()}
     result = {
-        "map_coco": _mean(coco, w),
-        "map_mgca": _mean(mgca, w),
+        "map_coco": mean["map_coco"],
+        "map_mgca": mean["map_mgca"],
         "images_mgca": w @ kept.double() / w.sum(1),
-        "ap@0.50": _mean(half, w),
-        "froc": _mean([_mean(values, w) for values in sensitivity.values()], w),
-        **{f"sensitivity@{rate:g}": _mean(values, w) for rate, values in sensitivity.items()},
+        "ap@0.50": mean["ap@0.50"],
+        "froc": torch.stack([mean[name] for name in sensitivities]).nanmean(0),
+        **{name: mean[name] for name in sensitivities},
     }
     return named_values(result, weights)

@@ -50,42 +50,30 @@ def grounding_statistics(
         ``intersection``, ``predicted`` (B, K) and ``truth`` (B,) in pixels, long; ``cnr``, ``pointing_game``,
         ``pointing_medklip``, ``pixel_ap`` (B,) float32, NaN where undefined (no mask; for the contrast, a mask over the
         whole image; nothing seen).
-
-    Raises:
-        ConfigError: the shapes differ, or there is no threshold.
     """
     check_maps(heatmaps, masks)
     if not thresholds:
         raise ConfigError("grounding needs at least one threshold")
     heat, inside = heatmaps.flatten(1), masks.flatten(1) > 0.5
     heat = heat.float() if heat.dtype in (torch.float16, torch.bfloat16) else heat
-    above = [heat > t for t in thresholds]
-    seen = ~heat.isnan()
+    above = torch.stack([heat > t for t in thresholds], 1)
     low = heat.nan_to_num(nan=-torch.inf, neginf=-torch.inf, posinf=torch.inf)
-    maximal = (low == low.amax(1, keepdim=True)) & seen
+    maximal = (low == low.amax(1, keepdim=True)) & ~heat.isnan()
     pointing = (maximal & inside).sum(1).to(heat.dtype) / maximal.sum(1)
     pointing = torch.where(inside.any(1), pointing, torch.nan)
     return {
-        "intersection": torch.stack([(one & inside).sum(1) for one in above], 1),
-        "predicted": torch.stack([one.sum(1) for one in above], 1),
+        "intersection": (above & inside[:, None]).sum(2),
+        "predicted": above.sum(2),
         "truth": inside.sum(1),
-        "cnr": contrast_to_noise(heat, inside),
+        "cnr": _contrast_to_noise(heat, inside),
         "pointing_game": pointing,
         "pointing_medklip": torch.where(pointing.isnan(), pointing, (pointing > 0).to(heat.dtype)),
-        "pixel_ap": pixel_average_precision(low, inside),
+        "pixel_ap": _average_precision(low, inside),
     }
 
 
-def contrast_to_noise(heat: Tensor, inside: Tensor) -> Tensor:
-    """Compute the signed contrast-to-noise ratio with population variances.
-
-    Args:
-        heat: (B, P) pixel values; NaN ones are skipped.
-        inside: (B, P) bool.
-
-    Returns:
-        (B,); 0 where both variances vanish, NaN without pixels inside or outside.
-    """
+def _contrast_to_noise(heat: Tensor, inside: Tensor) -> Tensor:
+    """(B,) with population variances, of (B, P) pixels; NaN without pixels inside or outside."""
     seen = ~heat.isnan()
     # Relative to the minimum, so that float32 keeps the variances of maps far from 0.
     value = torch.where(seen, heat - torch.where(seen, heat, torch.inf).amin(1, keepdim=True), 0)
@@ -102,16 +90,8 @@ def contrast_to_noise(heat: Tensor, inside: Tensor) -> Tensor:
     return torch.where((noise == 0) & ~difference.isnan(), 0, difference / noise.sqrt())
 
 
-def pixel_average_precision(heat: Tensor, inside: Tensor) -> Tensor:
-    """Compute step-wise average precision over the pixels of each image; equal values are one threshold.
-
-    Args:
-        heat: (B, P) without NaN (−inf: predicted last).
-        inside: (B, P) bool.
-
-    Returns:
-        (B,) float32; NaN without a pixel inside.
-    """
+def _average_precision(heat: Tensor, inside: Tensor) -> Tensor:
+    """(B,) over (B, P) pixels without NaN (−inf: predicted last); equal values are one threshold."""
     ordered, order = heat.sort(dim=1, descending=True)
     last = torch.ones_like(inside)
     last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
@@ -131,19 +111,13 @@ def grounding_measures(
     thresholds: Sequence[float] = THRESHOLDS,
     categories: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Compute all metrics of the module's table.
+    """Compute all metrics of the module's table (see :data:`medvlp.metrics.bootstrap.Measures`).
 
     Args:
         samples: the columns of :func:`grounding_statistics`, and for category means ``category`` (N,), whole numbers.
         weights: (R, N) multiplicity of each image (or phrase); None: 1.
         thresholds: those of the statistics.
         categories: names of the categories 0, 1, …; None: the numbers.
-
-    Returns:
-        Name to scalar, or to (R,) with weights; float64. Empty categories enter no mean.
-
-    Raises:
-        ConfigError: the statistics have another number of thresholds.
     """
     truth = samples["truth"].double()
     shape = (len(samples), len(thresholds))
@@ -155,19 +129,19 @@ def grounding_measures(
     area = truth[:, None]
     iou = intersection / (predicted + area - intersection).clamp_min(1)
     cnr = samples["cnr"].double()
-    columns = {
+    at_thresholds = {
         "dice": 2 * intersection / (predicted + area).clamp_min(1),
         "recall": intersection / area.clamp_min(1),
         "precision": intersection / predicted.clamp_min(1),
     }
-    values = {f"{name}@{t:g}": column[:, i] for name, column in columns.items() for i, t in enumerate(thresholds)}
-    values |= {name: samples[name].double() for name in ("pointing_game", "pointing_medklip", "pixel_ap")}
     by_category = {f"iou@{t:g}": iou[:, i] for i, t in enumerate(thresholds)}
     by_category |= {"miou": iou.mean(1), "cnr": cnr, "cnr_absolute": cnr.abs()}
+    values = {f"{name}@{t:g}": rows[:, i] for name, rows in at_thresholds.items() for i, t in enumerate(thresholds)}
+    values |= {name: samples[name].double() for name in ("pointing_game", "pointing_medklip", "pixel_ap")}
     result = {name: weighted_mean(value, w) for name, value in {**by_category, **values}.items()}
     if "category" in samples.columns:
         category = samples["category"].long()
-        kinds = sorted(set(category.tolist()))
+        kinds = category.unique().tolist()
         members = [(category == kind).double() for kind in kinds]
         for name, value in by_category.items():
             means = [weighted_mean(value, w * member) for member in members]

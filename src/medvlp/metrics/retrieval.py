@@ -43,9 +43,6 @@ def in_batch_accuracy(image: Tensor, text: Tensor, top_k: Sequence[int] = (1, 5)
         image: (B, d).
         text: (B, d).
         top_k: cut-offs, each at most B.
-
-    Returns:
-        k to a scalar in [0, 100].
     """
     logits = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
     target = torch.arange(len(logits), device=logits.device)[:, None]
@@ -129,9 +126,8 @@ def recall_columns(
     """
     columns: dict[str, Tensor] = {}
     for way in directions:
-        queries, keys = (image, text) if way == "i2t" else (text, image)
-        recall, chance = recall_statistics(queries, keys, k, groups, groups)
-        columns |= {f"recall_{way}": recall, f"chance_recall_{way}": chance}
+        sides = (image, text) if way == "i2t" else (text, image)
+        columns[f"recall_{way}"], columns[f"chance_recall_{way}"] = recall_statistics(*sides, k, groups, groups)
     return columns
 
 
@@ -164,29 +160,26 @@ def precision_statistics(
     for start in range(0, len(queries) if len(keys) else 0, chunk):
         similarity = queries[start : start + chunk] @ keys.T
         relevant = query_classes[start : start + chunk, None] == key_classes[None]
-        candidates = similarity.new_full((len(similarity), 1), float(len(keys)))
         if own_key is not None:
             itself = own_key[start : start + chunk, None] == torch.arange(len(keys), device=keys.device)
             similarity, relevant = similarity.masked_fill(itself, -torch.inf), relevant & ~itself
-            candidates = candidates - itself.sum(1, keepdim=True)
-        chance[start : start + chunk] = (relevant.sum(1, keepdim=True) / candidates)[:, 0]
-        precision[start : start + chunk] = precision_of(similarity, relevant, k, candidates[:, 0])
+        chance[start : start + chunk] = relevant.sum(1) / (~similarity.isneginf()).sum(1)
+        precision[start : start + chunk] = precision_of(similarity, relevant, k)
     return precision, chance
 
 
-def precision_of(similarity: Tensor, relevant: Tensor, k: Sequence[int], candidates: Tensor | None = None) -> Tensor:
+def precision_of(similarity: Tensor, relevant: Tensor, k: Sequence[int]) -> Tensor:
     """Return for each query the share of relevant items among the k most similar, ties in random order.
 
     Args:
         similarity: (Q, N) cosines; −inf for an item that is no candidate.
         relevant: (Q, N) bool.
         k: K cut-offs.
-        candidates: (Q,) number of candidates; None: all.
 
     Returns:
         (Q, K) of the dtype of ``similarity``, NaN where there are fewer than k candidates.
     """
-    count = similarity.shape[1]
+    count, candidates = similarity.shape[1], (~similarity.isneginf()).sum(1)
     precision = similarity.new_full((len(similarity), len(k)), torch.nan)
     ordered = similarity.topk(min(max(k, default=1), count), dim=1).values
     for i, cut in enumerate(k):
@@ -196,8 +189,7 @@ def precision_of(similarity: Tensor, relevant: Tensor, k: Sequence[int], candida
         above, tied = similarity > last + _TIE, (similarity - last).abs() <= _TIE
         left = (cut - above.sum(1)) / tied.sum(1)
         hits = (above & relevant).sum(1) + left * (tied & relevant).sum(1)
-        enough = torch.ones_like(left, dtype=torch.bool) if candidates is None else candidates >= cut
-        precision[:, i] = torch.where(enough, hits / cut, torch.nan)
+        precision[:, i] = torch.where(candidates >= cut, hits / cut, torch.nan)
     return precision
 
 
@@ -208,7 +200,7 @@ def retrieval_measures(
     recalls: Sequence[int] = RECALLS,
     precisions: Sequence[int] = PRECISIONS,
 ) -> dict[str, Tensor]:
-    """Compute all metrics of the module's table, for the directions that have columns.
+    """Compute all metrics of the module's table for the directions that have columns.
 
     Queries are weighted (and resampled); the candidates stay those of the whole set.
 
@@ -218,12 +210,6 @@ def retrieval_measures(
         weights: (R, N) multiplicity of each query; None: 1.
         recalls: the K cut-offs of the columns.
         precisions: the K' cut-offs of the columns.
-
-    Returns:
-        Name to scalar, or to (R,) with weights; float64. A precision of more items than there are is NaN.
-
-    Raises:
-        ConfigError: the columns have another number of cut-offs.
     """
     w = sample_weights(samples, weights)
     result: dict[str, Tensor] = {}
@@ -237,9 +223,8 @@ def retrieval_measures(
             raise ConfigError(f"{column} was taken at {values.shape[1:].numel()} cut-offs, not {len(cuts)}")
         values = values.reshape(len(samples), len(cuts))
         chance = chance.reshape(len(samples), -1).expand(-1, len(cuts)) if len(samples) else values
+        chance = torch.where(values.isnan(), torch.nan, chance)
         for i, cut in enumerate(cuts):
             result[f"{kind}@{cut}/{way}"] = weighted_mean(values[:, i], w)
-            result[f"chance/{kind}@{cut}/{way}"] = weighted_mean(
-                torch.where(values[:, i].isnan(), torch.nan, chance[:, i]), w
-            )
+            result[f"chance/{kind}@{cut}/{way}"] = weighted_mean(chance[:, i], w)
     return named_values(result, weights)

@@ -16,15 +16,6 @@ _LAYOUT = "medvlp.samples"
 _RESERVED = ("id", "group", "index")
 
 
-def first_of_each(index: Tensor) -> Tensor:
-    """Return the positions that sort (N,) whole numbers and keep the first of equal ones."""
-    order = torch.argsort(index, stable=True)
-    ordered = index[order]
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return order[first]
-
-
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Average the defined values of samples under many weightings.
 
@@ -55,7 +46,12 @@ class Ragged:
     def of(cls, parts: Sequence[Tensor]) -> "Ragged":
         """Concatenate N tensors (n_i, ...), N at least 1."""
         counts = torch.tensor([len(part) for part in parts], device=parts[0].device)
-        return cls(torch.cat(list(parts)), _offsets(counts))
+        return cls.from_counts(torch.cat(list(parts)), counts)
+
+    @classmethod
+    def from_counts(cls, values: Tensor, counts: Tensor) -> "Ragged":
+        """Split (M, ...) rows by the (N,) numbers of rows of each sample."""
+        return cls(values, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -73,16 +69,16 @@ class Ragged:
         """(M,) sample of each row."""
         return torch.repeat_interleave(self.counts)
 
+    @property
+    def position(self) -> Tensor:
+        """(M,) position of each row within its sample."""
+        return torch.arange(len(self.values), device=self.offsets.device) - self.offsets[:-1][self.owner]
+
     def select(self, positions: Tensor) -> "Ragged":
         """Return the samples at (n,) long positions, in that order."""
-        counts = self.counts[positions]
-        offsets = _offsets(counts)
-        within = torch.arange(int(offsets[-1]), device=counts.device) - offsets[:-1].repeat_interleave(counts)
-        return Ragged(self.values[self.offsets[positions].repeat_interleave(counts) + within], offsets)
-
-
-def _offsets(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        rows = Ragged.from_counts(self.values, self.counts[positions])
+        within = torch.arange(int(rows.offsets[-1]), device=self.offsets.device) - rows.offsets[:-1][rows.owner]
+        return Ragged(self.values[self.offsets[positions][rows.owner] + within], rows.offsets)
 
 
 class Samples:
@@ -146,9 +142,6 @@ class Samples:
         Args:
             ids: N identifiers of the samples.
             groups: N identifiers of the patients (the unit of resampling).
-
-        Raises:
-            ConfigError: not N ids or groups, or a column has a reserved name.
         """
         if not len(ids) == len(groups) == len(self):
             raise ConfigError(f"{len(self)} samples need as many ids and groups, got {len(ids)} and {len(groups)}")
@@ -160,11 +153,11 @@ class Samples:
             array = values.detach().cpu().numpy()
             ragged = name in self.ragged
             layout[name] = {"ragged": ragged, "dtype": str(array.dtype), "shape": list(array.shape[1:])}
+            cells: Any = array
             if ragged:
-                cuts = self.ragged[name].offsets.cpu().numpy()[1:-1]
-                data[name] = pd.Series([_nested(p) for p in np.split(array, cuts)] if len(self) else [], dtype=object)
-            else:
-                data[name] = array if array.ndim == 1 else pd.Series([_nested(row) for row in array], dtype=object)
+                cells = np.split(array, self.ragged[name].offsets.cpu().numpy()[1:-1]) if len(self) else []
+            nested = ragged or array.ndim > 1
+            data[name] = pd.Series([_nested(cell) for cell in cells], dtype=object) if nested else array
         frame = pd.DataFrame(data)
         frame.attrs[_LAYOUT] = layout
         return frame
@@ -187,14 +180,15 @@ class Samples:
         for name, spec in layout.items():
             dtype, shape = np.dtype(spec["dtype"]), tuple(spec["shape"])
             cells = frame[name].to_numpy()
+            empty = np.empty((0, *shape), dtype)
             if spec["ragged"]:
                 parts = [_row(cell, dtype, (-1, *shape)) for cell in cells]
                 counts = torch.tensor([len(part) for part in parts], dtype=torch.long)
-                values = np.concatenate([np.empty((0, *shape), dtype), *parts])
-                ragged[name] = Ragged(torch.from_numpy(values), _offsets(counts))
+                ragged[name] = Ragged.from_counts(torch.from_numpy(np.concatenate([empty, *parts])), counts)
             elif shape:
-                rows = [_row(cell, dtype, shape) for cell in cells]
-                columns[name] = torch.from_numpy(np.stack(rows) if rows else np.empty((0, *shape), dtype))
+                columns[name] = torch.from_numpy(
+                    np.stack([_row(c, dtype, shape) for c in cells]) if len(cells) else empty
+                )
             else:
                 columns[name] = torch.from_numpy(np.array(cells, dtype))
         return cls(torch.from_numpy(np.array(frame["index"], np.int64)), columns, ragged)
@@ -206,18 +200,14 @@ def _nested(row: np.ndarray) -> Any:
 
 
 def _row(cell: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Invert :func:`_nested`, also after Parquet, which returns None for NaN in object arrays."""
-    flat: list[np.ndarray] = []
+    """Invert :func:`_nested`, also after Parquet, which nests object arrays."""
 
-    def visit(part: Any) -> None:
+    def flat(part: Any) -> list[np.ndarray]:
         if isinstance(part, np.ndarray) and part.dtype != object:
-            flat.append(part.astype(dtype, copy=False).reshape(-1))
-        else:
-            for inner in part:
-                visit(inner)
+            return [part.astype(dtype, copy=False).reshape(-1)]
+        return [values for inner in part for values in flat(inner)]
 
-    visit(cell)
-    values = np.concatenate(flat) if flat else np.empty(0, dtype)
+    values = np.concatenate([np.empty(0, dtype), *flat(cell)])
     if -1 in shape and 0 in shape:  # the number of rows without values cannot be inferred from the values
         return np.empty((len(cell), *shape[1:]), dtype)
     return values.reshape(shape if values.size else tuple(max(side, 0) for side in shape))
@@ -234,9 +224,6 @@ class SampleStore(Metric):
         columns: names of the plain columns.
         ragged: names of the columns with a different number of rows per sample.
         kwargs: as for ``torchmetrics.Metric``; ``compute_on_cpu=True`` keeps the columns in main memory.
-
-    Raises:
-        ConfigError: a name is reserved or repeated.
     """
 
     full_state_update = False
@@ -284,17 +271,14 @@ class SampleStore(Metric):
 
     def compute(self) -> Samples:
         """Return all samples in the order of the dataset; (0,) columns if there are none."""
-        index = self._gathered("index_")
-        if not len(index):
-            empty = torch.zeros(0)
-            ragged = {name: Ragged(empty, torch.zeros(1, dtype=torch.long)) for name in self.ragged_names}
-            return Samples(torch.zeros(0, dtype=torch.long), dict.fromkeys(self.column_names, empty), ragged)
+        index = self._gathered("index_").long()
+        columns = {name: self._gathered(f"column_{name}") for name in self.column_names}
         ragged = {
-            name: Ragged(self._gathered(f"rows_{name}"), _offsets(self._gathered(f"count_{name}")))
+            name: Ragged.from_counts(self._gathered(f"rows_{name}"), self._gathered(f"count_{name}").long())
             for name in self.ragged_names
         }
-        columns = {name: self._gathered(f"column_{name}") for name in self.column_names}
-        return Samples(index, columns, ragged).select(first_of_each(index))
+        first = torch.from_numpy(np.unique(index.cpu().numpy(), return_index=True)[1])
+        return Samples(index, columns, ragged).select(first.to(index.device))
 
     def _gathered(self, state: str) -> Tensor:
         parts: Tensor | list[Tensor] = getattr(self, state)  # a tensor after synchronisation over ranks

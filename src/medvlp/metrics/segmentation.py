@@ -48,9 +48,6 @@ def mask_statistics(probability: Tensor, mask: Tensor, threshold: float = 0.5) -
 
     Returns:
         ``intersection``, ``predicted``, ``truth``, ``pixels``: (B,) long, in pixels.
-
-    Raises:
-        ConfigError: the shapes differ, or there are several channels.
     """
     check_maps(probability, mask)
     predicted, truth = (probability > threshold).flatten(1), (mask > 0.5).flatten(1)
@@ -65,15 +62,12 @@ def mask_statistics(probability: Tensor, mask: Tensor, threshold: float = 0.5) -
 def segmentation_measures(
     samples: Samples, weights: Tensor | None = None, *, batch_size: int | None = None
 ) -> dict[str, Tensor]:
-    """Compute all metrics of the module's table.
+    """Compute all metrics of the module's table (see :data:`medvlp.metrics.bootstrap.Measures`).
 
     Args:
         samples: the columns of :func:`mask_statistics`.
         weights: (R, N) multiplicity of each image; None: 1.
         batch_size: of ``dice_mgca``, which is omitted without it.
-
-    Returns:
-        Name to scalar, or to (R,) with weights; float64.
     """
     w = sample_weights(samples, weights)
     intersection, predicted, truth, pixels = (samples[name].double() for name in COLUMNS)
@@ -94,12 +88,9 @@ def _conventions(
     def mean(values: Tensor, among: Tensor) -> Tensor:
         return w @ (values * among) / (w @ among.double())
 
-    def pooled(overlap: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return 2 * (w @ overlap) / (w @ (a + b))
-
     everywhere = torch.ones_like(positive)
-    foreground = pooled(intersection, predicted, truth)
-    background = pooled(pixels - union, pixels - predicted, pixels - truth)
+    foreground = 2 * (w @ intersection) / (w @ (predicted + truth))
+    background = 2 * (w @ (pixels - union)) / (w @ ((pixels - predicted) + (pixels - truth)))
     result = {
         "dice_positive": mean(dice, positive),
         "dice_all": mean(dice, everywhere),
@@ -125,24 +116,22 @@ def mean_of_batch_means(values: Tensor, weights: Tensor, batch_size: int) -> Ten
 
     Returns:
         (R,) float64; NaN without samples.
-
-    Raises:
-        ConfigError: batches without samples.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     if not len(values):
         return torch.full((len(weights),), torch.nan, dtype=torch.float64, device=values.device)
     # The cumulative sum is linear within the repetitions of a sample, so that nothing has to be repeated.
-    start = weights.new_zeros(len(weights), 1, dtype=torch.float64)
-    ends = torch.cat([start, weights.double().cumsum(1)], 1)
-    sums = torch.cat([start, (weights.double() * values.double()).cumsum(1)], 1)
+    weights, values = weights.double(), values.double()
+    start = weights.new_zeros(len(weights), 1)
+    ends = torch.cat([start, weights.cumsum(1)], 1)
+    sums = torch.cat([start, (weights * values).cumsum(1)], 1)
     total = ends[:, -1:]
     count = int((total.amax() / batch_size).ceil())
     cuts = (torch.arange(count + 1, device=values.device, dtype=torch.float64) * batch_size).minimum(total)
     right = torch.searchsorted(ends, cuts.contiguous()).clamp(1, len(values))
     left_end, left_sum = ends.gather(1, right - 1), sums.gather(1, right - 1)
-    upto = left_sum + (cuts - left_end) * values.double()[right - 1]
+    upto = left_sum + (cuts - left_end) * values[right - 1]
     sizes = cuts.diff(dim=1)
     means = torch.where(sizes > 0, upto.diff(dim=1) / sizes, 0)
     return means.sum(1) / (sizes > 0).sum(1)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -13,11 +14,9 @@ from medvlp.metrics.curves import known
 
 @dataclass(frozen=True)
 class DeLong:
-    """Result of DeLong's test.
+    """Result of DeLong's test of two AUROCs, a and b.
 
     Attributes:
-        a: AUROC of the first scores.
-        b: AUROC of the second scores.
         standard_error: of a − b.
         z: (a − b) / standard_error.
         p: two-sided, from the normal distribution. 1 for a difference of 0 without variance; NaN where the test is not
@@ -31,18 +30,14 @@ class DeLong:
     p: float
 
 
-def _mid_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, ties at their middle."""
-    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse]
-
-
 def _placements(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     """For each positive the share of negatives below it, for each negative that of positives above it, ties half."""
-    overall, positives, negatives = _mid_ranks(scores), _mid_ranks(scores[positive]), _mid_ranks(scores[~positive])
-    m, n = len(positives), len(negatives)
-    return (overall[positive] - positives) / n, 1 - (overall[~positive] - negatives) / m
+    parts = (scores, scores[positive], scores[~positive])
+    overall, among_positives, among_negatives = (
+        torch.tensor(pd.Series(part.cpu().numpy()).rank().to_numpy(), device=scores.device) for part in parts
+    )
+    m, n = len(among_positives), len(among_negatives)
+    return (overall[positive] - among_positives) / n, 1 - (overall[~positive] - among_negatives) / m
 
 
 def delong_test(a: Tensor, b: Tensor, labels: Tensor) -> DeLong:
@@ -57,10 +52,7 @@ def delong_test(a: Tensor, b: Tensor, labels: Tensor) -> DeLong:
         labels: (N,) 1 positive, 0 negative; others are skipped.
 
     Returns:
-        See :class:`DeLong`; all NaN without a positive or a negative.
-
-    Raises:
-        ConfigError: the three differ in length.
+        All NaN without a positive or a negative.
     """
     if not a.shape == b.shape == labels.shape or a.ndim != 1:
         raise ConfigError(
