@@ -1,4 +1,4 @@
-"""Results files to report on."""
+"""Results files to make pages of."""
 
 from pathlib import Path
 

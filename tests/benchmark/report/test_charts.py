@@ -1,10 +1,16 @@
 """Charts and figures: round ticks, readable numbers, methods that are told apart without colour."""
 
+import re
+
 import numpy as np
 import pytest
 
-from medvlp.benchmark.report import overlays, svg
+from medvlp.benchmark.report import overlays
+from medvlp.benchmark.report.charts import padded, ticks
 from medvlp.benchmark.report.cost import count, duration, number
+from medvlp.benchmark.report.panels import shortened
+from medvlp.benchmark.report.summary import Method
+from medvlp.benchmark.tables.writing import environment
 
 
 @pytest.mark.parametrize(
@@ -12,31 +18,34 @@ from medvlp.benchmark.report.cost import count, duration, number
     [(31, 73, [40, 50, 60, 70]), (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (68.2, 68.9, [68.2, 68.4, 68.6, 68.8])],
 )
 def test_ticks_are_round_and_inside(low, high, expected):
-    assert svg.ticks(low, high) == pytest.approx(expected)
+    assert ticks(low, high) == pytest.approx(expected)
 
 
 def test_equal_values_still_have_a_range():
-    low, high = svg.padded([50.0, 50.0])
+    low, high = padded([50.0, 50.0])
     assert low < 50 < high
-    assert len(svg.ticks(low, high)) >= 2
-    assert svg.padded([0.0, 10.0], floor=0.0)[0] == 0
-    near = svg.padded([50.0, 50.0001])
+    assert len(ticks(low, high)) >= 2
+    assert padded([0.0, 10.0])[0] == 0
+    near = padded([50.0, 50.0001])
     assert near[1] - near[0] > 1, "their labels have few digits"
 
 
 def test_methods_differ_without_colour():
-    looks = [svg.look(n) for n in range(2 * svg.COLOURS)]
-    assert len({(one.shape, one.filled) for one in looks}) == len(looks)
-    assert len({one.dash for one in looks[: svg.COLOURS]}) == svg.COLOURS
+    swatch = environment("medvlp.benchmark.report").get_template("charts.html").module.swatch
+    swatches = [str(swatch(Method("", "", number))) for number in range(16)]
+    without_colour = {re.sub(r"\bc\d\b", "", one) for one in swatches}
+    assert len(without_colour) == len(swatches)
+    assert len({re.search("dasharray=[^/]*|$", one)[0] for one in swatches[:8]}) == 8
 
 
-def test_texts_in_pictures_are_escaped():
-    picture = svg.drawing(10, 10, "<b>", 'a "quoted" & text')
-    svg.element(picture, "text", "1 < 2")
-    made = str(svg.markup(picture))
-    assert "<b>" not in made
-    assert "1 &lt; 2" in made
-    assert "&amp; text" in made
+def test_texts_in_charts_are_escaped():
+    chart = {"label": 'a "quoted" <b>', "bottom": 178, "y_label": "<i>", "y_marks": [("1", "<u>")], "x_label": "&"}
+    series = [{"method": Method("'", "", 0), "title": "1 < 2", "points": [("1", "2", [])]}]
+    macro = environment("medvlp.benchmark.report").get_template("charts.html").module.chart
+    text = str(macro({**chart, "x_marks": [("1", "<s>")], "series": series, "connected": True}))
+    assert not re.search("<[bius]>", text)
+    assert "1 &lt; 2" in text
+    assert 'aria-label="a &quot;quoted&quot; &lt;b&gt;"' in text
 
 
 def test_figures_in_words():
@@ -50,6 +59,11 @@ def test_figures_in_words():
     ]
     assert [count(value) for value in (None, 900, 23_508_032, 1.2e9)] == ["", "900", "23.5 M", "1.2 G"]
     assert [number(value) for value in (None, 0, 1234.5, 13.333, 0.01234)] == ["", "0", "1234", "13.3", "0.0123"]
+
+
+def test_both_ends_of_a_long_identifier():
+    assert shortened("00000013_005.png") == "00000013_005.png"
+    assert shortened("1.2.276.0.7230010.3.1.4.8323329.641.1517875160.643713") == "1.2.276.…0.643713"
 
 
 def test_truth_and_prediction_are_drawn_where_they_are():

@@ -1,52 +1,45 @@
-"""Writes the report: one HTML page with its styles, script, charts and pictures in it."""
+"""Write a benchmark's page: one HTML file that holds its styles, script, charts and pictures."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from medvlp._version import __version__
 from medvlp.benchmark.differences import RESAMPLES
 from medvlp.benchmark.gridfile import GridFile
-from medvlp.benchmark.report.about import about
-from medvlp.benchmark.report.bars import bars
-from medvlp.benchmark.report.cost import assumptions, cost_charts, count, duration, number, spent
-from medvlp.benchmark.report.curves import curves
+from medvlp.benchmark.report.charts import cost_charts, learning_curves
+from medvlp.benchmark.report.cost import FIGURES, costs_of
 from medvlp.benchmark.report.panels import MIN_SCORE, panels
-from medvlp.benchmark.report.rowgroups import Group, groups_of
+from medvlp.benchmark.report.rowgroups import anchor_of, row_groups
 from medvlp.benchmark.report.summary import (
     Condition,
-    Method,
-    condition_of,
+    class_scores,
     conditions_of,
-    means_of_tables,
+    fraction_key,
+    fraction_text,
+    mean_text,
     methods_of,
+    scores_of,
+    with_conditions,
 )
-from medvlp.benchmark.report.svg import swatch
-from medvlp.benchmark.report.wide import wide
 from medvlp.benchmark.resampled import Resampled
-from medvlp.benchmark.rows import COLUMN, collected
+from medvlp.benchmark.rows import collected
 from medvlp.benchmark.tables import Statistics, Table, own_tables, paper_tables
+from medvlp.benchmark.tables.writing import environment, header, notes_of
 from medvlp.errors import DataError
 from medvlp.store import atomic_write
-
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Written:
-    """What :func:`write_report` wrote.
+    """What :func:`write_report` wrote: the file, and how many rows, tables and pictures it shows.
 
-    Attributes:
-        path: the page.
-        rows: result rows in it.
-        tables: tables in it.
-        pictures: qualitative pictures in it.
-        lost: pictures' files that ``grid.json`` names and that are not there.
+    ``lost`` has the names of the pictures' files that ``grid.json`` names and that do not exist.
     """
 
     path: Path
@@ -65,10 +58,10 @@ def write_report(
     cache: Path | None = None,
     beside_phantom: bool = False,
 ) -> Written:
-    """Writes the report of a results file.
+    """Write the page of a results file.
 
     Args:
-        results: a JSON Lines file: a benchmark's with ``grid.json`` and pictures beside it, or that of single runs.
+        results: a JSON Lines file, of a benchmark with ``grid.json`` and pictures beside it, or of single runs.
         output: the page; ``report.html`` beside the results if None.
         title: heading of the page; that of the grid if None.
         resamples: of the patients, for intervals and significance; 0 for the rows' own intervals, and nothing bold.
@@ -82,105 +75,104 @@ def write_report(
     """
     results = Path(results)
     path = results.with_name("report.html") if output is None else Path(output)
-    frame = collected(results)
+    frame = with_conditions(collected(results))
     grid = GridFile.read(results.parent, frame)
-    methods = methods_of(grid)
+    methods, conditions = methods_of(grid), conditions_of(frame)
+    by_line = dict(zip(frame["line"], frame["condition"], strict=True))
     drawn, lost = panels(grid.panels, results.parent, methods)
     statistics = Statistics(results.parent, resamples, store=Resampled(cache))
-    papers = paper_tables(
-        frame, results.parent, statistics=statistics, source=results.name, grid=grid, beside_phantom=beside_phantom
-    )
+    options: dict[str, Any] = {"statistics": statistics, "source": results.name, "grid": grid}
+    papers = paper_tables(frame, results.parent, beside_phantom=beside_phantom, **options)
+    papers = [table for table in papers if table.has_values()]
+    own = own_tables(frame, results.parent, **options)
+    scores = scores_of(own, by_line)
+    costs, cost_notes = costs_of(frame, grid, methods)
+    about = _about(frame, grid, results.resolve().parent.name)
     values = {
-        **_numbers(results, frame, grid, methods, statistics, papers),
-        **{"methods": methods, "panels": drawn, "lost": lost},
-    }
-    facts = about(frame, grid, results.resolve().parent.name)
-    _write(path, _render({**values, "about": facts, "title": title or facts.name, "version": __version__}))
-    pictures = sum(1 + sum(cell is not None for cell in row.cells) for panel in drawn for row in panel.rows)
-    tables = len(values["own"]) + len(values["papers"])
-    return Written(path, len(frame), tables, pictures, tuple(lost))
-
-
-def _numbers(
-    results: Path,
-    frame: pd.DataFrame,
-    grid: GridFile,
-    methods: list[Method],
-    statistics: Statistics,
-    papers: list[Table],
-) -> dict[str, Any]:
-    """Everything with numbers in it, for the template."""
-    own = own_tables(frame, results.parent, statistics=statistics, source=results.name, grid=grid)
-    by_line = _conditions_by_line(frame)
-    names = dict(zip(frame["line"].tolist(), frame["bm_method"].astype(str).tolist(), strict=True))
-    means = means_of_tables(own, by_line)
-    costs = spent(frame, grid, methods)
-    return {
-        "own": [wide(table, by_line, names) for table in own],
-        "papers": [wide(table, by_line, names) for table in _with_values(papers)],
-        "curves": curves(means, methods),
-        "bars": bars(frame, methods),
-        "costs": costs,
-        "energy": assumptions(costs),
-        "cost_charts": cost_charts(costs, means),
-        "shelves": _shelves(groups_of(frame, methods)),
-        "conditions": conditions_of(frame),
-        "fractions": _fractions(conditions_of(frame)),
-        "titles": {name: task.title for name, task in grid.tasks.items()},
+        "about": about,
+        "title": title or about["name"],
         "source": results.name,
+        "methods": methods,
+        "conditions": conditions,
+        "fractions": sorted({c.fraction for c in conditions}, key=lambda fraction: fraction or 0.0),
+        "titles": {name: task.title for name, task in grid.tasks.items()},
+        "own": [_wide(table, by_line) for table in own],
+        "papers": [_wide(table, by_line) for table in papers],
+        "curves": learning_curves(scores, methods),
+        "class_scores": class_scores(frame, conditions, methods),
+        "costs": costs,
+        "cost_notes": cost_notes,
+        "cost_charts": cost_charts(scores, costs),
+        "panels": drawn,
+        "lost": lost,
+        "tasks": row_groups(frame, conditions, methods),
     }
+    try:
+        with atomic_write(path, "w") as file:
+            file.write(_render(values))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); give another --output") from error
+    pictures = sum(1 + sum(cell is not None for cell in row["cells"]) for panel in drawn for row in panel["rows"])
+    return Written(path, len(frame), len(own) + len(papers), pictures, tuple(lost))
 
 
-def _with_values(tables: list[Table]) -> list[Table]:
-    return [table for table in tables if table.has_values()]
+def _wide(table: Table, by_line: Mapping[int, Condition]) -> dict[str, Any]:
+    """Return a table for the template, every cell with the condition that the page's filters compare.
+
+    Within a block all cells of a column have one condition, also those without a row of ours.
+    """
+    blocks = []
+    for block in table.blocks:
+        columns = zip(*(row.cells for row in block.rows), strict=True)
+        known = [next((by_line[cell.lines[0]] for cell in cells if cell.lines), None) for cells in columns]
+        rows = [(row, list(zip(row.cells, known, strict=True))) for row in block.rows]
+        blocks.append({"title": block.title, "rows": rows})
+    return {"table": table, "levels": header(table), "blocks": blocks, "notes": notes_of(table)}
 
 
-def _shelves(groups: list[Group]) -> list[list[Group]]:
-    """The groups of each task together; they come in the order of tasks."""
-    return [list(own) for _, own in groupby(groups, key=lambda group: group.condition.without_fraction())]
+def _about(frame: pd.DataFrame, grid: GridFile, folder: str) -> dict[str, Any]:
+    """Return what the page says first: where the numbers come from, and that those of the phantom mean nothing."""
 
+    def distinct(column: str) -> list[str]:
+        return [str(value) for value in frame[column].dropna().unique()] if column in frame else []
 
-def _fractions(conditions: list[Condition]) -> list[tuple[str, str]]:
-    """Values and texts of the filter, ascending."""
-    ordered = sorted(conditions, key=lambda condition: condition.fraction or 0.0)
-    return list(dict.fromkeys((condition.fraction_key, condition.fraction_text) for condition in ordered))
-
-
-def _conditions_by_line(frame: pd.DataFrame) -> dict[int, Condition]:
-    known: dict[tuple[Any, ...], Condition] = {}
-    found = {}
-    for line, *values in frame[["line", *COLUMN]].itertuples(index=False):
-        key = tuple(str(value) for value in values)
-        if key not in known:
-            known[key] = condition_of(values)
-        found[int(line)] = known[key]
-    return found
+    versions: dict[str, dict[str, None]] = {}
+    for row in frame.get("versions", ()):
+        for name, version in row.items() if isinstance(row, dict) else ():
+            versions.setdefault(name, {})[str(version)] = None
+    times = sorted(time.replace("T", " ").replace("+00:00", " UTC") for time in distinct("time"))
+    splits = frame[["dataset", "split", "split_sha256"]].drop_duplicates().dropna(subset="split_sha256")
+    drawn = frame.loc[frame["phantom"], "dataset"].unique()
+    numbers = "These numbers" if frame["phantom"].all() else f"Numbers on {', '.join(sorted(drawn))}"
+    warning = (
+        f"{numbers} come from the phantom, drawn radiographs with made-up reports. "
+        "They say nothing about clinical performance."
+    )
+    return {
+        "name": grid.title or grid.name or ", ".join(distinct("bm_grid")) or folder,
+        "warning": warning if len(drawn) else "",
+        "when": " to ".join(dict.fromkeys((*times[:1], *times[-1:]))),
+        "rows": len(frame),
+        "versions": [(name, ", ".join(texts)) for name, texts in versions.items()],
+        "hardware": distinct("hardware"),
+        "splits": [(dataset, split or "", sha[:12]) for dataset, split, sha in splits.itertuples(index=False)],
+        "states": Counter(job.state for job in grid.jobs),
+        "unfinished": [job for job in grid.jobs if job.state != "done"],
+    }
 
 
 def _render(values: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(
-        count=count,
-        duration=duration,
-        number=number,
-        swatch=swatch,
+    folder, page = Path(__file__).parent, environment(__package__)
+    page.globals.update(
+        anchor_of=anchor_of,
+        figures=FIGURES,
+        fraction_key=fraction_key,
+        fraction_text=fraction_text,
+        mean_text=mean_text,
         min_score=MIN_SCORE,
-        # of the package, not of the results: the only texts that go into the page as they are
-        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
+        version=__version__,
+        # files of the package: the only texts that are not escaped
+        css=Markup((folder / "page.css").read_text(encoding="utf-8")),
+        script=Markup((folder / "page.js").read_text(encoding="utf-8")),
     )
-    return environment.get_template("page.html").render(**values)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with atomic_write(path, "w") as file:
-            file.write(text)
-    except OSError as error:
-        raise DataError(f"{path}: the report cannot be written ({error.strerror}); give another --output") from error
+    return page.get_template("page.html").render(**values)

@@ -1,47 +1,34 @@
-"""Means over runs, as the charts show them, and what a page's filters know a thing by."""
+"""What a page shows of a results file: its methods, the conditions of its values, and means over runs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
 
 import pandas as pd
 
 from medvlp.benchmark.gridfile import GridFile
-from medvlp.benchmark.report.svg import Look, look
-from medvlp.benchmark.rows import COLUMN
-from medvlp.benchmark.tables import Table
+from medvlp.benchmark.rows import COLUMN, is_multiclass, primary_of
+from medvlp.benchmark.tables import Cell, Table
 from medvlp.benchmark.tables.cells import print_scale
+from medvlp.benchmark.tables.model import NUMBER
 
-NO_TRAINING = "none"
-"""Value of the page's fraction filter for what is not trained on labels."""
+_CHANCE = {"auroc": 0.5}
+"""Score of guessing, for metrics where it does not depend on the data."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the page.
-
-    Attributes:
-        name: in the grid.
-        title: as printed.
-        look: how charts draw it.
-    """
+    """A method of the page. Its number, from 0, fixes how charts draw it."""
 
     name: str
     title: str
-    look: Look
+    number: int
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a number was measured on, by whose rules: the columns of :data:`medvlp.benchmark.rows.COLUMN`.
-
-    Attributes:
-        bm_task: name of the task's column in the grid.
-        task: what was measured.
-        protocol: by whose rules.
-        dataset: corpus.
-        part: of its split.
-        fraction: share of the training part; None where nothing is trained on labels.
-    """
+    """What a value was measured on: :data:`medvlp.benchmark.rows.COLUMN`; no fraction where no labels are used."""
 
     bm_task: str
     task: str
@@ -52,149 +39,108 @@ class Condition:
 
     @property
     def subtitle(self) -> str:
-        """What the name of the task leaves open."""
-        task = self.task.replace("_", " ")
-        return f"{task}, {self.dataset} {self.part}, protocol {self.protocol}"
-
-    @property
-    def fraction_text(self) -> str:
-        """``10 %``, or ``no training``."""
-        return fraction_text(self.fraction)
-
-    @property
-    def fraction_key(self) -> str:
-        """Value of the page's filter."""
-        return fraction_key(self.fraction)
+        """What the title of the task leaves open."""
+        return f"{self.task.replace('_', ' ')}, {self.dataset} {self.part}, protocol {self.protocol}"
 
     def without_fraction(self) -> "Condition":
-        """The same for all fractions."""
-        return Condition(self.bm_task, self.task, self.protocol, self.dataset, self.part, None)
+        """Return what all fractions of a task share."""
+        return replace(self, fraction=None)
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A metric of a method, over its runs.
-
-    Attributes:
-        method: its name in the grid.
-        condition: on what.
-        metric: by its protocol name.
-        value: mean over runs.
-        std: sample standard deviation between runs; None for one.
-        runs: how many.
-        scale: factor to what is printed: 100 for per cent.
-        decimals: digits after the point.
-    """
-
-    method: str
-    condition: Condition
-    metric: str
-    value: float
-    std: float | None
-    runs: int
-    scale: float = 100.0
-    decimals: int = 1
-
-    @property
-    def shown(self) -> float:
-        """The mean as it is printed."""
-        return self.value * self.scale
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """One standard deviation below and above the mean, as they are printed."""
-        spread = (self.std or 0.0) * self.scale
-        return self.shown - spread, self.shown + spread
-
-    @property
-    def text(self) -> str:
-        """``65.6 ± 1.7``."""
-        return f"{self.mean_text} ± {self.std_text}" if self.std_text else self.mean_text
-
-    @property
-    def mean_text(self) -> str:
-        """``65.6``."""
-        return f"{self.shown:.{self.decimals}f}"
-
-    @property
-    def std_text(self) -> str:
-        """``1.7``; empty for one run."""
-        return "" if self.std is None else f"{self.std * self.scale:.{self.decimals}f}"
-
-
-def unit_of(means: Sequence[Mean]) -> str:
-    """`` (%)`` where the means are printed in per cent, else empty."""
-    return " (%)" if means and means[0].scale == 100 else ""
+Scores = dict[tuple[Condition, str], dict[float | None, dict[str, Cell]]]
+"""Cells with a value: by task (a condition without fraction) and metric, then by fraction, then by method."""
 
 
 def fraction_key(fraction: float | None) -> str:
-    """A share of the training part as the page's filters name it."""
-    return NO_TRAINING if fraction is None or pd.isna(fraction) else f"{fraction:g}"
+    """Return how the page's filters name a share of the training part."""
+    return "none" if fraction is None else f"{fraction:g}"
 
 
 def fraction_text(fraction: float | None) -> str:
-    """A share of the training part in words: ``10 %``."""
-    return "no training" if fraction is None or pd.isna(fraction) else f"{100 * fraction:g} %"
+    """Return ``10 %`` or ``no training``."""
+    return "no training" if fraction is None else f"{100 * fraction:g} %"
 
 
-def condition_of(values: Sequence[object]) -> Condition:
-    """From the values of the columns :data:`medvlp.benchmark.rows.COLUMN`."""
-    bm_task, task, protocol, dataset, part, fraction = values
-    share = float(fraction) if isinstance(fraction, int | float) and not pd.isna(fraction) else None
-    return Condition(str(bm_task), str(task), str(protocol), str(dataset), str(part), share)
+def mean_text(cell: Cell) -> str:
+    """Return ``65.6 ± 1.7``, or ``65.6`` for one run."""
+    return f"{cell.mean_text} ± {cell.std_text}" if cell.std_text else cell.mean_text
 
 
 def methods_of(grid: GridFile) -> list[Method]:
-    """The methods in the order of the tables, then those that only pictures name."""
-    named = dict(grid.methods)
+    """Return the methods in the order of the tables, then those that only have pictures."""
+    titles = dict(grid.methods)
     for panel in grid.panels:
-        named.setdefault(panel.method, panel.title or panel.method)
-    return [Method(name, title, look(n)) for n, (name, title) in enumerate(named.items())]
+        titles.setdefault(panel.method, panel.title or panel.method)
+    return [Method(name, title, number) for number, (name, title) in enumerate(titles.items())]
+
+
+def with_conditions(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add the column ``condition`` to the rows of :func:`medvlp.benchmark.rows.collected`."""
+    columns = [frame[name] for name in COLUMN[:-1]]
+    fractions = [None if pd.isna(share) else share for share in frame["fraction"]]
+    conditions: Any = [Condition(*key) for key in zip(*columns, fractions, strict=True)]
+    return frame.assign(condition=conditions)
 
 
 def conditions_of(frame: pd.DataFrame) -> list[Condition]:
-    """What was measured: in the rows' order of tasks, the fractions ascending."""
-    found = [condition_of(values) for values in frame[list(COLUMN)].drop_duplicates().itertuples(index=False)]
-    first = {condition.without_fraction(): n for n, condition in reversed(list(enumerate(found)))}
-    return sorted(found, key=lambda c: (first[c.without_fraction()], -1.0 if c.fraction is None else c.fraction))
+    """Return the conditions of all rows: tasks in the order of the file, the fractions of each ascending."""
+    conditions = frame["condition"].unique().tolist()
+    tasks = list(dict.fromkeys(condition.without_fraction() for condition in conditions))
+    return sorted(conditions, key=lambda c: (tasks.index(c.without_fraction()), c.fraction or 0.0))
 
 
-def means_of_rows(frame: pd.DataFrame) -> list[Mean]:
-    """Means over runs of every metric of the rows given; runs without a value are left out, as in the tables."""
-    found = []
-    for key, part in frame.groupby(["bm_method", *COLUMN, "metric"], dropna=False, sort=False):
-        values = part["value"].dropna()
-        if values.empty:
-            continue
-        method, *condition, metric = key
-        std = float(values.std(ddof=1)) if len(values) > 1 else None
-        numbers = (float(values.mean()), std, len(values), *print_scale(str(metric)))
-        found.append(Mean(str(method), condition_of(condition), str(metric), *numbers))
-    return found
-
-
-def means_of_tables(tables: Sequence[Table], by_line: Mapping[int, Condition]) -> list[Mean]:
-    """The values of tables, so that charts show the same numbers.
+def scores_of(tables: Iterable[Table], by_line: Mapping[int, Condition]) -> Scores:
+    """Return the values of our own tables, so that charts show the same numbers.
 
     Args:
         tables: our own.
-        by_line: line of the results file to what it was measured on.
+        by_line: line of the results file to the condition of its row.
     """
-    found = []
+    scores: Scores = {}
     for table in tables:
-        for block, row, column, cell in table.cells():
-            method = table.blocks[block].rows[row].method
-            if cell.value is not None and cell.lines and method is not None:
-                condition, metric = by_line[cell.lines[0]], table.columns[column].metric
-                numbers = (cell.value, cell.std, cell.runs, cell.scale, cell.decimals)
-                found.append(Mean(method, condition, metric, *numbers))
-    return found
+        for b, r, c, cell in table.cells():
+            method = table.blocks[b].rows[r].method
+            if cell.value is not None and method is not None:
+                condition = by_line[cell.lines[0]]
+                fractions = scores.setdefault((condition.without_fraction(), table.columns[c].metric), {})
+                fractions.setdefault(condition.fraction, {})[method] = cell
+    return scores
 
 
-def curves_of(means: Sequence[Mean]) -> dict[tuple[Condition, str], list[Mean]]:
-    """The means of every task and metric that were measured at two fractions or more."""
-    found: dict[tuple[Condition, str], list[Mean]] = {}
-    for mean in means:
-        if mean.condition.fraction is not None:
-            found.setdefault((mean.condition.without_fraction(), mean.metric), []).append(mean)
-    return {key: part for key, part in found.items() if len({mean.condition.fraction for mean in part}) > 1}
+def class_scores(
+    frame: pd.DataFrame, conditions: Sequence[Condition], methods: Sequence[Method]
+) -> list[dict[str, Any]]:
+    """Return the scores by class of every condition that has such, of each task the largest fraction first."""
+    parts: dict[Any, pd.DataFrame] = dict(list(frame.groupby("condition", sort=False)))
+    items: list[dict[str, Any]] = []
+    for _, same in groupby(conditions, key=Condition.without_fraction):
+        first = len(items)
+        for condition in reversed(list(same)):
+            metric = _metric_with_classes(condition, parts[condition])
+            cells = _class_cells(parts[condition], metric) if metric else {}
+            if cells:
+                columns = [method for method in methods if any(method.name in row for row in cells.values())]
+                rows = [(name, [row.get(method.name) for method in columns]) for name, row in cells.items()]
+                item = {"condition": condition, "metric": metric, "chance": _CHANCE.get(str(metric))}
+                items.append({**item, "methods": columns, "classes": rows, "folded": len(items) > first})
+    return items
+
+
+def _metric_with_classes(condition: Condition, rows: pd.DataFrame) -> str | None:
+    """Return the primary metric, or AUROC if that has no classes; what follows the slash of recall@10/i2t is none."""
+    names = set(rows["metric"])
+    primary = primary_of(condition.task, names, is_multiclass(rows.iloc[0].get("notes")))
+    candidates = [metric for metric in (primary, "auroc") if metric and "/" not in metric]
+    return next((metric for metric in candidates if any(name.startswith(f"{metric}/") for name in names)), None)
+
+
+def _class_cells(rows: pd.DataFrame, metric: str) -> dict[str, dict[str, Cell]]:
+    """Return the mean over runs by class and method."""
+    scale, decimals = print_scale(metric)
+    by_class = rows[rows["metric"].str.startswith(f"{metric}/")].dropna(subset="value")
+    cells: dict[str, dict[str, Cell]] = {}
+    for (name, method), part in by_class.groupby(["metric", "bm_method"], sort=False)["value"]:
+        std = float(part.std()) if len(part) > 1 else None
+        cell = Cell(NUMBER, float(part.mean()), std, scale=scale, decimals=decimals, std_decimals=decimals)
+        cells.setdefault(str(name).removeprefix(f"{metric}/"), {})[str(method)] = cell
+    return cells
