@@ -1,5 +1,6 @@
 """The parts of MaCo's masked autoencoder that are not timm's: an encoder of visible patches, and the decoder."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -10,38 +11,44 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from medvlp.encoders.image import ImageEncoder
+from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
 from medvlp.errors import ConfigError
+from medvlp.training.settings import config_from
 
-NEEDS_TRANSFORMER = (
+_NEEDS_TRANSFORMER = (
     "MaCo hides patches of a plain vision transformer with a class token and a position table; set image.name: "
     "vit_base_patch16_224, or another vit_*_patch*"
 )
 
 
+def encoder_config(image: ImageEncoderConfig | None, side: int) -> ImageEncoderConfig:
+    """Return the settings of an image encoder for images of ``side`` pixels, with its final norm."""
+    given = ImageEncoderConfig("vit_base_patch16_224") if image is None else config_from(ImageEncoderConfig, image)
+    if given.upsample_to is not None:
+        raise ConfigError("image.upsample_to: MaCo's encoder takes images as they come; leave it at null")
+    if not given.name.startswith(("vit_", "deit_")):  # timm would complain of an option that nobody set
+        raise ConfigError(_NEEDS_TRANSFORMER)
+    return replace(given, final_norm=True, options={**given.options, "img_size": side})
+
+
 def transformer_of(encoder: ImageEncoder) -> Any:
-    """The vision transformer of an image encoder.
+    """Return the vision transformer of an image encoder.
 
     Raises:
-        ConfigError: it is none, or one without the layout of a masked autoencoder: one class token with a place in
-            the position table, and no register tokens.
+        ConfigError: it is none, or lacks the layout of a masked autoencoder: one class token with a row of the
+            position table, and no register tokens.
     """
-    found: Any = getattr(encoder.model, "model", None)
-    plain = isinstance(found, VisionTransformer) and found.has_class_token and found.num_prefix_tokens == 1
-    if not plain or found.no_embed_class or found.pos_embed is None:
-        raise ConfigError(NEEDS_TRANSFORMER)
-    return found
+    vit: Any = getattr(encoder.model, "model", None)
+    plain = isinstance(vit, VisionTransformer) and vit.has_class_token and vit.num_prefix_tokens == 1
+    if not plain or vit.no_embed_class or vit.pos_embed is None:
+        raise ConfigError(_NEEDS_TRANSFORMER)
+    return vit
 
 
 def patch_tokens(vit: Any, images: Tensor) -> tuple[Tensor, int, int]:
-    """Patches with their positions, before anything is hidden.
+    """Return the patches of images (B, 3, H, W) with their positions, (B, h · w, D), and h and w.
 
-    Args:
-        vit: timm's, as :func:`transformer_of` gives it.
-        images: (B, 3, H, W). The position table is interpolated (bicubic) where its grid is another one.
-
-    Returns:
-        Tokens (B, h · w, D), h and w.
+    A position table of another grid is interpolated (bicubic).
     """
     tokens = vit.patch_embed(images.to(vit.pos_embed.dtype))
     height, width = tokens.shape[1:3] if tokens.ndim == 4 else vit.patch_embed.grid_size
@@ -54,7 +61,7 @@ def patch_tokens(vit: Any, images: Tensor) -> tuple[Tensor, int, int]:
 
 
 def encode_patches(vit: Any, tokens: Tensor) -> Tensor:
-    """Class token and the given patches through all blocks and the last norm: (B, n, D) → (B, 1 + n, D)."""
+    """Send class token and given patches through all blocks and the last norm: (B, n, D) → (B, 1 + n, D)."""
     first = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(tokens), -1, -1)
     tokens = vit.norm_pre(vit.pos_drop(torch.cat([first.to(tokens.dtype), tokens], 1)))
     return vit.norm(vit.blocks(tokens))
@@ -71,9 +78,6 @@ class Decoder(nn.Module):
         heads: attention heads.
         out: values per patch, p² · 3.
         positions: which fixed table, see :func:`~medvlp_baselines.maco.losses.position_table`.
-
-    Raises:
-        ConfigError: ``heads`` do not divide ``dim``, or a ``dim`` that the position table does not allow.
     """
 
     positions: Tensor
@@ -87,21 +91,17 @@ class Decoder(nn.Module):
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.embed = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        # Not in checkpoints: it follows from the settings.
         self.register_buffer("positions", position_table(dim, grid, positions)[None], persistent=False)
         self.blocks = nn.Sequential(*[Block(dim, heads, 4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth)])
         self.norm = norm(dim)
         self.head = nn.Linear(dim, out)
 
     def forward(self, encoded: Tensor, ids_restore: Tensor) -> Tensor:
-        """Decodes.
+        """Predict (B, L, out), in the order of the patches.
 
         Args:
             encoded: (B, 1 + kept, D), the class token first, then the visible patches in the order of the mask's noise.
             ids_restore: (B, L), see :func:`~medvlp_baselines.maco.losses.random_masking`.
-
-        Returns:
-            (B, L, out), in the order of the patches.
         """
         tokens = self.embed(encoded)
         batch, count = ids_restore.shape
@@ -113,11 +113,7 @@ class Decoder(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """The masked autoencoders' start: Xavier-uniform linear maps, zero biases, unit norms.
-
-    Args:
-        module: every linear map and layer norm in it is re-initialised.
-    """
+    """Re-initialise as masked autoencoders do: Xavier-uniform linear maps, zero biases, unit norms."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -129,12 +125,9 @@ def initialise(module: nn.Module) -> None:
 
 
 def initialise_transformer(vit: Any, positions: Literal["mae", "official"]) -> None:
-    """A vision transformer without pretrained weights as the masked autoencoders start it.
+    """:func:`initialise` a vision transformer, its class token (normal, σ 0.02), patches and position table.
 
-    Args:
-        vit: its linear maps, class token (normal, σ 0.02), patch projection (Xavier-uniform on the flattened kernel)
-            and position table are set.
-        positions: which table.
+    The patch projection is Xavier-uniform on the flattened kernel.
     """
     initialise(vit)
     kernel = vit.patch_embed.proj.weight
@@ -146,30 +139,19 @@ def initialise_transformer(vit: Any, positions: Literal["mae", "official"]) -> N
 
 
 def shrink(images: Tensor, side: int, antialias: bool) -> Tensor:
-    """Bicubic resize to ``side`` pixels; images of that side are left alone.
-
-    Args:
-        images: (B, 3, S, S).
-        side: in pixels.
-        antialias: widen the kernel with the scale.
-    """
+    """Resize images (B, 3, S, S) to ``side`` pixels (bicubic), unless they are of that side."""
     if images.shape[-1] == side:
         return images
     return F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False, antialias=antialias)
 
 
 def fixed_noise(index: Tensor, length: int) -> Tensor:
-    """Noise for masks that depend on the study alone, so that a validation loss does not depend on how it was batched.
+    """Return noise for masks that depend on the study alone, whatever the batch: (B,) dataset rows → (B, length).
 
-    Args:
-        index: (B,) int64 rows in the dataset.
-        length: patches L.
-
-    Returns:
-        (B, L) float64 in [0, 1): a 64-bit mix (the finaliser of SplitMix64) of row and patch.
+    float64 in [0, 1): a 64-bit mix (the finaliser of SplitMix64) of row and patch.
     """
     value = index[:, None].long() * length + torch.arange(length, device=index.device) + 1
     for factor, shift in ((-7046029254386353131, 30), (-4658895280553007687, 27), (-7723592293110705685, 31)):
-        value = value * factor  # wraps, as it should
+        value = value * factor  # wraps around
         value = value ^ ((value >> shift) & ((1 << (64 - shift)) - 1))  # a logical shift of a signed number
     return ((value >> 12) & ((1 << 52) - 1)).double() / (1 << 52)

@@ -10,18 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medvlp.errors import ConfigError
+from medvlp.errors import ConfigError, check_choice, check_range
 from medvlp.losses.precision import exact
 
 Variant = Literal["paper", "official"]
-
-INVERSE_TEMPERATURE = 1 / 0.03
-"""Start of the learnable factor of the cosines (official: a plain parameter, not its logarithm, never clamped)."""
-
-
-def _check_variant(variant: str) -> None:
-    if variant not in ("paper", "official"):
-        raise ConfigError(f'variant is "paper" or "official", not "{variant}"')
 
 
 def _check_pairs(image: Tensor, text: Tensor, logit: Tensor) -> None:
@@ -32,30 +24,24 @@ def _check_pairs(image: Tensor, text: Tensor, logit: Tensor) -> None:
         )
 
 
-def random_masking(
-    tokens: Tensor, ratio: float, noise: Tensor | None = None, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keeps a random part of each sample's patches: those of least noise, in the order of their noise, as MAE does.
+def random_masking(tokens: Tensor, ratio: float, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep a random part of each sample's patches: those of least noise, in the order of their noise, as MAE does.
 
     Args:
         tokens: (B, L, D) patches, without the class token.
-        ratio: share removed, in [0, 1); ⌊L (1 − ratio)⌋ are kept.
+        ratio: share removed, in [0, 1); ⌊L (1 − ratio)⌋ are kept, at least one.
         noise: (B, L) uniform numbers; drawn if None.
-        generator: draws them.
 
     Returns:
         Kept tokens (B, kept, D); mask (B, L) float, 0 kept and 1 removed, in patch order; ids_restore (B, L) int64,
-        each patch's place in the order of noise.
-
-    Raises:
-        ConfigError: a ratio that keeps no patch, or outside [0, 1).
+        the rank of each patch in the order of noise.
     """
     batch, length, dim = tokens.shape
     kept = int(length * (1 - ratio))
     if not 0 <= ratio < 1 or kept < 1:
         raise ConfigError(f"mask ratio {ratio} of {length} patches: it must lie in [0, 1) and keep at least one patch")
     if noise is None:
-        noise = torch.rand(batch, length, device=tokens.device, generator=generator, dtype=torch.float32)
+        noise = torch.rand(batch, length, device=tokens.device, dtype=torch.float32)
     order = noise.argsort(dim=1, stable=True)
     ids_restore = order.argsort(dim=1)
     visible = tokens.gather(1, order[:, :kept, None].expand(-1, -1, dim))
@@ -63,7 +49,7 @@ def random_masking(
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """Cuts images into patches, row by row; inside a patch rows, columns, then channels (fastest).
+    """Cut images into patches, row by row; inside a patch rows, columns, then channels (fastest).
 
     Args:
         images: (B, C, H, W), any type.
@@ -72,9 +58,6 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
     Returns:
         (B, H/patch · W/patch, patch² · C).
-
-    Raises:
-        ConfigError: the patch does not divide the image.
     """
     batch, channels, height, width = images.shape
     if height % patch or width % patch:
@@ -85,19 +68,7 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch: int, channels: int = 3) -> Tensor:
-    """The inverse of :func:`patchify` for square images.
-
-    Args:
-        patches: (B, n², patch² · C).
-        patch: side in pixels.
-        channels: C.
-
-    Returns:
-        (B, C, n · patch, n · patch).
-
-    Raises:
-        ConfigError: the number of patches is no square, or their length is not patch² · C.
-    """
+    """Invert :func:`patchify` for square images: (B, n², patch² · C) → (B, C, n · patch, n · patch)."""
     batch, count, length = patches.shape
     side = round(count**0.5)
     if side * side != count or length != patch * patch * channels:
@@ -107,7 +78,7 @@ def unpatchify(patches: Tensor, patch: int, channels: int = 3) -> Tensor:
 
 
 def reconstruction_errors(prediction: Tensor, images: Tensor, patch: int, normalise_target: bool = False) -> Tensor:
-    """Mean squared error of each patch.
+    """Return the mean squared error of each patch, (B, L), float32 at least.
 
     Args:
         prediction: (B, L, patch² · C).
@@ -115,12 +86,6 @@ def reconstruction_errors(prediction: Tensor, images: Tensor, patch: int, normal
         patch: side of the target's patches, see :func:`patchify`.
         normalise_target: subtract each target patch's mean and divide by its standard deviation (variance with n − 1,
             plus 1e-6). Off in the released command.
-
-    Returns:
-        (B, L), float32 at least.
-
-    Raises:
-        ConfigError: prediction and target have different shapes.
     """
     target = patchify(images, patch)
     if prediction.shape != target.shape:
@@ -135,43 +100,18 @@ def reconstruction_errors(prediction: Tensor, images: Tensor, patch: int, normal
 def reconstruction_loss(
     prediction: Tensor, images: Tensor, mask: Tensor, patch: int, normalise_target: bool = False
 ) -> Tensor:
-    """Mean squared error of the removed patches, over the whole batch.
-
-    Args:
-        prediction: (B, L, patch² · C).
-        images: see :func:`reconstruction_errors`.
-        mask: (B, L), 1 at removed patches.
-        patch: see :func:`reconstruction_errors`.
-        normalise_target: see :func:`reconstruction_errors`.
-
-    Returns:
-        A scalar; 0 if nothing was removed.
-
-    Raises:
-        ConfigError: prediction and target have different shapes.
-    """
+    """Average :func:`reconstruction_errors` over the removed patches (``mask`` 1) of the batch; 0 if there is none."""
     error = reconstruction_errors(prediction, images, patch, normalise_target)
     return (error * mask).sum() / mask.sum().clamp_min(1)
 
 
 def image_embedding(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Mean of the projected visible tokens, without the class token.
-
-    Projection and mean commute, so the mean comes first.
-
-    Args:
-        tokens: (B, 1 + kept, D), the class token first.
-        weight: (d, D) of the projection.
-        bias: (d,).
-
-    Returns:
-        (B, d).
-    """
-    return F.linear(tokens[:, 1:].mean(1), weight, bias)
+    """Project visible tokens (B, 1 + kept, D) and average them without the class token, which comes first: (B, d)."""
+    return F.linear(tokens[:, 1:].mean(1), weight, bias)  # projection and mean commute
 
 
 def contrast_official(image: Tensor, text: Tensor, logit: Tensor, scale: Tensor | float) -> Tensor:
-    """The released contrast: scaled and weighted cross-entropies of both directions, mean of the four.
+    """Return the released contrast: scaled and weighted cross-entropies of both directions, mean of the four.
 
     With ``s = softplus(logit)`` and ``ℓ = scale · cos``: row i of ℓ and of ℓᵀ is multiplied by s_i in two terms; in the
     other two the cross-entropies of ℓ and ℓᵀ are averaged with the weights s, which get no gradient there.
@@ -181,13 +121,10 @@ def contrast_official(image: Tensor, text: Tensor, logit: Tensor, scale: Tensor 
             rank then has the same loss, and the averaged gradient is the global one.
         text: (n, d).
         logit: (n,) or (n, 1), a linear function of the visible patches.
-        scale: learnable factor of the cosines, see :data:`INVERSE_TEMPERATURE`.
+        scale: factor of the cosines, 1/0.03 at first (a plain learnable parameter, not its logarithm, never clamped).
 
     Returns:
         A scalar; ln n for equal cosines (whatever the weights), 0 (without gradient) for n = 1.
-
-    Raises:
-        ConfigError: image, text and logit do not belong together.
     """
     _check_pairs(image, text, logit)
     with torch.autocast(image.device.type, enabled=False):
@@ -204,7 +141,7 @@ def contrast_official(image: Tensor, text: Tensor, logit: Tensor, scale: Tensor 
 
 
 def paper_weights(logit: Tensor, group: int = 16, tau1: float = 1.0, tau2: float = 16.0) -> tuple[Tensor, Tensor]:
-    """The paper's Eq. 2: w_t and w_l, softmax functions of the logit within mini-groups of D samples.
+    """Return the paper's w_t and w_l (Eq. 2), softmax functions of the logit within mini-groups of D samples.
 
     Args:
         logit: (n,) or (n, 1).
@@ -214,12 +151,8 @@ def paper_weights(logit: Tensor, group: int = 16, tau1: float = 1.0, tau2: float
 
     Returns:
         w_t (n,), in (1, e): exp of the softmax; and w_l (n,) without gradient, of sum 1 in each group.
-
-    Raises:
-        ConfigError: a group below 1.
     """
-    if group < 1:
-        raise ConfigError(f"a mini-group has at least one sample, not {group}")
+    check_range("[1, inf)", group=group)
     (logit,) = exact(logit)
     flat = logit.reshape(-1)
     padded = F.pad(flat, (0, -len(flat) % group), value=torch.finfo(flat.dtype).min / 2).view(-1, group)
@@ -237,7 +170,7 @@ def contrast_paper(
     tau1: float = 1.0,
     tau2: float = 16.0,
 ) -> Tensor:
-    """The paper's Eq. 3: image → text, cosines divided by w_t · τ₃, each sample's term times w_l.
+    """Return the paper's Eq. 3: image → text, cosines divided by w_t · τ₃, each sample's term times w_l.
 
     The paper does not say how samples are put together. w_l sums to one in a mini-group, so a group's loss is the sum
     of its terms, and the batch's the mean over groups (by their sizes, if the last is smaller).
@@ -247,15 +180,12 @@ def contrast_paper(
         text: (n, d).
         logit: (n,) or (n, 1).
         temperature: τ₃, learnable, 0.03 at first.
-        group: see :func:`paper_weights`.
-        tau1: see :func:`paper_weights`.
-        tau2: see :func:`paper_weights`.
+        group: D, τ₁ and τ₂: see :func:`paper_weights`.
+        tau1: of w_t.
+        tau2: of w_l.
 
     Returns:
         A scalar; ln n for equal cosines, 0 (without gradient) for n = 1.
-
-    Raises:
-        ConfigError: image, text and logit do not belong together, or a group below 1.
     """
     _check_pairs(image, text, logit)
     with torch.autocast(image.device.type, enabled=False):
@@ -271,26 +201,14 @@ def contrast_paper(
 def weighted_terms(
     reconstruction: Tensor, contrast: Tensor, variant: Variant = "paper", balance: float = 0.9
 ) -> dict[str, Tensor]:
-    """The two terms by name, weighted; the loss is their sum.
-
-    Args:
-        reconstruction: of :func:`reconstruction_loss`.
-        contrast: of :func:`contrast_paper` or :func:`contrast_official`.
-        variant: λ and 1 − λ (paper), or 1 and 1: the released code takes λ and does not use it.
-        balance: λ.
-
-    Returns:
-        "reconstruction" and "contrast".
-    """
-    _check_variant(variant)
+    """Weight the two terms by λ = ``balance`` and 1 − λ (paper), or 1 and 1: the released code ignores λ."""
+    check_choice("variant", variant, ("paper", "official"))
     first, second = (balance, 1 - balance) if variant == "paper" else (1.0, 1.0)
     return {"reconstruction": first * reconstruction, "contrast": second * contrast}
 
 
-def position_table(
-    dim: int, side: int, variant: Literal["mae", "official"] = "mae", class_token: bool = True
-) -> Tensor:
-    """Fixed sine-cosine positions of a square grid.
+def position_table(dim: int, side: int, variant: Literal["mae", "official"] = "mae") -> Tensor:
+    """Return fixed sine-cosine positions of a square grid, after a row of zeros for the class token.
 
     The first half of the channels encodes the column, the second the row; each half is sines, then cosines, of the
     coordinate times 10000^(−e), where e runs over [0, 1) in MAE and, by a slip in the released MaCo code, over
@@ -300,40 +218,30 @@ def position_table(
         dim: channels, a multiple of 4.
         side: patches along each side.
         variant: "mae" or "official".
-        class_token: put a row of zeros first.
 
     Returns:
-        (side² (+ 1), dim) float32, row by row.
-
-    Raises:
-        ConfigError: dim is no multiple of 4, or an unknown variant.
+        (1 + side², dim) float32, row by row.
     """
     if dim % 4 or dim < 4:
         raise ConfigError(f"sine-cosine positions need a multiple of 4 channels, not {dim}")
-    if variant not in ("mae", "official"):
-        raise ConfigError(f'variant is "mae" or "official", not "{variant}"')
+    check_choice("variant", variant, ("mae", "official"))
     half, frequencies = dim // 2, dim // 4
     span = frequencies if variant == "mae" else 2 * half
     omega = 10000.0 ** -(torch.arange(frequencies, dtype=torch.float64) / span)
     row, column = torch.meshgrid(*[torch.arange(side, dtype=torch.float64)] * 2, indexing="ij")
     angles = [coordinate.reshape(-1, 1) * omega for coordinate in (column, row)]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1)
-    if class_token:
-        table = torch.cat([table.new_zeros(1, dim), table])
-    return table.float()
+    return torch.cat([table.new_zeros(1, dim), table]).float()
 
 
 def grounding_weights(position_weight: Tensor, temperature: float = 0.02) -> Tensor:
-    """How much each patch counts in phrase grounding: softmax of the correlation weights over the positions.
+    """Return the weight of each patch in phrase grounding: softmax of the correlation weights over the positions, (L,).
 
     The released grounding multiplies the patch embeddings of the unmasked image by it before the similarity map.
 
     Args:
         position_weight: (1, L) or (L,), the weight of the linear function of the visible patches.
         temperature: τ; 0.02 in the code and in the mIoU of the paper's figure, 0.01 for its CNR.
-
-    Returns:
-        (L,), of sum 1.
     """
     (weight,) = exact(position_weight.detach())
     return (weight.reshape(-1) / temperature).softmax(0)

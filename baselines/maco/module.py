@@ -1,6 +1,7 @@
 """MaCo: masked contrastive learning of radiographs and reports (Huang et al., 2023)."""
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from medvlp_baselines.maco import losses as maco
 from medvlp_baselines.maco.autoencoder import (
     Decoder,
     encode_patches,
+    encoder_config,
     fixed_noise,
     initialise,
     initialise_transformer,
@@ -16,7 +18,6 @@ from medvlp_baselines.maco.autoencoder import (
     shrink,
     transformer_of,
 )
-from medvlp_baselines.maco.settings import VARIANTS, encoder_config
 from torch import Tensor, nn
 
 from medvlp import distributed
@@ -26,16 +27,44 @@ from medvlp.errors import ConfigError, NotSupportedError, check_choice, check_ra
 from medvlp.losses.precision import exact
 from medvlp.methods.base import PretrainModule
 from medvlp.methods.embeddings import unit_length
-from medvlp.scoring.heatmaps import min_max, stretch
+from medvlp.scoring.heatmaps import min_max, stretch, upsample
 from medvlp.training.optim import OptimConfig
 
 _LARGEST_SCALE = 100.0  # CLIP's, of the cosines
 
 
-class Reconstruction(NamedTuple):
-    """What the decoder makes of masked images, all (B, 3, S, S) in the intensities of the images.
+class _Variant(NamedTuple):
+    super_resolution: bool
+    positions: Literal["mae", "official"]
+    text: TextEncoderConfig
+    optim: OptimConfig
 
-    Args:
+
+_BERT = TextEncoderConfig(
+    hidden_size=768,
+    num_layers=12,
+    num_heads=12,
+    vocab_size=30000,
+    max_length=100,
+    pooling="pooler",
+    dropout=True,
+)
+_ADAMW = OptimConfig(lr=4.5e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup=2 / 30)
+_VARIANTS = {
+    "paper": _Variant(super_resolution=False, positions="mae", text=_BERT, optim=_ADAMW),
+    "official": _Variant(
+        super_resolution=True,
+        positions="official",
+        text=replace(_BERT, num_layers=6),
+        optim=replace(_ADAMW, lr=2.5e-4, warmup=2 / 51),
+    ),
+}
+
+
+class Reconstruction(NamedTuple):
+    """What the decoder predicts of masked images, all (B, 3, S, S) in the intensities of the images.
+
+    Attributes:
         predicted: every patch as predicted; only hidden ones are trained, the others mean nothing.
         hidden: 1 where a patch was hidden, (B, 1, S, S).
         pasted: the visible patches of the image and the predicted hidden ones.
@@ -101,9 +130,6 @@ class MaCo(PretrainModule):
         decoder_heads: its attention heads.
         grounding_temperature: τ of :meth:`patch_weights` (Fig. 5: 0.01 to 0.1).
         options: further arguments of :class:`~medvlp.methods.base.PretrainModule`.
-
-    Raises:
-        ConfigError: not a plain vision transformer, sizes that the patches do not divide, or a value out of range.
     """
 
     name: ClassVar[str] = "maco"
@@ -132,13 +158,13 @@ class MaCo(PretrainModule):
         grounding_temperature: float = 0.02,
         **options: Any,
     ) -> None:
-        check_choice("variant", variant, VARIANTS)
+        check_choice("variant", variant, _VARIANTS)
         check_choice("contrast", contrast, ("weighted", "plain", "none"))
         check_range("[0, 1]", balance=balance)
-        check_range("(0, inf)", temperature=temperature, tau1=tau1, tau2=tau2)
-        check_range("(0, inf)", grounding_temperature=grounding_temperature)
+        temperatures = {"temperature": temperature, "tau1": tau1, "tau2": tau2}
+        check_range("(0, inf)", **temperatures, grounding_temperature=grounding_temperature)
         check_range("[1, inf)", group=group)
-        settings = VARIANTS[variant]
+        settings = _VARIANTS[variant]
         self.super_resolution = settings.super_resolution if super_resolution is None else super_resolution
         factor = 2 if self.super_resolution else 1
         side = (224 * factor if image_size is None else image_size) // factor
@@ -146,8 +172,8 @@ class MaCo(PretrainModule):
         encoder = encoder_config(image, side)
         super().__init__(
             image=encoder,
-            text=settings.text if text is None else text,
-            optim=settings.optim if optim is None else optim,
+            text=text or settings.text,
+            optim=optim or settings.optim,
             image_size=side * factor if image_size is None else image_size,
             prompts=prompts if self.has_text else None,
             **options,
@@ -175,12 +201,7 @@ class MaCo(PretrainModule):
             self._build_contrast(width, temperature)
 
     def _patch_grid(self, side: int, factor: int) -> tuple[int, int]:
-        """Return patches along each side, and the pixels of one in the target.
-
-        Args:
-            side: of the encoder's images in pixels.
-            factor: of the target's side to it.
-        """
+        # patches along each side of the encoder's images, and pixels along each side of one in the target
         patch = self.vit.patch_embed.patch_size[0]
         if self.image_size != side * factor or side % patch:
             raise ConfigError(
@@ -193,7 +214,6 @@ class MaCo(PretrainModule):
         return grid, patch * factor
 
     def _build_contrast(self, width: int, temperature: float) -> None:
-        """Add the projection of patches, the temperature, and the correlation weights of ``contrast: weighted``."""
         official = self.variant == "official"
         self.image_head = nn.Linear(width, self.text_encoder.width)
         initialise(self.image_head)
@@ -210,12 +230,12 @@ class MaCo(PretrainModule):
 
     @property
     def vit(self) -> Any:
-        """Return timm's vision transformer inside the image encoder."""
+        """Timm's vision transformer inside the image encoder."""
         return transformer_of(self.image_encoder)
 
     @property
     def temperature(self) -> Tensor:
-        """Return τ3, what the cosines are divided by: a scalar."""
+        """τ3, which divides the cosines: a scalar."""
         return 1 / self.logit_scale if self.variant == "official" else (-self.logit_scale).exp()
 
     # ---------------------------------------------------------------- embeddings
@@ -232,7 +252,7 @@ class MaCo(PretrainModule):
         return maco.image_embedding(encoded, self.image_head.weight, self.image_head.bias)
 
     def _patches(self, images: Tensor) -> tuple[Tensor, int, int]:
-        """Encoded patches of the whole image, (B, 1 + h · w, D), h and w."""
+        # (B, 1 + h · w, D), h and w, of the whole image
         tokens, height, width = patch_tokens(self.vit, self._encoder_input(images))
         return encode_patches(self.vit, tokens), height, width
 
@@ -241,28 +261,19 @@ class MaCo(PretrainModule):
         return self._pooled(self._patches(images)[0])
 
     def encode_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(N, L) ids and mask → (N, d): the report vector of the text encoder, without a projection.
-
-        Raises:
-            NotSupportedError: contrast "none".
-            ConfigError: longer than the position table.
-        """
+        """(N, L) ids and mask → (N, d): the report vector of the text encoder, without a projection."""
         if not self.has_text:
             raise NotSupportedError('maco with contrast "none" has no text side: it cannot embed texts')
         return self.text_encoder(input_ids, attention_mask)[1]
 
     def embed_patches(self, images: Tensor) -> Tensor:
-        """L2-normalised projected patches, none hidden: (B, 3, S, S) → (B, d, h, w).
-
-        The released grounding multiplies them by :meth:`patch_weights`, and does not normalise.
-        """
+        """L2-normalised :meth:`encode_patches`."""
         return unit_length(self.encode_patches(images), self, dim=1)
 
     def encode_patches(self, images: Tensor) -> Tensor:
-        """Projected patches as they are, which the released grounding takes: (B, 3, S, S) → (B, d, h, w).
+        """Project patches, none hidden: (B, 3, S, S) → (B, d, h, w).
 
-        Raises:
-            NotSupportedError: contrast "none".
+        The released grounding multiplies them by :meth:`patch_weights`, and does not normalise.
         """
         if self.image_head is None:
             raise NotSupportedError('maco with contrast "none" has no joint space')
@@ -271,19 +282,20 @@ class MaCo(PretrainModule):
         return cells.transpose(1, 2).reshape(len(images), -1, height, width)
 
     def patch_weights(self, temperature: float | None = None) -> Tensor:
-        """How much each patch counts in grounding: softmax of the correlation weights, (g, g), of sum 1.
+        """Weight of each patch in grounding: softmax of the correlation weights, (g, g), of sum 1.
 
         Args:
             temperature: τ; ``grounding_temperature`` if None.
-
-        Raises:
-            NotSupportedError: the model has no correlation weights.
         """
         weights = maco.grounding_weights(self.correlation_map(), temperature or self.grounding_temperature)
         return weights.view(self.grid, self.grid)
 
     def correlation_map(self) -> Tensor:
-        """The learned weights of the patches (Fig. 4): (g, g), any sign, all zero at the start."""
+        """Return the learned weights of the patches (Fig. 4): (g, g), any sign, all zero at the start.
+
+        Raises:
+            NotSupportedError: the contrast is not "weighted".
+        """
         if self.correlation is None:
             raise NotSupportedError(f'maco with contrast "{self.contrast_kind}" has no correlation weights')
         return self.correlation.weight.detach().float().view(self.grid, self.grid)
@@ -319,17 +331,13 @@ class MaCo(PretrainModule):
         return outputs
 
     def encode(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """As the base class, with the noise of the masks drawn for the whole batch, however it is cut."""
+        """Override: draw the noise of the masks for the whole batch, however it is cut into chunks."""
         if self.training and "mask_noise" not in batch:
             batch = {**batch, "mask_noise": self._draw(batch["image"])}
         return super().encode(batch)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Encode a batch.
-
-        Args:
-            batch: as in the base class; in training ``mask_noise`` (B, patches), of which the least stay visible, is
-                taken from it if it is there.
+        """Encode a batch; in training patches of large ``mask_noise`` (B, patches), if the batch has it, are hidden.
 
         Returns:
             ``image`` and, with a text side, ``text``, both (B, d); in training also ``reconstruction`` (B,), the mean
@@ -367,13 +375,12 @@ class MaCo(PretrainModule):
         return maco.contrast_paper(image, text, logit, self.temperature, self.group, self.tau1, self.tau2)
 
     def _fixed(self, batch: dict[str, Any]) -> Tensor:
-        images = batch["image"]
         index = batch.get("index")
-        rows = torch.arange(len(images)) if index is None else index
-        return fixed_noise(rows.to(images.device), self.grid**2)
+        index = torch.arange(len(batch["image"])) if index is None else index
+        return fixed_noise(index.to(batch["image"].device), self.grid**2)
 
     def on_fit_start(self) -> None:
-        """Compile what training runs through; the image encoder's own forward is not among it."""
+        """Compile what training runs through, which the image encoder's own forward is not part of."""
         super().on_fit_start()
         if self.compile_encoders:
             options = {"backend": self.compile_encoders} if isinstance(self.compile_encoders, str) else {}
@@ -381,7 +388,7 @@ class MaCo(PretrainModule):
                 part.compile(**options)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log τ3, and hold the paper variant's at 0.01 or more, as CLIP does."""
+        """Log τ3, and keep the paper variant's at 0.01 or more, as CLIP does."""
         if not self.has_text:
             return
         if self.variant == "paper":
@@ -389,22 +396,15 @@ class MaCo(PretrainModule):
                 self.logit_scale.clamp_(max=math.log(_LARGEST_SCALE))
         self.log("train/temperature", self.temperature.detach(), on_step=True, on_epoch=False)
 
-    # ---------------------------------------------------------------- looking inside
+    # ---------------------------------------------------------------- figures
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> Reconstruction:
-        """Hide patches and predict them.
+        """Hide patches and predict them; with ``normalise_target`` they get mean and deviation of the true ones.
 
         Args:
             images: (B, 3, S, S) of the training size.
             noise: (B, patches), of which the least stay visible; the same masks at every call if None.
-
-        Returns:
-            The predicted image, what was hidden, and both put together. With ``normalise_target`` the predicted patches
-            get the mean and the standard deviation of the true ones.
-
-        Raises:
-            ConfigError: images of another size.
         """
         if noise is None:
             noise = fixed_noise(torch.arange(len(images), device=images.device), self.grid**2)
@@ -414,17 +414,15 @@ class MaCo(PretrainModule):
             variance, mean = torch.var_mean(maco.patchify(images.float(), self.target_patch), dim=-1, keepdim=True)
             predicted = predicted * (variance + 1e-6).sqrt() + mean
         whole = maco.unpatchify(predicted, self.target_patch)
-        hidden = mask.view(-1, 1, self.grid, self.grid)
-        hidden = F.interpolate(hidden, size=images.shape[-2:], mode="nearest")
+        hidden = upsample(mask.view(-1, 1, self.grid, self.grid), (images.shape[-2], images.shape[-1]), "nearest")
         return Reconstruction(whole, hidden, torch.where(hidden > 0, whole, images.float()))
 
     @torch.no_grad()
     def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Maps (B, 1, S, S) in [0, 1], stretched over their ranges.
+        """``similarity to the report``, ``correlation weight`` and ``reconstruction``: (B, 1, S, S) each in [0, 1].
 
-        ``similarity to the report`` (weighted by :meth:`patch_weights` where there are weights, as in the paper's
-        grounding), ``correlation weight`` (the same for all images) and ``reconstruction`` of the hidden patches amid
-        the visible ones.
+        The similarity is weighted by :meth:`patch_weights` where there are weights, as in the paper's grounding; the
+        correlation weight is the same for all images; the hidden patches are reconstructed amid the visible ones.
         """
         images = batch["image"]
         size = (images.shape[-2], images.shape[-1])

@@ -25,9 +25,11 @@ def test_masking_keeps_the_patches_of_least_noise():
 
 def test_masking_is_random_and_reproducible():
     tokens = normal(2, 196, 1)
-    one, two, other = (
-        maco.random_masking(tokens, 0.5, generator=torch.Generator().manual_seed(s))[1] for s in (1, 1, 2)
-    )
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append(maco.random_masking(tokens, 0.5)[1])
+    one, two, other = masks
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert not torch.equal(one[0], one[1])
@@ -149,7 +151,7 @@ def test_paper_weights_of_a_group():
     assert not weight.requires_grad
     assert (soft > 1).all()
     assert (soft < math.e).all()
-    with pytest.raises(ConfigError, match="mini-group"):
+    with pytest.raises(ConfigError, match="group must be at least 1"):
         maco.paper_weights(logit, 0)
 
 
@@ -192,7 +194,6 @@ def test_positions(variant, span):
                 for k in range(4)
             ]
             np.testing.assert_allclose(table[1 + 3 * y + x], wanted, atol=1e-6)
-    assert torch.equal(maco.position_table(16, 3, variant, class_token=False), table[1:])
 
 
 def test_positions_need_a_multiple_of_four():
