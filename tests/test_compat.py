@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 from helpers import trainer
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -68,3 +69,10 @@ def test_steps_of_the_command_line_are_called():
     source = inspect.getsource(LightningCLI)
     names = ("_parse_ckpt_path()", "_set_seed()", "_run_subcommand(", "_prepare_subcommand_kwargs(")
     assert [name for name in names if f"self.{name}" not in source] == []
+
+
+def test_options_of_a_parser():
+    parser = ArgumentParser(default_env=False)
+    parser.add_argument("--views", type=int)
+    parser.add_argument("--cleaning")
+    assert compat.option_names(parser) == ["cleaning", "views"]

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
     import lightning as L
+    from jsonargparse import ArgumentParser
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI as _Base
 else:
@@ -156,3 +157,11 @@ class CLIHooks(_Base):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return dict(self.subcommand_arguments(subcommand))
+
+
+# ---------------------------------------------------------------- jsonargparse 4.53
+
+
+def option_names(parser: "ArgumentParser") -> list[str]:
+    """Return the names of a parser's options, sorted, without ``help`` (``ArgumentParser._actions``, of argparse)."""
+    return sorted(action.dest for action in parser._actions if action.dest != "help")

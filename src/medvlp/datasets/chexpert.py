@@ -55,12 +55,11 @@ class CheXpert(ReportCorpus):
 
     Records are **all** images with their raw labels: the rows of train.csv in the order of the file (pool "train"), of
     valid.csv ("valid"), then the test images in the order of groundtruth.csv ("test"); a part that is not there is left
-    out unless it is asked for by name. Published splits draw from all views and look at raw labels, so the choice of
-    views and of test images, the label policy, the choice of classes and, for pairs, leaving out images without a
-    report come after the split (:meth:`after_split`).
+    out unless it is asked for by name. The choice of views, test images and classes, the label policy and, for pairs,
+    leaving out images without a report come after the split (:meth:`after_split`).
 
     A test label holds for a study. ``test_images`` "first" takes one image per study, the one called view1, as CheXzero
-    does: 500 of the 668. An image without a file is found by listing the folders of all patients.
+    does: 500 of the 668.
 
     Args:
         root: folder of the release, folder of the unpacked batches, or where the phantom is written.
@@ -74,12 +73,9 @@ class CheXpert(ReportCorpus):
         test_images: of each study of the later test set the "first" view, or "all".
         reports_root: folder of CheXpert Plus with the reports, if they are not under root.
         report_policy: which sections, a name of medvlp.io.reports.POLICIES. CheXpert Plus has its sections in columns,
-            so nothing is parsed; a "last_paragraph" is never found.
+            and no "last_paragraph".
         cleaning: a name of medvlp.io.reports.CLEANINGS.
         min_tokens: reports with fewer words after cleaning are left out.
-
-    Raises:
-        ConfigError: an unknown name.
     """
 
     name = "chexpert"
@@ -169,7 +165,7 @@ class CheXpert(ReportCorpus):
         return sorted(f for f in self.root.iterdir() if f.name.startswith(_RELEASE) and f.is_dir())
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
-        """All views with raw labels; see :meth:`Corpus.records`."""
+        """All views with raw labels."""
         dropped = self.begin(task)
         parts = []
         for pool, name in _POOLS.items():
@@ -194,11 +190,8 @@ class CheXpert(ReportCorpus):
     def listing(self) -> SplitInput:
         """The rows of train.csv and valid.csv, then the images of the studies of groundtruth.csv.
 
-        See :meth:`Corpus.listing`. The table of the test set names studies and no images, so their images are those on
-        the disk, and where a study has no first view there, ``view1_frontal.jpg``.
-
-        Raises:
-            DataError: none of the three tables is there, or one cannot be read.
+        The table of the test set names studies and no images, so their images are those on the disk, and where a study
+        has no first view there, ``view1_frontal.jpg``.
         """
         self.begin()
         tables = {pool: self.read_table(name).frame for pool, name in _POOLS.items() if self.has_table(name)}
@@ -289,7 +282,7 @@ class CheXpert(ReportCorpus):
         return _named_views(rows, pd.concat([images, absent]).sort_values(["study", "number", "path"]))
 
     def _test_images(self, folders: dict[str, str]) -> pd.DataFrame:
-        """The images of some patients of the test set: study, number, side, path (as released) and file, in order."""
+        """Images of patients of the test set: study, number, side, path (as released) and file, in order."""
         on_disk = _views_in(folders, folders)
         # named as the release names them, whatever ending the files have
         released = {n.rpartition(".")[0] + ".jpg" for n in on_disk if n.lower().endswith(IMAGE_SUFFIXES)}

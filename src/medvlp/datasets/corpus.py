@@ -32,13 +32,11 @@ class Records:
     """All records of a corpus for a task, over all splits, in the documented order of the corpus.
 
     Args:
-        table: N rows with the columns of :data:`~medvlp.datasets.base.RESERVED_COLUMNS` that the corpus knows (id and
-            image at least) and one float32 column per label; see :func:`~medvlp.datasets.base.make_table`.
+        table: N rows; see :func:`~medvlp.datasets.base.make_table`.
         dropped: what was left out, with columns id, row, reason, broken.
-        box_names: names of the classes that ``box_labels`` counts, for detection.
-        rows: (R,) int64, for each row of the released label table that ``Corpus.listing().rows`` counts, in the same
-            order, the record that it belongs to, or −1 if that was left out; only where a split may tear the rows of an
-            image apart (SIIM), else None.
+        box_names: names of the classes that ``box_labels`` counts.
+        rows: (R,) int64, only where a split may tear the rows of an image apart (SIIM): for each row of the label table
+            that ``Corpus.listing().rows`` counts the record that it belongs to, or −1 if that was left out.
         row_shapes: (R,) the shape that each of these rows holds, "" for none.
     """
 
@@ -90,16 +88,11 @@ class Records:
 class Corpus(ABC):
     """A corpus as released, under a folder.
 
-    Subclasses name what they are in class attributes and implement :meth:`records`. Nothing is read before it is asked
-    for. Whatever is left out is listed in ``Records.dropped``; with ``on_error: raise`` the first broken item is an
-    error instead.
+    Subclasses describe themselves in class attributes and implement :meth:`records`.
 
     Args:
         root: folder of the corpus.
-        on_error: "raise" an error on the first broken item, or "skip": leave it out, counted and listed.
-
-    Raises:
-        ConfigError: an unknown ``on_error``.
+        on_error: "raise" an error on the first broken item, or "skip": leave it out and list it in ``Records.dropped``.
     """
 
     name: ClassVar[str]
@@ -129,14 +122,7 @@ class Corpus(ABC):
 
     @classmethod
     def variants(cls, root: str | Path) -> tuple[dict[str, str], ...]:
-        """Settings under which a folder can be read, for tools that look at all of it.
-
-        A corpus with an option that has no default, because a folder may hold several editions, names here one
-        dictionary of options for each edition that it finds, values as text.
-
-        Args:
-            root: folder of the corpus; it need not exist.
-        """
+        """Options (values as text) for each edition that a folder holds, where an option has no default."""
         return ({},)
 
     @property
@@ -145,11 +131,7 @@ class Corpus(ABC):
         return self.root
 
     def released_sizes(self) -> dict[str, tuple[int, int]]:
-        """Height and width of images as the released tables tell them, by record id; empty where they do not.
-
-        Raises:
-            DataError: a table is broken.
-        """
+        """Height and width of images as the released tables tell them, by record id; empty where they do not."""
         return {}
 
     @property
@@ -169,12 +151,7 @@ class Corpus(ABC):
         return new
 
     def begin(self, task: Task | None = None, *, listing: bool = False) -> Dropped:
-        """Check the task and the folder; returns the empty list of what is left out.
-
-        Raises:
-            ConfigError: the labels do not allow the task.
-            DataError: the folder does not exist.
-        """
+        """Check the task and the folder; returns the empty list of what is left out."""
         self.require_task(task)
         if not self.root.is_dir():
             raise DataError(f"the {self.title} folder {self.root} does not exist; get it from {self.remedy}")
@@ -205,11 +182,7 @@ class Corpus(ABC):
         return spec.find(self.table_folder(spec)) is not None
 
     def read_table(self, name: str, dropped: Dropped | None = None, item: str = "") -> Table:
-        """Read one of :attr:`tables` by its file name, and note repeated rows in ``dropped``, under the id ``item``.
-
-        Raises:
-            DataError: see :func:`~medvlp.datasets.tables.read_table`.
-        """
+        """Read one of :attr:`tables` by its file name, and note repeated rows in ``dropped``, under the id ``item``."""
         table = (self._kept_tables or {}).get(name)
         if table is None:
             spec = self._spec(name)
@@ -225,16 +198,14 @@ class Corpus(ABC):
         return next(s for s in self.tables if s.name == name)
 
     def files_of(self, names: Iterable[str], files: Mapping[str, str]) -> dict[str, str]:
-        """:func:`~medvlp.datasets.folders.with_other_endings`, noted in :attr:`substituted` and told once."""
-        found = with_other_endings(names, files)
-        self.substitute(
-            {name: path for name, path in found.items() if os.path.basename(name) != os.path.basename(path)}
-        )
-        return found
+        """:func:`~medvlp.datasets.folders.with_other_endings`, noted in :attr:`substituted`."""
+        paths = with_other_endings(names, files)
+        self.substitute({n: path for n, path in paths.items() if os.path.basename(n) != os.path.basename(path)})
+        return paths
 
-    def substitute(self, found: Mapping[str, str]) -> None:
-        """Note images that are taken from a file with another ending, listed name to path."""
-        new = {name: path for name, path in found.items() if name not in self.substituted}
+    def substitute(self, paths: Mapping[str, str]) -> None:
+        """Note images that are taken from a file with another ending, listed name to path, and warn once."""
+        new = {name: path for name, path in paths.items() if name not in self.substituted}
         self.substituted |= new
         if new:
             name, path = next(iter(new.items()))
@@ -245,13 +216,9 @@ class Corpus(ABC):
             )
 
     def unique_items(self, items: pd.DataFrame, cells: list[str], dropped: Dropped, kind: str = "row") -> pd.DataFrame:
-        """One row per id: repeats are noted, contradictions and items of two tables are broken.
+        """One row per id: repeats are noted; rows of another table, or that differ in ``cells``, are broken.
 
-        Args:
-            items: with columns id, table (path) and row, and ``cells``.
-            cells: what two rows of an id must agree in.
-            dropped: where the others are noted.
-            kind: what a row is called.
+        ``items`` have columns id, table (path), row and ``cells``; ``kind`` is what a row is called.
         """
         later = items.duplicated("id")
         same = items.duplicated(["id", "table", *cells])
@@ -271,9 +238,9 @@ class Corpus(ABC):
         Args:
             images: with a column id, and the row of their table as column ``row`` or as index.
             names: listed name of each.
-            files: name to path of what is there.
+            files: name to path of the files on the disk.
             dropped: where missing ones are noted.
-            where: which table lists an image, for errors: one text, or one for each.
+            where: the table that lists them, or one for each.
         """
         names = list(names)
         paths = self.files_of(names, files)
@@ -285,16 +252,7 @@ class Corpus(ABC):
         return images[~absent]
 
     def pools_on_disk(self, images: pd.DataFrame, folders: Mapping[str, str], dropped: Dropped) -> pd.DataFrame:
-        """:meth:`on_disk` where each released part has its folder.
-
-        Args:
-            images: with columns id, image (file name), pool, table (path) and row.
-            folders: part to the name of its folder below the root.
-            dropped: where missing ones are noted.
-
-        Raises:
-            DataError: a folder is missing or holds no image.
-        """
+        """:meth:`on_disk` where each released part has its folder; ``images`` need a column table (path)."""
         files: dict[str, str] = {}
         for pool in images["pool"].unique():
             folder = self.root / folders[pool]
@@ -317,7 +275,7 @@ class Corpus(ABC):
         whole: bool = False,
         by_reason: bool = False,
     ) -> pd.Series:
-        """Note or raise the rows of a table of which a reason holds; returns a mask of the others.
+        """Note or raise the rows of a table for which a reason holds; returns a mask of the others.
 
         Args:
             dropped: where they are noted, each with the first reason that holds.
@@ -325,7 +283,7 @@ class Corpus(ABC):
             reasons: reason to a mask of the rows.
             where: the table.
             whole: an item with a broken row goes as a whole, and is noted once: half of its boxes are a wrong sample.
-            by_reason: in the order of the reasons and not of the rows.
+            by_reason: go by the order of the reasons and not of the rows.
         """
         reason = first_reason(reasons, ids.index)
         wrong = ids[reason != ""]
@@ -340,11 +298,7 @@ class Corpus(ABC):
     def broken_rows(
         self, dropped: Dropped, ids: pd.Series, reason: str | pd.Series, where: Any, rows: Iterable[int] | None = None
     ) -> None:
-        """Note or raise several broken items, see :meth:`broken`.
-
-        ``reason`` is one for all or a series to look up; ``where`` one text or one for each; ``rows`` their rows in
-        the table, by default the index of ``ids``.
-        """
+        """:meth:`broken` for several items; ``reason`` and ``where`` may be one for all; ``rows``: index of ``ids``."""
         rows = list(ids.index if rows is None else rows)
         reasons = [reason] * len(ids) if isinstance(reason, str) else reason[ids.index]
         sources = [where] * len(ids) if isinstance(where, str) else where
@@ -352,18 +306,7 @@ class Corpus(ABC):
             self.broken(dropped, item, int(row), text, source)
 
     def broken(self, dropped: Dropped, item_id: str, row: int, reason: str, where: str) -> None:
-        """Note a broken item, or raise it, as ``on_error`` says; no-op while listing.
-
-        Args:
-            dropped: where it is noted.
-            item_id: identifier of the item.
-            row: 0-based row in its table.
-            reason: what is wrong, in a few words.
-            where: file (and column) that says so.
-
-        Raises:
-            UnreadableItemError: ``on_error`` is "raise".
-        """
+        """Note a broken item of a 0-based row, or raise it, as ``on_error`` says; no-op while listing."""
         if self.on_error == "raise" and not dropped.listing:
             raise UnreadableItemError(
                 f"{where}, row {row}, item {item_id}: {reason}; get the file again from {self.source}, or set on_error:"
@@ -391,22 +334,19 @@ class Corpus(ABC):
         """
 
     def after_split(self, table: pa.Table) -> pa.Table:
-        """What is done to each part of a split: filters and label policies that the recipes must not see yet.
+        """Filter each part of a split, and treat its labels; the default changes nothing.
 
-        Published recipes draw from all rows and look at raw labels; the choice of views or of a treatment of uncertain
-        labels comes later. The default changes nothing.
+        Published recipes draw from all rows and look at raw labels, so this comes later.
         """
         return table
 
     def listing(self) -> SplitInput:
         """Every image that the released tables list, whether its file is there or not: what splits are drawn from.
 
-        A split is a draw over all rows of a release. It must not shift because a file is missing, an annotation is
-        broken, a report is empty or a task needs fewer images, so recipes see this and not :meth:`records`. No image is
-        looked for; a label that cannot be made out is NaN; rows without an id and rows that repeat an earlier one are
-        left out. ``on_error`` plays no part, since whatever is broken is noted or raised with the records.
-
-        The default takes all records, for a corpus of which only these are known.
+        A split must not shift because a file is missing, an annotation is broken, a report is empty or a task needs
+        fewer images, so recipes see this and not :meth:`records`. No image is looked for; a label that cannot be made
+        out is NaN; rows without an id and rows that repeat an earlier one are left out. Broken items are for the
+        records to report, whatever ``on_error``. The default takes all records.
 
         Raises:
             DataError: a table is missing or cannot be read.
@@ -424,12 +364,7 @@ class Corpus(ABC):
         return records.column("id")
 
     def chosen(self, records: Records, listing: SplitInput, part: Part) -> Part:
-        """A part of a split of the :meth:`listing` as a part of records.
-
-        Args:
-            records: for any task.
-            listing: what the split was made from.
-            part: of that split.
+        """A part of a split of the :meth:`listing` as a part of records (for any task).
 
         Returns:
             Indices into the records, in the order of the part, several records of an image in a row. Images of the

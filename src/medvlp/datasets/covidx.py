@@ -1,9 +1,8 @@
 """COVIDx: images of several sources in ``train/`` and ``test/``, and text lists that class them.
 
-The lists have no header. A line is ``patient file class [source]``, separated by blanks; in the older lists a
-patient's name may itself hold a blank. So the file is the word that ends in an image extension, what precedes it is
-the patient, the next word the class. Lists are named by their version, since versions differ in images, classes and
-sizes.
+A line of a list is ``patient file class [source]``, separated by blanks. In the older lists a patient's name may hold
+a blank, so the file is the word that ends in an image extension, what precedes it is the patient, the next word the
+class.
 """
 
 from collections.abc import Sequence
@@ -40,11 +39,7 @@ class COVIDx(Corpus):
         version: name of the lists: "COVIDx9A" reads train_COVIDx9A.txt and test_COVIDx9A.txt, in the root or in
             labels/; "kaggle" reads train.txt, test.txt and, if available, val.txt.
         classes: "three" has the labels Normal, Pneumonia and COVID-19, "binary" COVID-19 alone. Lists of positive and
-            negative cannot give three: MGCA's code takes each of their lines as COVID-19, silently; here it is an
-            error.
-
-    Raises:
-        ConfigError: ``version`` is not a name of lists, or ``classes`` is unknown.
+            negative do not support three (MGCA's code silently takes each of their lines as COVID-19).
     """
 
     name = "covidx"
@@ -69,15 +64,15 @@ class COVIDx(Corpus):
     @classmethod
     def variants(cls, root: str | Path) -> tuple[dict[str, str], ...]:
         """One for each version of which a list is there, with the classes that its lists have."""
-        found: dict[str, str] = {}
+        versions: dict[str, str] = {}
         for path in sorted(p for f in (Path(root), Path(root) / "labels") for p in f.glob("t*.txt")):
             version = "kaggle" if path.name in _KAGGLE.values() else path.stem.partition("_")[2]
             if path.stem.partition("_")[0] not in ("train", "test") or not version:
                 continue
             words = path.read_text(encoding="utf-8", errors="replace").lower().split()
-            if found.get(version) != "binary":
-                found[version] = "binary" if any(w in _BINARY for w in words) else "three"
-        return tuple({"version": version, "classes": classes} for version, classes in sorted(found.items()))
+            if versions.get(version) != "binary":
+                versions[version] = "binary" if any(w in _BINARY for w in words) else "three"
+        return tuple({"version": version, "classes": classes} for version, classes in sorted(versions.items()))
 
     def list_path(self, pool: str) -> Path | None:
         """The list of a part ("train", "validate" or "test"), or None where it is not there."""
@@ -86,26 +81,22 @@ class COVIDx(Corpus):
         else:
             starts = ("val", "valid") if pool == "validate" else (pool,)
             names = [f"{start}_{self.version}.txt" for start in starts]
-        places = (folder / name for folder in (self.root, self.root / "labels") for name in names)
-        return next((p for p in places if p.is_file()), None)
+        paths = (folder / name for folder in (self.root, self.root / "labels") for name in names)
+        return next((p for p in paths if p.is_file()), None)
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
-        """Images in the order of the lists; see :meth:`Corpus.records`."""
+        """Images in the order of the lists."""
         dropped = self.begin(task)
         lines = self._lines(pools, dropped)
         lines = self.pools_on_disk(lines.assign(image=lines["id"]), _FOLDERS, dropped)
         return self._records(lines, dropped)
 
     def listing(self) -> SplitInput:
-        """Every file of the lists, whether it is there or not; see :meth:`Corpus.listing`.
-
-        Of a line that is not of the grammar the first word that names a file counts; its class is unknown.
-        """
+        """Every file of the lists; of a malformed line the first word that names a file, of unknown class."""
         dropped = self.begin(listing=True)
         return self.split_input(self._records(self._lines(None, dropped).assign(image=""), dropped))
 
     def _lines(self, pools: Sequence[str] | None, dropped: Dropped) -> pd.DataFrame:
-        """The usable lines of the lists, one per file."""
         parts = []
         for pool in _FOLDERS:
             path = self.list_path(pool)
@@ -132,7 +123,7 @@ class COVIDx(Corpus):
         return Records(make_table({c: lines[c] for c in ("id", "image", "patient", "pool")}, labels), dropped.frame())
 
     def _read_list(self, pool: str, path: Path, dropped: Dropped) -> pd.DataFrame:
-        """Columns pool, table, row (0-based line), patient, id, label (in lower case; "" only while listing)."""
+        """Columns pool, table, row (line), patient, id and label, in lower case ("" only while listing)."""
         lines = read_lines(path, again := f"get it again from {self.remedy}")
         if lines == [""]:
             raise DataError(f"{path} is an empty file; {again}")

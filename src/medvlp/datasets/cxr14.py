@@ -2,8 +2,7 @@
 
 Expected under the root: ``Data_Entry_2017_v2020.csv`` or the older ``Data_Entry_2017.csv``, the images in
 ``images_001/images`` … ``images_012/images`` (or in ``images``, or in the root itself), and, for what needs them,
-``train_val_list.txt``, ``test_list.txt`` and ``BBox_List_2017.csv``. The folder of an image follows from no id, so an
-index of all folders finds it.
+``train_val_list.txt``, ``test_list.txt`` and ``BBox_List_2017.csv``.
 """
 
 from collections.abc import Sequence
@@ -69,9 +68,6 @@ class ChestXray14(Corpus):
             there is.
         classes: labels to keep, in this order; None keeps the 14 and "No Finding".
         views: values of View Position to keep, after the split.
-
-    Raises:
-        ConfigError: an unknown ``labels_version`` or class.
     """
 
     name = "cxr14"
@@ -118,7 +114,7 @@ class ChestXray14(Corpus):
         self.views = tuple(v.upper() for v in views)
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
-        """Images, or (image, class) for "grounding", in the order of the label table; see :meth:`Corpus.records`."""
+        """Images, or (image, class) for "grounding", in the order of the label table."""
         dropped = self.begin(task)
         images = self._images(dropped, pools)
         boxed = task in ("detection", "grounding")
@@ -139,7 +135,7 @@ class ChestXray14(Corpus):
         return Records(self._table(images, boxes), dropped.frame(), box_names=BOX_CLASSES)
 
     def listing(self) -> SplitInput:
-        """Every image of the label table, whether its file is there or not; see :meth:`Corpus.listing`."""
+        """Every image of the label table."""
         images = self._images(self.begin(listing=True), None).assign(image="")
         return self.split_input(Records(self._table(images), Dropped().frame()))
 
@@ -156,11 +152,7 @@ class ChestXray14(Corpus):
 
     @property
     def label_table(self) -> str:
-        """Name of the label table that is read.
-
-        Raises:
-            DataError: it is not there.
-        """
+        """Name of the label table that is read."""
         names = [n for version, n in _TABLES.items() if self.labels_version in ("auto", version)]
         name = next((n for n in names if self.has_table(n)), None)
         if name is None:
@@ -168,10 +160,7 @@ class ChestXray14(Corpus):
         return name
 
     def _images(self, dropped: Dropped, pools: Sequence[str] | None) -> pd.DataFrame:
-        """Rows of the label table that can be used: id, patient, study, view, pool and the 15 labels, by row.
-
-        While listing all rows with an id, with NaN for labels that are broken.
-        """
+        """Sound rows of the label table; while listing all rows with an id, with NaN for labels that are broken."""
         table = self.read_table(self.label_table, dropped, item="repeated row")
         frame, ids = table.frame, table.frame["Image Index"]
         findings = frame["Finding Labels"].str.replace(r"\s*\|\s*", "|", regex=True).str.get_dummies("|")
@@ -203,14 +192,13 @@ class ChestXray14(Corpus):
 
     def _pools(self, known: set[str], dropped: Dropped, required: bool) -> dict[str, str]:
         """Image name to "train_val" or "test"; empty where neither list is there."""
-        candidates = {n: (self.root / f, self.root / f"{f}.gz") for n, f in _LISTS.items()}
-        paths = {name: path for name, both in candidates.items() for path in both[::-1] if path.is_file()}
-        missing = [file for name, file in _LISTS.items() if name not in paths]
+        paths = {name: TableSpec(file, ()).find(self.root) for name, file in _LISTS.items()}
+        missing = [file for name, file in _LISTS.items() if paths[name] is None]
         if len(missing) == 1 or (missing and required):
             raise DataError(f"{self.root / missing[0]} (for the official split) is missing; get it from {self.remedy}")
         pool: dict[str, str] = {}
         for name, path in paths.items():
-            for row, image in enumerate(read_lines(path, f"get it from {self.remedy}")):
+            for row, image in enumerate(read_lines(path, f"get it from {self.remedy}") if path else ()):
                 if not image:
                     continue
                 if image not in known:
@@ -226,7 +214,6 @@ class ChestXray14(Corpus):
         return pool
 
     def _on_disk(self, images: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
-        """The images whose file is there, with its path in the column image."""
         folders = sorted(self.root.glob("images_*"))
         files = image_files([*(f / "images" for f in folders), *folders, self.root / "images", self.root])
         if not files:
@@ -238,7 +225,7 @@ class ChestXray14(Corpus):
         return self.on_disk(images, images["id"], files, dropped, where)
 
     def _box_rows(self, images: pd.DataFrame, dropped: Dropped, every: bool) -> tuple[pd.DataFrame, set[str]]:
-        """Boxes (id, class, x0, y0, x1, y1) of the images, in the 1024 pixels of the release, and ids of broken ones.
+        """Boxes (id, class and corners) in the 1024 pixels of the release, and ids with a broken one.
 
         ``every`` says that ``images`` are all images, so that a box of another one is an error.
         """

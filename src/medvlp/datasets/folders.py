@@ -13,45 +13,32 @@ IMAGE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".dcm")
 _TRIES = 8
 
 
-def image_files(folders: Iterable[Path], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, str]:
-    """File name to absolute path of the image files that lie directly in some folders.
-
-    Args:
-        folders: those that do not exist are passed over; the first one that has a name wins.
-        suffixes: endings of image files, in lower case.
-    """
-    found: dict[str, str] = {}
+def image_files(folders: Iterable[Path]) -> dict[str, str]:
+    """Return file name to absolute path of the image files directly in some folders; the first that has a name wins."""
+    paths: dict[str, str] = {}
     for folder in folders:
         if not folder.is_dir():
             continue
         with os.scandir(os.path.abspath(folder)) as entries:
             for entry in entries:
-                if entry.name.lower().endswith(suffixes) and entry.is_file():
-                    found.setdefault(entry.name, entry.path)
-    return found
+                if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+                    paths.setdefault(entry.name, entry.path)
+    return paths
 
 
 def with_other_endings(names: Iterable[str], files: Mapping[str, str]) -> dict[str, str]:
-    """Find files by listed names; mirrors give images another ending.
-
-    Args:
-        names: as the tables list them.
-        files: name to path of what is there.
-
-    Returns:
-        Listed name to path, for the names of which there is a file, or one that differs in its ending alone.
-    """
+    """Return listed name to path, of those ``files`` (name to path) that have this name, but for the ending."""
     names = list(names)
-    found = {name: files[name] for name in names if name in files}
-    if len(found) < len(set(names)):
+    paths = {name: files[name] for name in names if name in files}
+    if len(paths) < len(set(names)):
         others: dict[str, str] = {}
         for suffix in reversed(IMAGE_SUFFIXES):  # the first of them wins
             others.update({os.path.splitext(n)[0]: p for n, p in files.items() if n.lower().endswith(suffix)})
         for name in names:
             stem, suffix = os.path.splitext(name)
-            if name not in found and suffix.lower() in IMAGE_SUFFIXES and stem in others:
-                found[name] = others[stem]
-    return found
+            if name not in paths and suffix.lower() in IMAGE_SUFFIXES and stem in others:
+                paths[name] = others[stem]
+    return paths
 
 
 def mimic_paths(root: Path, names: Sequence[str]) -> list[str]:
@@ -83,35 +70,29 @@ def read_headers(paths: Sequence[str]) -> list[ImageHeader]:
         return list(pool.map(read_header, paths, chunksize=16))
 
 
-def files_below(folder: Path, suffix: str | tuple[str, ...], *, skip: Iterable[str] = ()) -> list[Path]:
-    """All files of some suffixes below a folder: absolute paths, sorted, so that the disk has no say in the order.
+def images_below(folder: Path, skip: str) -> list[Path]:
+    """Return all image files below a folder, absolute and sorted, but those in its own folder named ``skip``.
 
-    Args:
-        folder: where to look; links to folders are followed, each folder is visited once.
-        suffix: one or several, with the dot, in any case of letters.
-        skip: names of folders directly in ``folder`` that are left out.
+    Links to folders are followed; each folder is visited once.
     """
-    found = []
-    folder = Path(os.path.abspath(folder))
-    skipped = {os.path.join(folder, name) for name in skip}
+    paths: list[str] = []
     visited = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        status = os.stat(place)
+    top = os.path.abspath(folder)
+    for where, folders, names in os.walk(top, followlinks=True):
+        status = os.stat(where)
         if (status.st_dev, status.st_ino) in visited:  # a link back up would loop forever
             folders[:] = []
             continue
         visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(f for f in folders if os.path.join(place, f) not in skipped)
-        found += [os.path.join(place, name) for name in names if name.lower().endswith(suffix)]
-    return [Path(path) for path in sorted(found)]
+        folders[:] = sorted(f for f in folders if f != skip or where != top)
+        paths += [os.path.join(where, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    return [Path(path) for path in sorted(paths)]
 
 
 def common_size(paths: Iterable[str | Path]) -> tuple[int, int] | None:
-    """Height and width of a corpus whose images all have one size, from the first readable header among a few.
+    """Return height and width of a corpus whose images all have one size, from the first readable header among a few.
 
-    Returns:
-        None if none of the first files can be read. Checks against the image's far edge are then left to the loading of
-        the images, which fails with the reason.
+    None leaves checks against the image's far edge to the loading of the images, which fails with the reason.
     """
     for path in islice(paths, _TRIES):
         header = read_header(Path(path))

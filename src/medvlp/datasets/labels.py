@@ -1,6 +1,5 @@
-"""What becomes of uncertain and unmentioned labels, by the names that the papers use."""
+"""Labels of CheXpert, and policies for uncertain and unmentioned ones, by the names that the papers use."""
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -55,9 +54,6 @@ def apply_policy(labels: pd.DataFrame, policy: str, blanks: str | None = None) -
 
     Returns:
         A new frame of float32.
-
-    Raises:
-        ConfigError: an unknown policy or treatment of blanks.
     """
     check_choice("label_policy", policy, LABEL_POLICIES)
     check_choice("blanks", blanks, (None, *get_args(Blanks)))
@@ -76,16 +72,3 @@ def apply_policy(labels: pd.DataFrame, policy: str, blanks: str | None = None) -
             values[uncertain] = np.nan
         result[name] = values
     return pd.DataFrame(result, index=labels.index)
-
-
-def select_classes(labels: pd.DataFrame, classes: Sequence[str] | None, source: str) -> pd.DataFrame:
-    """Columns by name, in the order asked for; None keeps all.
-
-    Raises:
-        ConfigError: an unknown label.
-    """
-    if classes is None:
-        return labels
-    for name in classes:
-        check_choice(f"label of {source}", name, labels.columns)
-    return labels[list(classes)]

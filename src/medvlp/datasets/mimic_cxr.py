@@ -16,7 +16,7 @@ import pandas as pd
 from medvlp.datasets.base import Dropped, OnError, make_table
 from medvlp.datasets.corpus import SIDE_VIEWS, Records, Task
 from medvlp.datasets.folders import mimic_paths
-from medvlp.datasets.labels import LabelPolicy, apply_policy, select_classes
+from medvlp.datasets.labels import LabelPolicy, apply_policy
 from medvlp.datasets.mimic_reports import REPORTS_ZIP, Reports, read_sections
 from medvlp.datasets.reports import ReportCorpus
 from medvlp.datasets.tables import TableSpec, read_table, to_numbers
@@ -54,9 +54,6 @@ class MIMICCXR(ReportCorpus):
         classes: labels to keep, in this order; None keeps all.
         cache_dir: folder for the parsed reports (Parquet, keyed by the studies and their files); None keeps none.
             The cache holds report text: keep it as safe as the corpus.
-
-    Raises:
-        ConfigError: an unknown policy, cleaning or label table.
     """
 
     name = "mimic_cxr"
@@ -124,7 +121,7 @@ class MIMICCXR(ReportCorpus):
         self.cache_dir = Path(cache_dir) if cache_dir else None
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
-        """Images of the chosen views, in the order of the split table; see :meth:`Corpus.records`."""
+        """Images of the chosen views, in the order of the split table."""
         dropped = self.begin(task)
         self.require_reports(f"download PhysioNet's MIMIC-CXR ({REPORTS_ZIP})")
         images = self._listed_images(_POOLS if pools is None else pools, dropped)
@@ -237,7 +234,8 @@ class MIMICCXR(ReportCorpus):
             row = int(table.frame.index[table.frame["study_id"] == ""][0])
             raise DataError(f"row {row} of {table.path} has no study_id; get it from {self.remedy}")
         frame = frame.drop(columns=[c for c in _NO_LABELS if c in frame.columns])
-        labels = select_classes(to_numbers(frame, str(table.path)), self.classes, self.title)
+        labels = to_numbers(frame, str(table.path))
+        labels = labels[list(self.chosen_labels(self.classes, tuple(labels.columns)))]
         wrong = (labels.notna() & ~labels.isin((-1, 0, 1))).any(axis=1).to_numpy()
         if wrong.any():
             row = int(table.frame.index[wrong][0])

@@ -51,12 +51,11 @@ _PATH = re.compile(r"(?:^|/)p\d\d/p(\d+)/s(\d+)/([^/]+)\.\w+$")
 class MSCXR(Corpus):
     """MS-CXR 0.1 or 1.1.0.
 
-    For "grounding", "segmentation" and "pairs" a record is an image and a phrase, in the order in which the pairs first
-    appear; its boxes are all boxes of that phrase, and its id is the DICOM id and the number of the phrase on that
-    image. For "detection" and "classification" a record is an image with the boxes and findings of all its phrases,
-    since an image that comes twice with half of its boxes would be wrong. A 0 means that no phrase of the finding was
-    marked, not that a reader denied it. ``pool`` is the column ``split`` of release 1.1.0, which is not MIMIC-CXR's
-    split.
+    For "grounding", "segmentation" and "pairs" a record is an image and a phrase with all its boxes, in the order in
+    which the pairs first appear; its id is the DICOM id and the number of the phrase on that image. For "detection" and
+    "classification" a record is an image with the boxes and findings of all its phrases. A 0 means that no phrase of
+    the finding was marked, not that a reader denied it. ``pool`` is the column ``split`` of release 1.1.0, which is not
+    MIMIC-CXR's split.
 
     Boxes are checked against the image size in the table and scaled where the file is a reduced copy of the image.
 
@@ -64,9 +63,6 @@ class MSCXR(Corpus):
         root: folder of the annotations.
         mimic_root: folder of MIMIC-CXR-JPG, if the images are not under root.
         annotations: "csv", "json", or "auto" for the newest release there is, csv first.
-
-    Raises:
-        ConfigError: an unknown ``annotations``.
     """
 
     name = "ms_cxr"
@@ -101,22 +97,17 @@ class MSCXR(Corpus):
 
     @property
     def annotation_path(self) -> Path:
-        """The table that is read.
-
-        Raises:
-            DataError: it is not there.
-        """
+        """The table that is read."""
         kinds = ("csv", "json") if self.annotations == "auto" else (self.annotations,)
         names = [f"{stem}.{kind}" for stem in _STEMS for kind in kinds]
         for name in names:
-            spec = next((s for s in self.tables if s.name == name), None)
-            path = spec.find(self.root) if spec is not None else self.root / name
+            path = self.root / name if name.endswith(".json") else self._spec(name).find(self.root)
             if path is not None and path.is_file():
                 return path
         raise DataError(f"{self.root} has neither {' nor '.join(names)}; get one of them from {self.remedy}")
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
-        """Phrases on images, or images, in the order of their first appearance; see :meth:`Corpus.records`."""
+        """Phrases on images, or images, in the order of their first appearance."""
         dropped = self.begin(task)
         if not self.mimic_root.is_dir():
             raise DataError(f"mimic_root {self.mimic_root} does not exist; get MIMIC-CXR-JPG from PhysioNet")
@@ -128,7 +119,7 @@ class MSCXR(Corpus):
         return Records(self._table(rows, keys, task), dropped.frame(), box_names=CATEGORIES)
 
     def listing(self) -> SplitInput:
-        """Every image of the table, once, whether its file is there or not; see :meth:`Corpus.listing`."""
+        """Every image of the table, once."""
         rows = self._read(self.begin(listing=True))
         rows = rows[rows["dicom_id"] != ""]
         findings = pd.DataFrame({name: rows["category_name"] == name for name in CATEGORIES}).groupby(rows["dicom_id"])
@@ -145,17 +136,15 @@ class MSCXR(Corpus):
     def _read(self, dropped: Dropped) -> pd.DataFrame:
         """The rows of the table as text, each once."""
         path = self.annotation_path
-        rows = self._json_rows(path) if path.suffix == ".json" else self._csv_rows(path)
+        if path.suffix == ".json":
+            rows = self._json_rows(path)
+        else:
+            rows = self.read_table(next(s.name for s in self.tables if s.find(self.root) == path)).frame
+            rows = rows.assign(split=rows.get("split", ""))
         rows["row"] = rows.index
         same = rows.duplicated([*_TEXTS, *_BOX, *_SIZE, "split"])
         dropped.extend(rows["dicom_id"][same], rows["row"][same], "repeats an earlier row")
         return rows[~same].assign(split=lambda r: r["split"].str.lower().replace(to_replace=_POOLS))
-
-    def _csv_rows(self, path: Path) -> pd.DataFrame:
-        frame = self.read_table(next(s.name for s in self.tables if s.find(self.root) == path)).frame.copy()
-        if "split" not in frame:
-            frame["split"] = ""
-        return frame
 
     def _json_rows(self, path: Path) -> pd.DataFrame:
         """The COCO annotations as rows of the table."""

@@ -28,16 +28,13 @@ class ObjectCXR(Corpus):
     """Object-CXR.
 
     Records are images in the order of train.csv, dev.csv and test.csv, with and without objects. Boxes and shapes
-    are in pixels of the file. For tasks with boxes or masks, the headers of the images that have objects are read,
-    since sizes differ: a shape that leaves its image is broken, and with it the image. The corpus names no patients.
+    are in pixels of the file; a shape that leaves its image is broken, and with it the image. The corpus names no
+    patients.
 
     Args:
         root: folder of the corpus.
-        polygon_boxes: how a polygon becomes a box: "bounds", the rectangle around it. MGCA's code instead takes a box
-            around the polygon's pole of inaccessibility that may leave the image; that rule is not offered.
-
-    Raises:
-        ConfigError: an unknown ``polygon_boxes``.
+        polygon_boxes: how a polygon becomes a box: "bounds", the rectangle around it. (MGCA's code takes a box around
+            the polygon's pole of inaccessibility, which may leave the image.)
     """
 
     name = "object_cxr"
@@ -66,13 +63,13 @@ class ObjectCXR(Corpus):
         self.polygon_boxes = polygon_boxes
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
-        """Images in the order of the tables; see :meth:`Corpus.records`."""
+        """Images in the order of the tables."""
         dropped = self.begin(task)
         rows = self.pools_on_disk(self._rows(pools, dropped), {pool: pool for pool in POOLS}, dropped)
         return self._records(self._checked(self._parsed(rows, dropped), dropped), dropped, task)
 
     def listing(self) -> SplitInput:
-        """Every image of the tables, whether its file is there or not; see :meth:`Corpus.listing`."""
+        """Every image of the tables."""
         dropped = self.begin(listing=True)
         rows = self._rows(None, dropped)
         rows["shapes"] = [[annotation] if annotation else [] for annotation in rows["annotation"]]
@@ -89,7 +86,6 @@ class ObjectCXR(Corpus):
         return Records(table, dropped.frame(), box_names=(LABEL,))
 
     def _rows(self, pools: Sequence[str] | None, dropped: Dropped) -> pd.DataFrame:
-        """Columns id (file name without its ending), image (file name), pool, table, row, annotation, one per image."""
         # the first release has no test.csv
         read = [p for p in POOLS if (p in pools if pools is not None else p != "test" or self.has_table("test.csv"))]
         if not read:
@@ -110,7 +106,6 @@ class ObjectCXR(Corpus):
         return pd.DataFrame(columns | {"annotation": table.frame["annotation"]})[ids != ""]
 
     def _parsed(self, rows: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
-        """The rows with their shapes; those that are not of the grammar are broken."""
         parsed: list[list[str] | None] = []
         for row in rows_of(rows):
             try:

@@ -48,9 +48,6 @@ class OpenI(ReportCorpus):
         cleaning: a name of medvlp.io.reports.CLEANINGS; "none" keeps the token XXXX of removed words, as all others.
         min_tokens: reports with fewer words after cleaning are left out.
         classes: labels to keep, in this order; None keeps all.
-
-    Raises:
-        ConfigError: an unknown policy, cleaning or label.
     """
 
     name = "open_i"
@@ -86,7 +83,7 @@ class OpenI(ReportCorpus):
         self.classes = self.chosen_labels(classes, LABELS)
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
-        """Images by report number; see :meth:`Corpus.records`. There are no released parts, so give no ``pools``."""
+        """Images by report number; there are no released parts, so give no ``pools``."""
         dropped = self.begin(task)
         if pools is not None and tuple(pools) != ("",):
             raise DataError(f"{self.title} is released in one part, not in {', '.join(pools)}; leave the pools out")
@@ -98,7 +95,7 @@ class OpenI(ReportCorpus):
         return self._records(images, reports, texts, task, dropped)
 
     def listing(self) -> SplitInput:
-        """Every image that a report names, whether it has a file and a text or not; see :meth:`Corpus.listing`."""
+        """Every image that a report names."""
         dropped = self.begin(listing=True)
         images, reports = self._listed(dropped)
         return self.split_input(self._records(images.assign(image=""), reports, {}, "classification", dropped))
@@ -161,7 +158,6 @@ class OpenI(ReportCorpus):
         return pd.DataFrame(rows, columns=["id", "number", "study", "row", "place"]), reports
 
     def _on_disk(self, images: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
-        """The images whose file is there, with its path in the column image."""
         files = image_files([*(self.root / folder for folder in _IMAGE_FOLDERS), self.root])
         if not files:
             packed = " (NLMCXR_png.tgz is there: unpack it)" if (self.root / "NLMCXR_png.tgz").is_file() else ""
@@ -177,7 +173,6 @@ class OpenI(ReportCorpus):
     def _texts(
         self, images: pd.DataFrame, reports: dict[int, OpenIReport], dropped: Dropped
     ) -> tuple[dict[int, str], pd.DataFrame]:
-        """Text by report number, and the images whose report has one."""
         texts, reasons = {}, {}
         for number in images["number"].unique():
             sections = reports[number].sections

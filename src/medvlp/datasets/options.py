@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from medvlp.compat import option_names
 from medvlp.datasets import corpus_class
 from medvlp.datasets.corpus import Corpus
 from medvlp.errors import ConfigError
@@ -15,17 +16,14 @@ OPTION_HELP = "an option of the corpus as in a YAML config, such as version=COVI
 
 
 def corpus_from_words(name: str, root: str | Path, words: Sequence[str], **fixed: Any) -> Corpus:
-    """Build the reader of a corpus.
+    """Build the reader of a corpus (a key of :data:`medvlp.datasets.CORPORA`).
 
     Args:
-        name: a key of :data:`medvlp.datasets.CORPORA`.
-        root: folder of the corpus.
+        name: of the corpus.
+        root: its folder.
         words: ``key=value`` each; values are read by the type of the option, lists as ``[a,b]``, None as ``null``. A
             key that comes again replaces the earlier one.
         **fixed: options that the words cannot change.
-
-    Raises:
-        ConfigError: no such corpus or option, a value that the option does not take, or a needed option is missing.
     """
     kind = corpus_class(name)
     for word in words:
@@ -36,7 +34,7 @@ def corpus_from_words(name: str, root: str | Path, words: Sequence[str], **fixed
             raise ConfigError(f"{key} is no option here")
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_class_arguments(kind, skip={"root", *fixed}, as_group=False)
-    known = sorted(action.dest for action in parser._actions if action.dest != "help")
+    known = option_names(parser)
     for word in words:
         if (key := word.partition("=")[0]) not in known:
             raise ConfigError(f"{kind.title} has no option {key}; it has {', '.join(known)}")

@@ -1,5 +1,6 @@
 """Any table of image paths and texts: CSV, TSV or Parquet."""
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from medvlp.datasets.base import Dropped, OnError, RadiographDataset, make_table
+from medvlp.datasets.folders import IMAGE_SUFFIXES
 from medvlp.datasets.tables import to_numbers
 from medvlp.errors import ConfigError, DataError, UnreadableItemError, check_range
 from medvlp.io.tables import read_cells
@@ -21,28 +23,26 @@ SPLIT_NAMES: dict[str, str] = {
 }
 """Split names as tables spell them, in any case, to ours."""
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".JPG", ".JPEG", ".PNG", ".DCM")  # tried in this order
+_LOWER = sorted(IMAGE_SUFFIXES, key=lambda suffix: not suffix.startswith(".j"))  # JPEG first
+_EXTENSIONS = (*_LOWER, *(suffix.upper() for suffix in _LOWER))
 
 
-class _Resolver:
-    """Finds files whose names lack the extension, listing each folder once."""
+@functools.cache
+def _names_in(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
 
-    def __init__(self) -> None:
-        self._folders: dict[str, set[str]] = {}
 
-    def __call__(self, path: str) -> str | None:
-        if "\\" in path and os.sep == "/" and not os.path.exists(path):
-            path = path.replace("\\", "/")  # of a table written under Windows
-        if path.endswith(_EXTENSIONS):
-            return path  # whether it exists shows when it is loaded; a check of each would cost a disk access here
-        folder, name = os.path.split(path)
-        if folder not in self._folders:
-            try:
-                self._folders[folder] = set(os.listdir(folder))
-            except OSError:
-                self._folders[folder] = set()
-        present = self._folders[folder]
-        return next((path + e for e in ("", *_EXTENSIONS) if name + e in present), None)
+def _resolve(path: str) -> str | None:
+    """Find a file whose name may lack the extension."""
+    if "\\" in path and os.sep == "/" and not os.path.exists(path):
+        path = path.replace("\\", "/")  # of a table written under Windows
+    if path.endswith(_EXTENSIONS):
+        return path  # whether it exists shows when it is loaded; a check of each would cost a disk access here
+    folder, name = os.path.split(path)
+    return next((path + e for e in ("", *_EXTENSIONS) if name + e in _names_in(folder)), None)
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,6 @@ class PairTable:
         encoding: of CSV and TSV files.
         sep: column separator of CSV files; .tsv files always have tabs.
         min_tokens: texts with fewer words are left out.
-
-    Raises:
-        ConfigError: a share is outside [0, 1], or a label column is named twice.
     """
 
     table: str | Path
@@ -105,10 +102,8 @@ class PairTable:
             on_error: "raise" on an empty text or a missing image, or "skip" (drop and count) them.
 
         Raises:
-            DataError: the table or a column is missing or occurs twice, a row has more or fewer fields than the header,
-                a quote is not closed, a byte cannot be decoded, or a label is no number.
+            DataError: the table is missing or malformed, or lacks a column.
             UnreadableItemError: an empty text or a missing image, with ``on_error="raise"``.
-            ConfigError: an unknown split or encoding.
         """
         if split is not None and split.lower() not in SPLIT_NAMES:
             raise ConfigError(f"unknown split {split!r}; expected one of: train, validate, test")
@@ -165,12 +160,12 @@ class PairTable:
         root = Path(self.image_root) if self.image_root is not None else Path(self.table).parent
         if not root.is_dir():
             raise DataError(f"the image folder {root} does not exist; set image_root")
-        resolve = _Resolver()
+        _names_in.cache_clear()
         rows, usable = [], []
         cells = zip(frame.index, ids[frame.index], frame[self.image_column], frame[self.text_column], strict=True)
         for row, item, image, cell in cells:
             text = " ".join(cell.split())
-            path = resolve(os.path.join(root, image)) if image else None
+            path = _resolve(os.path.join(root, image)) if image else None
             reason = "empty text" if not text else "missing image file" if path is None else ""
             if reason and on_error == "raise":
                 raise UnreadableItemError(
@@ -191,13 +186,5 @@ class PairTable:
 def read_pairs(
     table: str | Path, *, split: str | None = None, seed: int = 0, on_error: OnError = "raise", **columns: Any
 ) -> RadiographDataset:
-    """Index the pairs of a table in one call.
-
-    Args:
-        table: see :class:`PairTable`, of which ``columns`` are the other arguments.
-        split: see :meth:`PairTable.read`.
-        seed: see :meth:`PairTable.read`.
-        on_error: see :meth:`PairTable.read`.
-        **columns: ``image_column``, ``text_column``, …
-    """
+    """Index the pairs of a table in one call; see :class:`PairTable` (``columns``) and :meth:`PairTable.read`."""
     return PairTable(table, **columns).read(split, seed=seed, on_error=on_error)

@@ -41,13 +41,11 @@ class RSNAPneumonia(Corpus):
     """RSNA Pneumonia Detection Challenge, stage 2.
 
     Records are images: those of the label table sorted by patientId, as ``groupby`` sorts them for the published splits
-    (pool "train"), then the test images, sorted (pool "test"). Kaggle gave no labels of the test images: for
-    classification they are unknown (NaN) unless ``test_labels`` are given, for tasks with boxes such images are left
-    out.
+    (pool "train"), then the test images, sorted (pool "test"). Kaggle gave no labels of the test images: without
+    ``test_labels`` they are unknown (NaN), and tasks with boxes leave these images out.
 
-    Masks are the union of the boxes. An image's patientId names that image alone, so it stands for the patient, and
-    true patients cannot be kept together. Boxes lie in the files' own pixels; their far edge is checked against the
-    size in the header of the first image, since all images of a release have one size (1024 × 1024).
+    Masks are the union of the boxes. A patientId names one image, so true patients are not known. Boxes lie in the
+    files' own pixels; all images of a release have one size (1024 × 1024), which the first header gives.
 
     Args:
         root: folder of the challenge.
@@ -56,9 +54,6 @@ class RSNAPneumonia(Corpus):
         test_labels: file with labels of the test images, which RSNA released after the challenge: a CSV with the
             columns of stage_2_train_labels.csv (patientId and Target at least), or a list with lines
             "stage_2_test_images/<patientId>.dcm 0", as MRM and MaCo have them.
-
-    Raises:
-        ConfigError: an unknown class.
     """
 
     name = "rsna"
@@ -100,7 +95,7 @@ class RSNAPneumonia(Corpus):
         self.test_labels = Path(test_labels) if test_labels is not None else None
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
-        """Images with their boxes; see :meth:`Corpus.records`."""
+        """Images with their boxes."""
         dropped = self.begin(task)
         parts = [_no_images()]
         if pools is None or "train" in pools:
@@ -123,11 +118,7 @@ class RSNAPneumonia(Corpus):
         return Records(table, dropped.frame(), box_names=(PNEUMONIA,) if with_boxes else ())
 
     def listing(self) -> SplitInput:
-        """The images of the label table, then the test images, by their tables alone; see :meth:`Corpus.listing`.
-
-        No label table lists the test images. They are those of ``stage_2_sample_submission.csv`` or, without it, those
-        in their folder.
-        """
+        """The images of the label table, then those of ``stage_2_sample_submission.csv`` or of the test folder."""
         dropped = self.begin(listing=True)
         train = _targets(self.read_table(_LABELS).frame).assign(pool="train")
         listed, _ = self._listed_test(self._files(self.root / _TEST), dropped)
@@ -191,7 +182,7 @@ class RSNAPneumonia(Corpus):
         return images
 
     def _listed_test(self, files: dict[str, str], dropped: Dropped) -> tuple[pd.DataFrame, str]:
-        """PatientIds of the test images, and what lists them: the table, or the folder where there is none."""
+        """PatientIds of the test images, and the table or folder that lists them."""
         if not self.has_table(_SUBMISSION):
             return pd.DataFrame({"patientId": sorted(files)}), str(self.root / _TEST)
         table = self.read_table(_SUBMISSION, dropped)
@@ -218,19 +209,16 @@ class RSNAPneumonia(Corpus):
     def _files(self, folder: Path, listed: Iterable[str] | None = None) -> dict[str, str]:
         """PatientId to absolute path: of DICOM files, and of others that stand in for listed ones.
 
-        Args:
-            folder: of a released part.
-            listed: patientIds of its tables; None takes those of the sample submission, and where there is neither this
-                nor a DICOM file, every image.
+        By default the patientIds of the sample submission are listed, without it and any DICOM file all images.
         """
-        there = image_files([folder])
-        released = [name for name in there if name.lower().endswith(".dcm")]
+        present = image_files([folder])
+        released = [name for name in present if name.lower().endswith(".dcm")]
         if listed is None and self.has_table(_SUBMISSION):
             listed = self.read_table(_SUBMISSION).frame["patientId"]
         if listed is None:
-            listed = [] if released else dict.fromkeys(os.path.splitext(name)[0] for name in there)
+            listed = [] if released else dict.fromkeys(os.path.splitext(name)[0] for name in present)
         names = dict.fromkeys([*released, *(f"{i}.dcm" for i in listed if i)])
-        return {os.path.splitext(name)[0]: path for name, path in self.files_of(names, there).items()}
+        return {os.path.splitext(name)[0]: path for name, path in self.files_of(names, present).items()}
 
     def _annotated(
         self, frame: pd.DataFrame, where: str, folder: Path, dropped: Dropped, *, has_boxes: bool = True

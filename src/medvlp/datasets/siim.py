@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from medvlp.datasets.base import Dropped, OnError, grouped, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task
-from medvlp.datasets.folders import IMAGE_SUFFIXES, common_size, files_below
+from medvlp.datasets.folders import common_size, images_below
 from medvlp.datasets.tables import Table, TableSpec, read_table
 from medvlp.errors import DataError, check_choice
 from medvlp.io.rle import siim_extent
@@ -29,7 +29,7 @@ Stage = Literal[1, 2, "auto"]
 
 _STAGES = {2: "stage_2_train.csv", 1: "train-rle.csv"}
 _COLUMNS = ("ImageId", "EncodedPixels")
-_NOT_RELEASED = ("truth",)  # beside a phantom
+_ROWS = {11_582: "stage 1", 12_954: "stage 2"}
 
 
 class SIIMPneumothorax(Corpus):
@@ -38,19 +38,14 @@ class SIIMPneumothorax(Corpus):
     Records are images in the order of their first row in the table. ``rows`` and ``row_shapes`` keep the rows, since
     the split of GLoRIA and MGCA tears the rows of an image apart. The mask of an image is the **union** of its rows,
     which overlap in the release. The pool is "test" for images below a folder whose name holds "test" (the former test
-    images, which stage 2 added), else "train".
-
-    Patients are not released: each image stands for its own. Runs are checked against the size in the header of the
-    first image, since all images of a release have one size (1024 × 1024).
+    images, which stage 2 added), else "train". Patients are not released: each image stands for its own. All images of
+    a release have one size (1024 × 1024), which the first header gives.
 
     Args:
         root: folder of the challenge.
         stage: which table: 1 for ``train-rle.csv`` (11,582 rows, 10,675 images), 2 for ``stage_2_train.csv`` (12,954
             rows, 12,047 images), "auto" for stage 2 where its table is there, else stage 1.
         table: the table, if it lies elsewhere or has another name; ``stage`` is then ignored.
-
-    Raises:
-        ConfigError: an unknown stage.
     """
 
     name = "siim"
@@ -60,14 +55,7 @@ class SIIMPneumothorax(Corpus):
     # the key is the whole row: an image may have several, and only a row that repeats another is dropped
     tables = (
         TableSpec(_STAGES[2], _COLUMNS, key=_COLUMNS, required=False, needed_for="stage 2", rows={12_954: "stage 2"}),
-        TableSpec(
-            _STAGES[1],
-            _COLUMNS,
-            key=_COLUMNS,
-            required=False,
-            needed_for="stage 1",
-            rows={11_582: "stage 1", 12_954: "stage 2"},
-        ),
+        TableSpec(_STAGES[1], _COLUMNS, key=_COLUMNS, required=False, needed_for="stage 1", rows=_ROWS),
     )
     image_folders = ("dicom-images-train", "dicom-images-test")
 
@@ -80,7 +68,7 @@ class SIIMPneumothorax(Corpus):
         self.table = Path(table) if table is not None else None
 
     def records(self, task: Task | None = None, pools: Sequence[str] | None = None) -> Records:
-        """Images with the rows of their masks; see :meth:`Corpus.records`."""
+        """Images with the rows of their masks."""
         dropped = self.begin(task)
         table = self._table()
         dropped.repeated(table.repeated, table.path.name)
@@ -118,7 +106,7 @@ class SIIMPneumothorax(Corpus):
         return Records(records, dropped.frame(), names, rows=owner.astype(np.int64), row_shapes=row_shapes)
 
     def listing(self) -> SplitInput:
-        """The images of the table in the order of their first rows, without a pool; see :meth:`Corpus.listing`."""
+        """The images of the table in the order of their first rows, without a pool."""
         self.begin()
         frame = self._table().frame
         frame = frame[frame["ImageId"] != ""]
@@ -154,7 +142,7 @@ class SIIMPneumothorax(Corpus):
     def _paths(self, listed: set[str], dropped: Dropped) -> dict[str, Path | None]:
         """ImageId to its file, wherever below the root; None if there are two that differ."""
         paths: dict[str, Path | None] = {}
-        files = files_below(self.root, IMAGE_SUFFIXES, skip=_NOT_RELEASED)
+        files = images_below(self.root, skip="truth")  # beside a phantom
         released = [path for path in files if path.suffix.lower() == ".dcm"]
         stems = {path.stem for path in released}
         # mirrors of other endings keep the masks as images, too, under the same names

@@ -1,9 +1,8 @@
-"""The tables of a corpus as released: what they must hold, and reading them without guessing.
+"""The tables of a corpus as released.
 
 Every cell stays a string, since ids are names and a blank is not zero. What mirrors do to such files (compression, a
-byte order mark, columns in another order, spaces around names, one empty column at the end) is put up with and noted;
-what could make a wrong sample (a missing column, a row cut short or too long, two rows that contradict each other) is
-an error.
+byte order mark, columns in another order, spaces around names, one empty column at the end) is accepted and noted; what
+could make a wrong sample (a missing column, a row cut short or too long, two contradicting rows) is an error.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,17 +25,16 @@ class TableSpec:
     """What a released table must hold.
 
     Args:
-        name: file name below the root; ``name.gz`` and ``name.zip`` are taken as well.
-        columns: columns that must be there, under their usual names.
+        name: file name below the root; ``name.gz`` and ``name.zip`` are accepted as well.
+        columns: required columns, under their usual names.
         aliases: usual name to the other names that releases or mirrors give the column.
         optional: columns that are read where present.
         others: read all further columns too.
         key: columns that together identify a row; empty if rows may repeat.
         required: whether the corpus cannot be read without the table.
         needed_for: what the table serves, for messages ("labels", "the official split").
-        rows: number of rows of each release that is known, to the name of the release.
+        rows: number of rows of each known release, to the name of the release.
         open_rows: rows may have fewer fields than the header (NIH's boxes).
-        encoding: of the text.
     """
 
     name: str
@@ -49,7 +47,6 @@ class TableSpec:
     needed_for: str = ""
     rows: Mapping[int, str] = field(default_factory=dict)
     open_rows: bool = False
-    encoding: str = "utf-8"
 
     def find(self, root: Path) -> Path | None:
         """The file under ``root``, compressed or not, or None."""
@@ -60,12 +57,8 @@ class TableSpec:
 class Table:
     """A table that was read.
 
-    Args:
-        spec: what it had to hold.
-        path: the file.
-        frame: strings, "" where blank, columns under their usual names; the index is the 0-based row in the file.
-        notes: oddities that were put up with, one line each.
-        repeated: rows that repeat an earlier one in every cell; they are not in ``frame``.
+    ``frame`` holds strings, "" where blank, indexed by the 0-based row in the file; ``notes`` the oddities that were
+    accepted, one line each; ``repeated`` the rows that repeat an earlier one in every cell and are not in ``frame``.
     """
 
     spec: TableSpec
@@ -76,12 +69,7 @@ class Table:
 
 
 def read_table(root: Path, spec: TableSpec, *, source: str = "its source") -> Table:
-    """Read a table.
-
-    Args:
-        root: folder of the corpus.
-        spec: what the table must hold.
-        source: where to get it, for the remedy in errors.
+    """Read a table below ``root``; ``source`` is where to get it.
 
     Raises:
         DataError: the file is missing, unreadable, lacks a column, has a row that is cut short or too long, or two rows
@@ -92,7 +80,7 @@ def read_table(root: Path, spec: TableSpec, *, source: str = "its source") -> Ta
     if path is None:
         raise DataError(f"{root / spec.name}{purpose} is missing; get it from {source}")
     again = f"get it again from {source}"
-    cells = read_cells(path, encoding=spec.encoding, open_rows=spec.open_rows, again=again, settable=False)
+    cells = read_cells(path, open_rows=spec.open_rows, again=again, settable=False)
     notes = list(cells.notes)
     frame = cells.frame(_chosen(cells, spec, notes, again))
     frame, repeated = _unique(frame, spec, path, again)
@@ -115,27 +103,23 @@ def _chosen(cells: Cells, spec: TableSpec, notes: list[str], again: str) -> dict
         else:
             raise DataError(f"{cells.path} has a filled column without a name; {again}")
         names[at] = ""
-    there = [n for n in names if n]
-    if missing := [c for c in spec.columns if c not in there]:
-        raise DataError(f"{cells.path} lacks the column(s) {', '.join(missing)}; it has {', '.join(there)}; {again}")
-    wanted = [n for n in there if spec.others or n in spec.columns or n in spec.optional]
-    if twice := [n for n in dict.fromkeys(wanted) if wanted.count(n) > 1]:
+    present = [n for n in names if n]
+    if missing := [c for c in spec.columns if c not in present]:
+        raise DataError(f"{cells.path} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}; {again}")
+    chosen = [n for n in present if spec.others or n in spec.columns or n in spec.optional]
+    if twice := [n for n in dict.fromkeys(chosen) if chosen.count(n) > 1]:
         raise DataError(f"{cells.path} has the column(s) {', '.join(twice)} twice; {again}")
-    if [n for n in wanted if n in spec.columns] != list(spec.columns):
+    if [n for n in chosen if n in spec.columns] != list(spec.columns):
         notes.append("columns in another order than released")
-    return {n: names.index(n) for n in wanted}
+    return {n: names.index(n) for n in chosen}
 
 
 def _unique(frame: pd.DataFrame, spec: TableSpec, path: Path, again: str) -> tuple[pd.DataFrame, list[int]]:
-    if not spec.key:
-        return frame, []
     keys = list(spec.key)
-    same_key = frame.duplicated(keys)
-    if not same_key.any():
+    if not keys or not (same_key := frame.duplicated(keys)).any():
         return frame, []
     same_row = frame.duplicated()
-    conflict = same_key & ~same_row
-    if conflict.any():
+    if (conflict := same_key & ~same_row).any():
         row = int(np.flatnonzero(conflict.to_numpy())[0])
         item = "/".join(str(frame.iloc[row][k]) for k in keys)
         raise DataError(f"{path}: row {row} contradicts an earlier row of the same {', '.join(keys)} {item}; {again}")
@@ -143,11 +127,7 @@ def _unique(frame: pd.DataFrame, spec: TableSpec, path: Path, again: str) -> tup
 
 
 def to_numbers(frame: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Turn label columns into float32, blank cells into NaN.
-
-    Args:
-        frame: label columns as read from a table.
-        source: the table, for the error.
+    """Turn label columns of the table ``source`` into float32, blank cells into NaN.
 
     Raises:
         DataError: a cell is no finite number. The cell itself is not shown, since it may be report text.
@@ -176,11 +156,7 @@ def first_reason(reasons: Mapping[str, pd.Series | np.ndarray], index: pd.Index)
 
 
 def read_lines(path: Path, again: str) -> list[str]:
-    """The stripped lines of a text file, which may be packed with gzip.
-
-    Raises:
-        DataError: it is not UTF-8 or cannot be read.
-    """
+    """Return the stripped lines of a text file, which may be packed with gzip."""
     try:
         with open_unpacked(path) as file:
             text = file.read().decode("utf-8-sig")
@@ -190,16 +166,12 @@ def read_lines(path: Path, again: str) -> list[str]:
 
 
 def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
-    """Rows as named tuples with ``Index``; what a cell holds is known to the reader of the table alone."""
+    """Rows as named tuples with ``Index``, without a type."""
     return iter(frame.itertuples())
 
 
 def relative_path(cell: str) -> str:
-    """A path cell as a POSIX path below the root; backslashes of Windows tools become slashes.
-
-    Returns:
-        The path, or "" if the cell is blank or leads out of the root.
-    """
+    """Return a path cell with slashes for backslashes, or "" if it is blank or leads out of the root."""
     text = cell.strip().replace("\\", "/")
     path = PurePosixPath(text)
     if not text or path.is_absolute() or ".." in path.parts or (len(text) > 1 and text[1] == ":"):
