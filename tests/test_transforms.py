@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from medvlp.errors import ConfigError, DataError
 from medvlp.resizing import build_resize
-from medvlp.transforms import TRANSFORMS, _RandomOperation, build_transform, normalisation
+from medvlp.transforms import NORMALISATION, TRANSFORMS, _RandomOperation, build_transform
 
 UNCHANGING = ("plain", "mgca_detection", "chexzero")
 """Recipes without augmentation."""
@@ -23,7 +23,7 @@ def _image(height=97, width=60, seed=0):
 
 def _grey(x, name):
     """The first channel in grey levels 0…255 again."""
-    mean, std = normalisation(name)
+    mean, std = NORMALISATION[name]
     return (x[0] * std[0] + mean[0]) * 255
 
 
@@ -43,7 +43,7 @@ def test_shape_range_and_repeatability(name, train, shape):
     x = results[0]
     assert x.shape == (3, 32, 32)
     assert x.dtype == torch.float32
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in normalisation(name))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in NORMALISATION[name])
     grey = x * std + mean
     if name != "chexzero":  # bicubic after the normalisation may overshoot
         assert grey.min() >= -1e-6
@@ -136,7 +136,7 @@ def test_recipes_stay_as_they_were(name, train, number, levels):
 def test_recipes_are_torchvisions_own_on_plain_tensors(name, steps):
     side = 37 if name == "g2d_paper" else 32
     chain = v2.Compose([v2.Resize((side, side), antialias=True), *steps])
-    mean, std = (v[0] for v in normalisation(name))
+    mean, std = (v[0] for v in NORMALISATION[name])
     transform = build_transform(name, 32, True)
     for seed in range(6):
         torch.manual_seed(seed)
@@ -325,5 +325,3 @@ def test_unknown_name_and_size():
         build_transform("g2d", 224, True)
     with pytest.raises(ConfigError, match="image_size must be at least 8"):
         build_transform("plain", 4, True)
-    with pytest.raises(ConfigError):
-        normalisation("g2d")

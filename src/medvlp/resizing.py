@@ -25,8 +25,7 @@ from medvlp.errors import ConfigError, DataError
 class Geometry(NamedTuple):
     """What a rule did to one image, in whole pixels: crop, then scale, then pad with zeros.
 
-    ``left`` and ``top`` are the corner of the crop in the source image; ``width`` and ``height`` its size after
-    scaling; ``pad_left`` and ``pad_top`` the zeros before it in the result.
+    ``left`` and ``top`` are the crop's corner in the source image, ``width`` and ``height`` its size after scaling.
     """
 
     left: int
@@ -46,21 +45,14 @@ class Geometry(NamedTuple):
         return cls(0, 0, width, height, width, height, 0, 0, width, height)
 
 
-def _whole(source: Tensor, result: Tensor) -> Geometry:
-    """The geometry of a rule that scales the whole image and does not pad."""
+Resized = tuple[Tensor, Geometry]
+_BILINEAR = InterpolationMode.BILINEAR
+
+
+def _whole(source: Tensor, result: Tensor) -> Resized:
+    """Add the geometry of a rule that scales the whole image and does not pad."""
     (old_height, old_width), (height, width) = source.shape[-2:], result.shape[-2:]
-    return Geometry(0, 0, old_width, old_height, width, height, 0, 0, width, height)
-
-
-def _resized(pixels: Tensor, height: int, width: int, mode: InterpolationMode, antialias: bool) -> Tensor:
-    return v2.functional.resize(pixels, [height, width], interpolation=mode, antialias=antialias)
-
-
-def _to_square(
-    pixels: Tensor, size: int, mode: InterpolationMode = InterpolationMode.BILINEAR, antialias: bool = True
-) -> tuple[Tensor, Geometry]:
-    x = _resized(pixels, size, size, mode, antialias)
-    return x, _whole(pixels, x)
+    return result, Geometry(0, 0, old_width, old_height, width, height, 0, 0, width, height)
 
 
 def _pillow_lanczos(pixels: Tensor, height: int, width: int) -> Tensor:
@@ -68,12 +60,11 @@ def _pillow_lanczos(pixels: Tensor, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.array(small))[None]
 
 
-def _lanczos(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
-    x = _pillow_lanczos(pixels, size, size)
-    return x, _whole(pixels, x)
+def _square(pixels: Tensor, size: int, mode: InterpolationMode = _BILINEAR, antialias: bool = True) -> Resized:
+    return _whole(pixels, v2.functional.resize(pixels, [size, size], mode, antialias=antialias))
 
 
-def _padded(source: Tensor, small: Tensor, size: int) -> tuple[Tensor, Geometry]:
+def _padded(source: Tensor, small: Tensor, size: int) -> Resized:
     """Zero-pad to a square: floor(d / 2) at the left and top, the rest at the right and bottom."""
     (old_height, old_width), (height, width) = source.shape[-2:], small.shape[-2:]
     right, down = size - width, size - height
@@ -92,7 +83,7 @@ def _area_axis(x: Tensor, length: int) -> Tensor:
     return at_edges.diff(dim=-1).mul_(length / old).float()
 
 
-def _pad(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
+def _pad(pixels: Tensor, size: int) -> Resized:
     """MGCA's and GLoRIA's resize: longer side to ``size``, shorter side cut to an integer, zero-padded to a square.
 
     Shrinks by area averaging with exact fractional weights (OpenCV's INTER_AREA) and enlarges bilinearly.
@@ -108,7 +99,7 @@ def _pad(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
     return _padded(pixels, x.round_().clamp_(0, 255).to(torch.uint8), size)
 
 
-def _longer_pad(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
+def _longer_pad(pixels: Tensor, size: int) -> Resized:
     """CheXzero's data_process.py: both sides × size / longer side, cut to integers, Lanczos, zero-padded.
 
     Both sides are cut in binary arithmetic, as released, so that the longer one now and then is one pixel short.
@@ -119,19 +110,18 @@ def _longer_pad(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
     return _padded(pixels, small, size)
 
 
-def _kept_aspect(pixels: Tensor, size: int, side: Callable[[Sequence[int]], int]) -> tuple[Tensor, Geometry]:
+def _kept_aspect(pixels: Tensor, size: int, side: Callable[[Sequence[int]], int]) -> Resized:
     """Scale so that a side becomes ``size``, unless it is that small already; the other side is cut to an integer."""
     height, width = pixels.shape[-2:]
     old = side((height, width))
     if old <= size:
-        return pixels, Geometry.identity(height, width)
+        return _whole(pixels, pixels)
     # whole-number division: torchvision's Resize cuts the other side in the same way
-    new = (max(height * size // old, 1), max(width * size // old, 1))
-    x = _resized(pixels, *new, InterpolationMode.BILINEAR, True)
-    return x, _whole(pixels, x)
+    new = [max(height * size // old, 1), max(width * size // old, 1)]
+    return _whole(pixels, v2.functional.resize(pixels, new, _BILINEAR, antialias=True))
 
 
-def _stretch(pixels: Tensor, size: int, top_level: int) -> tuple[Tensor, Geometry]:
+def _stretch(pixels: Tensor, size: int, top_level: int) -> Resized:
     """The offline image preparation of the released G2D code (ext_data.py).
 
     Crop to the bounding box of the non-zero pixels, scale (x − min) / (max − min) to 0…top, resize to size × size
@@ -152,22 +142,18 @@ def _stretch(pixels: Tensor, size: int, top_level: int) -> tuple[Tensor, Geometr
     return y.to(torch.uint8), Geometry(left, top, x.shape[1], x.shape[0], size, size, 0, 0, size, size)
 
 
-def _full(pixels: Tensor, size: int) -> tuple[Tensor, Geometry]:
-    return pixels, Geometry.identity(*pixels.shape[-2:])
-
-
-_APPLY: dict[str, Callable[[Tensor, int], tuple[Tensor, Geometry]]] = {
-    "square": _to_square,
-    "square_plain": partial(_to_square, antialias=False),
-    "bicubic": partial(_to_square, mode=InterpolationMode.BICUBIC),
-    "lanczos": _lanczos,
+_APPLY: dict[str, Callable[[Tensor, int], Resized]] = {
+    "square": _square,
+    "square_plain": partial(_square, antialias=False),
+    "bicubic": partial(_square, mode=InterpolationMode.BICUBIC),
+    "lanczos": lambda pixels, size: _whole(pixels, _pillow_lanczos(pixels, size, size)),
     "pad": _pad,
     "longer_pad": _longer_pad,
     "longer": partial(_kept_aspect, side=max),
     "shorter": partial(_kept_aspect, side=min),
     "stretch_official": partial(_stretch, top_level=256),
     "stretch_255": partial(_stretch, top_level=255),
-    "full": _full,
+    "full": lambda pixels, size: _whole(pixels, pixels),
 }
 
 RESIZE_RULES: dict[str, str] = {
@@ -209,15 +195,14 @@ class ResizeRule:
         """Side of the result in pixels, or None where the result's size depends on the image."""
         return None if self.rule in _VARIABLE else self.size
 
-    def image(self, pixels: Tensor) -> tuple[Tensor, Geometry]:
+    def image(self, pixels: Tensor) -> Resized:
         """Resize one image.
 
         Args:
             pixels: uint8 (1, H, W), never changed.
 
         Returns:
-            A contiguous uint8 (1, h, w) tensor, which may be ``pixels`` itself where nothing is to do, and what was
-            done.
+            A contiguous uint8 (1, h, w) tensor, which may be ``pixels`` itself, and what was done.
 
         Raises:
             DataError: the image has another type or shape, or no pixels.
@@ -237,8 +222,7 @@ class ResizeRule:
             geometry: what :meth:`image` returned for that image.
 
         Returns:
-            bool (1, h, w), of the size of the resized image. A pixel is set if its centre lies in a set pixel of the
-            source, so that structures thinner than one pixel of the result may vanish.
+            bool (1, h, w), of the size of the resized image. Structures thinner than one of its pixels may vanish.
 
         Raises:
             DataError: not a bool tensor of that shape, or of another size than the image.

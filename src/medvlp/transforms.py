@@ -30,7 +30,7 @@ _UNIT: tuple[Triple, Triple] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 _MIMIC: tuple[Triple, Triple] = ((0.4978, 0.4978, 0.4978), (0.2449, 0.2449, 0.2449))
 _CHEXZERO: tuple[Triple, Triple] = ((101.48761 / 255,) * 3, (83.43944 / 255,) * 3)
 
-_NORMALISATION: dict[str, tuple[Triple, Triple]] = {
+NORMALISATION: dict[str, tuple[Triple, Triple]] = {
     "plain": _UNIT,
     "phantom": _UNIT,
     "g2d_paper": _UNIT,
@@ -46,8 +46,9 @@ _NORMALISATION: dict[str, tuple[Triple, Triple]] = {
     "benchx": _MIMIC,
     "maco": _MIMIC,
 }
+"""Mean and standard deviation, per channel, by which a transform normalises [0, 1] images."""
 
-TRANSFORMS: tuple[str, ...] = tuple(_NORMALISATION)
+TRANSFORMS: tuple[str, ...] = tuple(NORMALISATION)
 """Names that :func:`build_transform` knows."""
 
 _KEPT_AREA = 0.1
@@ -67,8 +68,7 @@ class _Finish(nn.Module):
             if self.mean[0] != 0 or self.std[0] != 1:
                 x = x.sub(self.mean[0]).div_(self.std[0])
             return x.expand(3, -1, -1)
-        mean = torch.tensor(self.mean).view(3, 1, 1)
-        std = torch.tensor(self.std).view(3, 1, 1)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (x - mean) / std
 
 
@@ -98,10 +98,6 @@ class _Blur(v2.Transform):
         return tv_tensors.wrap(x.round_().to(torch.uint8), like=inpt)
 
 
-def _antialiased(image: Tensor, size: int) -> Tensor:
-    return v2.functional.resize(image, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
-
-
 def _bicubic_levels(image: Tensor, size: int) -> Tensor:
     """Bicubic on floats without anti-aliasing and without cutting off what overshoots [0, 1]."""
     return F.interpolate(image.float().div_(255)[None], (size, size), mode="bicubic", align_corners=False)[0]
@@ -110,15 +106,15 @@ def _bicubic_levels(image: Tensor, size: int) -> Tensor:
 class _ToSquare(v2.Transform):
     """Resize to size × size; masks by the nearest pixel centre."""
 
-    def __init__(self, size: int, resize: Callable[[Tensor, int], Tensor]) -> None:
+    def __init__(self, size: int, resize: Callable[[Tensor, int], Tensor] | None = None) -> None:
         super().__init__()
         self.size, self.resize = size, resize
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
             return tv_tensors.Mask(nearest(inpt.as_subclass(Tensor), self.size, self.size))
-        if isinstance(inpt, tv_tensors.BoundingBoxes):
-            return v2.functional.resize(inpt, [self.size, self.size])
+        if self.resize is None or isinstance(inpt, tv_tensors.BoundingBoxes):
+            return v2.functional.resize(inpt, [self.size, self.size], _BILINEAR, antialias=True)
         return tv_tensors.wrap(self.resize(inpt.as_subclass(Tensor), self.size), like=inpt)
 
 
@@ -168,7 +164,7 @@ class _RandomOperation(v2.Transform):
             translate=[7 * sign * (name == "translate_x"), 7 * sign * (name == "translate_y")],
             scale=1.0,
             shear=[slope * (name == "shear_x"), slope * (name == "shear_y")],
-            interpolation=InterpolationMode.BILINEAR,
+            interpolation=_BILINEAR,
             fill=[0.0 if _follows(x) else 128.0],
             center=None if name == "rotate" else [0.0, 0.0],  # there, shears keep the top left corner
         )
@@ -211,7 +207,7 @@ def _recipe(name: str, size: int, train: bool) -> tuple[str, list[nn.Module]]:  
                 # reflect padding must stay inside the image
                 _Blur(min(2 * (round(size / 20) // 1) + 1, 2 * ((size - 1) // 2) + 1), (0.1, 3.0)),
             ]
-            always = [] if train else [_ToSquare(size, _antialiased)]
+            always = [] if train else [_ToSquare(size)]
         case "medklip" | "kad":
             rule = f"shorter:{2 * size}" if train else rule if name == "medklip" else f"bicubic:{size}"
             crop = _ResizedCrop(size, scale=(0.2, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True)
@@ -246,9 +242,6 @@ class ImageTransform:
     """A resize rule, augmentation and normalisation, made by :func:`build_transform`; it can be pickled.
 
     Attributes:
-        name: the recipe, one of :data:`TRANSFORMS`.
-        size: side S of the result, in pixels.
-        train: with random augmentation.
         resize: the deterministic first step. What it returns may be stored and handed to :meth:`finish` later.
     """
 
@@ -257,7 +250,7 @@ class ImageTransform:
         rule, steps = _recipe(name, size, train)
         self.resize: ResizeRule = build_resize(rule)
         self._augment = nn.Sequential(*steps)
-        self._normalise = _Finish(*_NORMALISATION[name])
+        self._normalise = _Finish(*NORMALISATION[name])
 
     def __repr__(self) -> str:
         return f"ImageTransform({self.name!r}, size={self.size}, train={self.train}, resize={self.resize.name!r})"
@@ -270,7 +263,6 @@ class ImageTransform:
 
         Returns:
             float32 (3, S, S); where mean and std are the same for all channels, the channels share memory.
-
         """
         return self.finish(self.resize.image(image)[0])
 
@@ -301,11 +293,9 @@ class ImageTransform:
             boxes: float32 (n, 4), x0, y0, x1, y1 in pixels of ``image`` as ``resize.boxes`` returned them, or None.
 
         Returns:
-            * the image, float32 (3, S, S);
-            * the mask, float32 (1, S, S) of 0 and 1, or None;
-            * the boxes, float32 (n, 4), clipped to the result, or None;
-            * which boxes to keep, bool (n,): false for one less than 1 pixel wide or high, or of which under 10 % of
-              the area is left. All n boxes are returned, so that the caller can count what it drops.
+            Image, float32 (3, S, S); mask, float32 (1, S, S) of 0 and 1, or None; boxes, float32 (n, 4), clipped to
+            the result, or None; and which boxes to keep, bool (n,): false for one less than 1 pixel wide or high, or
+            of which under 10 % of the area is left.
 
         Raises:
             DataError: image or mask do not have the size that the resize rule gives.
@@ -354,13 +344,12 @@ def build_transform(name: str, size: int, train: bool) -> ImageTransform:
     plain                [square:S] [0, 1]; no augmentation
     phantom              plain; in training ±5°, scale 0.95–1.05, shift 3 %, brightness and contrast ±15 %
     g2d_paper            [square:256 for S = 224, both scaled] G2D's paper: centre crop S, [0, 1]; in training
-                         perspective (p 0.5, distortion 0.5) and autocontrast (p 0.5), between resize and crop. The
-                         paper's random grayscale is the identity on grey images and therefore absent. The paper
-                         gives no parameters; these are torchvision's defaults
+                         perspective (p 0.5, distortion 0.5) and autocontrast (p 0.5), between resize and crop, with
+                         torchvision's defaults, since the paper gives no parameters. Its random grayscale does nothing
+                         to grey images
     g2d_official         [stretch_official:S] G2D's released code: bounding-box crop, min–max × 256 **with its wrap of
-                         the brightest pixels to 0**, bilinear resize without anti-aliasing, ImageNet mean and std; in
-                         training ±15° with shear 15, brightness and contrast 0.2. Its CenterCrop(256) of a 256-pixel
-                         image does nothing and is absent. The released size is 256
+                         the brightest pixels to 0**, ImageNet mean and std; in training ±15° with shear 15, brightness
+                         and contrast 0.2. The released size is 256
     g2d_official_255     [stretch_255:S] the same with × 255, that is, without the wrap
     mgca                 [pad:256 for S = 224, both scaled] MGCA's and GLoRIA's: random crop S in training, else centre
                          crop; mean 0.5, std 0.5
@@ -370,24 +359,21 @@ def build_transform(name: str, size: int, train: bool) -> ImageTransform:
                          rotation ±10° and scale 0.9–1.1 about the centre, zeros around. The code pads the mask and not
                          the image; here the mask follows the image
     convirt              [shorter:2S] ConVIRT's paper: crop 0.6–1.0 of the area, flip 0.5, ±20°, shift 0.1, scale
-                         0.95–1.05, brightness and contrast 0.6–1.4, Gaussian blur σ 0.1–3.0; else S × S. ImageNet mean
-                         and std, because its encoder starts from ImageNet (not stated in the paper). The paper gives
-                         no size for stored images: 2S is ours, large enough that no crop is enlarged
+                         0.95–1.05, brightness and contrast 0.6–1.4, Gaussian blur σ 0.1–3.0; else S × S. Ours: ImageNet
+                         mean and std, as its encoder starts from ImageNet, and 2S, so that no crop is enlarged
     medklip              [training shorter:2S, which is ours, else square:S] MedKLIP's code: S = 224, ImageNet mean and
                          std; in training crop 0.2–1.0 of the area (bicubic), flip 0.5, two operations of ten, each with
-                         p 0.5, level 7. The code crops from the image at full size; from 2S the smallest crops are
-                         enlarged, by at most 1.3
+                         p 0.5, level 7. The code crops at full size; from 2S the smallest crops grow by up to 1.3
     kad                  [training shorter:2S, which is ours, else bicubic:S] KAD's code: S = 224, 512 or 1024; the rest
                          as medklip
     chexzero             [longer_pad:320 for S = 224, both scaled] CheXzero's code: mean 101.48761, std 83.43944 on
                          0–255, then bicubic to S × S without anti-aliasing, as torchvision did on tensors when it was
                          released; values may overshoot [0, 1]. No augmentation
     benchx               [lanczos:S] BenchX's fine-tuning: S = 224, mean 0.4978, std 0.2449; in training crop 0.08–1.0
-                         of the area and flip 0.5 (its code; torchvision's defaults). It stores RSNA and SIIM at 512
-                         with the aspect kept and cuts the centre out in evaluation; here they are square
+                         of the area and flip 0.5. Its images of RSNA and SIIM keep their aspect and are cut to the
+                         centre in evaluation; here they are square
     maco                 [square:S] MaCo's pre-training: mean 0.4978, std 0.2449; in training flip 0.5, ±20°, scale
-                         0.8–1.2 (nearest pixel, torchvision's default). It stores images at 448 or 224; by which
-                         interpolation is not stated
+                         0.8–1.2 (nearest pixel, torchvision's default)
     ==================== ====================================================================================
 
     Args:
@@ -395,19 +381,9 @@ def build_transform(name: str, size: int, train: bool) -> ImageTransform:
         size: side S of the result, in pixels.
         train: with random augmentation.
 
-    Returns:
-        A picklable function of a uint8 (1, H, W) tensor that returns a float32 (3, size, size) tensor; where mean
-        and std are the same for all channels, the channels share memory.
-
     Raises:
         ConfigError: an unknown name or a size below 8.
     """
     check_choice("transform", name, TRANSFORMS)
     check_range("[8, inf)", image_size=size)
     return ImageTransform(name, size, train)
-
-
-def normalisation(name: str) -> tuple[Triple, Triple]:
-    """Return the mean and standard deviation, per channel, by which a transform normalises [0, 1] images."""
-    check_choice("transform", name, TRANSFORMS)
-    return _NORMALISATION[name]
