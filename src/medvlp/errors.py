@@ -1,4 +1,4 @@
-"""The errors that medvlp raises on purpose: one line each, with the place and the remedy."""
+"""The errors that medvlp raises on purpose: one line each, with file and row where known, and the remedy."""
 
 import errno
 import math

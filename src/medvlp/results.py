@@ -1,6 +1,6 @@
 """Result rows: one JSON object per line and metric, with everything that made the number.
 
-A row holds (all keys always there, None where it does not apply):
+A row has all of these keys, None where one does not apply:
 
 ================== ====================================================================================
 key                meaning
@@ -19,7 +19,7 @@ samples, groups    images and patients scored
 predictions        the Parquet file with what was predicted, relative to the rows' file; and its SHA-256
 config_sha256      hash of the settings of model and data
 versions, hardware of the run
-seconds            that the run took
+seconds            duration of the run
 time               when the row was written, UTC
 ================== ====================================================================================
 """
@@ -49,13 +49,11 @@ _VERSIONS = ("torch", "torchvision", "lightning", "timm", "transformers", "torch
 
 def versions() -> dict[str, str]:
     """Return the versions of medvlp and of the libraries that compute."""
-    found = {"medvlp": __version__, "python": platform.python_version()}
+    installed = {"medvlp": __version__, "python": platform.python_version()}
     for name in _VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed
 
 
 def hardware() -> str:
@@ -103,30 +101,15 @@ class ResultRow:
 
 
 def append_rows(path: str | Path, rows: Iterable[ResultRow]) -> Path:
-    """Append rows to a JSON Lines file; see :func:`append_lines`.
-
-    Args:
-        path: the file; made with its folder where there is none.
-        rows: what to append. NaN is written as null.
-
-    Returns:
-        The path.
-    """
+    """Append rows to a JSON Lines file, as :func:`append_lines` does; NaN is written as null."""
     return append_lines(path, [json.dumps(_without_nan(asdict(row)), allow_nan=False) for row in rows])
 
 
 def append_lines(path: str | Path, lines: Iterable[str]) -> Path:
-    """Append whole lines to a file, under a lock, so that several processes may write the same file.
+    """Append lines, given without their newlines, to a file, which is created if necessary; return its path.
 
-    A line that a killed process cut short is closed first: it stays alone on its line, where :func:`read_rows` reports
-    it. If the disk is full, nothing is appended.
-
-    Args:
-        path: the file; made with its folder where there is none.
-        lines: without their newlines.
-
-    Returns:
-        The path.
+    A lock is held, so that several processes may write the same file. A line that a killed process cut short is closed
+    first: it stays alone on its line, where :func:`read_rows` reports it. If the disk is full, nothing is appended.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +138,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """Return the value that the bytes of a JSON file or line hold.
+    """Return the value of a JSON file or line.
 
     Raises:
         ValueError: it is not JSON, not UTF-8, nested too deeply, or has a number that is too long.
@@ -170,14 +153,10 @@ def parse_json(content: bytes) -> Any:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Args:
-        path: the file.
-        remedy: what the error advises.
+    """Return the object in a JSON file.
 
     Raises:
-        DataError: the file cannot be read as JSON, or holds no object.
+        DataError: the file cannot be read as JSON, or holds no object; the message ends with ``remedy``.
     """
     try:
         content = parse_json(path.read_bytes())
@@ -188,19 +167,6 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     return content
 
 
-def read_lines(path: str | Path) -> list[bytes]:
-    """Return the lines of a results file, which may be compressed (``.gz``), since rows repeat their settings.
-
-    Raises:
-        DataError: the file is damaged as a whole, or unpacks to far more than its size suggests.
-    """
-    try:
-        with open_unpacked(path) as file:
-            return file.read().split(b"\n")
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: damaged ({error}); copy it again") from error
-
-
 def numbered_rows(path: str | Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
     """Read a JSON Lines file of result rows, plain or compressed with gzip (``.gz``).
 
@@ -208,14 +174,19 @@ def numbered_rows(path: str | Path) -> tuple[dict[int, dict[str, Any]], list[int
         Line (from 1) to its row, in the file's order; and the lines that are no rows: cut short, not UTF-8, not JSON.
 
     Raises:
-        DataError: no such file, or it is damaged as a whole.
+        DataError: no such file, it is damaged as a whole, or unpacks to far more than its size suggests.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such results file; medvlp test writes one")
+    try:
+        with open_unpacked(path) as file:
+            lines = file.read().split(b"\n")
+    except READ_ERRORS as error:
+        raise DataError(f"{path}: damaged ({error}); copy it again") from error
     rows: dict[int, dict[str, Any]] = {}
     broken = []
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -234,7 +205,7 @@ def warn_of_broken(path: str | Path, lines: Sequence[int]) -> None:
     if lines:
         more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
         warnings.warn(
-            f"{path}: line(s) {list(lines[:10])}{more} are no result rows (cut short or damaged): left out",
+            f"{path}: line(s) {list(lines[:10])}{more} are no result rows (cut short or damaged): skipped",
             stacklevel=3,
         )
 

@@ -1,7 +1,7 @@
-"""Files that are whole or absent, and folders that are made once, however their writers end.
+"""Files that are complete or absent, and folders that are made once, however their writers end.
 
-Apart from the phantom's writer this is the only module that renames files. A temporary name ends in ``.part``; only a
-killed process leaves one behind, and :func:`remove_leftovers` deletes those.
+Apart from the phantom's writer this is the only module that renames files. Temporary names end in ``.part``; only a
+killed process leaves one behind.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ def _sync_folder(folder: Path) -> None:
 def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb", *, private: bool = False) -> Iterator[IO[Any]]:
     """Open a file that replaces ``path`` when the block ends, complete and synced to disk.
 
-    If the block raises, the new file is removed and ``path`` stays as it was. A process that is killed leaves ``path``
-    as it was, too. Of several writers the last one wins; nobody reads a mixture.
+    If the block raises or the process is killed, ``path`` stays as it was. Of several writers the last one wins;
+    nobody reads a mixture.
 
     Args:
-        path: the file; its folder is made if necessary.
+        path: the file; its folder is created if necessary.
         mode: "wb" for bytes, "w" for UTF-8 text.
         private: make the file readable by its owner alone, whatever the umask.
 
@@ -79,11 +79,9 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb", *, private: 
 
 
 def remove_leftovers(folder: str | Path, names: str = "") -> None:
-    """Remove what killed writers left in a folder. Call it only while no other process writes there.
+    """Remove what killed writers left in a folder, of files whose names start with the pattern ``names``.
 
-    Args:
-        folder: need not exist.
-        names: pattern that the names of the unfinished files or folders start with; by default all.
+    Call it only while no other process writes there. The folder need not exist.
     """
     for path in Path(folder).glob(f"{names}*.part"):
         if path.is_dir():

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import default_collate
 
 from medvlp.errors import ConfigError, TokenizerError, check_choice
+from medvlp.io.headers import first_line
 
 if TYPE_CHECKING:  # importing transformers takes seconds, and `medvlp --help` should not
     from transformers import PreTrainedTokenizerFast
@@ -24,9 +25,8 @@ _ROLES = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_tok
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")
 
 
-def _quiet_parallelism() -> None:
-    # tokenizers warns and falls back to one thread when its threads meet forked loader workers
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# tokenizers warns and falls back to one thread when its threads meet forked loader workers
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _bert_tokenizer(model: Any, lowercase: bool) -> Any:
@@ -49,12 +49,12 @@ def train_wordpiece(
     """Train a WordPiece vocabulary, as BERT's tokenizer uses one.
 
     The same texts give the same vocabulary with the same ids, in any order of the texts. For this the alphabet is
-    handed over sorted: the trainer of the ``tokenizers`` library numbers the characters that continue a word in the
-    order of a randomly seeded hash table, and these numbers break ties between merges.
+    passed sorted: the trainer of the ``tokenizers`` library numbers the characters that continue a word in the order
+    of a randomly seeded hash table, and these numbers break ties between merges.
 
     Args:
         texts: the training texts.
-        vocab_size: most entries of the vocabulary, special tokens and alphabet included.
+        vocab_size: largest size of the vocabulary, special tokens and alphabet included.
         lowercase: lower-case and strip accents, as BERT's uncased tokenizers do.
         min_frequency: a pair of pieces is merged only if it occurs at least this often.
         min_texts: words of fewer different texts contribute characters only, so that no entry spells out a name from a
@@ -67,7 +67,6 @@ def train_wordpiece(
     Raises:
         TokenizerError: the texts are empty, or the alphabet alone exceeds ``vocab_size``.
     """
-    _quiet_parallelism()
     from tokenizers import models, processors, trainers
 
     draft = _bert_tokenizer(models.WordPiece(vocab={"[UNK]": 0}, unk_token="[UNK]"), lowercase)
@@ -78,11 +77,10 @@ def train_wordpiece(
         counts = Counter(p for word in draft.normalizer.normalize_str(text).split() for p in pieces(word))
         spread.update(counts.keys())
         words.update({piece: count * times for piece, count in counts.items()})
-    first = {word[0] for word in words}
-    later = {"##" + c for word in words for c in word[1:]}
     if not words:
         raise TokenizerError("no text to train a vocabulary on; check that the training part has reports")
-    alphabet = sorted(first | {c[2:] for c in later}) + sorted(later)
+    later = {c for word in words for c in word[1:]}
+    alphabet = [*sorted({word[0] for word in words} | later), *sorted("##" + c for c in later)]
     if len(SPECIAL_TOKENS) + len(alphabet) > vocab_size:
         raise TokenizerError(
             f"vocab_size {vocab_size} is smaller than the alphabet of the texts with the special tokens"
@@ -99,10 +97,8 @@ def train_wordpiece(
     common = {word: count for word, count in words.items() if spread[word] >= min_texts}
     draft.train_from_iterator(_repeated(common), trainer=trainer)
     vocabulary = draft.get_vocab(with_added_tokens=True)
-    by_id = sorted(vocabulary, key=vocabulary.__getitem__)
-    model = models.WordPiece(
-        vocab={token: i for i, token in enumerate(by_id)}, unk_token="[UNK]", max_input_chars_per_word=100
-    )
+    renumbered = {token: number for number, token in enumerate(sorted(vocabulary, key=vocabulary.__getitem__))}
+    model = models.WordPiece(vocab=renumbered, unk_token="[UNK]", max_input_chars_per_word=100)
     # built again, because the alphabet went in as special tokens, which would be matched before any merge
     final = _bert_tokenizer(model, lowercase)
     final.add_special_tokens(list(SPECIAL_TOKENS))
@@ -133,10 +129,9 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> "PreTrainedTokenizer
     Raises:
         TokenizerError: the folder has no vocabulary, the hub cannot be reached, or no fast tokenizer exists.
     """
-    _quiet_parallelism()
     folder = Path(path_or_name)
-    looks_local = folder.exists() or folder.is_absolute() or str(path_or_name).startswith((".", "~"))
-    if looks_local:
+    local = folder.exists() or folder.is_absolute() or str(path_or_name).startswith((".", "~"))
+    if local:
         folder = folder.expanduser()
         if not folder.is_dir():
             raise TokenizerError(f"the tokenizer folder {folder} does not exist")
@@ -147,16 +142,15 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> "PreTrainedTokenizer
             )
     from transformers import AutoTokenizer
 
-    name = str(folder) if looks_local else str(path_or_name)
+    name = str(folder) if local else str(path_or_name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and hub errors of its own here
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        if looks_local:
-            raise TokenizerError(f"the tokenizer in {folder} cannot be loaded: {first_line}") from error
+        if local:
+            raise TokenizerError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
         raise TokenizerError(
-            f'the tokenizer "{name}" cannot be fetched from the hub ({first_line}); pass a local folder that holds'
-            " tokenizer.json or vocab.txt instead"
+            f'the tokenizer "{name}" cannot be fetched from the hub ({first_line(error)}); pass a local folder that'
+            " holds tokenizer.json or vocab.txt instead"
         ) from error
     from transformers import PreTrainedTokenizerFast
 
@@ -192,7 +186,6 @@ def tokenizer_from_state(state: dict[str, Any]) -> "PreTrainedTokenizerFast":
     Raises:
         TokenizerError: the state is not one that :func:`tokenizer_state` returned.
     """
-    _quiet_parallelism()
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -215,12 +208,8 @@ def tokenizer_from_state(state: dict[str, Any]) -> "PreTrainedTokenizerFast":
         raise TokenizerError(f"the stored tokenizer cannot be restored ({type(error).__name__}: {error})") from error
 
 
-_STACKED = ("mask", "size", "geometry")
-_LISTED = ("boxes", "box_labels")
-
-
 class Collate:
-    """Turns a list of samples into a batch; :mod:`medvlp.datamodules.base` lists the keys.
+    """Collate a list of samples into a batch; :mod:`medvlp.datamodules.base` lists the keys.
 
     What a sample may lack (text, mask, boxes, …) is in the batch if all samples have it.
 
@@ -243,7 +232,6 @@ class Collate:
         check_choice("padding", padding, ("longest", "max_length"))
         if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
             raise ConfigError("the batches need word positions, which only a fast tokenizer knows")
-        _quiet_parallelism()
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.padding = padding
@@ -259,10 +247,10 @@ class Collate:
             "label": torch.stack([s["label"] for s in samples]),
             "skipped": [pair for s in samples for pair in s.get("skipped", ())],
         }
-        for key in (*_STACKED, *_LISTED):
+        for key in ("mask", "size", "geometry", "boxes", "box_labels"):
             if all(key in s for s in samples):
                 values = [s[key] for s in samples]
-                batch[key] = default_collate(values) if key in _STACKED else values
+                batch[key] = values if key.startswith("box") else default_collate(values)
         if all("text" in s for s in samples):
             batch["text"] = [s["text"] for s in samples]
             if self.tokenizer is not None:
@@ -274,10 +262,6 @@ class Collate:
         assert self.tokenizer is not None
         encoded = self.tokenizer(texts, padding=self.padding, truncation=True, max_length=self.max_length)
         groups = [[-1 if w is None else w for w in encoded.word_ids(i)] for i in range(len(texts))]
-        columns = {
-            "input_ids": encoded["input_ids"],
-            "attention_mask": encoded["attention_mask"],
-            "word_groups": groups,
-        }
+        columns = {name: encoded[name] for name in ("input_ids", "attention_mask")} | {"word_groups": groups}
         # by way of numpy, which reads nested lists twice as fast as torch
         return {name: torch.from_numpy(np.array(rows, dtype=np.int64)) for name, rows in columns.items()}

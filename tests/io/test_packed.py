@@ -9,7 +9,7 @@ import pytest
 
 from medvlp.errors import DataError
 from medvlp.io.packed import open_unpacked
-from medvlp.results import read_lines
+from medvlp.results import numbered_rows
 
 
 def _zip(path, members):
@@ -41,4 +41,4 @@ def test_a_bomb_ends_in_an_error(tmp_path):
     with pytest.raises(DataError, match="more than 64 MiB"), open_unpacked(tmp_path / "t.zip") as file:
         file.read()
     with pytest.raises(DataError, match="more than 64 MiB"):
-        read_lines(tmp_path / "rows.jsonl.gz")
+        numbered_rows(tmp_path / "rows.jsonl.gz")
