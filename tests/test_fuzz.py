@@ -159,7 +159,14 @@ def judge(sound: Sound, tree: Tree, damage: Damage) -> None:
         assert not any(t in str(error) for t in sound.texts for error in errors), "a report's text in an error"
 
 
-@pytest.mark.parametrize("sound", list(LAYOUTS), indirect=True)
+_QUICK = ("mimic_cxr", "siim", "cxr14")
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [name if name in _QUICK else pytest.param(name, marks=pytest.mark.variant) for name in LAYOUTS],
+    indirect=True,
+)
 def test_damaged_trees_are_noticed_and_never_give_a_wrong_sample(sound, request, tmp_path):
     warnings.simplefilter("ignore")
     name = request.node.callspec.params["sound"]

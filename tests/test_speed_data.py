@@ -12,6 +12,7 @@ SCRIPT = Path(__file__).parents[1] / "experiments" / "speed" / "data.py"
 
 
 @pytest.mark.slow
+@pytest.mark.variant
 def test_data():
     pytest.importorskip("cv2")
     tiny = ["--images", "2", "--scale", "0.1", "--repeats", "1", "--passes", "1", "--transforms", "plain"]

@@ -12,6 +12,7 @@ SCRIPTS = Path(__file__).parents[1] / "experiments" / "speed"
 
 
 @pytest.mark.slow
+@pytest.mark.variant
 def test_pseudo_mask():
     pytest.importorskip("cv2")
     tiny = ["--batch", "3", "--size", "64", "--repeats", "2", "--threads", "1", "--device", "cpu"]
@@ -62,6 +63,7 @@ def test_losses():
 
 
 @pytest.mark.slow
+@pytest.mark.variant
 def test_probe():
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / "probe.py"), "--quick", "--threads", "1"],

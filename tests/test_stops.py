@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import environment
-from helpers import differences
+from helpers import differences, selected
 from stopped_fits import EPOCHS, EVERY, STEPS
 
 PER_EPOCH = 3 * STEPS + 6
@@ -23,25 +23,30 @@ _ANY = random.Random(0)
 _SIGNALS = [("term", VALIDATION), ("interrupt", PER_EPOCH + VALIDATION + 2), ("term", PER_EPOCH + VALIDATION - 1)]
 # By the end of a step that is a multiple of EVERY; in the second epoch the sixth and the ninth.
 _SAVES = [("full", 3 * EVERY - 1), ("kill while saving", PER_EPOCH + 2), ("full", PER_EPOCH + EPOCH_END)]
+_RANDOM = [
+    (kind, _ANY.randrange(3, EPOCHS * PER_EPOCH)) for kind in ("term", "interrupt", "kill", "time") for _ in range(4)
+]
 STOPS = [
     *_SIGNALS,
     *_SAVES,
     ("kill", VALIDATION + 1),  # with a checkpoint of the fifth step, or without
-    *[
-        (kind, _ANY.randrange(3, EPOCHS * PER_EPOCH))
-        for kind in ("term", "interrupt", "kill", "time")
-        for _ in range(4)
-    ],
+    *_RANDOM[::4],
+    *[pytest.param(*stop, marks=pytest.mark.variant) for i, stop in enumerate(_RANDOM) if i % 4],
 ]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """The undisturbed run, and all stopped and resumed ones."""
+def runs(tmp_path_factory, request) -> Path:
+    """The undisturbed run, and the stopped and resumed ones of the selected tests."""
     folder = tmp_path_factory.mktemp("stops")
     script = Path(__file__).parent / "support" / "stopped_fits.py"
-    subprocess.run([sys.executable, script, folder, json.dumps(STOPS)], env=environment(), check=True)
+    stops = {_name(kind, point): (kind, point) for kind, point in selected(request, "kind", "point")}
+    subprocess.run([sys.executable, script, folder, json.dumps(stops)], env=environment(), check=True)
     return folder
+
+
+def _name(kind: str, point: int) -> str:
+    return f"{kind} at {point}"
 
 
 def _last(run: Path) -> dict:
@@ -62,10 +67,9 @@ def _expected(kind: str, point: int) -> int:
     return max(done // EVERY * EVERY, epoch * STEPS)
 
 
-@pytest.mark.parametrize("number", range(len(STOPS)), ids=[f"{kind} at {point}" for kind, point in STOPS])
-def test_stopped_and_resumed(runs, number):
-    kind, point = STOPS[number]
-    run, whole = runs / str(number), runs / "whole"
+@pytest.mark.parametrize(("kind", "point"), STOPS)
+def test_stopped_and_resumed(runs, kind, point):
+    run, whole = runs / _name(kind, point), runs / "whole"
     notes = json.loads((run / "notes.json").read_text())
     code = {"term": 143, "interrupt": 130, "full": errno.ENOSPC, "time": 0}.get(kind, -9)
     assert (notes["code"], notes["step"]) == (code, _expected(kind, point))

@@ -222,6 +222,7 @@ def test_an_interrupted_job_is_queued_again_and_goes_on(local, tmp_path):
     assert note["first"] == pid != note["pid"]
 
 
+@pytest.mark.variant
 def test_one_process_of_several_that_fails_fails_the_job(local):
     (handle,) = local(fails_in_second_process, tasks_per_node=2).submit([(job("a"),)])
     _until(handle.done)
@@ -235,6 +236,7 @@ def test_the_first_process_of_several_speaks_for_the_job(local):
     assert handle.result() == {"state": "done", "name": "a"}
 
 
+@pytest.mark.variant
 def test_a_process_that_dies_under_submitit_is_an_error_of_its_job(local):
     (handle,) = local(dies).submit([(job("a"), "killed")])
     _until(handle.done)
@@ -242,6 +244,7 @@ def test_a_process_that_dies_under_submitit_is_an_error_of_its_job(local):
         handle.result()
 
 
+@pytest.mark.variant
 def test_a_job_over_its_time_under_submitit_leaves_a_note(local, tmp_path):
     limited = replace(job("a"), timeout_min=0.01)
     (tmp_path / "jobs" / limited.name).mkdir(parents=True)
@@ -434,6 +437,7 @@ def _as_srun(grid: Path, work: Path, rank: int, tasks: int, port: int) -> subpro
     )
 
 
+@pytest.mark.variant
 def test_processes_of_one_job_share_the_folder_and_the_first_keeps_it(tiny_grid, tmp_path):
     grid = tiny_grid()
     config = yaml.safe_load((tmp_path / "g2d.yaml").read_text())

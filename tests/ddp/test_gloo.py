@@ -5,7 +5,8 @@ import socket
 import ddp_workers
 import pytest
 import torch
-from ddp_workers import CASES, CHUNKED, WORLDS
+from ddp_workers import CASES, CHUNKED
+from helpers import selected
 
 TOLERANCE = 1e-5
 
@@ -17,10 +18,10 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def groups(tiny_phantom, tmp_path_factory) -> dict[int, list[dict]]:
-    """Results of the processes of each world size."""
+def groups(tiny_phantom, tmp_path_factory, request) -> dict[int, list[dict]]:
+    """Results of the processes of each world size of the selected tests, and of two."""
     found = {}
-    for world in WORLDS:
+    for world in {2, *(world for (world,) in selected(request, "world"))}:
         folder = tmp_path_factory.mktemp(f"gloo{world}")
         arguments = (str(folder), str(tiny_phantom), _free_port(), world)
         torch.multiprocessing.spawn(ddp_workers.work, arguments, nprocs=world)
@@ -50,7 +51,7 @@ def _distance(gradients: dict, wanted: dict) -> float:
     )
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.variant)])
 @pytest.mark.parametrize("case", [*CASES, *CHUNKED])
 def test_processes_equal_one(groups, alone, case, world):
     whole = alone[case]

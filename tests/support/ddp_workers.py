@@ -15,7 +15,6 @@ from helpers import batch, image_config, text_config
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-WORLDS = (2, 4)
 PAIRS = 8
 SIZE = 64
 

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from PIL import Image
 
@@ -169,3 +170,13 @@ def differences(first, second, at: str = "") -> list[str]:
             return [f"{at}: lengths {len(first)} and {len(second)}"]
         return [d for i, pair in enumerate(zip(first, second, strict=True)) for d in differences(*pair, f"{at}/{i}")]
     return [] if first == second else [f"{at}: {first} and {second}"]
+
+
+def selected(request: pytest.FixtureRequest, *names: str) -> list[tuple]:
+    """Values of these parameters in the selected tests of a fixture's module, each once, in the order of the tests."""
+    parameters = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    return list(dict.fromkeys(tuple(each[n] for n in names) for each in parameters if set(names) <= set(each)))

@@ -107,11 +107,11 @@ def in_a_process(folder: Path, stop: Stop, resume: bool = False) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def main(folder: Path, stops: list[tuple[str, int]]) -> None:
+def main(folder: Path, stops: dict[str, tuple[str, int]]) -> None:
     """The undisturbed run, and each stopped one with what resumes it."""
     assert in_a_process(folder / "whole", Stop()) == 0
-    for number, (kind, point) in enumerate(stops):
-        run = folder / str(number)
+    for name, (kind, point) in stops.items():
+        run = folder / name
         notes = {"code": in_a_process(run, Stop(kind, point))}
         checkpoints = run / "checkpoints"
         notes["parts"] = sorted(path.name for path in checkpoints.glob("*.part"))
