@@ -78,10 +78,6 @@ class PhantomSpec:
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     findings: tuple[str, ...] = FINDINGS
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the spec as nested dictionaries for JSON."""
-        return dataclasses.asdict(self)
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -94,6 +90,10 @@ class Finding:
     size_mm: float = 0.0  # longest extent, for findings that are measured (nodule, mass, pneumothorax)
     subtype: str = ""  # "endotracheal tube", "rib", "sternal wires", "coin", …
     seed: int = 0  # drawing seed, so that all views show the same lesion
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the finding for JSON, without its drawing seed."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "seed"}
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,8 @@ class RenderedView:
 
 @dataclass(frozen=True)
 class PhantomReport:
-    """A report and what it says.
+    """A report and what it says."""
 
-    Args:
-        sections: section name in capitals ("EXAMINATION", "FINDINGS", "IMPRESSION", …) to plain text, in the order of
-            printing; omitted sections are absent.
-        mentions: finding name to 1.0 (stated present), 0.0 (negated) or −1.0 (hedged); unmentioned ones are absent.
-    """
-
+    # Name in capitals ("EXAMINATION", "FINDINGS", …) to text, in the order of printing; omitted sections are absent.
     sections: dict[str, str]
-    mentions: dict[str, float]
+    mentions: dict[str, float]  # finding to 1.0 (stated present), 0.0 (negated) or −1.0 (hedged), if mentioned

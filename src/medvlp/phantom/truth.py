@@ -12,6 +12,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,9 @@ import numpy as np
 from medvlp.errors import DataError
 from medvlp.phantom.model import PhantomSpec, RenderedView
 
-FORMAT = 1
-"""Version of the phantom trees; another version is another tree."""
-
 MANIFEST = "phantom.json"
 _PARTIAL = "phantom.json.partial"
+_FORMAT = 1  # version of the phantom trees; another version is another tree
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time in the archives: the same masks are the same bytes
 
 
@@ -47,13 +46,7 @@ def pack_masks(names: Sequence[str], view: RenderedView) -> bytes:
 
 
 def read_truth_masks(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the exact masks of one phantom image.
-
-    Args:
-        path: ``truth/masks/<image>.npz`` of a phantom tree.
-
-    Returns:
-        ``lungs``, ``heart`` and each finding of the study to a (height, width) bool mask of the image's size.
+    """Read ``truth/masks/<image>.npz``: lungs, heart and each finding of the study to a (height, width) bool mask.
 
     Raises:
         DataError: the file is missing or is no archive of masks.
@@ -71,7 +64,7 @@ def read_truth_masks(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _identity(layout: str, spec: PhantomSpec) -> dict[str, Any]:
-    return json.loads(json.dumps({"format": FORMAT, "layout": layout, "spec": spec.as_dict()}))
+    return json.loads(json.dumps({"format": _FORMAT, "layout": layout, "spec": asdict(spec)}))
 
 
 def is_complete_tree(root: Path, layout: str, spec: PhantomSpec) -> bool:
@@ -107,15 +100,10 @@ def in_phantom(paths: Iterable[str | Path]) -> bool:
 
 
 def begin_tree(root: Path, layout: str, spec: PhantomSpec, entries: Iterable[str], *, overwrite: bool) -> None:
-    """Claim a folder for a new tree and remove an old one from it.
+    """Claim a folder for a new tree and, with ``overwrite``, remove an old one from it, complete or not.
 
-    Args:
-        root: folder of the tree, made if needed.
-        layout: name of the layout.
-        spec: settings of the tree.
-        entries: names of all files and folders that the writer makes directly in ``root``. Only what an earlier writer
-            listed here is ever removed: a folder that no phantom writer has claimed is left alone.
-        overwrite: whether another phantom tree, complete or not, may be removed.
+    ``entries`` names all files and folders that the writer makes directly in ``root``. Only what an earlier writer
+    listed here is ever removed: a folder that no phantom writer has claimed is left alone.
 
     Raises:
         DataError: the folder is in use.

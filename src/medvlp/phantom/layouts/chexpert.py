@@ -1,15 +1,12 @@
 """Writes a phantom in the layout of CheXpert-v1.0, with the reports of CheXpert Plus (see docs/datasets/chexpert.md).
 
-``train.csv`` has the labels that a report labeller reads, ``valid.csv`` and ``groundtruth.csv`` the exact ones. Train,
-valid and test are the phantom's train, validate and test patients, numbered in this order. ``train.csv`` has the path
-prefix of the small release, ``valid.csv`` that of the full one. The columns of ``df_chexpert_plus_240401.csv``, the
-form of its paths, the values of its categories and the outline of its reports follow several public descriptions of the
-release that agree; no file of the release was at hand [unverified]. In ``truth/``, ``image_id`` is the path below the
-root with ``_`` for ``/`` and without suffix.
+``train.csv`` has the labels that a report labeller reads, ``valid.csv`` and ``groundtruth.csv`` the exact ones. The
+patients of train, valid and test are numbered in this order. ``df_chexpert_plus_240401.csv`` follows several public
+descriptions of the release that agree; no file of the release was at hand [unverified]. In ``truth/``, ``image_id`` is
+the path below the root with ``_`` for ``/`` and without suffix.
 
-From 100 studies on, each odd case of the released files occurs: in ``train.csv`` 1, 0, −1 and blank in every label
-(but for findings that the phantom does not have), a frontal image with AP/PA "LL", a patient of Sex "Unknown" and Age
-0, a patient's second study listed before the first.
+Odd cases: in ``train.csv`` 1, 0, −1 and blank in every label (but for findings that the phantom does not have), a
+frontal image with AP/PA "LL", a patient of Sex "Unknown" and Age 0, a patient's second study before the first.
 """
 
 from collections.abc import Sequence
@@ -21,7 +18,7 @@ import numpy as np
 from medvlp.errors import ConfigError
 from medvlp.phantom import render
 from medvlp.phantom.layouts.chexpert_plus import PLUS_HEADER, choose_structure, plus_cells
-from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_jpeg
+from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image
 from medvlp.phantom.layouts.labels import CHEXPERT_LABELS as LABELS
 from medvlp.phantom.layouts.labels import exact_labels, report_labels
 from medvlp.phantom.model import PhantomSpec, Study
@@ -29,8 +26,8 @@ from medvlp.phantom.reports import write_report
 
 _HEADER = "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(LABELS)
 _PLUS = "df_chexpert_plus_240401.csv"
+# the prefix of paths is that of the small release in train.csv, of the full one in valid.csv
 _PREFIX = {"train": "CheXpert-v1.0-small", "valid": "CheXpert-v1.0", "test": "CheXpert-v1.0"}
-_SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 _MOST_PATIENTS = 99_999  # five digits
 _OLDEST = 90  # the release's greatest age
 _PATIENT, _STUDY = 7_201, 7_202  # purposes of the random streams
@@ -40,8 +37,8 @@ _PATIENT, _STUDY = 7_201, 7_202  # purposes of the random streams
 class _Job(Job):
     patient: int
     place: int  # among the studies of the patient in the tables
-    left_lateral: bool = False
-    unknown: bool = False
+    left_lateral: bool
+    unknown: bool
 
 
 class _CheXpertLayout(Layout[_Job]):
@@ -55,25 +52,25 @@ class _CheXpertLayout(Layout[_Job]):
     }
 
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
-        by_patient: dict[int, list[Study]] = {}
+        visits: dict[int, list[Study]] = {}
         for study, _ in studies:
-            by_patient.setdefault(study.patient.index, []).append(study)
-        if len(by_patient) > _MOST_PATIENTS:
-            raise ConfigError(f"{len(by_patient)} patients do not fit CheXpert's five digits; write fewer studies.")
-        split = {study.patient.index: _SPLITS[part] for study, part in studies}
-        order = sorted(by_patient, key=lambda index: self.folders.index(split[index]))
-        numbers = {index: number for number, index in enumerate(order, start=1)}
-        train = [index for index in by_patient if split[index] == "train"] if len(studies) >= ALL_CASES else []
-        reversed_patient = next((index for index in train if len(by_patient[index]) > 1), None)
-        once = [index for index in train if len(by_patient[index]) == 1]
+            visits.setdefault(study.patient.index, []).append(study)
+        if len(visits) > _MOST_PATIENTS:
+            raise ConfigError(f"{len(visits)} patients do not fit CheXpert's five digits; write fewer studies.")
+        split = {study.patient.index: "valid" if part == "validate" else part for study, part in studies}
+        order = sorted(visits, key=lambda patient: self.folders.index(split[patient]))
+        numbers = {patient: number for number, patient in enumerate(order, start=1)}
+        train = [patient for patient in visits if split[patient] == "train"] if len(studies) >= ALL_CASES else []
+        reversed_patient = next((patient for patient in train if len(visits[patient]) > 1), None)
+        once = [patient for patient in train if len(visits[patient]) == 1]
         jobs = []
-        for index, visits in by_patient.items():
-            places = np.random.default_rng([visits[0].patient.seed, _PATIENT]).permutation(len(visits)).tolist()
-            if index == reversed_patient:
-                places = list(range(len(visits)))[::-1]
-            odd = {"left_lateral": once[2:3] == [index], "unknown": once[5:6] == [index]}
-            for study, place in zip(visits, places, strict=True):
-                jobs.append(_Job(study, split[index], numbers[index], place, **odd))
+        for patient, own in visits.items():
+            places = np.random.default_rng([own[0].patient.seed, _PATIENT]).permutation(len(own)).tolist()
+            if patient == reversed_patient:
+                places = list(range(len(own)))[::-1]
+            odd = patient in once[2:3], patient in once[5:6]
+            for study, place in zip(own, places, strict=True):
+                jobs.append(_Job(study, split[patient], numbers[patient], place, *odd))
         return jobs
 
     def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:
@@ -87,7 +84,7 @@ class _CheXpertLayout(Layout[_Job]):
             side = "Lateral" if view.view == "LATERAL" else "Frontal"
             projection = "" if side == "Lateral" else "LL" if job.left_lateral else view.view
             path = f"{folder}/view{number}_{side.lower()}.jpg"
-            out.save(path, encode_jpeg(view.image))
+            out.save(path, encode_image(view.image, "JPEG"))
             out.save_truth(path.removesuffix(".jpg").replace("/", "_"), job, view, report.mentions)
             if split != "test":
                 out.add(f"{split}.csv", f"{_PREFIX[split]}/{path},{sex},{age},{side},{projection}")

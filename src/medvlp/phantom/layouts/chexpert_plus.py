@@ -19,11 +19,7 @@ _OLDEST = 89  # older patients are given this age
 
 
 def choose_structure(study: Study) -> str | None:
-    """Return which sections a report has, for :func:`medvlp.phantom.reports.write_report`.
-
-    Most have an impression without findings, as in CheXpert Plus: "impression_only" (70 %), "usual" (27 %), or None for
-    one of the phantom's own choice.
-    """
+    """Return which sections a report has: mostly an impression without findings; None for the phantom's own choice."""
     (share,) = random(1, study.seed, _REPORT)
     return "impression_only" if share < 0.70 else "usual" if share < 0.97 else None
 
@@ -31,21 +27,13 @@ def choose_structure(study: Study) -> str | None:
 def plus_cells(
     study: Study, report: PhantomReport, path: str, side: str, projection: str, sex: str, age: int | None
 ) -> list[str]:
-    """Return the cells of one image's row.
+    """Return the cells of one image's row; ``path`` is below the dataset folder, ``age`` None if unknown.
 
-    Args:
-        study: the study.
-        report: its report. De-identified spans become invented ages, dates and names, as in CheXpert Plus, which has
-            no gaps; loud readers' impressions are in capitals.
-        path: path of the image below the dataset folder.
-        side: "Frontal" or "Lateral".
-        projection: "AP", "PA", …; blank for laterals.
-        sex: "Male", "Female" or "Unknown".
-        age: in years at the study, or None.
+    De-identified spans become invented ages, dates and names, as in CheXpert Plus, which has no gaps; loud readers'
+    impressions are in capitals.
     """
     sections = _sections(study, report, study.patient.age if age is None else age)
     rng = np.random.default_rng([study.patient.seed, _PATIENT])
-    body_mass = f"{18 + 24 * study.patient.habitus:.1f}"
     race = list(_TABLES["race"])[int(rng.choice(len(_TABLES["race"]), p=list(_TABLES["race"].values())))]
     ethnicity, interpreter, insured, weighed, dead = rng.random(5).tolist()
     known = 0 if age is None else age
@@ -64,7 +52,7 @@ def plus_cells(
         "ethnicity": _choice(ethnicity, "ethnicity"),
         "interpreter_needed": _choice(interpreter, "interpreter_needed"),
         "insurance_type": "Medicare" if known >= 65 else _choice(insured, "insurance_type"),
-        "recent_bmi": body_mass if weighed > 0.26 else "",
+        "recent_bmi": f"{18 + 24 * study.patient.habitus:.1f}" if weighed > 0.26 else "",
         "deceased": "Yes" if dead < known / 200 else "No",
         "split": path.partition("/")[0],
     }
@@ -76,8 +64,7 @@ def _choice(draw: float, column: str) -> str:
 
 
 def _sections(study: Study, report: PhantomReport, age: int) -> dict[str, str]:
-    # Name of the section of CheXpert Plus, without "section_", to its text. Nothing of the report is lost: what has no
-    # section of its own is in "narrative".
+    # Section of CheXpert Plus, without "section_", to its text; what has no section of its own is in "narrative".
     rng = np.random.default_rng([study.seed, _REPORT, 1])
     texts: dict[str, list[str]] = {}
     for name, text in report.sections.items():
@@ -113,13 +100,10 @@ def _print_report(sections: dict[str, str]) -> str:
 def _surrogate(text: str, age: int, rng: np.random.Generator) -> str:
     """Fill the gaps of de-identification with invented ages, names and dates."""
 
-    def date() -> str:
-        return "{}/{}/{}".format(*rng.integers((1, 1, 2001), (13, 29, 2018)).tolist())
-
-    def surname() -> str:
+    def surname(_: re.Match[str]) -> str:
         return _TABLES["surrogates"][int(rng.integers(len(_TABLES["surrogates"])))]
 
     text = re.sub(r"___(?=[MF]\b| year old)", str(min(age, _OLDEST)), text)
-    text = re.sub(r"(?<=Dr\. )___|___(?=, M\.D\.)|(?<=by )___(?= to)", lambda _: surname(), text)
+    text = re.sub(r"(?<=Dr\. )___|___(?=, M\.D\.)|(?<=by )___(?= to)", surname, text)
     text = re.sub(r"(?<= at )___", lambda _: "{}:{:02d}".format(*rng.integers((0, 0), (24, 60)).tolist()), text)
-    return re.sub("___", lambda _: date(), text)
+    return re.sub("___", lambda _: "{}/{}/{}".format(*rng.integers((1, 1, 2001), (13, 29, 2018)).tolist()), text)

@@ -1,8 +1,4 @@
-"""What the writers of the corpus layouts share: running the jobs, saving files, the truth beside them, image encoders.
-
-A layout plans one job for each study, writes a job's files in any process, and at last the tables from what the jobs
-return (:class:`Output`). :meth:`Layout.write` runs this; the same spec gives the same bytes, whatever the processes.
-"""
+"""What the writers of the corpus layouts share: running jobs, saving files, the truth beside them, image encoders."""
 
 import csv
 import gzip
@@ -24,7 +20,7 @@ from PIL import Image
 
 from medvlp.errors import ConfigError, check_range
 from medvlp.phantom import cases, render
-from medvlp.phantom.model import FINDINGS, Finding, PhantomSpec, RenderedView, Study
+from medvlp.phantom.model import FINDINGS, PhantomSpec, RenderedView, Study
 from medvlp.phantom.truth import begin_tree, finish_tree, is_complete_tree, pack_masks
 
 ALL_CASES = 100
@@ -49,11 +45,11 @@ class Output:
     key: tuple[Any, ...] = ()  # orders the rows of the whole tree
     patient: Any = None  # counted in the manifest
     images: int = 0
-    lines: dict[str, list[str]] = field(default_factory=dict)  # of each table, without line ends
+    lines: dict[str, list[Any]] = field(default_factory=dict)  # of each table, without line ends
     sums: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file, by its path below the root
 
-    def add(self, table: str, *lines: str) -> None:
-        """Append lines to a table."""
+    def add(self, table: str, *lines: Any) -> None:
+        """Append lines to a table; in one that the layout does not write as it is, they may be any values."""
         self.lines.setdefault(table, []).extend(lines)
 
     def add_row(self, table: str, *cells: object) -> None:
@@ -76,7 +72,7 @@ class Output:
         self.save(f"truth/masks/{image_id}.npz", pack_masks(names, view))
         for name, boxes in zip(names, view.boxes, strict=True):
             for box in boxes:
-                self.add_row("truth/boxes.csv", image_id, name, *(int(x) for x in box))
+                self.add_row("truth/boxes.csv", image_id, name, *box)
 
     def save_truth(
         self, image_id: str, job: Job, view: RenderedView, mentions: Mapping[str, float] | None = None
@@ -86,15 +82,12 @@ class Output:
         ``patient`` and ``study`` are the positions in the phantom, the same in every layout of one spec. The row of
         labels holds all that there is to see, shown by this projection or not.
         """
-        study = job.study
-        patient, number = study.patient.index, study.index
+        study, patient, number = job.study, job.study.patient.index, job.study.index
         self.save_masks(image_id, study, view)
-        self.add("truth/labels.csv", f"{image_id},{patient},{number},{job.split},{truth_flags(study)}")
-        record = {"image_id": image_id, "patient": patient, "study": number, "split": job.split, "view": view.view}
-        record |= {"reader": study.reader, "findings": [describe_finding(f) for f in study.findings]}
-        if mentions is not None:
-            record["mentions"] = dict(mentions)
-        self.add("truth/findings.jsonl", json.dumps(record))
+        self.add_row("truth/labels.csv", image_id, patient, number, job.split, *study.labels.astype(int))
+        record = {"image_id": image_id, "patient": patient, "study": number, "split": job.split}
+        record |= {"view": view.view, "reader": study.reader, "findings": [f.as_dict() for f in study.findings]}
+        self.add("truth/findings.jsonl", json.dumps(record | ({} if mentions is None else {"mentions": mentions})))
 
 
 J = TypeVar("J", bound=Job)
@@ -134,18 +127,9 @@ class Layout(ABC, Generic[J]):
         patients = {out.patient for out in outputs} - {None}
         return {"studies": len(outputs), "images": sum(out.images for out in outputs), "patients": len(patients)}
 
-    def write_tables(self, root: Path, outputs: Sequence[Output]) -> dict[str, str]:
-        """Write all tables; return the SHA-256 of each file of the tree."""
-        sums = {path: digest for out in outputs for path, digest in out.sums.items()}
-        for name, header in self.tables.items():
-            sums[name] = write_lines(root, name, header, self.lines(name, outputs))
-        for name, header in self.truth_tables.items():
-            sums[name] = write_lines(root, name, header, lines_of(outputs, name))
-        return sums
-
-    def digest(self, root: Path, sums: Mapping[str, str]) -> str:
-        """Return the SHA-256 over the index of the tree's files."""
-        return sha256_of(index_of(sums))
+    def digest(self, root: Path, index: Sequence[str]) -> str:
+        """Return the SHA-256 over the index of the tree's files: lines as of ``sha256sum``, sorted by path."""
+        return sha256_of(index)
 
     def write(
         self,
@@ -156,11 +140,7 @@ class Layout(ABC, Generic[J]):
         progress: Callable[[int], None] | None = None,
         overwrite: bool = False,
     ) -> Path:
-        """Write the tree of a phantom: the files of every job, then the tables, last the manifest.
-
-        The arguments are those of :func:`medvlp.phantom.write_phantom`.
-        """
-        root = Path(root)
+        """Write a tree, see :func:`medvlp.phantom.write_phantom`: every job, then the tables, last the manifest."""
         check_range("[1, inf)", workers=workers)
         if is_complete_tree(root, self.name, spec):
             return root
@@ -175,8 +155,12 @@ class Layout(ABC, Generic[J]):
             if progress is not None:
                 progress(len(outputs))
         outputs.sort(key=lambda out: out.key)
-        digest = self.digest(root, self.write_tables(root, outputs))
-        finish_tree(root, self.name, spec, self.facts(spec, outputs) | {"sha256": digest})
+        sums = {path: digest for out in outputs for path, digest in out.sums.items()}
+        for tables, lines in ((self.tables, self.lines), (self.truth_tables, lambda name, outs: lines_of(outs, name))):
+            for name, header in tables.items():
+                sums[name] = write_lines(root, name, header, lines(name, outputs))
+        index = [f"{digest}  {path}" for path, digest in sorted(sums.items())]
+        finish_tree(root, self.name, spec, self.facts(spec, outputs) | {"sha256": self.digest(root, index)})
         return root
 
     def _run(self, root: Path, spec: PhantomSpec, jobs: Sequence[J], workers: int) -> Iterator[list[Output]]:
@@ -223,17 +207,7 @@ def mask_of(study: Study, view: RenderedView, names: Collection[str]) -> np.ndar
     return np.logical_or.reduce([np.zeros(view.image.shape, dtype=bool), *masks])
 
 
-def truth_flags(study: Study) -> str:
-    """Return the exact labels as 18 cells "0" or "1", joined by commas, in the order of ``FINDINGS``."""
-    return ",".join("1" if label else "0" for label in study.labels)
-
-
-def describe_finding(finding: Finding) -> dict[str, Any]:
-    """Return a finding for JSON, without its drawing seed."""
-    return {name: getattr(finding, name) for name in ("name", "side", "zone", "severity", "size_mm", "subtype")}
-
-
-def lines_of(outputs: Iterable[Output], table: str) -> list[str]:
+def lines_of(outputs: Iterable[Output], table: str) -> list[Any]:
     """Return all lines of one table, in the order of ``outputs``."""
     return [line for out in outputs for line in out.lines.get(table, ())]
 
@@ -247,27 +221,13 @@ def write_lines(root: Path, name: str, header: str | None, lines: Iterable[str])
     return hashlib.sha256(data).hexdigest()
 
 
-def index_of(sums: Mapping[str, str]) -> list[str]:
-    """Return the lines of ``sha256sum`` for files and their SHA-256, sorted by path."""
-    return [f"{digest}  {path}" for path, digest in sorted(sums.items())]
-
-
 def sha256_of(lines: Iterable[str]) -> str:
     """Return the SHA-256 of lines of text."""
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
-def encode_jpeg(pixels: np.ndarray, *, rgb: bool = False) -> bytes:
-    """Encode (H, W) uint8 grey levels as a JPEG file of one channel, or of three equal ones."""
-    image = Image.fromarray(pixels)
+def encode_image(pixels: np.ndarray, kind: str, mode: str = "L") -> bytes:
+    """Encode (H, W) uint8 grey levels as a "JPEG" or "PNG" file of Pillow's mode "L", "RGB" or "RGBA" (opaque)."""
     buffer = io.BytesIO()
-    (image.convert("RGB") if rgb else image).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
-
-
-def encode_png(pixels: np.ndarray, mode: str = "L") -> bytes:
-    """Encode (H, W) uint8 grey levels as a PNG file of Pillow's mode "L", "RGB" or "RGBA" (opaque)."""
-    image = Image.fromarray(pixels)
-    buffer = io.BytesIO()
-    (image if mode == "L" else image.convert(mode)).save(buffer, "PNG")
+    Image.fromarray(pixels).convert(mode).save(buffer, kind, quality=95)
     return buffer.getvalue()

@@ -1,17 +1,11 @@
 """Writes a phantom in the layout of COVIDx: flat folders and the lists of COVID-Net (see docs/datasets/covidx.md).
 
-The lists come in the dialects in use: ``*_COVIDx9A.txt`` (three classes), ``*_COVIDx9B.txt`` and the third Kaggle
-upload's ``train.txt`` and ``test.txt`` (positive and negative), and the older ``*_COVIDx8A.txt``, where some lines lack
-the source, and the patients of source sirm have a blank in their name.
+Studies with findings that make no class are skipped (``left_out`` in the manifest). As in COVIDx, sources differ in
+file names and types, and every normal image is RSNA's. Patients of the phantom's train and validate splits lie in
+``train/``, for users cut the validation part themselves.
 
-A study with the finding COVID-19 is COVID-19; another one with Pneumonia, Consolidation or Infiltration is pneumonia;
-one without any finding is normal. Studies with other findings alone have no class and are skipped (``left_out`` in the
-manifest). As in COVIDx, sources differ in file names and types, and every normal image is RSNA's. Patients of the
-phantom's train and validate splits lie in ``train/``, for users cut the validation part themselves.
-
-From 100 studies on, each odd case of the lists occurs, as far as there are studies of the class: lines of three, four
-and five fields, the source ``rnsa`` (a slip of the release for rsna), files of type jpg, jpeg, JPG and png, and images
-of mode L, RGB and RGBA.
+Odd cases: lines of three, four and five fields, the source ``rnsa`` (a slip of the release for rsna), files of type
+jpg, jpeg, JPG and png, and images of mode L, RGB and RGBA.
 """
 
 import uuid
@@ -21,22 +15,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from medvlp.phantom.layouts.common import (
-    ALL_CASES,
-    Job,
-    Layout,
-    Output,
-    encode_jpeg,
-    encode_png,
-    frontal,
-    lines_of,
-    random,
-)
+from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image, frontal, lines_of, random
 from medvlp.phantom.model import PhantomSpec, Study
 
 CLASSES: tuple[str, ...] = ("normal", "pneumonia", "COVID-19")
 """The three classes, as the lists write them."""
 
+# Three classes; two; three in the older dialect, where some lines lack the source, and the patients of source sirm have
+# a blank in their name; two again, in the third Kaggle upload.
 _LISTS = ("{}_COVIDx9A.txt", "{}_COVIDx9B.txt", "{}_COVIDx8A.txt", "{}.txt")
 _IMAGE, _ORDER, _SOURCE, _NUMBERS = 7_301, 7_302, 7_303, 7_304  # purposes of the random streams
 _PNEUMONIA = frozenset({"Pneumonia", "Consolidation", "Infiltration"})
@@ -73,9 +59,8 @@ class _COVIDxLayout(Layout[_Job]):
         numbers = rng.permutation(max(900_000, spec.studies))[: spec.studies].tolist()
         seen: dict[tuple[str, str], int] = {}
         jobs = []
-        for count, (study, split, label) in enumerate(classified, start=1):
+        for count, ((study, split, label), source) in enumerate(zip(classified, sources, strict=True), start=1):
             folder = "test" if split == "test" else "train"
-            source = sources[study.index]
             nth = seen[folder, source] = seen.get((folder, source), -1) + 1
             draws = random(4, study.seed, _IMAGE)
             # The odd cases that every tree of a certain size has: the first RSNA images of a folder.
@@ -92,25 +77,18 @@ class _COVIDxLayout(Layout[_Job]):
         return jobs
 
     def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:
-        study = job.study
         # The order of the lists carries no information.
-        out.key, out.patient = (*random(1, study.seed, _ORDER), study.index), job.patient
-        view = frontal(spec, study)
-        png = job.file.endswith("png")
-        data = encode_png(view.image, job.mode) if png else encode_jpeg(view.image, rgb=job.mode == "RGB")
-        out.save(f"{job.folder}/{job.file}", data)
+        out.key, out.patient = (*random(1, job.study.seed, _ORDER), job.study.index), job.patient
+        view = frontal(spec, job.study)
+        kind = "PNG" if job.file.endswith("png") else "JPEG"
+        out.save(f"{job.folder}/{job.file}", encode_image(view.image, kind, job.mode))
         out.save_truth(job.file.rpartition(".")[0], job, view)
 
-        binary = "positive" if job.label == "COVID-19" else "negative"
-        old = job.patient.replace("_", " ") if job.source == "sirm" else job.patient
-        listed = job.listed_source
-        lines = (
-            f"{job.patient} {job.file} {job.label} {listed}",
-            f"{job.patient} {job.file} {binary} {listed}",
-            f"{old} {job.file} {job.label}" + ("" if job.short else f" {listed}"),
-            f"{job.patient} {job.file} {binary} {listed}",
-        )
-        for name, line in zip(_LISTS, lines, strict=True):
+        start, listed = f"{job.patient} {job.file}", job.listed_source
+        old_start = start.replace("_", " ", 1) if job.source == "sirm" else start
+        binary = f"{start} {'positive' if job.label == 'COVID-19' else 'negative'} {listed}"
+        old = f"{old_start} {job.label}" if job.short else f"{old_start} {job.label} {listed}"
+        for name, line in zip(_LISTS, (f"{start} {job.label} {listed}", binary, old, binary), strict=True):
             out.add(name.format(job.folder), line)
         out.add("class", job.label)
 
@@ -137,27 +115,23 @@ def class_of(study: Study) -> str | None:
     return None if names else "normal"
 
 
-def _sources(studies: list[tuple[Study, str, str]]) -> dict[int, str]:
-    sources: dict[int, str] = {}
+def _sources(studies: list[tuple[Study, str, str]]) -> list[str]:
+    """Return the source of each image: the same for all images of a patient and class in the training part."""
     covid: dict[int, str] = {}
     pneumonia: dict[int, str] = {}
+    sources = []
     for study, split, label in studies:
-        patient, train = study.patient.index, split != "test"
+        patient = study.patient.index
         (draw,) = random(1, study.patient.seed, _SOURCE)
-        if label == "COVID-19" and train:
-            if patient not in covid:
-                at = np.searchsorted(np.cumsum(_COVID_WEIGHTS), draw, side="right")
-                first = len(covid) < len(_COVID_SOURCES)
-                covid[patient] = _COVID_SOURCES[len(covid) if first else min(int(at), len(_COVID_SOURCES) - 1)]
-            sources[study.index] = covid[patient]
+        if split == "test" or label == "normal":
+            sources.append("ricord" if label == "COVID-19" else "rsna")
         elif label == "COVID-19":
-            sources[study.index] = "ricord"
-        elif label == "pneumonia" and train:
-            if patient not in pneumonia:
-                pneumonia[patient] = "cohen" if len(pneumonia) < _COHEN_PATIENTS or draw < 0.04 else "rsna"
-            sources[study.index] = pneumonia[patient]
+            at = int(np.searchsorted(np.cumsum(_COVID_WEIGHTS), draw, side="right"))
+            place = len(covid) if len(covid) < len(_COVID_SOURCES) else min(at, len(_COVID_SOURCES) - 1)
+            sources.append(covid.setdefault(patient, _COVID_SOURCES[place]))
         else:
-            sources[study.index] = "rsna"
+            source = "cohen" if len(pneumonia) < _COHEN_PATIENTS or draw < 0.04 else "rsna"
+            sources.append(pneumonia.setdefault(patient, source))
     return sources
 
 
@@ -178,20 +152,20 @@ def _mode(source: str, kind: str, draw: float) -> str:
 
 
 def _identity(study: Study, source: str, number: int, count: int, kind: str) -> tuple[str, str]:
-    # The patient's name and the file name, in the form of a source. The patient's number is below 900,000; no other
-    # image of the tree has the same count.
+    """Return the patient's name and the file name in the form of a source.
+
+    The patient's number is below 900,000; no other image of the tree has the same count.
+    """
     words = np.random.default_rng([study.seed, _NUMBERS]).integers(0, 2**32, 4, dtype=np.uint32)
     a, b, c = (int(word) % 90_000 + 10_000 for word in words[:3])
-    image = str(uuid.UUID(bytes=words.astype(">u4").tobytes(), version=4))
-    view = study.views[0].lower()
     patient, stem = {
-        "rsna": (image, "{}"),
+        "rsna": (str(uuid.UUID(bytes=words.astype(">u4").tobytes(), version=4)), "{}"),
         "stonybrook": (f"A{number + 100_000}", f"{{}}-12-31-1900-NA-CHEST_AP_VIEWONLY-{a}-1.000000-AP-{b}-{count}-1"),
         "ricord": (f"419639-{number:06d}", f"MIDRC-RICORD-1C-{{}}-{a}-{count}"),
         "sirm": (f"COVID_{count}", f"COVID({count})"),
         "actmed": (f"ANON{number}", f"CR.1.2.840.{a}.{b}.{c}.{count}"),
         "fig1": (f"COVID-{number:05d}", f"{{}}{'abc'[study.number % 3]}-{count}"),
-        "bimcv": (f"sub-S{number:05d}", f"{{}}_ses-E{count:05d}_run-1_bp-chest_vp-{view}_dx"),
+        "bimcv": (f"sub-S{number:05d}", f"{{}}_ses-E{count:05d}_run-1_bp-chest_vp-{study.views[0].lower()}_dx"),
         "cohen": (str(number), f"10.{a % 9000 + 1000}-j.phantom.{b}-fig{count}-day{study.number}"),
     }[source]
     return patient, f"{stem.format(patient)}.{kind}"

@@ -1,12 +1,11 @@
 """Writes a phantom in the layout of NIH ChestX-ray14 (see docs/datasets/cxr14.md).
 
-The 14 labels are mined from the phantom's reports, as NIH's are: what a report states is a label; what it hedges or
-leaves out is not. The images are ``spec.size`` pixels square, whereas the boxes of ``BBox_List_2017.csv`` are, as
-released, in the 1024-pixel space of the original images: scale them by ``size / 1024``. An image's folder follows from
-the sorted file names alone.
+The labels are mined from the reports, as NIH's are: what a report states is a label; what it hedges or leaves out is
+not. Boxes are, as released, in the 1024-pixel space of the original images. An image's folder follows from the sorted
+file names alone.
 
-From 100 studies on, each odd case of the release occurs: an RGBA image, gaps in the numbers of patients and follow-
-ups, rows out of order, a patient in two image folders, ages such as ``058Y`` (older table).
+Odd cases: an RGBA image, gaps in the numbers of patients and follow-ups, rows out of order, a patient in two image
+folders, ages such as ``058Y`` (older table).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_png, frontal, lines_of, random
-from medvlp.phantom.model import CATALOGUE, PhantomSpec, RenderedView, Study
+from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image, frontal, lines_of, random
+from medvlp.phantom.model import CATALOGUE, PhantomSpec, Study
 from medvlp.phantom.reports import write_report
 
 LABELS, BOXED = (
@@ -87,7 +86,7 @@ class _CXR14Layout(Layout[_Job]):
         view = frontal(spec, study)
         mentions = write_report(study, spec.difficulty).mentions
         image_id = f"{patient:08d}_{job.follow_up:03d}"
-        out.save(f"{job.folder}/images/{image_id}.png", encode_png(view.image, "RGBA" if job.rgba else "L"))
+        out.save(f"{job.folder}/images/{image_id}.png", encode_image(view.image, "PNG", "RGBA" if job.rgba else "L"))
         out.save_truth(image_id, job, view, mentions)
 
         labels = mined_labels(mentions)
@@ -100,8 +99,13 @@ class _CXR14Layout(Layout[_Job]):
         follow_up, old_age = (f"{job.follow_up:03d}", f"{age:03d}Y") if job.old_age else (job.follow_up, age)
         out.add(_OLD, f"{start},{follow_up},{patient},{old_age},{tail},")
         out.add(_TEST if job.split == "test" else _TRAIN, f"{image_id}.png")
-        if job.split == "test":
-            _add_boxes(out, f"{image_id}.png", study, view, labels)
+        for finding, boxes in zip(study.findings, view.boxes, strict=True):
+            if job.split == "test" and finding.name in BOXED and LABELS[finding.name] in labels:
+                name = BOXED[finding.name]
+                for left, top, right, bottom in boxes:
+                    pixels = (left, top, right - left, bottom - top)
+                    box = ",".join(f"{value * _BOX_SPACE / spec.size:.15g}" for value in pixels)
+                    out.add(f"boxes {name}", f"{image_id}.png,{name},{box}")
 
     def lines(self, table: str, outputs: Sequence[Output]) -> list[str]:
         if table == _BOXES:  # sorted by class
@@ -130,10 +134,7 @@ def _numbers(seed: int, studies: list[Study]) -> list[tuple[int, int]]:
 
 
 def _folder_of(numbers: list[tuple[int, int]]) -> list[str]:
-    """Return the folder of each image: the sorted names cut into 12 runs of nearly equal length.
-
-    Where no cut parts a patient's images, the cut next to such a place is moved there.
-    """
+    """Return the folder of each image: the sorted names cut into 12 runs, of which one parts a patient's images."""
     count, parts = len(numbers), len(_FOLDERS)
     cuts = [round(count * part / parts) for part in range(1, parts)]
     within = [i for i in range(1, count) if numbers[i - 1][0] == numbers[i][0]]
@@ -147,15 +148,3 @@ def _folder_of(numbers: list[tuple[int, int]]) -> list[str]:
 def mined_labels(mentions: Mapping[str, float]) -> list[str]:
     """Return the labels that a report states, in alphabetical order as in the released tables."""
     return sorted(label for finding, label in LABELS.items() if mentions.get(finding) == 1.0)
-
-
-def _add_boxes(out: Output, image: str, study: Study, view: RenderedView, labels: list[str]) -> None:
-    height, width = view.image.shape
-    for finding, boxes in zip(study.findings, view.boxes, strict=True):
-        if finding.name not in BOXED or LABELS[finding.name] not in labels:
-            continue
-        name = BOXED[finding.name]
-        for left, top, right, bottom in boxes:
-            x, w = (value * _BOX_SPACE / width for value in (left, right - left))
-            y, h = (value * _BOX_SPACE / height for value in (top, bottom - top))
-            out.add(f"boxes {name}", f"{image},{name}," + ",".join(f"{value:.15g}" for value in (x, y, w, h)))

@@ -13,31 +13,28 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGBaseline8Bit, SecondaryCaptureImageStorage
 
 from medvlp.phantom.fields import FIELD_MM
-from medvlp.phantom.layouts.common import encode_jpeg
+from medvlp.phantom.layouts.common import encode_image
 from medvlp.phantom.model import Study, read_table
 
 # Fixed, for pydicom's own would change the bytes from version to version. The UID is a UUID's (DICOM PS3.5, B.2).
 _IMPLEMENTATION = "2.25.237498270894513687264205183475609162748"
-_IMPLEMENTATION_NAME = "MEDVLP_PHANTOM"
 # The exports' identifiers hold the second they were made in, in 2018. These lie in the next century, so that none is
 # ever the identifier of a real image.
 _UIDS = "1.2.276.0.7230010.3.1.{kind}.8323329.{process}.{second}.{micro}"
 _FIRST_SECOND = 4_102_444_800  # 2100-01-01
-_HEADER: dict[str, Any] = read_table("layouts/dicom.json")  # what is the same in every file
+_CONSTANT = read_table("layouts/dicom.json")  # what is the same in every file
 
 
-def released_uids(index: int, rng: np.random.Generator) -> tuple[str, str, str]:
-    """Return StudyInstanceUID, SeriesInstanceUID and SOPInstanceUID in the form that the releases have.
+def released_uids(index: int, rng: np.random.Generator) -> list[str]:
+    """Return UIDs of study, series and image in the form that the releases have.
 
     They are unique to ``index``, the position of the image in the phantom.
     """
     process, micro = (int(number) for number in rng.integers((100, 100_000), (32_768, 900_000)))
-    second = _FIRST_SECOND + index
-    study, series, image = (
-        _UIDS.format(kind=kind, process=process, second=second, micro=micro + step)
+    return [
+        _UIDS.format(kind=kind, process=process, second=_FIRST_SECOND + index, micro=micro + step)
         for kind, step in ((2, 1), (3, 0), (4, 2))
-    )
-    return study, series, image
+    ]
 
 
 def random_uuid(rng: np.random.Generator) -> str:
@@ -45,27 +42,32 @@ def random_uuid(rng: np.random.Generator) -> str:
     return str(uuid.UUID(bytes=rng.bytes(16), version=4))
 
 
-def released_header(study: Study, patient_id: str, size: int, age: int | None = None) -> dict[str, Any]:
-    """Return the attributes, by DICOM keyword, that every file of both corpora has besides the pixels.
+def released_file(
+    pixels: np.ndarray, study: Study, uids: list[str], patient_id: str, age: int, *, monochrome1: bool = False
+) -> bytes:
+    """Encode an image with the attributes that every file of both corpora has.
 
     As released, PatientAge has no unit ("62" and not "062Y"), which is not valid DICOM. PixelSpacing is the phantom's.
-
-    Args:
-        study: gives view, sex and age.
-        patient_id: written as PatientID and as PatientName.
-        size: side of the image in pixels.
-        age: in years, instead of the patient's.
     """
-    view, spacing = study.views[0], f"{FIELD_MM / size:.6g}"
-    return _HEADER | {
+    view, spacing = study.views[0], f"{FIELD_MM / len(pixels):.6g}"
+    header = _CONSTANT["header"] | {
         "SeriesDescription": f"view: {view}",
         "PatientName": patient_id,
         "PatientID": patient_id,
         "PatientSex": study.patient.sex,
-        "PatientAge": str(study.patient.age if age is None else age),
+        "PatientAge": str(age),
         "ViewPosition": view,
         "PixelSpacing": [spacing, spacing],
     }
+    study_uid, series_uid, sop_uid = uids
+    return dicom_bytes(
+        pixels,
+        sop_uid=sop_uid,
+        series_uid=series_uid,
+        study_uid=study_uid,
+        attributes=header,
+        monochrome1=monochrome1,
+    )
 
 
 def dicom_bytes(
@@ -89,13 +91,13 @@ def dicom_bytes(
         monochrome1: whether the grey levels are stored inverted, as MONOCHROME1.
         jpeg: JPEG Baseline (Process 1), which is lossy; otherwise Explicit VR Little Endian.
     """
-    meta = FileMetaDataset()
+    data = Dataset()
+    data.file_meta = meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = UID(sop_uid)
     meta.TransferSyntaxUID = JPEGBaseline8Bit if jpeg else ExplicitVRLittleEndian
     meta.ImplementationClassUID = UID(_IMPLEMENTATION)
-    meta.ImplementationVersionName = _IMPLEMENTATION_NAME
-    height, width = pixels.shape
+    meta.ImplementationVersionName = "MEDVLP_PHANTOM"
     values = {
         "SOPClassUID": SecondaryCaptureImageStorage,
         "SOPInstanceUID": sop_uid,
@@ -103,19 +105,17 @@ def dicom_bytes(
         "SeriesInstanceUID": series_uid,
         **attributes,
         "PhotometricInterpretation": "MONOCHROME1" if monochrome1 else "MONOCHROME2",
-        "Rows": height,
-        "Columns": width,
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        **_CONSTANT["pixels"],
     }
-    values |= {"SamplesPerPixel": 1, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
     stored = 255 - pixels if monochrome1 else pixels
     if jpeg:
-        values |= {"LossyImageCompression": "01", "LossyImageCompressionMethod": "ISO_10918_1"}
-        content = encapsulate([encode_jpeg(stored)])
+        values |= _CONSTANT["jpeg"]
+        content = encapsulate([encode_image(stored, "JPEG")])
     else:
         content = np.ascontiguousarray(stored).tobytes()
         content += b"\0" * (len(content) % 2)
-    data = Dataset()
-    data.file_meta = meta
     for keyword, value in values.items():
         tag = tag_for_keyword(keyword)
         assert tag is not None, keyword

@@ -1,14 +1,12 @@
 """Writes a phantom in the layout of MIMIC-CXR: the JPG release 2.1.0 and the reports of MIMIC-CXR 2.0.0 in one tree.
 
-docs/datasets/mimic_cxr.md describes the files, those of ``truth/`` too.
-
-From 100 studies on, each odd case of the released files occurs: a blank ViewPosition, an LL lateral, a study without
-label row, an all-blank label row, reports that a parser stumbles over.
+docs/datasets/mimic_cxr.md describes the files, those of ``truth/`` too. Odd cases: a blank ViewPosition, an LL lateral,
+a study without label row, an all-blank label row, reports that a parser stumbles over.
 """
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,21 +14,9 @@ from typing import ClassVar
 import numpy as np
 
 from medvlp.phantom import render
-from medvlp.phantom.layouts.common import (
-    ALL_CASES,
-    Job,
-    Layout,
-    Output,
-    describe_finding,
-    encode_jpeg,
-    index_of,
-    random,
-    sha256_of,
-    truth_flags,
-    write_lines,
-)
+from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image, random, sha256_of, write_lines
 from medvlp.phantom.layouts.labels import LABELS, exact_labels, report_labels
-from medvlp.phantom.model import FINDINGS, PhantomReport, PhantomSpec, Study, read_table
+from medvlp.phantom.model import FINDINGS, PhantomSpec, Study, read_table
 from medvlp.phantom.reports import LAYOUT_QUIRKS, STRUCTURES, format_report, write_report
 
 _LABELS = ",".join(LABELS)
@@ -50,8 +36,7 @@ _TEXTS = {name: "\n".join(lines) for name, lines in read_table("layouts/mimic_cx
 class _Job(Job):
     subject_id: int
     study_id: int
-    unlabelled: bool
-    blank_labels: bool
+    labels: str  # "none" without a row of the label tables, "blank" with an empty one of CheXpert, else ""
     blank_view: bool
     ll_view: bool
     structure: str | None
@@ -99,22 +84,10 @@ class _MIMICCXRLayout(Layout[_Job]):
         for (study, split), number in zip(studies, numbers, strict=True):
             draws = random(4, study.seed, _STUDY)
             odd = study.index if len(studies) >= ALL_CASES else -1
-            structure, quirk = _ODD_REPORTS.get(odd, (None, None))
-            unlabelled = draws[0] < 0.002 or odd == 5
-            jobs.append(
-                _Job(
-                    study=study,
-                    split=split,
-                    subject_id=subject_of[study.patient.index],
-                    study_id=number,
-                    unlabelled=unlabelled,
-                    blank_labels=not unlabelled and (draws[1] < 0.008 or odd == 11),
-                    blank_view=draws[2] < 0.02 or odd == 3,
-                    ll_view=draws[3] < 0.1 or odd == first_lateral,
-                    structure=structure,
-                    quirk=quirk,
-                )
-            )
+            labels = "none" if draws[0] < 0.002 or odd == 5 else "blank" if draws[1] < 0.008 or odd == 11 else ""
+            views = draws[2] < 0.02 or odd == 3, draws[3] < 0.1 or odd == first_lateral
+            report = _ODD_REPORTS.get(odd, (None, None))
+            jobs.append(_Job(study, split, subject_of[study.patient.index], number, labels, *views, *report))
         return jobs
 
     def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:
@@ -125,52 +98,52 @@ class _MIMICCXRLayout(Layout[_Job]):
         out.save(f"{job.folder}.txt", text.encode())
 
         date, time = _moment(study)
-        procedure = _procedure(study, job)
+        if job.blank_view:
+            procedure = orientation = ""
+        else:
+            single = "PORTABLE AP" if study.views[0] == "AP" else "SINGLE VIEW"
+            procedure = f"CHEST ({single if len(study.views) == 1 else f'{study.views[0]} AND LAT'})"
+            orientation = "Recumbent" if study.views == ("AP",) else "Erect"
         dicom_ids = [job.dicom_id(i) for i in range(len(study.views))]
         for dicom_id, view in zip(dicom_ids, render.render_study(study, spec), strict=True):
             path = f"{job.folder}/{dicom_id}.jpg"
-            out.save(path, encode_jpeg(view.image))
+            out.save(path, encode_image(view.image, "JPEG"))
             out.save_masks(dicom_id, study, view)
             position: str = "LL" if view.view == "LATERAL" and job.ll_view else view.view
             if job.blank_view and view.view != "LATERAL":
                 position = ""
             identity = (dicom_id, subject, number, procedure, position, *view.image.shape, date, time)
-            out.add_row(_METADATA, *identity, procedure, _VIEW_CODES[position], _orientation(study, job))
+            out.add_row(_METADATA, *identity, procedure, _VIEW_CODES[position], orientation)
             out.add_row(_SPLIT, dicom_id, number, subject, job.split)
             out.add_row("cxr-record-list.csv.gz", subject, number, dicom_id, f"{path[:-4]}.dcm")
             out.add("IMAGE_FILENAMES", path)
         out.add_row("cxr-study-list.csv.gz", subject, number, f"{job.folder}.txt")
         labels = report_labels(report)
         cells = [labels[name] for name in LABELS]
-        if not job.unlabelled:
-            out.add_row(_CHEXPERT, subject, number, *([None] * len(cells) if job.blank_labels else cells))
+        if job.labels != "none":
+            out.add_row(_CHEXPERT, subject, number, *([None] * len(cells) if job.labels == "blank" else cells))
             out.add_row(_NEGBIO, subject, number, *cells)
         if job.split == "test":
             exact = exact_labels(study.findings)
             out.add_row(_TEST, number, *(exact[name] for name in LABELS))
-        out.add("truth/labels.csv", f"{subject},{number},{job.split},{truth_flags(study)}")
-        out.add("truth/findings.jsonl", _truth_line(job, dicom_ids, report))
+        out.add_row("truth/labels.csv", subject, number, job.split, *study.labels.astype(int))
+        record = {"subject_id": subject, "study_id": number, "split": job.split, "dicom_ids": dicom_ids}
+        record |= {"index": study.index, "number": study.number, "views": study.views, "reader": study.reader}
+        record |= {"findings": [finding.as_dict() for finding in study.findings], "mentions": report.mentions}
+        out.add("truth/findings.jsonl", json.dumps(record))
 
     @property
     def entries(self) -> set[str]:
         return super().entries | {"SHA256SUMS.txt"}
 
-    def digest(self, root: Path, sums: Mapping[str, str]) -> str:
+    def digest(self, root: Path, index: Sequence[str]) -> str:
         """Write the checksums of all that is not truth; return the SHA-256 over the index of all files."""
-        truth = {path: digest for path, digest in sums.items() if path.startswith("truth/")}
-        index = index_of({path: digest for path, digest in sums.items() if path not in truth})
-        write_lines(root, "SHA256SUMS.txt", None, index)
-        return sha256_of([*index, *index_of(truth)])
+        index = sorted(index, key=lambda line: "  truth/" in line)
+        write_lines(root, "SHA256SUMS.txt", None, (line for line in index if "  truth/" not in line))
+        return sha256_of(index)
 
 
 LAYOUT = _MIMICCXRLayout()
-
-
-def _truth_line(job: _Job, dicom_ids: list[str], report: PhantomReport) -> str:
-    record = {"subject_id": job.subject_id, "study_id": job.study_id, "split": job.split, "dicom_ids": dicom_ids}
-    record |= {"index": job.study.index, "number": job.study.number, "views": list(job.study.views)}
-    record |= {"reader": job.study.reader, "findings": [describe_finding(finding) for finding in job.study.findings]}
-    return json.dumps(record | {"mentions": report.mentions})
 
 
 def _moment(study: Study) -> tuple[str, str]:
@@ -181,15 +154,3 @@ def _moment(study: Study) -> tuple[str, str]:
     date = datetime.date(2110, 1, 1) + datetime.timedelta(days=int(start + gap * study.number))
     clock = second // 3600 * 10_000 + second // 60 % 60 * 100 + second % 60
     return f"{date:%Y%m%d}", str(clock + milli / 1000)
-
-
-def _procedure(study: Study, job: _Job) -> str:
-    if job.blank_view:
-        return ""
-    if len(study.views) > 1:
-        return f"CHEST ({study.views[0]} AND LAT)"
-    return "CHEST (PORTABLE AP)" if study.views[0] == "AP" else "CHEST (SINGLE VIEW)"
-
-
-def _orientation(study: Study, job: _Job) -> str:
-    return "" if job.blank_view else "Recumbent" if study.views == ("AP",) else "Erect"

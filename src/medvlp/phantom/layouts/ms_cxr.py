@@ -1,10 +1,8 @@
 """Writes a phantom in the layout of MS-CXR 1.1.0: phrases with boxes on images of MIMIC-CXR (docs/datasets/ms_cxr.md).
 
-Images have the names and bytes that the layout ``mimic_cxr`` gives the same spec, so a MIMIC-CXR phantom can serve as
-the source of the images. Listed are the frontal images that show one of the eight findings. The phrase is what a
-radiologist would say of the finding, whatever the study's report says, and its boxes are the finding's exact boxes, one
-per connected part. Lung Opacity stands for the phantom's Infiltration and COVID-19. The split is drawn by patient and
-is not MIMIC-CXR's.
+Images have the names and bytes that the layout ``mimic_cxr`` gives the same spec. Listed are the frontal images that
+show one of the eight findings. The phrase is what a radiologist would say of the finding, whatever the study's report
+says; it has one box per connected part. The split is drawn by patient and is not MIMIC-CXR's.
 """
 
 import json
@@ -16,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from medvlp.phantom.layouts import mimic_cxr
-from medvlp.phantom.layouts.common import Job, Layout, Output, encode_jpeg, frontal, lines_of, random
+from medvlp.phantom.layouts.common import Job, Layout, Output, encode_image, frontal, lines_of, random
 from medvlp.phantom.model import CATALOGUE, PhantomSpec, Study
 from medvlp.phantom.wording import describe
 
@@ -68,24 +66,21 @@ class _MSCXRLayout(Layout[_Job]):
             for left, top, right, bottom in boxes:
                 box = [left, top, right - left, bottom - top]
                 out.add_row(_CSV, dicom_id, category, text, path, *box, width, height, job.split)
-                record = {"category_id": CATEGORIES.index(category) + 1, "label_text": text, "bbox": box}
-                record |= {"area": box[2] * box[3], "iscrowd": 0, "width": width, "height": height, "path": path}
-                out.add("annotations", json.dumps(record))
+                record = {"path": path, "category_id": CATEGORIES.index(category) + 1, "label_text": text, "bbox": box}
+                record |= {"area": box[2] * box[3], "iscrowd": 0, "width": width, "height": height}
+                out.add("annotations", record)
         if _CSV in out.lines:
             out.patient = path.split("/")[2]
-            out.save(path, encode_jpeg(view.image))
+            out.save(path, encode_image(view.image, "JPEG"))
             out.save_truth(dicom_id, job, view)
-            out.add(
-                "images", json.dumps({"file_name": Path(path).name, "path": path, "width": width, "height": height})
-            )
+            out.add("images", {"file_name": Path(path).name, "path": path, "width": width, "height": height})
             out.add("phrases", *dict.fromkeys(line.rpartition(path)[0] for line in out.lines[_CSV]))
 
     def lines(self, table: str, outputs: Sequence[Output]) -> list[str]:
         if table != _JSON:
             return super().lines(table, outputs)
-        images = [json.loads(line) for line in lines_of(outputs, "images")]
+        images = lines_of(outputs, "images")
         numbers = {image["path"]: number for number, image in enumerate(images, 1)}
-        annotations = [json.loads(line) for line in lines_of(outputs, "annotations")]
         content = {
             "info": {"description": "Synthetic data in the layout of MS-CXR, drawn and worded by medvlp."},
             "licenses": [],
@@ -93,7 +88,7 @@ class _MSCXRLayout(Layout[_Job]):
             "images": [{"id": number} | image for number, image in enumerate(images, 1)],
             "annotations": [
                 {"id": number, "image_id": numbers[annotation.pop("path")]} | annotation
-                for number, annotation in enumerate(annotations, 1)
+                for number, annotation in enumerate(lines_of(outputs, "annotations"), 1)
             ],
         }
         return [json.dumps(content)]

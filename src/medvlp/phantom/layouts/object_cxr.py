@@ -1,11 +1,8 @@
 """Writes a phantom in the layout of Object-CXR (see docs/datasets/object_cxr.md).
 
-Image numbers are those of the release, and go further in a larger phantom. A reader draws around an object: every shape
-covers the centres of all pixels of its part of the truth mask. Only the finding Foreign Object is annotated; support
-devices are not, as in the release.
-
-From three studies with a foreign object on, each shape type occurs; from one on, an image with several shapes.
-``size`` is that of the drawn image; 60 % of the images are then cropped or padded by up to 6 % at each side. A crop
+A reader draws around an object: every shape covers the centres of all pixels of its part of the truth mask. Support
+devices are not annotated, as in the release. From three studies with a foreign object on, each shape type occurs; from
+one on, an image with several shapes. 60 % of the drawn images are cropped or padded by up to 6 % at each side; a crop
 never cuts a foreign object.
 """
 
@@ -13,40 +10,35 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from medvlp.phantom.fields import parts
-from medvlp.phantom.layouts.common import Job, Layout, Output, encode_jpeg, frontal, lines_of, mask_of
+from medvlp.phantom.layouts.common import Job, Layout, Output, encode_image, frontal, lines_of, mask_of
 from medvlp.phantom.model import Box, Finding, PhantomSpec, RenderedView, Study
 
 _FOLDERS = {"train": "train", "validate": "dev", "test": "test"}
 _FIRST = {"train": 1, "dev": 8001, "test": 9001}  # first image number of the released folders
 
-Kind = Literal[0, 1, 2]
-RECTANGLE: Kind = 0
-ELLIPSE: Kind = 1
-POLYGON: Kind = 2
-
+RECTANGLE, ELLIPSE, POLYGON = range(3)
 _IMAGE, _ORDER = 7_501, 7_502  # purposes of the random streams
 _OBJECT = "Foreign Object"
-_NATURAL: dict[str, Kind] = {
+_SCATTERED = "bullet fragment"  # annotated piece by piece
+_NATURAL = {  # the longest first
+    "necklace": POLYGON,
+    "safety pin": POLYGON,
     "coin": ELLIPSE,
     "button": ELLIPSE,
-    "safety pin": POLYGON,
-    "necklace": POLYGON,
-    "bullet fragment": RECTANGLE,
+    _SCATTERED: RECTANGLE,
 }
-_SCATTERED = "bullet fragment"  # annotated piece by piece
-_LENGTH = ("necklace", "safety pin", "coin", "button", _SCATTERED)  # the longest first
 _CHANGE = 0.06  # each side gains or loses up to this share of the image
 
 
 @dataclass(frozen=True)
 class _Job(Job):
     number: int
-    kind: Kind
+    kind: int
     halves: bool  # the object is annotated in two pieces
     rgb: bool
     margins: Box  # pixels put on (or, if negative, cut off) at the left, top, right, bottom
@@ -66,7 +58,7 @@ class _ObjectCXRLayout(Layout[_Job]):
         objects = [(study.index, f.subtype) for study, _ in studies for f in study.findings if f.name == _OBJECT]
         kinds = _kinds(objects)
         # One long object is annotated in two pieces, for fragments may merge in a small image.
-        longest = min(objects, key=lambda pair: _LENGTH.index(pair[1]), default=(None, ""))[0]
+        longest = min(objects, key=lambda pair: list(_NATURAL).index(pair[1]), default=(None, ""))[0]
         jobs = []
         for (study, split), number in zip(studies, numbers, strict=True):
             draws = np.random.default_rng([study.seed, _IMAGE]).random(6)
@@ -88,7 +80,7 @@ class _ObjectCXRLayout(Layout[_Job]):
             for shape in _shapes(finding, mask, boxes, job)
         ]
         image_id = f"{job.number:05d}"
-        out.save(f"{folder}/{image_id}.jpg", encode_jpeg(view.image, rgb=job.rgb))
+        out.save(f"{folder}/{image_id}.jpg", encode_image(view.image, "JPEG", "RGB" if job.rgb else "L"))
         out.save_truth(image_id, job, view)
         start = "test/" if folder == "test" else ""
         out.add(f"{folder}.csv", f"{start}{image_id}.jpg,{';'.join(shapes)}")
@@ -118,7 +110,7 @@ def _numbers(seed: int, folders: list[str]) -> list[int]:
     return numbers.tolist()
 
 
-def _kinds(objects: list[tuple[int, str]]) -> dict[int, Kind]:
+def _kinds(objects: list[tuple[int, str]]) -> dict[int, int]:
     """Return the shape type by study: what suits the object, and each type if there are three objects."""
     kinds = {index: _NATURAL[subtype] for index, subtype in objects}
     for kind in (RECTANGLE, POLYGON, ELLIPSE):
@@ -131,12 +123,12 @@ def _kinds(objects: list[tuple[int, str]]) -> dict[int, Kind]:
 
 def _spared(margins: Box, cover: np.ndarray) -> Box:
     """Return margins that leave all pixels of a mask in the image."""
-    if not cover.any():
+    y, x = np.nonzero(cover)
+    if not y.size:
         return margins
     height, width = cover.shape
-    x, y = np.flatnonzero(cover.any(axis=0)), np.flatnonzero(cover.any(axis=1))
-    room = (int(x[0]), int(y[0]), width - 1 - int(x[-1]), height - 1 - int(y[-1]))
-    left, top, right, bottom = (max(margin, -free) for margin, free in zip(margins, room, strict=True))
+    room = (x.min(), y.min(), width - 1 - x.max(), height - 1 - y.max())
+    left, top, right, bottom = (max(margin, -int(free)) for margin, free in zip(margins, room, strict=True))
     return left, top, right, bottom
 
 
@@ -165,35 +157,23 @@ def _reframe(view: RenderedView, margins: Box) -> RenderedView:
 def _shapes(finding: Finding, mask: np.ndarray, boxes: tuple[Box, ...], job: _Job) -> list[str]:
     if not boxes:
         return []
+    pieces, columns = [mask], np.flatnonzero(mask.any(axis=0))
     if finding.subtype == _SCATTERED:
-        pieces = []
-        for left, top, right, bottom in boxes:
-            pieces.append(np.zeros_like(mask))
-            pieces[-1][top:bottom, left:right] = mask[top:bottom, left:right]
-    elif job.halves:
-        pieces = _halves(mask)
-    else:
-        pieces = [mask]
+        pieces = [np.zeros_like(mask) for _ in boxes]
+        for piece, (left, top, right, bottom) in zip(pieces, boxes, strict=True):
+            piece[top:bottom, left:right] = mask[top:bottom, left:right]
+    elif job.halves and len(columns) > 1:
+        half = np.arange(mask.shape[1]) < columns[len(columns) // 2]
+        pieces = [mask & half, mask & ~half]
     return [shape_of(piece, job.kind) for piece in pieces]
 
 
-def _halves(mask: np.ndarray) -> list[np.ndarray]:
-    """Return a mask parted at the middle of its pixels' columns; whole where it is a single column wide."""
-    columns = np.flatnonzero(mask.any(axis=0))
-    if len(columns) < 2:
-        return [mask]
-    left = np.arange(mask.shape[1]) < columns[len(columns) // 2]
-    return [mask & left, mask & ~left]
+def shape_of(mask: np.ndarray, kind: int) -> str:
+    """Return one shape, in the grammar of the release, that covers all pixel centres of a non-empty mask (H, W).
 
-
-def shape_of(mask: np.ndarray, kind: Kind) -> str:
-    """Return one shape, in the grammar of the release, that covers all pixel centres of a mask.
-
-    Args:
-        mask: (H, W) bool, not empty.
-        kind: 0 for the bounding rectangle, 2 for the convex hull as a polygon, 1 for an ellipse: it starts from the one
-            within the bounding box and grows, pixel by pixel, until it covers the mask; if it would leave the image,
-            the rectangle is returned instead.
+    ``kind`` is 0 for the bounding rectangle, 2 for the convex hull as a polygon, 1 for an ellipse: it grows from the
+    one within the bounding box, pixel by pixel, until it covers the mask; if it would leave the image, the rectangle is
+    returned instead.
     """
     y, x = np.nonzero(mask)
     left, top, right, bottom = int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1
@@ -218,16 +198,15 @@ def _hull(x: np.ndarray, y: np.ndarray) -> list[tuple[int, int]]:
     ends = [(int(x[i]), int(x[j]) + 1, int(row)) for row, i, j in zip(rows, first, last, strict=True)]
     points = sorted({(px, row + below) for left, right, row in ends for px in (left, right) for below in (0, 1)})
 
+    def turn(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
+        return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
     def chain(ordered: list[tuple[int, int]]) -> list[tuple[int, int]]:
         out: list[tuple[int, int]] = []
         for p in ordered:
-            while len(out) > 1 and _turn(out[-2], out[-1], p) <= 0:
+            while len(out) > 1 and turn(out[-2], out[-1], p) <= 0:
                 out.pop()
             out.append(p)
         return out[:-1]
 
     return chain(points) + chain(points[::-1])
-
-
-def _turn(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])

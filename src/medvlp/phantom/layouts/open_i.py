@@ -1,13 +1,11 @@
 """Writes a phantom in the layout of Open-I, the Indiana University collection (see docs/datasets/open_i.md).
 
-What was removed to hide identities reads ``XXXX``, and now and then so does a harmless word. ``MeSH/major`` and
-``MeSH/automatic`` are the findings that the report states or hedges, as an indexer would code them, or ``normal``: the
-headings and their order are those of the collection; COVID-19, which it predates, is coded as an opacity. Each study of
-the phantom is a report of its own; the collection names no patients. ``truth/reports.jsonl`` has one line for each
-report, those without an image too.
+What was removed to hide identities reads ``XXXX``, and now and then so does a harmless word. The findings that a report
+states or hedges are coded as an indexer would (``MeSH``); COVID-19, which the collection predates, is an opacity.
+``truth/reports.jsonl`` has one line for each report, those without an image too.
 
-From 100 studies on, each odd case of the collection occurs: a report without findings, without impression, without
-both, without an image; ``XXXX``; gaps in the report numbers.
+Odd cases: a report without findings, without impression, without both, without an image; ``XXXX``; gaps in the report
+numbers.
 """
 
 import json
@@ -21,15 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from medvlp.phantom import render
-from medvlp.phantom.layouts.common import (
-    ALL_CASES,
-    Job,
-    Layout,
-    Output,
-    describe_finding,
-    encode_png,
-    random,
-)
+from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image, random
 from medvlp.phantom.model import CATALOGUE, Finding, PhantomReport, PhantomSpec, Study
 from medvlp.phantom.reports import write_report
 
@@ -87,12 +77,12 @@ class _OpenILayout(Layout[_Job]):
         mentions = {} if job.shape == "empty" else report.mentions
         image_ids = _image_ids(job, rng) if job.imaged else []
         for image_id, view in zip(image_ids, render.render_study(study, spec) if image_ids else (), strict=True):
-            out.save(f"NLMCXR_png/{image_id}.png", encode_png(view.image))
+            out.save(f"NLMCXR_png/{image_id}.png", encode_image(view.image, "PNG"))
             out.save_truth(image_id, job, view, mentions)
         out.save(f"ecgen-radiology/{job.number}.xml", _xml(job, texts, mentions, image_ids))
-        record: dict[str, Any] = {"report": job.number, "images": image_ids}
-        record |= {"views": list(study.views[: len(image_ids)]), "patient": study.patient.index, "study": study.index}
-        record |= {"mentions": mentions, "findings": [describe_finding(finding) for finding in study.findings]}
+        record: dict[str, Any] = {"report": job.number, "images": image_ids, "views": study.views[: len(image_ids)]}
+        record |= {"patient": study.patient.index, "study": study.index}
+        record |= {"mentions": mentions, "findings": [finding.as_dict() for finding in study.findings]}
         out.add("truth/reports.jsonl", json.dumps(record))
 
     def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
@@ -168,12 +158,11 @@ def _xml(job: _Job, texts: dict[str, str], mentions: dict[str, float], image_ids
 
 def major_term(finding: Finding) -> str:
     """Code a finding as an indexer does: "Pleural Effusion/right/small", "Pulmonary Atelectasis/base/left/mild"."""
-    heading = CATALOGUE["heading_of_subtype"].get(finding.subtype, CATALOGUE["findings"][finding.name]["heading"])
-    parts = [heading]
+    parts = [CATALOGUE["heading_of_subtype"].get(finding.subtype, CATALOGUE["findings"][finding.name]["heading"])]
     if finding.name not in _UNGRADED | {"Cardiomegaly", "Hernia", "Edema", "Pleural Effusion"}:
-        middle = "lingula" if finding.side == "left" else "middle lobe"
         place = CATALOGUE["zones"][finding.zone].get("mesh")
-        place = middle if finding.zone == "mid" and finding.side != "bilateral" else place
+        if finding.zone == "mid" and finding.side != "bilateral":
+            place = "lingula" if finding.side == "left" else "middle lobe"
         parts += [place] if place else []
     if finding.side in ("left", "right", "bilateral") and finding.name != "Edema":
         parts.append(finding.side)

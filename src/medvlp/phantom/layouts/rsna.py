@@ -1,11 +1,6 @@
 """Writes a phantom in the layout of the RSNA Pneumonia Detection Challenge, stage 2 (see docs/datasets/rsna.md).
 
-An image has Target 1 if it shows one of :data:`OPACITIES`; its boxes enclose what shows of them, in pixels of the
-image. It is "Normal" if the study has no finding. Test images have no labels but in ``truth/``, which also knows the
-patients: as in the release a ``patientId`` names one image, and there are no lateral views.
-
-From 100 studies on, each odd case of the released files occurs, if ``spec.findings`` has the opacities: images of
-three and four boxes, a file in MONOCHROME1, an age of 155 years.
+Odd cases: images of three and four boxes, a file in MONOCHROME1, an age of 155 years.
 """
 
 from collections.abc import Sequence
@@ -16,7 +11,7 @@ import numpy as np
 
 from medvlp.phantom.fields import parts
 from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, frontal, lines_of, mask_of, random
-from medvlp.phantom.layouts.dicom import dicom_bytes, random_uuid, released_header, released_uids
+from medvlp.phantom.layouts.dicom import random_uuid, released_file, released_uids
 from medvlp.phantom.model import Box, PhantomSpec, RenderedView, Study
 
 OPACITIES: tuple[str, ...] = ("Pneumonia", "Consolidation", "Infiltration")
@@ -62,20 +57,13 @@ class _RSNALayout(Layout[_Job]):
     def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:
         study = job.study
         rng = np.random.default_rng([study.seed, _PURPOSE, 1])
-        patient_id = random_uuid(rng)
-        study_uid, series_uid, sop_uid = released_uids(study.index, rng)
+        patient_id, uids = random_uuid(rng), released_uids(study.index, rng)
         order, other_order = rng.random(2).tolist()
         # The release is not sorted by anything; the seed of a study is as good as a shuffle.
         out.key, out.patient = (order, study.index), study.patient.index
         view = frontal(spec, study)
-        data = dicom_bytes(
-            view.image,
-            sop_uid=sop_uid,
-            series_uid=series_uid,
-            study_uid=study_uid,
-            attributes=released_header(study, patient_id, spec.size, _WRONG_AGE if job.wrong_age else None),
-            monochrome1=job.monochrome1,
-        )
+        age = _WRONG_AGE if job.wrong_age else study.patient.age
+        data = released_file(view.image, study, uids, patient_id, age, monochrome1=job.monochrome1)
         out.save(f"{self.folders[job.split == 'test']}/{patient_id}.dcm", data)
         out.save_truth(patient_id, job, view)
         if job.split == "test":
@@ -87,15 +75,13 @@ class _RSNALayout(Layout[_Job]):
         if not boxes:
             out.add(_LABELS, f"{patient_id},,,,,0")
         label = "Lung Opacity" if boxes else "No Lung Opacity / Not Normal" if study.findings else "Normal"
-        # The number in front sorts this table, which lists the images in another order than the labels.
-        out.add(_CLASSES, *[f"{other_order!r}:{patient_id},{label}"] * max(1, len(boxes)))
+        out.add(_CLASSES, *[(other_order, f"{patient_id},{label}")] * max(1, len(boxes)))
 
     def lines(self, table: str, outputs: Sequence[Output]) -> list[str]:
-        lines = super().lines(table, outputs)
-        if table == _CLASSES:
-            numbered = [line.partition(":") for line in lines]
-            return [line for _, _, line in sorted(numbered, key=lambda parts: float(parts[0]))]
-        return lines
+        if table != _CLASSES:
+            return super().lines(table, outputs)
+        # It lists the images in another order than the labels.
+        return [line for _, line in sorted(lines_of(outputs, table), key=lambda pair: pair[0])]
 
     def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
         positive = {line.partition(",")[0] for line in lines_of(outputs, _LABELS) if line.endswith(",1")}
@@ -108,10 +94,7 @@ LAYOUT = _RSNALayout()
 def opacity_boxes(study: Study, view: RenderedView, least: int = 1) -> list[Box]:
     """Return the boxes of an image's airspace opacities from top to bottom, at most four; together they cover them.
 
-    Args:
-        study: whose findings the masks show.
-        view: the masks.
-        least: the largest opacities are boxed in pieces until there are so many boxes, as far as they can be cut.
+    The largest opacities are boxed in pieces until there are ``least`` boxes, as far as they can be cut.
     """
     mask, whole = parts(mask_of(study, view, OPACITIES))
     boxes = list(whole)
@@ -142,8 +125,7 @@ def _merge_closest(boxes: list[Box]) -> list[Box]:
 
 def _cut_largest(mask: np.ndarray, boxes: list[Box]) -> list[Box]:
     """Replace the largest box by boxes around the halves of what it holds; the same boxes if it cannot be cut."""
-    largest = max(boxes, key=_area)
-    x0, y0, x1, y1 = largest
+    largest = x0, y0, x1, y1 = max(boxes, key=_area)
     if y1 - y0 >= x1 - x0:
         middle = (y0 + y1) // 2
         halves = [(x0, y0, x1, middle), (x0, middle, x1, y1)]
@@ -156,9 +138,10 @@ def _cut_largest(mask: np.ndarray, boxes: list[Box]) -> list[Box]:
 
 def _tight(mask: np.ndarray, box: Box) -> Box | None:
     x0, y0, x1, y1 = box
-    inside = mask[y0:y1, x0:x1]
-    columns, rows = (np.flatnonzero(inside.any(axis=axis)).tolist() for axis in (0, 1))
-    return (x0 + columns[0], y0 + rows[0], x0 + columns[-1] + 1, y0 + rows[-1] + 1) if columns else None
+    rows, columns = np.nonzero(mask[y0:y1, x0:x1])
+    if not rows.size:
+        return None
+    return x0 + int(columns.min()), y0 + int(rows[0]), x0 + int(columns.max()) + 1, y0 + int(rows[-1]) + 1
 
 
 def _area(box: Box) -> int:

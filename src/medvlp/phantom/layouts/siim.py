@@ -1,13 +1,7 @@
 """Writes a phantom in the layout of the SIIM-ACR Pneumothorax Segmentation challenge (see docs/datasets/siim.md).
 
-The masks come in both dialects in use: ``train-rle.csv`` (stage 1, the training images), whose header is ``ImageId,
-EncodedPixels`` and whose values start with a blank, so that an image without pneumothorax has ``" -1"``; and
-``stage_2_train.csv`` (the same and the former test images) without blanks. An image with several rows has the union of
-their masks. Runs are in pixels of the image. As in the release there are no lateral views, and PatientID is another
-random name for each image; ``truth/`` knows the patients, and its ``image_id`` is the SOPInstanceUID.
-
-From 100 studies on, each odd case of the released files occurs, if ``spec.findings`` has the pneumothorax: an image
-of several rows with overlapping masks, a file without any row.
+PatientID is another random name for each image, as in the release; in ``truth/`` the ``image_id`` is the
+SOPInstanceUID. Odd cases: an image of several rows with overlapping masks, a file without any row.
 """
 
 from collections.abc import Sequence
@@ -17,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, frontal, lines_of, mask_of, random
-from medvlp.phantom.layouts.dicom import dicom_bytes, random_uuid, released_header, released_uids
+from medvlp.phantom.layouts.dicom import random_uuid, released_file, released_uids
 from medvlp.phantom.model import PhantomSpec, Study
 
 _PURPOSE = 7_401  # of the random streams
@@ -35,12 +29,13 @@ class _Job(Job):
 class _SIIMLayout(Layout[_Job]):
     name = "siim"
     folders = ("dicom-images-train", "dicom-images-test")
+    # Stage 1 has a blank in front of each value, so that an image without pneumothorax has " -1".
     tables: ClassVar = {_STAGE_1: "ImageId, EncodedPixels", _STAGE_2: "ImageId,EncodedPixels"}
 
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
         train = [study for study, split in studies if split != "test"] if len(studies) >= ALL_CASES else []
-        several = [study.index for study in train if _has_pneumothorax(study)][:1]
-        lone = [study.index for study in train if not _has_pneumothorax(study)][:1]
+        ill = [study.index for study in train if any(finding.name == "Pneumothorax" for finding in study.findings)]
+        several, lone = ill[:1], [study.index for study in train if study.index not in ill][:1]
         jobs = []
         for study, split in studies:
             draws = random(2, study.seed, _PURPOSE)
@@ -53,19 +48,13 @@ class _SIIMLayout(Layout[_Job]):
     def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:
         study = job.study
         rng = np.random.default_rng([study.seed, _PURPOSE, 1])
-        study_uid, series_uid, sop_uid = released_uids(study.index, rng)
-        patient_id = random_uuid(rng)
+        uids, patient_id = released_uids(study.index, rng), random_uuid(rng)
         # The release is not sorted by anything.
         out.key, out.patient = (rng.random(), study.index), study.patient.index
         view = frontal(spec, study)
-        data = dicom_bytes(
-            view.image,
-            sop_uid=sop_uid,
-            series_uid=series_uid,
-            study_uid=study_uid,
-            attributes=released_header(study, patient_id, spec.size),
-        )
-        out.save(f"{self.folders[job.split == 'test']}/{study_uid}/{series_uid}/{sop_uid}.dcm", data)
+        data = released_file(view.image, study, uids, patient_id, study.patient.age)
+        out.save(f"{self.folders[job.split == 'test']}/{'/'.join(uids)}.dcm", data)
+        sop_uid = uids[2]
         out.save_truth(sop_uid, job, view)
         if job.no_row:
             out.add("without_row", sop_uid)
@@ -82,10 +71,6 @@ class _SIIMLayout(Layout[_Job]):
 
 
 LAYOUT = _SIIMLayout()
-
-
-def _has_pneumothorax(study: Study) -> bool:
-    return any(finding.name == "Pneumothorax" for finding in study.findings)
 
 
 def _overlapping(mask: np.ndarray) -> list[np.ndarray]:
@@ -108,7 +93,5 @@ def encode_runs(mask: np.ndarray) -> str:
     The pixels run down the columns, from left to right; a gap counts those from the end of the run before (of the first
     run: from the first pixel).
     """
-    pixels = np.zeros(mask.size + 2, dtype=np.int8)
-    pixels[1:-1] = mask.ravel(order="F")
-    edges = np.flatnonzero(np.diff(pixels))  # start, end, start, end, …
+    edges = np.flatnonzero(np.diff(mask.ravel(order="F").astype(np.int8), prepend=0, append=0))  # start, end, start, …
     return " ".join(map(str, np.diff(edges, prepend=0).tolist()))
