@@ -15,12 +15,13 @@ from medvlp.encoders.image import ImageEncoder, ImageEncoderConfig
 from medvlp.encoders.text import TextEncoder, TextEncoderConfig
 from medvlp.errors import CheckpointError, ConfigError, NotSupportedError, check_range
 from medvlp.losses.contrastive import image_text_contrast
+from medvlp.losses.precision import total
 from medvlp.methods import inference
 from medvlp.methods.embeddings import unit_length
-from medvlp.methods.evaluation import evaluate_batch, evaluate_epoch
 from medvlp.methods.payload import checked_hyperparameters, hyperparameters_of, payload_of, read_payload
 from medvlp.methods.vocabulary import corpus_tokenizer
-from medvlp.metrics.samples import SampleStore
+from medvlp.metrics.retrieval import recall_columns, retrieval_measures, text_groups
+from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.prompts import load_prompts
 from medvlp.scoring.prompts import zero_shot_auroc
 from medvlp.text import load_tokenizer, tokenizer_from_state
@@ -104,7 +105,7 @@ class PretrainModule(TrainingModule):
                 self.attach_tokenizer(load_tokenizer(self.text_config.pretrained))
         self.preprocess: dict[str, Any] = {}
         self.label_names: list[str] = []
-        self.evaluation: dict[str, Any] = {}
+        self.evaluation: dict[str, Any] = {}  # of the last epoch: studies, zero_shot (finding → AUROC), logged scores
         self.pairs = SampleStore(["image", "text", "label", "same_text"])
 
     # ---------------------------------------------------------------- the contract
@@ -301,19 +302,53 @@ class PretrainModule(TrainingModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the losses and collect the embeddings."""
-        evaluate_batch(self, batch, "val")
+        self._evaluate_batch(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
         """Log zero-shot AUROC per finding and retrieval R@1/5/10 on the held-out pairs."""
-        self.evaluation = evaluate_epoch(self, "val")
+        self._evaluate_epoch("val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """As :meth:`validation_step`."""
-        evaluate_batch(self, batch, "test")
+        self._evaluate_batch(batch, "test")
 
     def on_test_epoch_end(self) -> None:
         """As :meth:`on_validation_epoch_end`, on the test split."""
-        self.evaluation = evaluate_epoch(self, "test")
+        self._evaluate_epoch("test")
+
+    def _evaluate_batch(self, batch: dict[str, Any], stage: str) -> None:
+        outputs, size = self(batch), len(batch["image"])
+        if size > 1:  # a last batch of one pair has no contrast
+            terms = self.losses(batch, outputs)
+            for key, value in {"loss": total(terms), **terms}.items():
+                self.log(f"{stage}/{key}", value, sync_dist=True, batch_size=size, prog_bar=key == "loss")
+        if self.has_text:
+            self.pairs.update(
+                batch["index"],
+                image=outputs["image"].float(),
+                text=outputs["text"].float(),
+                label=batch["label"].float(),
+                same_text=text_groups(batch["text"]).to(self.device),
+            )
+
+    def _evaluate_epoch(self, stage: str) -> None:
+        self.evaluation = {}
+        if not self.has_text:
+            return
+        samples = self.pairs.compute()
+        self.pairs.reset()
+        image = samples["image"]
+        columns = recall_columns(image, samples["text"], samples["same_text"])
+        recalls = retrieval_measures(Samples(samples.index, columns))
+        scores = {name: float(value) for name, value in recalls.items() if not name.startswith("chance/")}
+        zero_shot = self.zero_shot_auroc(image, samples["label"])
+        scores.update({f"auroc/{finding}": value for finding, value in zero_shot.items()})
+        if not self.trainer.sanity_checking:
+            # the store has gathered, so all ranks agree; sync_dist only silences Lightning's warning
+            self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, sync_dist=True)
+            if "auroc/mean" in scores:
+                self.log(f"{stage}/auroc_mean", scores["auroc/mean"], prog_bar=True, sync_dist=True)
+        self.evaluation = {"studies": len(image), "zero_shot": zero_shot, **scores}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Return ids, dataset rows and L2-normalised embeddings; ``text`` only if the method encodes text."""
@@ -326,13 +361,7 @@ class PretrainModule(TrainingModule):
 
     zero_shot = inference.zero_shot
     ground = inference.ground
-
-    def explain(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return maps for figures by title, (B, 1, S, S) each in [0, 1]; empty if the method has none.
-
-        By default the cosine of each cell with the study's own report, scaled to each image's range.
-        """
-        return inference.similarity_to_report(self, batch)
+    explain = inference.explain
 
     # ---------------------------------------------------------------- checkpoints
 

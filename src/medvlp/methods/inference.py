@@ -1,4 +1,4 @@
-"""Zero-shot scores of images and heatmaps of phrases, for ``model.zero_shot`` and ``model.ground``."""
+"""Inference methods of :class:`~medvlp.methods.base.PretrainModule`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ClassPrompts = Mapping[str, tuple[Sequence[str], Sequence[str]]]
 Prompts = str | PromptSet | ClassPrompts | Sequence[str]
-"""Name or file of a prompt set; a set; class to (positive, negative) prompts; or classes alone ("X." and "No X.")."""
+"""Name or file of a prompt set; a set; class to (positive, negative) prompts; or class names ("X." and "No X.")."""
 
 
 def zero_shot(
@@ -69,7 +69,7 @@ def zero_shot(
 def _classes(prompts: Prompts | None, default: PromptSet | None) -> ClassPrompts:
     prompts = default if prompts is None else prompts
     if prompts is None:
-        raise ConfigError("the model has no prompt set of its own: name one, or give classes")
+        raise ConfigError("the model has no prompt set: pass prompts, or class names")
     if isinstance(prompts, str):
         prompts = load_prompts(prompts)
     if isinstance(prompts, PromptSet):
@@ -126,13 +126,16 @@ def ground(
     return heatmaps
 
 
-def similarity_to_report(model: "PretrainModule", batch: dict[str, Any]) -> dict[str, Tensor]:
-    """See :meth:`medvlp.methods.base.PretrainModule.explain`."""
-    if not model.has_text:
-        return {}
+def explain(model: "PretrainModule", batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Return maps for figures by title, (B, 1, S, S) each in [0, 1]; empty if the method has none.
+
+    By default the cosine of each cell with the study's own report, scaled to each image's range.
+    """
     try:
-        patches = model.embed_patches(batch["image"])
+        patches = model.embed_patches(batch["image"]) if model.has_text else None
     except NotSupportedError:
+        patches = None
+    if patches is None:
         return {}
     report = F.normalize(model.encode_tokens(batch["input_ids"], batch["attention_mask"]).float(), dim=-1)
     similarity = torch.einsum("bdhw,bd->bhw", patches, report)[:, None]
@@ -142,7 +145,7 @@ def similarity_to_report(model: "PretrainModule", batch: dict[str, Any]) -> dict
 
 @contextmanager
 def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Eval mode without gradient; afterwards each part has its own mode again: frozen encoders differ."""
+    """Disable gradients and switch to eval mode; restore the mode of each part, since frozen encoders differ."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -27,25 +27,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Payload:
-    """Contents of a method's checkpoint beside its weights.
-
-    Args:
-        method: registered name.
-        version: version of medvlp.
-        hyperparameters: ``__init__`` arguments.
-        tokenizer: see :func:`medvlp.text.tokenizer_state`; None for a method without text.
-        preprocess: transform, size and intensity of the images.
-        label_names: columns of the training labels.
-        prompts: prompt set used in validation.
-    """
+    """Contents of a method's checkpoint beside its weights."""
 
     method: str
     version: str
     hyperparameters: dict[str, Any]
-    tokenizer: dict[str, Any] | None
-    preprocess: dict[str, Any]
+    tokenizer: dict[str, Any] | None  # of medvlp.text.tokenizer_state; None for a method without text
+    preprocess: dict[str, Any]  # transform, size and intensity of the images
     label_names: list[str]
-    prompts: PromptSet | None = None
+    prompts: PromptSet | None = None  # used in validation
 
 
 def payload_of(model: "PretrainModule") -> dict[str, Any]:

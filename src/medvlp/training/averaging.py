@@ -83,10 +83,7 @@ class MovingAverage(L.Callback):
         if self._trained is not None:
             self._swap(pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Swap the average in; later checkpoints still hold both."""
-        if self._trained is None:
-            self._swap(pl_module)
+    on_train_end = on_validation_epoch_start  # later checkpoints still hold both
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser step of the last update."""

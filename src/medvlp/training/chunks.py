@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medvlp.errors import ConfigError
-from medvlp.training.dtypes import BATCH_NORMS
+from medvlp.training.module import BATCH_NORMS
 
 
 def split_batch(batch: dict[str, Any], chunks: int) -> list[dict[str, Any]]:

@@ -1,11 +1,11 @@
 """Callbacks of every run: they reject random weights and non-finite losses, and count skipped items."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -151,7 +151,5 @@ class SkippedItems(L.Callback):
     def _write(self, trainer: L.Trainer) -> None:
         path = self._path(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["id", "reason"])
-            writer.writerows((self._indexed | self._seen).items())
+        items = pd.DataFrame((self._indexed | self._seen).items(), columns=["id", "reason"])
+        items.to_csv(path, index=False, lineterminator="\r\n")

@@ -3,12 +3,13 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from medvlp import compat
 from medvlp._version import __version__
@@ -17,7 +18,6 @@ from medvlp.errors import CheckpointError, NotSupportedError
 from medvlp.losses.precision import total
 from medvlp.seeding import derive_seed, run_seed
 from medvlp.training.averaging import MovingAverage
-from medvlp.training.dtypes import KeepTargets, exact_tensors
 from medvlp.training.guards import NonFiniteGuard, SkippedItems, UntrainedGuard
 from medvlp.training.optim import OptimConfig, build_optimizer, build_schedule
 from medvlp.training.schema import (
@@ -31,11 +31,47 @@ from medvlp.training.schema import (
 )
 from medvlp.training.stopping import StopGuard
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+_INPUTS = ("image", "features")
+"""Keys of a batch that the network reads; the others are targets."""
+
 COMPILED = "_orig_mod."
 """What ``torch.compile`` inserts into the names of the weights of a wrapped module."""
 
 RUN_FOLDER = "<run>"
 """Placeholder for the run's folder in checkpoints, so that runs can be moved."""
+
+
+def _exact_tensors(root: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors that stay in float32; see :class:`TrainingModule`."""
+    for module in root.modules():
+        if isinstance(module, BATCH_NORMS):
+            yield from chain(module.parameters(recurse=False), module.buffers(recurse=False))
+        yield from (parameter for parameter in module.parameters(recurse=False) if parameter.ndim == 0)
+        # heads are built late, once the data module is known, so a part may be missing
+        parts = (getattr(module, name, None) for name in getattr(module, "exact_parts", ()))
+        for part in (part for part in parts if part is not None):
+            yield from chain(part.parameters(), part.buffers()) if isinstance(part, nn.Module) else (part,)
+
+
+class KeepTargets(L.Callback):
+    """Convert only images and stored features to the precision of a run, not labels, masks and boxes.
+
+    Lightning converts all floating-point tensors of a batch; in bfloat16 a box in a 512 px image moves by up to 1 px.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Restrict what the precision plugin converts."""
+        plugin = trainer.precision_plugin
+        convert = type(plugin).convert_input
+
+        def convert_input(data: Any) -> Any:
+            if not isinstance(data, dict):
+                return convert(plugin, data)
+            return {key: convert(plugin, value) if key in _INPUTS else value for key, value in data.items()}
+
+        plugin.convert_input = convert_input  # type: ignore[method-assign]
 
 
 class TrainingModule(L.LightningModule, ABC):
@@ -52,7 +88,7 @@ class TrainingModule(L.LightningModule, ABC):
     _stored_states: tuple[int, int] | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        exact = {id(tensor) for tensor in exact_tensors(self)}
+        exact = {id(tensor) for tensor in _exact_tensors(self)}
 
         def convert(tensor: Tensor) -> Tensor:
             converted = fn(tensor)
@@ -150,7 +186,8 @@ class TrainingModule(L.LightningModule, ABC):
         checkpoint[CHECKPOINT_KEY] = {**payload, "version": __version__}
         if (trainer := compat.trainer_of(self)) is not None:
             folder = os.path.realpath(trainer.default_root_dir)
-            checkpoint["callbacks"] = _swap_folder(checkpoint.get("callbacks", {}), folder, RUN_FOLDER)
+            states = checkpoint.get("callbacks", {})
+            checkpoint["callbacks"] = _map_texts(states, lambda text: _moved(text, folder, RUN_FOLDER))
             for callback in trainer.callbacks:
                 if isinstance(callback, MovingAverage):
                     callback.put_average(checkpoint)
@@ -187,31 +224,29 @@ class TrainingModule(L.LightningModule, ABC):
 def _restore_callbacks(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
     """Restore the run's folder in the state of callbacks; reject paths outside of it: callbacks delete old files."""
     folder = os.path.realpath(trainer.default_root_dir)
-    states = _swap_folder(mapping(checkpoint.get("callbacks", {}), "callbacks"), RUN_FOLDER, folder)
-    for name, state in states.items():
-        mapping(state, f"callbacks.{name}")
-    if outside := [text for text in _texts(states) if ".." in text.split(os.sep) or "://" in text]:
-        raise CheckpointError(f"a callback's state names {outside[0]!r}; expected local paths")
-    checkpoint["callbacks"] = states
+
+    def restored(text: str) -> str:
+        path = _moved(text, RUN_FOLDER, folder)
+        if ".." in path.split(os.sep) or "://" in path:
+            raise CheckpointError(f"a callback's state names {path!r}; expected local paths")
+        return path
+
+    states = mapping(checkpoint.get("callbacks", {}), "callbacks")
+    checkpoint["callbacks"] = {
+        _map_texts(name, restored): _map_texts(mapping(state, f"callbacks.{name}"), restored)
+        for name, state in states.items()
+    }
 
 
-def _swap_folder(value: Any, old: str, new: str) -> Any:
-    """Replace the folder ``old`` in every path of a nested value, keys included."""
+def _moved(path: str, old: str, new: str) -> str:
+    return new + path[len(old) :] if path == old or path.startswith(old + os.sep) else path
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return new + value[len(old) :] if value == old or value.startswith(old + os.sep) else value
+        return change(value)
     if isinstance(value, dict):
-        return {_swap_folder(key, old, new): _swap_folder(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_swap_folder(item, old, new) for item in value]
+        return {_map_texts(key, change): _map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map_texts(item, change) for item in value)
     return value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in (*value, *value.values()):
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)

@@ -114,9 +114,7 @@ def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: float
         if config.schedule == "warm_restarts":
             return warm_restarts(step, lr=config.lr, period=config.restart_period, min_lr=config.min_lr) / config.lr
         # step + 1 and total + 1: neither the first nor the last step has a rate of zero
-        rate = warmup_cosine(
-            step + 1, lr=config.lr, warmup=warmup, total=total_steps + 1, min_lr=config.min_lr, start_lr=config.min_lr
-        )
+        rate = warmup_cosine(step + 1, lr=config.lr, warmup=warmup, total=total_steps + 1, min_lr=config.min_lr)
         return rate / config.lr
 
     return {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}

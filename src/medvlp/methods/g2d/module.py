@@ -67,27 +67,9 @@ _VARIANTS = {
 class G2D(PretrainModule):
     """Global contrast of image and report, and a decoder that predicts a pseudo mask derived from the attention.
 
-    ``L = L_VLA (Eq. 1) + L_PA (Eq. 4)``. Where paper and released code differ, arguments that are None take the value
-    of ``variant``:
-
-    =====================  =================================  ==========================================
-    setting                paper                              official
-    =====================  =================================  ==========================================
-    contrast               image → report (Eq. 1)             both directions, summed
-    negatives              all ranks                          this rank's
-    attention heads        3 (of 43 channels each)            4 (of 32)
-    query                  learned [CLS]                      mean of the cells
-    body mask, smoothing   Otsu; bilateral filter             neither
-    threshold              0.85 quantile in the body, ≥       0.85 quantile of the image, >
-    pixel loss             ½ (Dice of probabilities + BCE)    Dice of raw logits + 0.2 BCE
-    pixel loss starts      at once                            after 200 steps
-    report projector       report vector                      every token, padding included
-    BERT                   trained                            9 of 12 layers frozen; padded to 256
-    optimisation           2e-4, warm-up and cosine           2e-5, cosine restarting every 200 steps
-    =====================  =================================  ==========================================
-
-    Input size, intensities, augmentation, report cleaning, batch size and epochs are settings of data module and
-    trainer: see ``experiments/pretrain/g2d/``.
+    ``L = L_VLA (Eq. 1) + L_PA (Eq. 4)``. Where paper and released code differ (table in ``docs/methods/g2d.md``),
+    arguments that are None take the value of ``variant``. Input size, intensities, augmentation, report cleaning, batch
+    size and epochs are settings of data module and trainer: see ``experiments/pretrain/g2d/``.
 
     Args:
         variant: "paper" or "official".

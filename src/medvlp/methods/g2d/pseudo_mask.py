@@ -213,12 +213,8 @@ def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 10
     steps = torch.linspace(0, 1, 2049, device=x.device, dtype=x.dtype)
     points = low + (high - low) * steps
     density = log_density(points)
-    upper = means.argmax(1)
-    of_upper, of_lower = (
-        density.gather(2, component[:, None, None].expand(-1, density.shape[1], 1))[..., 0]
-        for component in (upper, 1 - upper)
-    )
-    wins = of_upper >= of_lower
+    upper = means.argmax(1)[:, None, None].expand(-1, points.shape[1], 1)
+    wins = density.gather(2, upper)[..., 0] == density.amax(-1)
     wins[:, -1] = True
     first = wins.to(torch.int32).argmax(1, keepdim=True)
     return (points.gather(1, first) * scale)[:, 0].to(values.dtype)
