@@ -8,7 +8,7 @@ import torch
 from made_results import predictions, rows_of, write
 
 from medvlp.benchmark import differences
-from medvlp.benchmark.differences import Difference, best_of, difference, interval_of_mean, mean_of_drawn_runs
+from medvlp.benchmark.differences import Difference, Statistics, difference, mean_of_drawn_runs
 from medvlp.benchmark.resampled import Resampled, measures_of, samples_of
 from medvlp.benchmark.rows import collected, records
 from medvlp.errors import ConfigError, DataError
@@ -105,7 +105,7 @@ def test_runs_are_paired_by_name_and_else_drawn_apart(tmp_path):
 
 def test_interval_of_a_mean_over_runs(tmp_path):
     rows = cell(tmp_path, "a", [1.5, 1.0, 1.2])
-    low, high = interval_of_mean(rows, "auroc", tmp_path, 300)
+    low, high = Statistics(tmp_path, 300).interval(rows, "auroc")
     sides = [samples_of(row, tmp_path) for row in rows]
     means = torch.stack([distribution(measures_of(rows[0]), s.samples, s.codes, 300, 0)["auroc"] for s in sides]).mean(
         0
@@ -116,27 +116,27 @@ def test_interval_of_a_mean_over_runs(tmp_path):
 
 def test_best_of_a_row(tmp_path):
     cells = {name: cell(tmp_path, name, [effect]) for name, effect in (("a", 0.5), ("b", 1.5), ("c", 0.3))}
-    assert best_of(cells, "auroc", tmp_path) == "b"
-    assert best_of({"b": cells["b"], "d": cell(tmp_path, "d", [1.45])}, "auroc", tmp_path) is None
+    assert Statistics(tmp_path).best(cells, "auroc") == "b"
+    assert Statistics(tmp_path).best({"b": cells["b"], "d": cell(tmp_path, "d", [1.45])}, "auroc") is None
 
 
 def test_the_best_is_corrected_for_the_number_of_comparisons(tmp_path, monkeypatch):
     cells = {name: cell(tmp_path, name, [effect]) for name, effect in (("a", 1.5), ("b", 0.5), ("c", 0.3))}
     monkeypatch.setattr(differences, "difference", lambda *_, **__: Difference(0.1, 0, 1, 0.03, "delong", 1))
-    assert best_of({name: cells[name] for name in "ab"}, "auroc", tmp_path) == "a"
-    assert best_of(cells, "auroc", tmp_path) is None
+    assert Statistics(tmp_path).best({name: cells[name] for name in "ab"}, "auroc") == "a"
+    assert Statistics(tmp_path).best(cells, "auroc") is None
 
 
 def test_nobody_leads_as_long_as_the_cells_hold_different_runs(tmp_path):
     first, second = cell(tmp_path, "a", [2.0, 2.0]), cell(tmp_path, "b", [0.5, 0.5])
-    assert best_of({"a": first, "b": second}, "auroc", tmp_path, 200) == "a"
-    assert best_of({"a": first[:1], "b": second}, "auroc", tmp_path, 200) is None
+    assert Statistics(tmp_path, 200).best({"a": first, "b": second}, "auroc") == "a"
+    assert Statistics(tmp_path, 200).best({"a": first[:1], "b": second}, "auroc") is None
 
 
 def test_best_of_few(tmp_path):
     rows = cell(tmp_path, "a", [0.5])
-    assert best_of({}, "auroc", tmp_path) is None
-    assert best_of({"a": rows, "b": [], "c": [{**rows[0], "value": None}]}, "auroc", tmp_path) is None
+    assert Statistics(tmp_path).best({}, "auroc") is None
+    assert Statistics(tmp_path).best({"a": rows, "b": [], "c": [{**rows[0], "value": None}]}, "auroc") is None
 
 
 def test_what_cannot_be_compared(tmp_path):

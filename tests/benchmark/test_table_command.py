@@ -72,7 +72,7 @@ def test_all_leaves_out_tables_without_results_and_says_so(results, capsys):
         ([], "which results"),
         (["R", "--reported-only"], "reads no results"),
         (["R", "--metric", "dice"], "--metric dice: no row has it"),
-        (["R", "--protocol", "kad"], "--protocol kad: no row has it; there are g2d, mgca"),
+        (["R", "--protocol", "kad"], "--protocol kad: no row has it; expected one of: g2d, mgca"),
         (["R", "--fraction", "0.5"], "leave no row"),
         (["R", "--resamples", "-1"], "--resamples -1"),
         (["R", "--output", "x.pdf"], "--format"),

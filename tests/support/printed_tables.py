@@ -5,6 +5,7 @@ import re
 from io import StringIO
 
 from medvlp.benchmark.tables.layouts import Layout, LayoutRow, Spec
+from medvlp.benchmark.tables.model import NUMBER
 
 
 def result_row(method, metric, value, *, task="segmentation", protocol="g2d", dataset="siim", fraction=0.01, **changes):
@@ -41,13 +42,13 @@ def as_results(layout: Layout) -> list[dict]:
         for r, row in enumerate(block.rows):
             for c, spec in enumerate(block.columns):
                 found = layout.reported_cell(row, spec)
-                if found is not None and found["value"] == found["value"]:
-                    rows += _runs(row, spec, found["value"], found["std"], f"{b}{r}{c}")
+                if found is not None and found.status == NUMBER:
+                    rows += _runs(row, spec, float(found.printed), found.std and float(found.std), f"{b}{r}{c}")
     return rows
 
 
-def _runs(row: LayoutRow, spec: Spec, value: float, std: float, job: str) -> list[dict]:
-    values = [value] if std != std else [value - std, value, value + std]
+def _runs(row: LayoutRow, spec: Spec, value: float, std: float | None, job: str) -> list[dict]:
+    values = [value] if std is None else [value - std, value, value + std]
     return [
         result_row(
             row.benchmark[0] if row.benchmark else row.label,

@@ -42,39 +42,22 @@ def append(work: Path, job: Job, grid: Grid) -> None:
     append_lines(work / COLLECTED, map(json.dumps, rows_of(work, job, grid)))
 
 
-def collect(work: Path, jobs: Sequence[Job], grid: Grid) -> tuple[int, int]:
+def collect(work: Path, jobs: Sequence[Job], grid: Grid) -> None:
     """Write the rows of all finished jobs, in the order of the jobs, and replace the file.
 
     This repairs a truncated file, repeated rows and rows of jobs that are no longer in the grid.
-
-    Returns:
-        The numbers of finished jobs and of rows.
     """
-    done, count = 0, 0
     with atomic_write(work / COLLECTED, "w") as file:
         for job in jobs:
             if job.kind == "task" and is_done(work, job):
-                done += 1
-                for row in rows_of(work, job, grid):
-                    file.write(json.dumps(row) + "\n")
-                    count += 1
-    return done, count
+                file.writelines(json.dumps(row) + "\n" for row in rows_of(work, job, grid))
 
 
 def describe(work: Path, jobs: Sequence[Job], grid: Grid, states: dict[str, str]) -> None:
-    """Write ``grid.json``.
-
-    Args:
-        work: folder of the benchmark.
-        jobs: all jobs of the grid.
-        grid: what is run.
-        states: hash to state; jobs that are not in it are waiting.
-    """
-    records = [_record(work, job, states.get(job.hash, "waiting")) for job in jobs]
-    panels = [_panels(work, job) for job in jobs if (job_folder(work, job) / PANELS).is_file()]
+    """Write ``grid.json``; ``states`` maps hashes to states, and jobs that are not in it are waiting."""
     trains = {job.task: job.trains for job in jobs if job.kind == "task"}
     cannot = {
-        name: [task for task in grid.tasks if task in method.cannot or (method.encoder and not trains.get(task, True))]
+        name: [task for task in grid.tasks if not method.supports(task, trains.get(task, True))]
         for name, method in grid.methods.items()
     }
     GridFile(
@@ -86,8 +69,8 @@ def describe(work: Path, jobs: Sequence[Job], grid: Grid, states: dict[str, str]
         runs=[vars(seeds) for seeds in grid.runs],
         cannot={name: tasks for name, tasks in cannot.items() if tasks},
         watts=grid.watts,
-        jobs=records,
-        panels=panels,
+        jobs=[_record(work, job, states.get(job.hash, "waiting")) for job in jobs],
+        panels=[_panels(work, job) for job in jobs if (job_folder(work, job) / PANELS).is_file()],
     ).write(work)
 
 
@@ -95,8 +78,9 @@ def _record(work: Path, job: Job, state: str) -> JobRecord:
     folder = job_folder(work, job)
     note = read_state(folder) or {}
     relative = folder.relative_to(work)
+    keys = ("hash", "kind", "method", "title", "task", "fraction", "run", "seeds", "needs")
     return JobRecord(
-        **job.describe(),
+        **{key: getattr(job, key) for key in keys},
         state=state,
         seconds=note.get("seconds"),
         log=str(relative / LOG) if (folder / LOG).is_file() else None,

@@ -6,7 +6,7 @@ the patients, run by run where both have the run.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +42,70 @@ class Difference:
     test: Literal["bootstrap", "delong"]
     runs: int
     paired: bool = True
+
+
+@dataclass
+class Statistics:
+    """How the intervals of a table and the best of its columns are found.
+
+    Attributes:
+        folder: that of the results file, which predictions are relative to.
+        resamples: of the patients; 0 for no intervals but those of the rows, and nothing bold.
+        level: of the intervals, and 1 minus the p-value below which the best is bold.
+        store: keeps resampled metrics.
+    """
+
+    folder: Path
+    resamples: int = RESAMPLES
+    level: float = 0.95
+    store: Resampled = field(default_factory=Resampled)
+
+    def interval(self, rows: Sequence[Row], metric: str) -> tuple[float | None, float | None]:
+        """Return the percentile interval over patients of a cell's mean over runs; None, None if there is none.
+
+        Of one run it is what its row says. All runs share the resamples of the patients; runs are not drawn. Errors are
+        those of :func:`difference`.
+        """
+        first = rows[0]
+        if len(rows) == 1 and first.get("low") is not None and first.get("level") == self.level:
+            return first["low"], first["high"]
+        if not self.resamples or not all(row.get("predictions") for row in rows):
+            return None, None
+        runs = list(_runs(rows, metric).values())
+        _check_samples([runs], (self.folder,), self.store)
+        drawn = np.stack([self.store.of(row, metric, self.folder, self.resamples) for row in runs]).astype(float)
+        low, high, _ = _percentiles(drawn.mean(0), self.level)
+        return (None, None) if math.isnan(low) else (low, high)
+
+    def best(self, cells: Mapping[str, Sequence[Row]], metric: str) -> str | None:
+        """Return the method that is better than the second by more than chance, if any.
+
+        The leader is compared with each other method, and the p-values are corrected by Holm for that many comparisons.
+        That the leader was chosen on the same data is not corrected for. No method is the best as long as the cells
+        hold different runs, as while a benchmark is running: means of different runs do not show who leads.
+
+        Args:
+            cells: method to its rows of one column, one per run; those with an undefined value take no part.
+            metric: its name; larger is better.
+        """
+        if not self.resamples or not all(row.get("predictions") for rows in cells.values() for row in rows):
+            return None
+        means = {
+            method: float(np.mean([row["value"] for row in rows]))
+            for method, rows in cells.items()
+            if rows and all(row["value"] is not None and not math.isnan(row["value"]) for row in rows)
+        }
+        order = sorted(means, key=lambda method: means[method], reverse=True)
+        if len(order) < 2:
+            return None
+        leader, *others = (cells[method] for method in order)
+        tests = [
+            difference(leader, other, metric, self.folder, self.resamples, level=self.level, store=self.store)
+            for other in others
+        ]
+        corrected = holm([test.p for test in tests]).tolist()
+        comparable = len({frozenset(by_run(cells[method])) for method in order}) == 1
+        return order[0] if comparable and corrected[0] < 1 - self.level else None
 
 
 def difference(
@@ -105,70 +169,6 @@ def difference(
     else:
         values = mean_of_drawn_runs(drawn[0], rng) - mean_of_drawn_runs(drawn[1], rng)
     return Difference(value, *_percentiles(values, level), "bootstrap", runs, bool(shared))
-
-
-def interval_of_mean(
-    rows: Sequence[Row],
-    metric: str,
-    folder: str | Path,
-    resamples: int = RESAMPLES,
-    *,
-    level: float = 0.95,
-    store: Resampled | None = None,
-) -> tuple[float, float]:
-    """Return the percentile interval over patients of a cell's mean over runs; NaN if undefined in every resample.
-
-    All runs share the resamples of the patients; runs are not drawn. Arguments and errors are those of
-    :func:`difference`.
-    """
-    store = store or Resampled()
-    runs = list(_runs(rows, metric).values())
-    _check_samples([runs], (Path(folder),), store)
-    drawn = np.stack([store.of(row, metric, folder, resamples) for row in runs]).astype(float)
-    return _percentiles(drawn.mean(0), level)[:2]
-
-
-def best_of(
-    cells: Mapping[str, Sequence[Row]],
-    metric: str,
-    folder: str | Path,
-    resamples: int = RESAMPLES,
-    *,
-    level: float = 0.95,
-    store: Resampled | None = None,
-) -> str | None:
-    """Return the method that is better than the second by more than chance, if any.
-
-    The leader is compared with each other method, and the p-values are corrected by Holm for that many comparisons.
-    That the leader was chosen on the same data is not corrected for. No method is the best as long as the cells hold
-    different runs, as while a benchmark is running: means of different runs do not show who leads.
-
-    Args:
-        cells: method to its rows of one column, one per run; those with an undefined value take no part.
-        metric: its name; larger is better.
-        folder: that of the results file.
-        resamples: number of resamples of the patients.
-        level: 1 minus the p-value below which a difference counts.
-        store: keeps resampled metrics.
-
-    Raises:
-        ConfigError: as :func:`difference`.
-        DataError: as :func:`difference`.
-    """
-    means = {
-        method: float(np.mean([row["value"] for row in rows]))
-        for method, rows in cells.items()
-        if rows and all(row["value"] is not None and not math.isnan(row["value"]) for row in rows)
-    }
-    order = sorted(means, key=lambda method: means[method], reverse=True)
-    if len(order) < 2:
-        return None
-    leader, *others = order
-    rows = cells[leader]
-    tests = [difference(rows, cells[m], metric, folder, resamples, level=level, store=store) for m in others]
-    corrected = holm([test.p for test in tests]).tolist()
-    comparable = len({frozenset(by_run(cells[method])) for method in order}) == 1
-    return leader if comparable and corrected[0] < 1 - level else None
 
 
 def _runs(rows: Sequence[Row], metric: str) -> dict[str, Row]:

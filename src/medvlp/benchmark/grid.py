@@ -52,7 +52,7 @@ class Seeds:
 
     @property
     def label(self) -> str:
-        """Name of the run."""
+        """The name, or one made of the seeds."""
         return self.name or f"p{self.pretrain}d{self.data}h{self.head}"
 
 
@@ -70,9 +70,7 @@ class MethodSpec:
 
     Args:
         title: in tables; the name if empty.
-        pretrain: config of its pre-training.
-        overlays: YAML files over that config.
-        set: dotted settings over both.
+        pretrain: config of its pre-training, which ``overlays`` (YAML files) and ``set`` (dotted settings) change.
         checkpoint: a medvlp checkpoint.
         encoder: a bare encoder, as ``model.init_args.encoder`` of a task.
         tasks: the tasks to run it on; all that it supports if None. A bare encoder has no text encoder and therefore
@@ -106,15 +104,11 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A column of the tables.
+    """A column of the tables: the ``config`` of a task, and what the grid changes in it.
 
     Args:
-        config: of the task.
         title: in tables; the name if empty.
-        protocol: instead of the config's.
-        fractions: instead of the grid's.
-        set: dotted settings over the config.
-        by_fraction: further dotted settings by fraction.
+        set: dotted settings over the config; ``by_fraction`` has further ones by fraction.
         metric: shown in the tables; the task's primary metric if empty.
         minutes: estimated duration of one run, used until one has been measured.
         panels: number of images whose predictions are kept for the page.
@@ -135,14 +129,9 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Grid:
-    """A benchmark.
+    """A benchmark: methods (rows) by tasks (columns), at all ``fractions`` where a task trains, for all ``runs``.
 
     Args:
-        name: of the benchmark.
-        methods: rows.
-        tasks: columns.
-        runs: combinations of seeds.
-        fractions: of the training part, for tasks that train.
         pretrain: changes to every pre-training.
         task_set: dotted settings of every task.
         title: of the page; the name if empty.
@@ -202,7 +191,7 @@ def read_grid(path: str | Path) -> Grid:
 
 
 def _text_keys(task: Any, where: str) -> Any:
-    """Make the keys of ``by_fraction`` texts; YAML reads them as numbers."""
+    # YAML reads the keys of by_fraction as numbers
     if isinstance(task, dict) and isinstance(task.get("by_fraction"), dict):
         try:
             return {**task, "by_fraction": {f"{float(k):g}": v for k, v in task["by_fraction"].items()}}

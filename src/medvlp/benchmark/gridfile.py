@@ -14,25 +14,12 @@ from medvlp.results import read_json
 from medvlp.store import atomic_write
 
 NAME = "grid.json"
-
 _REMEDY = "run medvlp benchmark run again, which writes it, or move it away"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a training cost; None for what was not measured.
-
-    Attributes:
-        seconds: wall time.
-        samples: number of samples seen.
-        samples_per_second: throughput.
-        peak_memory_mb: peak memory of the device (of the process, on a CPU), in MiB.
-        parameters: number of the model's parameters.
-        trainable_parameters: number of those that were trained.
-        device: hardware.
-        watts: assumed power of the hardware.
-        energy_kwh: ``seconds`` times ``watts``.
-    """
+    """Cost of a training, as :class:`~medvlp.benchmark.callbacks.CostMeter` measured it; None if not measured."""
 
     seconds: float | None = None
     samples: float | None = None
@@ -47,26 +34,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """A job and how it ended.
-
-    Attributes:
-        hash: content hash of the job.
-        kind: "pretrain" or "task".
-        method: name of the method in the grid.
-        title: how tables print the method.
-        task: name of the task in the grid; empty for pre-training.
-        fraction: share of the training part.
-        run: name of the combination of seeds.
-        seeds: that combination.
-        needs: hash of the pre-training job that it starts from.
-        state: "done", "failed", "waiting" and the like.
-        seconds: wall time of the whole job.
-        log: path relative to the folder of ``grid.json``, as ``checkpoint``.
-        error: why it failed.
-        checkpoint: what it trained.
-        checkpoint_sha256: hash of that file.
-        cost: of the training.
-    """
+    """A :class:`~medvlp.benchmark.jobs.Job` and how it ended; paths are relative to the folder of ``grid.json``."""
 
     hash: str
     kind: str
@@ -90,12 +58,7 @@ class JobRecord:
 class PanelRecord:
     """A method's predictions on the images that the page shows for all methods.
 
-    Attributes:
-        method: name of the method in the grid.
-        title: how tables print the method.
-        task: name of the task in the grid.
-        kind: "grounding", "segmentation" or "detection".
-        file: the ``.npz`` file, relative to the folder of ``grid.json``.
+    ``kind`` is "grounding", "segmentation" or "detection"; ``file`` is relative to the folder of ``grid.json``.
     """
 
     method: str
@@ -156,17 +119,16 @@ class GridFile:
         grid = record_of(cls, read_json(path, _REMEDY), f"{path}:") if path.exists() else cls(jobs=[])
         if frame is None:
             return grid
-        methods, tasks = dict(grid.methods), dict(grid.tasks)
-        for name, title in frame[["bm_method", "bm_title"]].itertuples(index=False):
-            methods.setdefault(str(name), str(title))
-        for name in frame["bm_task"].unique():
-            tasks.setdefault(name, TaskRecord(title=name))
+        first = frame.drop_duplicates("bm_method")
+        methods = dict(zip(first["bm_method"].astype(str), first["bm_title"].astype(str), strict=True))
+        tasks = {name: TaskRecord(title=name) for name in frame["bm_task"].unique()}
+        # the order and the titles of the file come first
+        methods, tasks = {**grid.methods, **methods, **grid.methods}, {**grid.tasks, **tasks, **grid.tasks}
         return replace(grid, methods=methods, tasks=tasks)
 
     def write(self, folder: Path) -> None:
         """Write the file, replacing that of the folder."""
-        path = folder / NAME
-        with atomic_write(path, "w") as file:
+        with atomic_write(folder / NAME, "w") as file:
             json.dump(asdict(self), file, indent=1)
 
 

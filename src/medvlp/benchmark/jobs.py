@@ -1,8 +1,7 @@
 """Expand a grid into jobs: their configs, their order and their content hashes."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from medvlp.benchmark.configs import assemble, meaning
@@ -24,14 +23,9 @@ class Job:
     """One run of ``medvlp fit`` and ``medvlp test``.
 
     Attributes:
-        kind: "pretrain" or "task".
-        method: name in the grid.
-        title: of the method.
         task: name in the grid; empty for pre-training.
         fraction: of the training part; None if nothing is trained.
-        run: name of the combination of seeds.
-        seeds: that combination.
-        config: settings of the run.
+        run: name of the combination of ``seeds``.
         trains: whether there is anything to fit.
         needs: hash of the pre-training job whose checkpoint it starts from.
         minutes: the grid's estimate of its duration.
@@ -68,14 +62,9 @@ class Job:
         parts = [self.method, self.task or "pretrain", fraction, self.run, self.hash[:12]]
         return ".".join(part for part in parts if part)
 
-    def describe(self) -> dict[str, Any]:
-        """Return what ``grid.json`` records of the job itself."""
-        keys = ("hash", "kind", "method", "title", "task", "fraction", "run", "seeds", "needs")
-        return {key: asdict(self)[key] for key in keys}
-
 
 def _hashed(job: Job, weights: str | None) -> Job:
-    """Add the hash: over settings, seeds and the origin of the encoder, but not over names or paths."""
+    # over settings, seeds and the origin of the encoder, but not over names or paths
     config = meaning(job.config)
     content = {"format": _FORMAT, "kind": job.kind, "config": config, "needs": job.needs, "weights": weights}
     return replace(job, hash=value_sha256(content))
@@ -101,20 +90,17 @@ def expand(grid: Grid) -> list[Job]:
                 job = _pretrain_job(grid, name, method, method.pretrain, seeds)
                 # two methods with the same pre-training (G2D's encoder with and without its decoder) share the job
                 pretrain[name, seeds.pretrain] = shared.setdefault(job.hash, job)
-    jobs = list(shared.values())
-    seen: dict[str, Job] = {}
+    tasks: dict[str, Job] = {}
     for seeds in grid.runs:
         for task, entry in entries.items():
             for job in _task_jobs(grid, task, entry, seeds, pretrain):
-                other = seen.setdefault(job.hash, job)
-                if other is job:
-                    jobs.append(job)
-                elif other.method != job.method or entry.trains:
+                other = tasks.setdefault(job.hash, job)
+                if other is not job and (other.method != job.method or entry.trains):
                     raise ConfigError(
                         f"grid {grid.name}: {other.name} and {job.method} {job.task} {job.run} are the same job; "
                         "remove one of them"
                     )
-    return jobs
+    return [*shared.values(), *tasks.values()]
 
 
 def _entry(grid: Grid, name: str) -> TaskEntry:
@@ -158,9 +144,9 @@ def _pretrain_job(grid: Grid, name: str, method: MethodSpec, file: str, seeds: S
 
 
 def _check_method(file: str, config: dict[str, Any]) -> None:
-    """Registered methods may be named by their class alone; others need a whole class path."""
     from medvlp.registry import methods
 
+    # registered methods may be named by their class alone; others need a whole class path
     requested = str((config.get("model") or {}).get("class_path", ""))
     known = {entry.attr for entry in methods()}
     if "." not in requested and requested not in known:
@@ -214,17 +200,13 @@ def _encoder(name: str, method: MethodSpec, seeds: Seeds) -> tuple[dict[str, Any
     """Return the ``encoder`` setting of a task, and the hash of the file that it is read from, if any."""
     if method.pretrain:
         return {"checkpoint": ENCODER}, None
-    if method.checkpoint:
-        path = _local(name, method.checkpoint, "checkpoint")
-        return {"checkpoint": str(path)}, file_sha256(path)
-    encoder = dict(method.encoder or {})
-    weights = (encoder.get("image") or {}).get("weights")
-    digest = file_sha256(_local(name, weights, "weights file (.safetensors or .pth)")) if weights else None
-    return {"seed": seeds.pretrain, **encoder}, digest
-
-
-def _local(method: str, path: str, what: str) -> Path:
     try:
-        return local_file(path, what)
+        if method.checkpoint:
+            path = local_file(method.checkpoint, "checkpoint")
+            return {"checkpoint": str(path)}, file_sha256(path)
+        encoder = dict(method.encoder or {})
+        weights = (encoder.get("image") or {}).get("weights")
+        digest = file_sha256(local_file(weights, "weights file (.safetensors or .pth)")) if weights else None
+        return {"seed": seeds.pretrain, **encoder}, digest
     except CheckpointError as error:
-        raise ConfigError(f"method {method!r}: {error}") from error
+        raise ConfigError(f"method {name!r}: {error}") from error

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from medvlp.benchmark.differences import RESAMPLES
+from medvlp.benchmark.differences import RESAMPLES, Statistics
+from medvlp.benchmark.gridfile import GridFile
 from medvlp.benchmark.resampled import Resampled
 from medvlp.benchmark.rows import collected
 from medvlp.benchmark.tables import (
-    Statistics,
     Table,
     csv_text,
     html_fragment,
@@ -33,9 +33,19 @@ _OWN = ("own", "summary")
 _FILTERS = {"protocol": "protocol", "part": "part", "task": "bm_task"}
 """Options that choose rows, and the columns they look at."""
 
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Benchmark tables</title></head>
+<body>
+<main>
+{}</main>
+</body>
+</html>
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``medvlp benchmark table``."""
+    """Add the arguments of ``medvlp benchmark table``."""
     add = parser.add_argument
     add("results", nargs="?", help="results.jsonl of a benchmark or of single runs; not needed with --reported-only")
     add(
@@ -65,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_phantom_option(parser: argparse.ArgumentParser) -> None:
-    """The option of tables and page that sets phantom results beside a paper's."""
+    """Add the option of tables and page that sets phantom results beside a paper's."""
     parser.add_argument(
         "--phantom-beside-paper",
         action="store_true",
@@ -75,10 +85,7 @@ def add_phantom_option(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the tables.
-
-    Returns:
-        0.
+    """Write the tables; return 0.
 
     Raises:
         ConfigError: unknown layout or metric, contradicting options, or two protocols in one column.
@@ -87,7 +94,14 @@ def run(args: argparse.Namespace) -> int:
     if args.resamples < 0:
         raise ConfigError(f"--resamples {args.resamples}: give 0 or more")
     tables = _reported(args) if args.reported_only else _filled(args)
-    _write(tables, _format(args), args.output)
+    form, output = _format(args), args.output
+    if output is None:
+        sys.stdout.write(_text(tables, form))
+        return 0
+    files = {output: tables} if output.suffix else {output / f"{t.name}{_SUFFIXES[form]}": [t] for t in tables}
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_text(content, form), encoding="utf-8")
     return 0
 
 
@@ -95,9 +109,9 @@ def _reported(args: argparse.Namespace) -> list[Table]:
     if args.results:
         raise ConfigError(f"--reported-only prints the papers' numbers and reads no results: leave out {args.results}")
     names = args.layout or ["all"]
-    if mine := [name for name in names if name in _OWN]:
+    if own := [name for name in names if name in _OWN]:
         raise ConfigError(
-            f"--layout {mine[0]} has no reported numbers: leave out --reported-only, or name papers' tables"
+            f"--layout {own[0]} has no reported numbers: leave out --reported-only, or name papers' tables"
         )
     return reported_tables(_expanded(names))
 
@@ -106,62 +120,45 @@ def _filled(args: argparse.Namespace) -> list[Table]:
     if not args.results:
         raise ConfigError("which results? Give the path of a results.jsonl, or --reported-only")
     path = Path(args.results)
-    frame = collected(path)
-    _check_metrics(frame, args.metric)
-    frame = _chosen(frame, args)
-    if lost := rows_left_out(frame, path.parent, args.metric):
+    frame = _chosen(collected(path), args)
+    grid = GridFile.read(path.parent, frame)
+    if lost := rows_left_out(frame, grid, args.metric):
         print(lost, file=sys.stderr)
     names = args.layout or ["own"]
-    papers = _expanded([name for name in names if name not in _OWN])
-    statistics = Statistics(path.parent, args.resamples, store=Resampled(args.cache))
+    inputs = frame, grid, Statistics(path.parent, args.resamples, store=Resampled(args.cache))
     tables = []
     if "own" in names:
-        tables += own_tables(frame, path.parent, statistics=statistics, metrics=args.metric, source=path.name)
+        tables += own_tables(*inputs, metrics=args.metric, source=path.name)
     if "summary" in names:
-        tables.append(summary_table(frame, path.parent, statistics=statistics, metrics=args.metric, source=path.name))
-    found = paper_tables(
-        frame,
-        path.parent,
-        papers,
-        statistics=statistics,
-        metrics=args.metric,
-        source=path.name,
-        beside_phantom=args.phantom_beside_paper,
-    )
-    return tables + (_with_values(found) if "all" in names else found)
+        tables.append(summary_table(*inputs, metrics=args.metric, source=path.name))
+    papers = _expanded([name for name in names if name not in _OWN])
+    beside = args.phantom_beside_paper
+    filled = paper_tables(*inputs, papers, metrics=args.metric, source=path.name, beside_phantom=beside)
+    if "all" in names:
+        if empty := [table.name for table in filled if not table.has_values()]:
+            print(f"no results for {', '.join(empty)}", file=sys.stderr)
+        filled = [table for table in filled if table.has_values()]
+    return tables + filled
 
 
 def _expanded(names: Sequence[str]) -> list[str]:
-    """Names of layouts, "all" replaced by all of them, each once."""
+    """Return names of layouts, "all" replaced by all of them, each once."""
     return list(dict.fromkeys(one for name in names for one in (layouts() if name == "all" else [name])))
 
 
-def _with_values(tables: list[Table]) -> list[Table]:
-    """Those with a value of ours; the others are named, since "all" promised them."""
-    empty = [table.name for table in tables if not table.has_values()]
-    if empty:
-        print(f"no results for {', '.join(empty)}", file=sys.stderr)
-    return [table for table in tables if table.has_values()]
-
-
-def _check_metrics(frame: pd.DataFrame, metrics: Sequence[str]) -> None:
-    present = {metric.partition("/")[0] for metric in frame["metric"]} | set(frame["metric"])
-    for metric in metrics:
-        if metric not in present:
-            raise ConfigError(
-                f"--metric {metric}: no row has it; there are {', '.join(sorted(m for m in present if '/' not in m))}"
-            )
-
-
 def _chosen(frame: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
-    """The rows that the options leave. A protocol or part is chosen within the tasks that have it."""
+    """Return the rows that the options leave. A protocol or part is chosen within the tasks that have it."""
+    present = {metric.partition("/")[0] for metric in frame["metric"]} | set(frame["metric"])
+    if missing := [metric for metric in args.metric if metric not in present]:
+        known = ", ".join(sorted(metric for metric in present if "/" not in metric))
+        raise ConfigError(f"--metric {missing[0]}: no row has it; expected one of: {known}")
     for option, column in _FILTERS.items():
-        wanted = getattr(args, option)
-        if missing := [name for name in wanted if name not in set(frame[column])]:
+        requested = getattr(args, option)
+        if missing := [name for name in requested if name not in set(frame[column])]:
             known = ", ".join(sorted(frame[column].unique()))
-            raise ConfigError(f"--{option} {' '.join(missing)}: no row has it; there are {known}")
-        if wanted:
-            match = frame[column].isin(wanted)
+            raise ConfigError(f"--{option} {' '.join(missing)}: no row has it; expected one of: {known}")
+        if requested:
+            match = frame[column].isin(requested)
             others = ~frame["task"].isin(frame.loc[match, "task"]) if option != "task" else False
             frame = frame[match | others]
     if args.fraction:
@@ -182,29 +179,9 @@ def _format(args: argparse.Namespace) -> str:
     return by_suffix.get(suffix, "markdown")
 
 
-def _write(tables: list[Table], form: str, output: Path | None) -> None:
-    if output is None:
-        sys.stdout.write(_text(tables, form))
-    elif output.suffix:
-        _save(output, _text(tables, form))
-    else:
-        for table in tables:
-            _save(output / f"{table.name}{_SUFFIXES[form]}", _text([table], form))
-
-
-def _save(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
 def _text(tables: list[Table], form: str) -> str:
     if form == "csv":
         return csv_text(tables)
     writers: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": latex, "html": html_fragment}
     body = "\n".join(writers[form](table) for table in tables)
-    return _page(body) if form == "html" else body
-
-
-def _page(body: str) -> str:
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Benchmark tables</title>'
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n'
+    return _PAGE.format(body) if form == "html" else body

@@ -11,6 +11,7 @@ import pytest
 from made_results import write
 from printed_tables import as_results, from_csv, from_latex, from_markdown, parts
 
+from medvlp.benchmark.gridfile import GridFile
 from medvlp.benchmark.rows import collected
 from medvlp.benchmark.tables import Statistics, csv_text, latex, markdown, paper_tables, reported, reported_tables
 from medvlp.benchmark.tables.layouts import layouts
@@ -36,7 +37,8 @@ def filled(request, tmp_path_factory):
     layout, folder = layouts()[request.param], tmp_path_factory.mktemp("results")
     path = write(folder / "results.jsonl", as_results(layout))
     frame = collected(path)
-    return request.param, *paper_tables(frame, folder, [layout.name], statistics=Statistics(folder, resamples=0))
+    grid = GridFile.read(folder, frame)
+    return request.param, *paper_tables(frame, grid, Statistics(folder, resamples=0), [layout.name])
 
 
 @pytest.mark.parametrize("read", ["markdown", "latex"])

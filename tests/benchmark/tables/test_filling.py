@@ -6,21 +6,22 @@ import pytest
 from made_results import predictions, rows_of, write
 from printed_tables import from_csv, result_row
 
+from medvlp.benchmark.gridfile import GridFile
 from medvlp.benchmark.rows import collected
 from medvlp.benchmark.tables import Statistics, csv_text, html_fragment, latex, markdown, own_tables, paper_tables
-from medvlp.benchmark.tables.footnotes import BESIDE, LEFT_OUT, PHANTOM
+from medvlp.benchmark.tables.cells import PHANTOM
+from medvlp.benchmark.tables.paper import BESIDE, LEFT_OUT
 from medvlp.errors import ConfigError, DataError
 
 
 def filled(folder, rows, name="g2d-1", **options):
     frame = collected(write(folder / "results.jsonl", rows))
-    quick = options.pop("statistics", Statistics(folder, resamples=0))
-    return paper_tables(frame, folder, [name], statistics=quick, **options)[0]
+    return paper_tables(frame, GridFile.read(folder, frame), Statistics(folder, resamples=0), [name], **options)[0]
 
 
-def own(folder, rows, **options):
+def own(folder, rows, resamples=0, **options):
     frame = collected(write(folder / "results.jsonl", rows))
-    return own_tables(frame, folder, statistics=options.pop("statistics", Statistics(folder, resamples=0)), **options)
+    return own_tables(frame, GridFile.read(folder, frame), Statistics(folder, resamples), **options)
 
 
 def at(table, label, *labels):
@@ -28,16 +29,22 @@ def at(table, label, *labels):
     return next(row.cells[column] for block in table.blocks for row in block.rows if row.label == label)
 
 
+def shown(cell):
+    """Our value with its spread."""
+    std = f"± {cell.std_text}" if cell.std_text else ""
+    return " ".join(part for part in (cell.mean_text, std, cell.interval_text) if part)
+
+
 def test_runs_become_mean_and_sample_deviation_and_keep_their_rows(tmp_path):
     rows = [result_row("mgca", "dice_positive", v, run=f"r{i}", job=f"j{i}") for i, v in enumerate((0.4, 0.5, 0.6))]
     cell = at(filled(tmp_path, rows), "MGCA", "SIIM", "1%")
-    assert (cell.text, cell.runs, cell.jobs, cell.lines) == ("50.0 ± 10.0", 3, ("j0", "j1", "j2"), (1, 2, 3))
+    assert (shown(cell), cell.runs, cell.jobs, cell.lines) == ("50.0 ± 10.0", 3, ("j0", "j1", "j2"), (1, 2, 3))
     assert cell.reported.printed == "49.7"
 
 
 def test_one_run_has_no_deviation_but_its_rows_interval(tmp_path):
     row = result_row("mgca", "dice_positive", 0.5, low=0.4, high=0.6, level=0.95)
-    assert at(filled(tmp_path, [row]), "MGCA", "SIIM", "1%").text == "50.0 [40.0, 60.0]"
+    assert shown(at(filled(tmp_path, [row]), "MGCA", "SIIM", "1%")) == "50.0 [40.0, 60.0]"
 
 
 def test_what_was_not_run_is_a_dash_and_keeps_the_papers_value(tmp_path):
@@ -89,7 +96,7 @@ def test_the_metric_can_be_chosen(tmp_path):
 def test_an_undefined_metric_says_why(tmp_path):
     rows = [result_row("mgca", "dice_positive", v, run=f"r{i}") for i, v in enumerate((None, 0.5))]
     table = filled(tmp_path, rows)
-    assert (at(table, "MGCA", "SIIM", "1%").text, at(table, "MGCA", "SIIM", "1%").runs) == ("50.0", 1)
+    assert (shown(at(table, "MGCA", "SIIM", "1%")), at(table, "MGCA", "SIIM", "1%").runs) == ("50.0", 1)
     assert "dice_positive is not defined in 1 of 2 runs; the mean is of the others." in table.footnotes
     cell = at(filled(tmp_path, rows[:1]), "MGCA", "SIIM", "1%")
     assert (cell.status, cell.jobs) == ("-", ("j0",))
@@ -120,7 +127,7 @@ def test_ablations_take_the_fraction_that_was_run(tmp_path, name):
 
 def bold(folder, effects):
     rows = [row for name, effect in effects.items() for row in rows_of(folder, name, "run0", predictions(effect, 0))]
-    (table,) = own(folder, rows, statistics=Statistics(folder, resamples=200))
+    (table,) = own(folder, rows, resamples=200)
     return [row.label for row in table.blocks[0].rows if row.cells[0].best]
 
 
@@ -132,13 +139,13 @@ def test_the_best_is_bold_only_where_it_differs_from_the_second(tmp_path):
 
 def test_intervals_of_several_runs_come_from_the_predictions(tmp_path):
     rows = [row for i in range(2) for row in rows_of(tmp_path, "a", f"run{i}", predictions(1.0, i))]
-    (table,) = own(tmp_path, rows, statistics=Statistics(tmp_path, resamples=200))
+    (table,) = own(tmp_path, rows, resamples=200)
     cell = table.blocks[0].rows[0].cells[0]
     assert cell.low < cell.value < cell.high
     assert cell.std is not None
     (tmp_path / "predictions/a-run1.parquet").unlink()
     with pytest.raises(DataError):
-        own(tmp_path, rows, statistics=Statistics(tmp_path, resamples=200))
+        own(tmp_path, rows, resamples=200)
 
 
 def grid(folder, **content):
@@ -163,7 +170,7 @@ def test_own_tables_follow_the_grid(tmp_path):
     assert [table.name for table in (first, second)] == ["own-classification", "own-segmentation"]
     assert first.columns[0].labels == ("Linear probe", "linear: auroc", "1 %")
     assert [column.labels for column in second.columns] == [("Masks", "g2d: dice_all", s) for s in ("1 %", "100 %")]
-    texts = {row.label: [cell.text for cell in row.cells] for row in second.blocks[0].rows}
+    texts = {row.label: [cell.mean_text for cell in row.cells] for row in second.blocks[0].rows}
     assert texts == {"Random": ["-", "20.0"], "G2D": ["70.0", "-"], "MAE": ["/", "/"]}
     assert "'/': the method cannot do this task." in second.footnotes
 
@@ -177,8 +184,8 @@ def test_what_the_grid_says_cannot_be_done_is_a_slash_in_the_papers_tables(tmp_p
 def test_zero_shot_has_no_fraction_and_cnr_is_no_percentage(tmp_path):
     rows = [result_row("maco", "cnr", 1.2, task="grounding", protocol="maco", dataset="ms_cxr", fraction=None)]
     (table,) = own(tmp_path, rows, metrics=["cnr"])
-    assert (table.columns[0].labels[-1], table.blocks[0].rows[0].cells[0].text) == ("no training", "1.200")
-    assert at(filled(tmp_path, rows, "maco-5"), "MaCo", "CNR").text == "1.200"
+    assert (table.columns[0].labels[-1], table.blocks[0].rows[0].cells[0].mean_text) == ("no training", "1.200")
+    assert at(filled(tmp_path, rows, "maco-5"), "MaCo", "CNR").mean_text == "1.200"
 
 
 def test_an_accuracy_comes_first_where_labels_exclude_each_other(tmp_path):
@@ -231,8 +238,8 @@ def test_methods_that_no_paper_has_follow_as_ours(tmp_path):
     table = filled(tmp_path, rows)
     ours = [block for block in table.blocks if block.title.startswith("Ours")]
     assert [[row.label for row in block.rows] for block in ours] == [["My method"]]
-    assert at(table, "My method", "SIIM", "1%").text == "70.0"
-    assert at(table, "My method", "SIIM", "10%").text == "-"
+    assert at(table, "My method", "SIIM", "1%").mean_text == "70.0"
+    assert at(table, "My method", "SIIM", "10%").mean_text == "-"
     assert not any("mine" in note for note in table.footnotes)
     assert not [b for b in filled(tmp_path, rows, "maco-5").blocks if b.title == "Ours"], "it has no result there"
 
@@ -255,7 +262,7 @@ def test_an_ablation_shows_ours_beside_its_variants(tmp_path):
     mine = [
         result_row("mine", "dice_positive", v, fraction=f, config_sha256=str(f)) for f, v in ((0.1, 0.6), (1.0, 0.7))
     ]
-    assert at(filled(tmp_path, [*rows, *mine], "g2d-5a"), "mine", "SIIM", "Dice").text == "60.0"
+    assert at(filled(tmp_path, [*rows, *mine], "g2d-5a"), "mine", "SIIM", "Dice").mean_text == "60.0"
     other = filled(tmp_path, [*rows, mine[1]], "g2d-5a")
     assert any("mine" in note for note in other.footnotes), "it is named where it has no place"
 

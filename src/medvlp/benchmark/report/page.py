@@ -81,10 +81,9 @@ def write_report(
     by_line = dict(zip(frame["line"], frame["condition"], strict=True))
     drawn, lost = panels(grid.panels, results.parent, methods)
     statistics = Statistics(results.parent, resamples, store=Resampled(cache))
-    options: dict[str, Any] = {"statistics": statistics, "source": results.name, "grid": grid}
-    papers = paper_tables(frame, results.parent, beside_phantom=beside_phantom, **options)
+    papers = paper_tables(frame, grid, statistics, source=results.name, beside_phantom=beside_phantom)
     papers = [table for table in papers if table.has_values()]
-    own = own_tables(frame, results.parent, **options)
+    own = own_tables(frame, grid, statistics, source=results.name)
     scores = scores_of(own, by_line)
     costs, cost_notes = costs_of(frame, grid, methods)
     about = _about(frame, grid, results.resolve().parent.name)

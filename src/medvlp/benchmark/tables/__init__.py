@@ -4,12 +4,11 @@
 papers' numbers alone; :func:`markdown`, :func:`latex`, :func:`csv_text` and :func:`html_fragment` print it.
 """
 
-from medvlp.benchmark.tables.cells import Statistics
-from medvlp.benchmark.tables.layouts import layouts
+from medvlp.benchmark.differences import Statistics
+from medvlp.benchmark.tables.layouts import layouts, reported
 from medvlp.benchmark.tables.model import Block, Cell, Column, Reported, Row, Table
 from medvlp.benchmark.tables.own import own_tables, rows_left_out, summary_table
 from medvlp.benchmark.tables.paper import paper_tables, reported_tables
-from medvlp.benchmark.tables.reported import reported
 from medvlp.benchmark.tables.writing import csv_text, html_fragment, latex, markdown
 
 __all__ = [

@@ -1,142 +1,70 @@
-"""From collected rows to cells: means over runs, intervals over patients, and the one that is bold."""
+"""From collected rows to cells (means over runs, intervals over patients, and the one that is bold) and footnotes."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 
-from medvlp.benchmark.differences import RESAMPLES, best_of, interval_of_mean
-from medvlp.benchmark.resampled import Resampled
-from medvlp.benchmark.rows import by_run, records
-from medvlp.benchmark.tables.model import CANNOT, NOT_RUN, NUMBER, Cell, Reported
+from medvlp.benchmark.differences import Statistics
+from medvlp.benchmark.rows import by_run, mixed_versions, records
+from medvlp.benchmark.tables.model import CANNOT, NOT_RUN, NUMBER, Cell, Reported, Table
 
 _NOT_SHARES = ("cnr",)
 """Metrics that are no share in [0, 1]: printed as they are, with three digits."""
 
-
-@dataclass
-class Statistics:
-    """How intervals and significance are found.
-
-    Attributes:
-        folder: that of the results file, which predictions are relative to.
-        resamples: of the patients; 0 for no intervals but those of the rows, and nothing bold.
-        level: of the intervals, and 1 minus the p-value below which the best is bold.
-        store: keeps what was resampled.
-    """
-
-    folder: Path
-    resamples: int = RESAMPLES
-    level: float = 0.95
-    store: Resampled = field(default_factory=Resampled)
-
-    def interval(self, rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | None, float | None]:
-        """Interval of the mean over runs; of one run, what its row says. None, None where there is none.
-
-        Raises:
-            ConfigError: the runs were scored on different samples.
-            DataError: predictions are missing or damaged.
-        """
-        first = rows[0]
-        if len(rows) == 1 and first.get("low") is not None and first.get("level") == self.level:
-            return first["low"], first["high"]
-        if not self.resamples or not _with_predictions(rows):
-            return None, None
-        low, high = interval_of_mean(rows, metric, self.folder, self.resamples, level=self.level, store=self.store)
-        return (None, None) if math.isnan(low) else (low, high)
-
-    def best(self, cells: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> str | None:
-        """The method that leads its column by more than chance, if any.
-
-        Raises:
-            ConfigError: the methods were scored on different samples.
-            DataError: predictions are missing or damaged.
-        """
-        if not self.resamples or not all(_with_predictions(rows) for rows in cells.values()):
-            return None
-        return best_of(cells, metric, self.folder, self.resamples, level=self.level, store=self.store)
-
-
-def _with_predictions(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return all(row.get("predictions") for row in rows)
+PHANTOM = (
+    "The images are of the phantom, drawn by a program: these numbers say nothing about clinical performance, and are "
+    "not to be compared with those of the papers."
+)
+"""Stands below every table with a value from the phantom."""
 
 
 def print_scale(metric: str) -> tuple[float, int]:
-    """Factor and digits with which a metric is printed: shares in per cent with one digit, others as they are."""
+    """Return the factor and digits to print a metric with: shares in per cent with one digit, others as they are."""
     return (1.0, 3) if metric.partition("/")[0].startswith(_NOT_SHARES) else (100.0, 1)
 
 
-def decimals_of(printed: str | None) -> int | None:
-    """Digits after the point of a printed number; None where it is none."""
-    if not printed or not any(digit.isdigit() for digit in printed):
-        return None
-    return len(printed.partition(".")[2])
-
-
 def missing(reported: Reported | None = None, cannot: bool = False) -> Cell:
-    """A cell without a value of ours: "/" where the method cannot, else the paper's mark or "-"."""
-    status = CANNOT if cannot else NOT_RUN
-    if not cannot and reported is not None and reported.status != NUMBER:
-        status = reported.status
-    return Cell(status=status, reported=reported)
+    """Return a cell without a value of ours: "/" where the method cannot, else the paper's mark or "-"."""
+    mark = NOT_RUN if reported is None or reported.status == NUMBER else reported.status
+    return Cell(status=CANNOT if cannot else mark, reported=reported)
 
 
-def cell_of(
-    rows: pd.DataFrame,
+def _digits(printed: str | None, otherwise: int) -> int:
+    """Return the digits after the point of a printed number; ``otherwise`` if it is none."""
+    return len(printed.partition(".")[2]) if printed and any(map(str.isdigit, printed)) else otherwise
+
+
+def _cell(
+    rows: Sequence[Mapping[str, Any]],
     metric: str,
     statistics: Statistics,
-    reported: Reported | None = None,
-    scale: float = 100.0,
-    decimals: int = 1,
+    reported: Reported | None,
+    scale: float,
+    decimals: int,
 ) -> Cell:
-    """A cell with a value.
-
-    It is printed with as many digits as the paper's value beside it has.
-
-    Args:
-        rows: of one method and column, one per run; at least one.
-        metric: theirs.
-        statistics: where the interval comes from.
-        reported: what the paper has there.
-        scale: factor from the metric's unit to what is printed.
-        decimals: digits after the point where the paper has no value.
-
-    Returns:
-        The cell; without a value, and with a reason, where the metric is not defined in any run.
-
-    Raises:
-        ConfigError: a run comes twice.
-        DataError: predictions are missing or damaged.
-    """
-    own = records(rows)
-    by_run(own)  # refuses a run that is given twice
-    defined = [row for row in own if row["value"] is not None]
-    undefined = len(own) - len(defined)
-    reason = f"{metric} is not defined in {undefined} of {len(own)} runs" if undefined else ""
-    made = Cell(
-        status=NUMBER,
+    """Return the cell of a method's rows, one per run; without a value if the metric is not defined in any run."""
+    by_run(rows)  # refuses a run that is given twice
+    defined = [row for row in rows if row["value"] is not None]
+    undefined = len(rows) - len(defined)
+    cell = Cell(
+        status=NUMBER if defined else NOT_RUN,
         reported=reported,
-        jobs=tuple(dict.fromkeys(_job(row) for row in own)),
-        lines=tuple(int(row["line"]) for row in own if row.get("line") is not None),
+        jobs=tuple(dict.fromkeys(_job(row) for row in rows)),
+        lines=tuple(int(row["line"]) for row in rows if row.get("line") is not None),
         scale=scale,
-        decimals=_first(decimals_of(reported.printed if reported else None), decimals),
-        std_decimals=_first(decimals_of(reported.std if reported else None), decimals),
-        reason=reason,
+        decimals=_digits(reported.printed if reported else None, decimals),
+        std_decimals=_digits(reported.std if reported else None, decimals),
+        reason=f"{metric} is not defined in {undefined} of {len(rows)} runs" if undefined else "",
     )
     if not defined:
-        return replace(made, status=NOT_RUN)
+        return cell
     values = [row["value"] for row in defined]
     low, high = statistics.interval(defined, metric)
     std = stdev(values) if len(values) > 1 else None
-    return replace(made, value=fmean(values), std=std, low=low, high=high, runs=len(values))
-
-
-def _first(given: int | None, otherwise: int) -> int:
-    return otherwise if given is None else given
+    return replace(cell, value=fmean(values), std=std, low=low, high=high, runs=len(values))
 
 
 def _job(row: Mapping[str, Any]) -> str:
@@ -165,16 +93,61 @@ def column_of(
         reported: the paper's values.
         scale: factor from the metric's unit to what is printed.
         decimals: digits after the point where the paper has no value.
+
+    Raises:
+        ConfigError: a run is given twice.
+        DataError: predictions are missing or damaged.
     """
-    parts = {str(name): part for name, part in rows.groupby("bm_method", sort=False)}
+    parts: dict[Any, list[dict[str, Any]]] = {
+        name: records(part) for name, part in rows.groupby("bm_method", sort=False)
+    }
     cells = [
-        cell_of(parts[name], metric, statistics, paper, scale, decimals)
-        if name is not None and name in parts
+        _cell(parts[name], metric, statistics, paper, scale, decimals)
+        if name in parts
         else missing(paper, name in cannot)
         for name, paper in zip(names, reported, strict=True)
     ]
-    given = {
-        name: records(parts[name]) for name, cell in zip(names, cells, strict=True) if name and cell.value is not None
-    }
+    given = {name: parts[name] for name, cell in zip(names, cells, strict=True) if name and cell.value is not None}
     leader = statistics.best(given, metric) if len(given) > 1 else None
     return [replace(cell, best=name is not None and name == leader) for name, cell in zip(names, cells, strict=True)]
+
+
+def footnotes(table: Table, rows: pd.DataFrame, statistics: Statistics, absent: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the sentences about our values in a table.
+
+    Args:
+        table: with its cells.
+        rows: the rows that fill it.
+        statistics: how intervals and bold were found.
+        absent: methods with results of the same columns that the table has no row for.
+    """
+    cells = [cell for *_, cell in table.cells()]
+    notes = [PHANTOM] if rows["phantom"].any() else []
+    if any(cell.value is not None for cell in cells):
+        notes.append(_values(rows, statistics))
+        if any(cell.reported for cell in cells):
+            notes.append("In parentheses the paper's value.")
+    # a mark that stands for both, ours and the paper's, is explained as the paper's
+    marks = {c.status for c in cells if not c.reason and not (c.reported and c.reported.printed == c.status)}
+    texts = {NOT_RUN: "'-': not run.", CANNOT: "'/': the method cannot do this task."}
+    notes += [text for mark, text in texts.items() if mark in marks]
+    notes += dict.fromkeys(f"{cell.reason}; the mean is of the others." for cell in cells if cell.reason and cell.runs)
+    notes += dict.fromkeys(f"{cell.reason}." for cell in cells if cell.reason and not cell.runs)
+    notes += filter(None, [mixed_versions(rows)])
+    if absent:
+        notes.append(f"Results without a row in this table: {', '.join(absent)}; the own tables have them.")
+    return tuple(notes)
+
+
+def _values(rows: pd.DataFrame, statistics: Statistics) -> str:
+    level = f"{statistics.level:.0%}".replace("%", " %")
+    text = "Per cent, but for values with three digits after the point: mean over runs ± standard deviation over runs"
+    if statistics.resamples:
+        text += (
+            f" [{level} bootstrap interval of the mean over patients]. Bold: the best of its column, and different "
+            f"from the second (p < {1 - statistics.level:.2g}, corrected by Holm for the comparisons of the column); "
+            "none where cells of a column hold different runs"
+        )
+    runs = sorted(rows.groupby(["bm_method", "bm_task", "fraction"], dropna=False)["bm_run"].nunique().unique())
+    several = f"{runs[0]} to {runs[-1]}" if len(runs) > 1 else f"{runs[0]}"
+    return f"{text}. Runs per cell: {several}."

@@ -1,5 +1,7 @@
-"""The papers' tables as data: their columns, their rows, and the results of ours that belong in them.
+"""The papers' tables as data: what they report, their columns and rows, and the results of ours that belong in them.
 
+``reported.csv`` has one row per printed cell. Values and standard deviations are kept as printed, since 8.90 and 8.9
+differ in precision. ``flag`` holds, separated by " | ", where the paper contradicts itself or another paper.
 ``layouts.yaml`` holds, beside the mapping of printed names to ours, one entry per table:
 
 ================ ======================================================================================
@@ -24,20 +26,61 @@ and ``benchmark`` (names in a grid that may fill it, the first that has results 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from itertools import product
 from typing import Any
 
+import pandas as pd
 import yaml
 
-from medvlp.benchmark.tables.reported import FRACTIONS, reported
+from medvlp.benchmark.tables.model import CANNOT, LOST, NOT_RUN, Reported
 from medvlp.errors import ConfigError, DataError
+
+FRACTIONS = {"1%": 0.01, "10%": 0.1, "100%": 1.0, "zero-shot": None}
+"""Printed fractions to shares of the training part."""
 
 _ABLATION = "ablation: "
 _PER_CENT = 100.0
 _PRINTED = ("task", "dataset", "protocol", "metric", "fraction", "class")
+
+
+@cache
+def reported() -> pd.DataFrame:
+    """Return all numbers of the papers' tables, in the papers' order; do not change the frame.
+
+    Returns:
+        One row per printed cell. The columns are those of ``reported.csv``, as strings except ``value`` and ``std``
+        (float, NaN if none is printed), and also ``printed`` and ``printed_std`` (as printed; "-", "/" or "?" instead
+        of a value) and ``flags`` (tuples of strings).
+    """
+    with resources.files(__package__).joinpath("reported.csv").open(encoding="utf-8") as file:
+        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
+    frame["printed"] = frame["value"].where(frame["value"] != "", frame["note"].map(_mark))
+    frame["printed_std"] = frame["std"]
+    for column in ("value", "std"):
+        frame[column] = pd.to_numeric(frame[column].where(frame[column] != ""))
+    frame["flags"] = [tuple(part for part in flag.split(" | ") if part) for flag in frame["flag"]]
+    return frame
+
+
+def _mark(note: str) -> str:
+    for mark in (NOT_RUN, CANNOT):
+        if f"printed '{mark}'" in note:
+            return mark
+    return LOST if "UNRECOVERED" in note else ""
+
+
+@cache
+def _reported_cells() -> Mapping[tuple[str, ...], list[tuple[str, Reported]]]:
+    """Return paper, table, method and :data:`_PRINTED` of each cell, to its backbones and what is printed."""
+    cells: dict[tuple[str, ...], list[tuple[str, Reported]]] = {}
+    for row in reported().to_dict("records"):
+        key = tuple(row[name] for name in ("source_paper", "table", "method", *_PRINTED))
+        cell = Reported(row["printed"], row["printed_std"] or None, row["note"], row["flags"])
+        cells.setdefault(key, []).append((row["backbone"], cell))
+    return cells
 
 
 @dataclass(frozen=True)
@@ -48,8 +91,7 @@ class Spec:
         labels: header, outermost first.
         printed: task, dataset, protocol, metric, fraction and class in the paper's words.
         backbone: of the reported cell, where the table mixes backbones.
-        task: ours.
-        dataset: ours.
+        task: ours, as ``dataset``.
         accepts: our protocols that may fill it.
         metrics: our metrics that may fill it, the preferred first.
         fraction: share of the training part; None for zero-shot.
@@ -112,11 +154,11 @@ class Layout:
     paper: str
     table: str
     caption: str
-    row_header: str
-    fact_names: tuple[str, ...]
-    marks: Mapping[str, str]
-    remarks: tuple[str, ...]
     blocks: tuple[LayoutBlock, ...]
+    row_header: str = "Method"
+    fact_names: tuple[str, ...] = ()
+    marks: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -133,24 +175,15 @@ class Layout:
         """Whether its rows are variants of one method."""
         return any(spec.printed["task"].startswith(_ABLATION) for spec in self.columns)
 
-    @cached_property
-    def _reported(self) -> Mapping[tuple[str, ...], list[dict[str, Any]]]:
-        frame = reported()
-        cells: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for cell in frame[(frame["source_paper"] == self.paper) & (frame["table"] == self.table)].to_dict("records"):
-            key = (cell["method"], *(cell[name] for name in _PRINTED))
-            cells.setdefault(key, []).append({str(name): value for name, value in cell.items()})
-        return cells
-
-    def reported_cell(self, row: LayoutRow, spec: Spec) -> Mapping[str, Any] | None:
-        """Return the paper's cell at a row and column, as a row of ``reported.csv``; None if there is none.
+    def reported_cell(self, row: LayoutRow, spec: Spec) -> Reported | None:
+        """Return the paper's cell at a row and column; None if there is none.
 
         Raises:
             DataError: several cells match.
         """
         backbones = {backbone for backbone in (row.backbone, spec.backbone) if backbone is not None}
-        key = (row.method, *(spec.printed[name] for name in _PRINTED))
-        matches = [cell for cell in self._reported.get(key, ()) if backbones <= {cell["backbone"]}]
+        key = (self.paper, self.table, row.method, *(spec.printed[name] for name in _PRINTED))
+        matches = [cell for backbone, cell in _reported_cells().get(key, ()) if backbones <= {backbone}]
         if len(matches) > 1:
             raise DataError(
                 f"{self.title}: {len(matches)} reported cells match row {row.label!r}, column "
@@ -174,38 +207,29 @@ def layout(name: str) -> Layout:
 def layouts() -> dict[str, Layout]:
     """Return all layouts by name, in the papers' order."""
     data = yaml.safe_load(resources.files(__package__).joinpath("layouts.yaml").read_text("utf-8"))
-    return {name: _layout(name, table, data) for name, table in data["tables"].items()}
-
-
-def _layout(name: str, table: Mapping[str, Any], data: Mapping[str, Any]) -> Layout:
-    return Layout(
-        name=name,
-        paper=table["paper"],
-        table=table["table"],
-        caption=table["caption"],
-        row_header=table.get("row_header", "Method"),
-        fact_names=tuple(table.get("fact_names", ())),
-        marks=table.get("marks", {}),
-        remarks=tuple(remark.strip() for remark in table.get("remarks", ())),
-        blocks=tuple(_block(block, table, data) for block in table["blocks"]),
-    )
+    keys = ("paper", "table", "caption", "row_header", "marks")
+    return {
+        name: Layout(
+            name=name,
+            blocks=tuple(_block(block, table, data) for block in table["blocks"]),
+            fact_names=tuple(table.get("fact_names", ())),
+            remarks=tuple(table.get("remarks", ())),
+            **{key: table[key] for key in keys if key in table},
+        )
+        for name, table in data["tables"].items()
+    }
 
 
 def _block(block: Mapping[str, Any], table: Mapping[str, Any], data: Mapping[str, Any]) -> LayoutBlock:
     columns = [spec for group in table["columns"] for spec in _specs(group, block, table, data)]
-    rows = [_row(row if isinstance(row, Mapping) else {"method": row}, data) for row in block["rows"]]
+    rows = []
+    for entry in block["rows"]:
+        row: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {"method": entry}
+        method = row["method"]
+        benchmark = tuple(row.get("benchmark", data["methods"].get(method, ())))
+        facts = tuple(row.get("facts", ()))
+        rows.append(LayoutRow(method, row.get("label", method), row.get("backbone"), benchmark, facts))
     return LayoutBlock(block.get("title", ""), tuple(columns), tuple(rows))
-
-
-def _row(row: Mapping[str, Any], data: Mapping[str, Any]) -> LayoutRow:
-    method = row["method"]
-    return LayoutRow(
-        method=method,
-        label=row.get("label", method),
-        backbone=row.get("backbone"),
-        benchmark=tuple(row.get("benchmark", data["methods"].get(method, ()))),
-        facts=tuple(row.get("facts", ())),
-    )
 
 
 def _specs(

@@ -47,17 +47,16 @@ class Cell:
 
     Attributes:
         status: ``NUMBER`` if there is a value of ours, else the mark to print.
-        value: mean over the runs.
+        value: mean over the ``runs``.
         std: sample standard deviation over the runs; None for one run.
         low: lower end of the bootstrap interval of the mean over patients; None if unknown.
         high: upper end.
-        runs: number of runs.
         best: whether it is the best of its column, by more than chance.
         reported: the paper's value; None if the paper has no such cell.
         jobs: hashes of the jobs of its result rows; of rows of single runs, the first twelve digits of their settings'
             hash.
         lines: lines of those rows in the results file.
-        scale: factor to what is printed: 100 for per cent, otherwise 1.
+        scale: 100 for per cent, otherwise 1.
         decimals: digits after the point, of value and interval.
         std_decimals: of the standard deviation.
         reason: why there is no value, if the rows say so.
@@ -102,12 +101,6 @@ class Cell:
             return f"{self.value * self.scale:.6g}"
         return self.reported.printed if self.reported and self.reported.status == NUMBER else ""
 
-    @property
-    def text(self) -> str:
-        """Our value with its spread: ``65.6 ± 1.7 [63.1, 67.9]``."""
-        std = f"± {self.std_text}" if self.std_text else ""
-        return " ".join(part for part in (self.mean_text, std, self.interval_text) if part)
-
 
 @dataclass(frozen=True)
 class Column:
@@ -126,13 +119,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One method.
+    """One method: a cell for each column, and a fact (epochs, pre-training data) for each of ``Table.fact_names``.
 
-    Attributes:
-        label: as printed.
-        cells: one for each column of the table.
-        method: its name in the grid (``bm_method``); None if no result of ours fills it.
-        facts: further row headers (epochs, pre-training data), one per ``Table.fact_names``.
+    ``method`` is its name in the grid; None if no result of ours fills the row.
     """
 
     label: str

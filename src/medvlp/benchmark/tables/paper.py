@@ -3,16 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import pandas as pd
 
+from medvlp.benchmark.differences import Statistics
 from medvlp.benchmark.gridfile import GridFile
-from medvlp.benchmark.tables.cells import Statistics, column_of, missing
-from medvlp.benchmark.tables.footnotes import BESIDE, LEFT_OUT, of_paper, of_rows
+from medvlp.benchmark.tables.cells import column_of, footnotes, missing
 from medvlp.benchmark.tables.layouts import Layout, LayoutBlock, LayoutRow, Spec, layout, layouts
-from medvlp.benchmark.tables.model import Block, Column, Reported, Row, Table
-from medvlp.benchmark.tables.reported import as_reported
+from medvlp.benchmark.tables.model import Block, Column, Row, Table
 from medvlp.errors import ConfigError
 
 OURS = "Ours"
@@ -23,6 +21,12 @@ ONE_OF = (
     ("phantom", "one is of the phantom and one is not; keep one of them in the results file"),
 )
 """Keys of which every column has one value, and the remedy if it has two."""
+
+_CHOICES = (("protocol", "choose one with --protocol"), ("part", "choose one with --part"))
+
+LEFT_OUT = "Measured on the phantom; the paper's values, of real images, are left out"
+BESIDE = "PHANTOM BESIDE PAPER: our values are measured on drawn images and cannot be compared with the paper's"
+"""Captions of a paper's layout with values from the phantom."""
 
 
 def reported_tables(names: Iterable[str] | None = None) -> list[Table]:
@@ -36,54 +40,45 @@ def reported_tables(names: Iterable[str] | None = None) -> list[Table]:
     """
     tables = []
     for one in map(layout, layouts() if names is None else names):
-        blocks = [
-            Block(
-                block.title,
-                tuple(
-                    Row(row.label, tuple(missing(_paper(one, row, spec)) for spec in block.columns), facts=row.facts)
-                    for row in block.rows
-                ),
-            )
-            for block in one.blocks
-        ]
+        blocks = []
+        for block in one.blocks:
+            cells = [[missing(one.reported_cell(row, spec)) for spec in block.columns] for row in block.rows]
+            rows = [Row(row.label, tuple(line), facts=row.facts) for row, line in zip(block.rows, cells, strict=True)]
+            blocks.append(Block(block.title, tuple(rows)))
         columns = [Column(spec.labels, fraction=spec.fraction) for spec in one.blocks[0].columns]
-        tables.append(replace(_table(one, columns, blocks), reported_only=True, footnotes=of_paper(one)))
+        tables.append(replace(_table(one, columns, blocks), reported_only=True, footnotes=_remarks(one)))
     return tables
 
 
 def paper_tables(
     frame: pd.DataFrame,
-    folder: str | Path,
+    grid: GridFile,
+    statistics: Statistics,
     names: Iterable[str] | None = None,
     *,
-    statistics: Statistics | None = None,
     metrics: Sequence[str] = (),
     source: str = "",
-    grid: GridFile | None = None,
     beside_phantom: bool = False,
 ) -> list[Table]:
     """Return the papers' tables with our results and the papers' numbers beside them.
 
     Methods that no paper has follow under a heading of their own. A table with a result on the phantom omits the
-    paper's numbers, which are of real images.
+    paper's numbers, which are of real images. Tables without any of our results are returned too: see
+    :meth:`~medvlp.benchmark.tables.model.Table.has_values`.
 
     Args:
         frame: rows of :func:`medvlp.benchmark.rows.collected`.
-        folder: that of the results file.
-        names: of layouts; all if None. Tables without any of our results are returned too: see
-            :meth:`~medvlp.benchmark.tables.model.Table.has_values`.
-        statistics: intervals and significance; default settings if None.
+        grid: with the methods and tasks of the frame.
+        statistics: gives intervals and significance.
+        names: of layouts; all if None.
         metrics: shown where a column may have them, instead of the preferred ones.
         source: name of the results file in links.
-        grid: with the methods and tasks of the frame; read from the folder if None.
         beside_phantom: print the paper's numbers beside results on the phantom; the captions say so.
 
     Raises:
         ConfigError: unknown layout, or two protocols, splits, parts or fractions in one column.
         DataError: predictions are missing or damaged.
     """
-    statistics = statistics or Statistics(Path(folder))
-    grid = grid or GridFile.read(folder, frame)
     chosen = [layout(name) for name in (layouts() if names is None else names)]
     return [_PaperTable(one, frame, grid, statistics, metrics).table(source, beside_phantom) for one in chosen]
 
@@ -96,21 +91,17 @@ def require_one(rows: pd.DataFrame, key: str, where: str, remedy: str) -> None:
         raise ConfigError(f"{where}: the rows hold two values of {key}: {values}; a column never mixes them: {remedy}")
 
 
-def _paper(one: Layout, row: LayoutRow, spec: Spec) -> Reported | None:
-    cell = one.reported_cell(row, spec)
-    return None if cell is None else as_reported(cell)
-
-
 def _table(one: Layout, columns: Iterable[Column], blocks: Iterable[Block]) -> Table:
     return Table(
-        name=one.name,
-        title=one.title,
-        caption=one.caption,
-        columns=tuple(columns),
-        blocks=tuple(blocks),
+        *(one.name, one.title, one.caption, tuple(columns), tuple(blocks)),
         row_header=one.row_header,
         fact_names=one.fact_names,
     )
+
+
+def _remarks(one: Layout) -> tuple[str, ...]:
+    """Return what the paper's marks mean, and what a reader must know of the table."""
+    return (*(f"'{mark}' among the paper's values: {meaning}." for mark, meaning in one.marks.items()), *one.remarks)
 
 
 @cache
@@ -153,11 +144,10 @@ class _PaperTable:
             ours = [name for name in self.ours if name in set(rest["bm_method"])]
             blocks += self._blocks(block, ours, columns, papers)
         table = _table(one, map(_header, zip(*fillings, strict=True)), blocks)
-        table = replace(table, source=source, phantom=phantom)
-        notes = (*of_rows(table, used, self.statistics, self._absent(used)), *_protocols(fillings))
-        if phantom:
-            table = replace(table, caption=f"{table.caption}. {BESIDE if papers else LEFT_OUT}")
-        return replace(table, footnotes=(*notes, *of_paper(one)) if papers else notes)
+        notes = (*footnotes(table, used, self.statistics, self._absent(used)), *_protocols(fillings))
+        caption = f"{one.caption}. {BESIDE if papers else LEFT_OUT}" if phantom else one.caption
+        notes = (*notes, *_remarks(one)) if papers else notes
+        return replace(table, source=source, phantom=phantom, caption=caption, footnotes=notes)
 
     def _method(self, row: LayoutRow) -> str | None:
         """Return the first of a row's names that has results."""
@@ -179,7 +169,7 @@ class _PaperTable:
         metric = next((name for name in (*requested, *spec.metrics) if name in present), "")
         rows = _of_fraction(rows[rows["metric"] == metric], spec)
         where = f"{self.layout.title}, column {' '.join(spec.labels)}"
-        for key, remedy in (("protocol", "choose one with --protocol"), ("part", "choose one with --part"), *ONE_OF):
+        for key, remedy in (*_CHOICES, *ONE_OF):
             require_one(rows, key, where, remedy)
         for method, part in rows.groupby("bm_method"):
             if part["bm_task"].nunique() > 1:
@@ -199,7 +189,7 @@ class _PaperTable:
                 column_of(
                     *(names, filling.rows, filling.metric, self.statistics),
                     cannot=[name for name, cannot in self.grid.cannot.items() if tasks.intersection(cannot)],
-                    reported=[_paper(self.layout, row, spec) if papers else None for row in rows],
+                    reported=[self.layout.reported_cell(row, spec) if papers else None for row in rows],
                     scale=spec.scale,
                     decimals=spec.decimals,
                 )

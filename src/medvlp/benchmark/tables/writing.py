@@ -31,6 +31,11 @@ _LATEX = str.maketrans(
         "≥": r"$\geq$",
     }
 )
+_LATEX_DELIMITERS: dict[str, Any] = {
+    **{"block_start_string": "<%", "block_end_string": "%>"},
+    **{"variable_start_string": "<<", "variable_end_string": ">>"},
+    **{"comment_start_string": "<#", "comment_end_string": "#>"},
+}
 _ESCAPES: dict[str, Callable[[str], str]] = {
     "html": html.escape,
     "md": lambda text: _MARKDOWN.sub(r"\\\1", text),
@@ -43,52 +48,41 @@ def one_line(text: str) -> str:
     return _BREAKS.sub(" ", text)
 
 
-def environment(package: str, form: str = "html") -> Environment:
-    """Return the jinja2 environment for the templates of a package.
-
-    Args:
-        package: where the templates are.
-        form: "html", "md" or "tex": every expression that is not marked safe is put on one line and escaped for it.
-    """
+@cache
+def _environment(form: str) -> Environment:
+    """Return an environment that puts every expression on one line and escapes it for ``form`` unless marked safe."""
 
     def escaped(value: object) -> Markup:
         return value if isinstance(value, Markup) else Markup(_ESCAPES[form](one_line(str(value))))
 
-    latex_delimiters = {
-        **{"block_start_string": "<%", "block_end_string": "%>"},
-        **{"variable_start_string": "<<", "variable_end_string": ">>"},
-        **{"comment_start_string": "<#", "comment_end_string": "#>"},
-    }
-    options: dict[str, Any] = latex_delimiters if form == "tex" else {}
     made = Environment(
-        loader=PackageLoader(package, ""),
+        loader=PackageLoader(__package__, ""),
         autoescape=True,
         finalize=escaped,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        **options,
+        **(_LATEX_DELIMITERS if form == "tex" else {}),
     )
     made.globals["text_of"] = text_of
     made.filters["one_line"] = one_line
     return made
 
 
-_environment = cache(environment)
-
-
 def _printed(table: Table, form: str, **values: Any) -> str:
     stubs = (table.row_header, *table.fact_names)
+    # notes: the sentences below the table, and before those on the papers' inconsistencies their letter
+    flags = [(letter_of(number), flag) for number, flag in enumerate(table.flags)]
     return (
-        _environment(__package__, form)
+        _environment(form)
         .get_template(f"table.{form}")
         .render(
             table=table,
             stubs=stubs,
             width=len(stubs) + len(table.columns),
             levels=header(table),
-            notes=notes_of(table),
+            notes=[*(("", note) for note in table.footnotes), *flags],
             sources=list(_sources(table)),
             **values,
         )
@@ -219,23 +213,15 @@ def text_of(table: Table, cell: Cell) -> CellText:
     printed once.
     """
     marks, paper = table.marks(cell), cell.reported
-    if table.reported_only:
-        if paper is None:
-            return CellText(cell.status, "", "", marks)
+    if table.reported_only and paper is not None:
         return CellText(paper.printed, f"± {paper.std}" if paper.std else "", "", marks)
     beside = "" if paper is None or (cell.value is None and cell.status == paper.printed) else paper.text
-    parts = (f"± {cell.std_text}" if cell.std_text else "", cell.interval_text)
-    spread = "" if cell.value is None else " ".join(filter(None, parts))
-    return CellText(cell.mean_text, spread, beside, marks)
-
-
-def notes_of(table: Table) -> list[tuple[str, str]]:
-    """Return the sentences below a table, and before those on the papers' inconsistencies their letter."""
-    return [*(("", note) for note in table.footnotes), *((letter_of(i), flag) for i, flag in enumerate(table.flags))]
+    std = f"± {cell.std_text}" if cell.std_text else ""
+    return CellText(cell.mean_text, " ".join(filter(None, (std, cell.interval_text))), beside, marks)
 
 
 def _sources(table: Table) -> Iterator[tuple[str, str]]:
-    """The anchors of cells with result rows, and where those are: file, lines and jobs."""
+    """Yield the anchors of cells with result rows, and where those are: file, lines and jobs."""
     for b, r, c, cell in table.cells():
         if cell.jobs:
             block = table.blocks[b]
