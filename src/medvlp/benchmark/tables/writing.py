@@ -49,14 +49,19 @@ def one_line(text: str) -> str:
 
 
 @cache
-def _environment(form: str) -> Environment:
-    """Return an environment that puts every expression on one line and escapes it for ``form`` unless marked safe."""
+def environment(package: str, form: str = "html") -> Environment:
+    """Return the jinja2 environment for the templates of a package.
+
+    Args:
+        package: where the templates are.
+        form: "html", "md" or "tex": every expression that is not marked safe is put on one line and escaped for it.
+    """
 
     def escaped(value: object) -> Markup:
         return value if isinstance(value, Markup) else Markup(_ESCAPES[form](one_line(str(value))))
 
     made = Environment(
-        loader=PackageLoader(__package__, ""),
+        loader=PackageLoader(package, ""),
         autoescape=True,
         finalize=escaped,
         undefined=StrictUndefined,
@@ -72,17 +77,15 @@ def _environment(form: str) -> Environment:
 
 def _printed(table: Table, form: str, **values: Any) -> str:
     stubs = (table.row_header, *table.fact_names)
-    # notes: the sentences below the table, and before those on the papers' inconsistencies their letter
-    flags = [(letter_of(number), flag) for number, flag in enumerate(table.flags)]
     return (
-        _environment(form)
+        environment(__package__, form)
         .get_template(f"table.{form}")
         .render(
             table=table,
             stubs=stubs,
             width=len(stubs) + len(table.columns),
             levels=header(table),
-            notes=[*(("", note) for note in table.footnotes), *flags],
+            notes=notes_of(table),
             sources=list(_sources(table)),
             **values,
         )
@@ -218,6 +221,11 @@ def text_of(table: Table, cell: Cell) -> CellText:
     beside = "" if paper is None or (cell.value is None and cell.status == paper.printed) else paper.text
     std = f"± {cell.std_text}" if cell.std_text else ""
     return CellText(cell.mean_text, " ".join(filter(None, (std, cell.interval_text))), beside, marks)
+
+
+def notes_of(table: Table) -> list[tuple[str, str]]:
+    """Return the sentences below a table, and before those on the papers' inconsistencies their letter."""
+    return [*(("", note) for note in table.footnotes), *((letter_of(i), flag) for i, flag in enumerate(table.flags))]
 
 
 def _sources(table: Table) -> Iterator[tuple[str, str]]:
