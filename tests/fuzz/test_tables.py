@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from mutations import Kind, Trial, attempt, gzip_bytes, mutate_bytes, refused
+from rle_encoding import encode_siim
 from table_mutations import Rows, mutate_table, number_in, same_number, strict_rows
 
 from medvlp.datasets.base import RadiographDataset
 from medvlp.datasets.pairs import read_pairs
-from medvlp.io.rle import decode_siim, encode_siim, siim_extent
+from medvlp.io.rle import decode_siim, siim_extent
 
 # ---------------------------------------------------------------------- users' tables
 

@@ -80,7 +80,6 @@ def test_damaged_jpegs_are_refused_unless_accepted(tmp_path, options, how):
         read_image(path, damaged="mend")
 
 
-@pytest.mark.parametrize("min_side", [0, 60, 100, 224])
 @pytest.mark.parametrize(
     "options",
     [
@@ -95,10 +94,10 @@ def test_damaged_jpegs_are_refused_unless_accepted(tmp_path, options, how):
     ],
     ids=str,
 )
-def test_sound_jpegs_have_the_pixels_of_pillow(tmp_path, options, min_side):
+def test_sound_jpegs_have_the_pixels_of_pillow(tmp_path, options):
     path = tmp_path / "x.jpg"
     path.write_bytes(encoded(**options) + b"what a camera appends")
-    assert np.array_equal(read_image(path, min_side), read_image(path, min_side, damaged="accept"))
+    assert np.array_equal(read_image(path), read_image(path, damaged="accept"))
 
 
 def test_a_missing_decoder_is_said_once(tmp_path, monkeypatch):

@@ -50,13 +50,6 @@ def test_jpeg_in_colour_and_grey(tmp_path):
         assert np.abs(result.astype(int) - np.asarray(Image.open(path).convert("L"))).max() <= 1
 
 
-def test_min_side_decodes_smaller(tmp_path):
-    path = _save(tmp_path, Image.fromarray(np.full((800, 640), 99, np.uint8)), "x.jpg")
-    assert read_image(path).shape == (800, 640)
-    assert read_image(path, min_side=150).shape == (200, 160)
-    assert read_image(path, min_side=700).shape == (800, 640)
-
-
 def test_content_decides_and_not_the_name(tmp_path):
     _save(tmp_path, Image.fromarray(RAMP), "x.png").rename(tmp_path / "x.jpg")
     assert np.array_equal(read_image(tmp_path / "x.jpg"), RAMP)

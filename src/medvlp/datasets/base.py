@@ -357,7 +357,7 @@ class RadiographDataset(Dataset[Sample]):
             stored, numbers, size = self._cache.read(int(self._positions[row]))
             return torch.from_numpy(stored).unsqueeze(0), Geometry(*numbers), size
         path = Path(self.table.column("image")[row].as_py())
-        pixels = torch.from_numpy(read_image(path, 0, self.intensity, self.damaged)).unsqueeze(0)
+        pixels = torch.from_numpy(read_image(path, self.intensity, self.damaged)).unsqueeze(0)
         resized, geometry = (pixels, None) if self.transform is None else self.transform.resize.image(pixels)
         return resized, geometry, (pixels.shape[1], pixels.shape[2])
 

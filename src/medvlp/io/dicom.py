@@ -57,17 +57,17 @@ def read_dicom(path: str | Path, intensity: str = "standard", damaged: str = "re
     or window (the first of several, as viewers do), inversion, then to 8 bits. With a window or VOI LUT, its range
     becomes 0…255; without one, values of 8 bits are kept where they span 0…255 by the header, and others are scaled
     by the range that occurs, because a detector's full range is seldom used. MONOCHROME1 is inverted, and so is
-    MONOCHROME2 with PresentationLUTShape INVERSE; both together mean one inversion, as PS3.3 C.8.11.3 has it. Pixel
-    padding (PixelPaddingValue, PixelPaddingRangeLimit) is black and does not count for the range; so are values of
-    a floating-point file that are not finite. A constant picture without window is black.
+    MONOCHROME2 with PresentationLUTShape INVERSE; both together mean one inversion (PS3.3 C.8.11.3). Pixel padding
+    (PixelPaddingValue, PixelPaddingRangeLimit) and values that are not finite are black and do not count for the
+    range. A constant picture without window is black.
 
-    "minmax" follows the same pipeline. The other rules repeat other people's code, which knows neither padding nor
+    "minmax" follows the same pipeline. The other rules repeat published code, which ignores padding and
     PresentationLUTShape. Colour files become luma by ITU-R 601 under every rule before anything else.
 
     Args:
         path: the file.
         intensity: one of :data:`medvlp.io.images.INTENSITIES`. "medklip" alone leaves MONOCHROME1 dark on bright.
-        damaged: "refuse" a file whose decoder warns of damage, or "accept" the pixels that it gives nevertheless.
+        damaged: "refuse" a file whose decoder warns of damage, or "accept" the pixels that it returns nevertheless.
 
     Returns:
         uint8 (H, W), bright = dense tissue, whatever the file's photometric interpretation.
@@ -76,7 +76,7 @@ def read_dicom(path: str | Path, intensity: str = "standard", damaged: str = "re
         ConfigError: an unknown intensity rule.
         UnreadableItemError: the file is missing, truncated, damaged, no image, or larger than 200 megapixels; a tag
             that decoding needs is missing; no decoder for its transfer syntax is installed; or its window or tables
-            make no sense. Tags that only describe the image, such as the spacing, refuse nothing.
+            make no sense. Tags that only describe the image, such as the spacing, are not checked.
     """
     check_choice("intensity rule", intensity, RULES)
     path = Path(path)
@@ -121,8 +121,8 @@ def dicom_header(file: IO[bytes], path: Path) -> ImageHeader:
 def _open(path: Path, file: IO[bytes] | None = None, **options: Any) -> Any:
     """Read a DICOM file with or without preamble and file meta information; ``file`` is left where reading stopped.
 
-    pydicom inflates a deflated file before anything of it can be read; here it is inflated piece by piece first, to
-    count. Nearly anything is raised if the header is broken.
+    A broken header raises any exception. Since pydicom inflates a deflated file before anything of it can be read, it
+    is inflated piece by piece first, to count.
     """
     with path.open("rb") as again:
         bare = file_kind(again) == "DICOM" and again.read(HEAD)[128:] != b"DICM"
@@ -143,7 +143,7 @@ def _open(path: Path, file: IO[bytes] | None = None, **options: Any) -> Any:
 
 
 def _problem(data: Any, whole: bool = True) -> tuple[str, str] | None:
-    """Return the first reason why a data set (of whole numbers?) cannot be decoded, and its remedy ("" the usual)."""
+    """Return the first reason why a data set cannot be decoded, and its remedy ("" for the usual one), or None."""
     planar = ("PlanarConfiguration",) if data.get("SamplesPerPixel") == 3 else ()
     needed = (*_NEEDED, *(_NEEDED_WHOLE if whole else ()), *planar)
     if absent := [tag for tag in needed if data.get(tag) in (None, "")]:
@@ -198,7 +198,7 @@ def _stored_problem(data: Any, file: IO[bytes]) -> str:
 
 
 def _items_end(file: IO[bytes]) -> bool:
-    """Whether a sequence of encapsulated frames is there to its end."""
+    """Whether a sequence of encapsulated frames is complete."""
     while True:  # one item for the offset table, then few per frame: a radiograph has about two
         item = file.read(8)
         length = int.from_bytes(item[4:], "little")
@@ -208,10 +208,7 @@ def _items_end(file: IO[bytes]) -> bool:
 
 
 def _length_problem(data: Any, length: int, rest: Callable[[int], bytes]) -> str:
-    """Compare the bytes of uncompressed pixel data with the size that the tags give; ``rest`` reads from an offset on.
-
-    Zeros beyond the image are padding, and so is anything shorter than a row and a column.
-    """
+    """Compare the bytes of uncompressed pixel data with the size that the tags give; ``rest`` reads from an offset."""
     pixels = int(data.Rows) * int(data.Columns) * max(int(data.get("NumberOfFrames") or 1), 1)
     depth = int(data.BitsAllocated) * int(data.SamplesPerPixel)
     if "422" in str(data.get("PhotometricInterpretation", "")):
@@ -219,6 +216,7 @@ def _length_problem(data: Any, length: int, rest: Callable[[int], bytes]) -> str
     needed = pixels * depth // 8
     if length < needed:
         return "truncated DICOM file"
+    # zeros beyond the image are padding, and so is anything shorter than a row and a column
     padding = max(min(int(data.Rows), int(data.Columns)) * depth // 8, 2)
     if length - needed < padding or not any(rest(needed)):
         return ""

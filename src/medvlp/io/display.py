@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ def text_of(data: Any, tag: str) -> str:
 
 
 def _number(data: Any, tag: str) -> float | None:
-    """First value of a tag; None if it is absent or empty."""
     value = data.get(tag)
     if not isinstance(value, str | int | float) and value is not None:
         value = next(iter(value), None)
@@ -37,7 +37,7 @@ def _is_grey(data: Any) -> bool:
 
 
 def _bits(values: np.ndarray, data: Any) -> int:
-    """Depth of the values: BitsStored; luma and palettes fill their type."""
+    # luma and palettes fill their type
     width = values.dtype.itemsize * 8
     if values.dtype.kind == "f":
         raise ValueError("floating-point pixels have no bit depth")
@@ -47,8 +47,8 @@ def _bits(values: np.ndarray, data: Any) -> int:
 def grey_levels(stored: np.ndarray, data: Any, intensity: str) -> np.ndarray:
     """Turn stored cells (H, W) into uint8 by a rule of :data:`medvlp.io.images.INTENSITIES`.
 
-    All rules are functions of the value, so they work on the values that occur. Anything is raised where windows,
-    tables or numbers make no sense.
+    All rules are functions of the value, so they work on the values that occur. Windows, tables or numbers that make
+    no sense raise any exception.
     """
     photometric = text_of(data, "PhotometricInterpretation")
     narrow = stored.dtype.itemsize <= 2
@@ -188,18 +188,11 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return stretched(values.astype(np.float64), low, high)
 
 
-def _by_occurring_range(values: np.ndarray) -> np.ndarray | None:
-    low, high = float(values.min()), float(values.max())
-    return _scaled(values, low, high) if low < high else None
-
-
-def _standard(stored: np.ndarray, counts: np.ndarray, data: Any) -> np.ndarray | None:
+def _standard(stored: np.ndarray, counts: np.ndarray, data: Any, by_range: bool = False) -> np.ndarray | None:
     values, limits = _displayed(stored, data)
-    return _by_occurring_range(values) if limits is None else _scaled(values, *limits)
-
-
-def _minmax(stored: np.ndarray, counts: np.ndarray, data: Any) -> np.ndarray | None:
-    return _by_occurring_range(_displayed(stored, data)[0])
+    if limits is None or by_range:
+        limits = float(values.min()), float(values.max())
+    return _scaled(values, *limits) if limits[0] < limits[1] else None
 
 
 def _full_range(stored: np.ndarray, counts: np.ndarray, data: Any) -> np.ndarray:
@@ -211,16 +204,14 @@ def _full_range(stored: np.ndarray, counts: np.ndarray, data: Any) -> np.ndarray
 def _mgca(stored: np.ndarray, counts: np.ndarray, data: Any) -> np.ndarray:
     # OpenCV's convertScaleAbs, which the code uses: absolute value, rounded to even, saturated
     top = float(stored.max())
-    if top == 0:
-        return np.zeros(stored.shape, np.uint8)
-    return np.clip(np.rint(np.abs(stored * (255.0 / top))), 0, 255).astype(np.uint8)
+    scaled = stored * (255.0 / top) if top else np.zeros(stored.shape)
+    return np.clip(np.rint(np.abs(scaled)), 0, 255).astype(np.uint8)
 
 
 def _image_max(stored: np.ndarray, counts: np.ndarray, data: Any) -> np.ndarray:
     top = float(stored.max())
-    if top <= 0:
-        return np.zeros(stored.shape, np.uint8)
-    return np.clip(stored / top * 255, 0, 255).astype(np.uint8)  # cut, not rounded, as in the code
+    scaled = stored / top * 255 if top > 0 else np.zeros(stored.shape)
+    return np.clip(scaled, 0, 255).astype(np.uint8)  # cut, not rounded, as in the code
 
 
 def _medklip(stored: np.ndarray, counts: np.ndarray, data: Any) -> np.ndarray:
@@ -236,7 +227,7 @@ RULES: dict[str, Callable[[np.ndarray, np.ndarray, Any], np.ndarray | None]] = {
     "standard": _standard,
     "mgca": _mgca,
     "medklip": _medklip,
-    "minmax": _minmax,
+    "minmax": partial(_standard, by_range=True),
     "full_range": _full_range,
     "image_max": _image_max,
 }

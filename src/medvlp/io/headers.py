@@ -1,4 +1,4 @@
-"""What an image file is, told from its first and last bytes, before any pixel is decoded."""
+"""What an image file is, by its first and last bytes, before any pixel is decoded."""
 
 import os
 import stat
@@ -32,15 +32,15 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What :func:`read_header` tells; unknown values are 0 or "".
+    """Result of :func:`read_header`; unknown values are 0 or "".
 
     Args:
         format: "JPEG", "PNG" or "DICOM".
-        width: columns, in pixels, of what ``read_image`` returns (EXIF orientation applied).
+        width: columns of what ``read_image`` returns (EXIF orientation applied).
         height: rows, likewise.
         mode: Pillow's name of the stored channels ("L", "RGB", "RGBA", "I;16", …); "" for DICOM.
         bits: bits per channel as stored (DICOM: BitsStored).
-        photometric: DICOM's PhotometricInterpretation, for example "MONOCHROME1"; "" for other formats.
+        photometric: DICOM's PhotometricInterpretation, for example "MONOCHROME1".
         problem: "" for a file that seems sound, otherwise what is wrong, in a few words.
     """
 
@@ -74,7 +74,7 @@ def bomb(width: int, height: int, stored: int = MAX_PIXELS) -> str:
 
 
 def file_problem(path: Path) -> str:
-    """Return why a path cannot be opened as a file with something in it, or ""."""
+    """Return why a path is not a readable file with content, or ""."""
     try:
         status = path.stat()
     except PermissionError:
@@ -91,7 +91,7 @@ def file_problem(path: Path) -> str:
 
 
 def file_kind(file: IO[bytes]) -> str:
-    """Tell "JPEG", "PNG", "DICOM" or "" by the content; leaves the file at its beginning."""
+    """Return "JPEG", "PNG", "DICOM" or "" by the content; leaves the file at its beginning."""
     head = file.read(HEAD)
     file.seek(0)
     if head.startswith(b"\xff\xd8\xff"):
@@ -106,19 +106,8 @@ def file_kind(file: IO[bytes]) -> str:
 def read_header(path: str | Path, within: str | Path | None = None) -> ImageHeader:
     """Describe an image file by its header and its last bytes, and say what is wrong with it.
 
-    Nothing is decoded, so damage in the middle of a file goes unnoticed. Problems are: "missing file", "a folder, not
-    a file", "not a regular file", "permission denied", "zero-byte file", "symbolic link out of the corpus", "path out
-    of the corpus", "not a JPEG, PNG or DICOM file", "truncated JPEG (no end marker)", "truncated PNG (no end marker)",
-    "truncated DICOM file", "DICOM file without pixel data", "DICOM file without Rows" or "DICOM file with Rows 0" (or
-    another tag that decoding needs), "no decoder for … is installed", "decompression bomb: N pixels", "broken header
-    (…)".
-
-    Args:
-        path: the file.
-        within: root of the corpus; a path that leads out of it, by a link or otherwise, is a problem.
-
-    Returns:
-        The header. Never raises for a file, however broken.
+    Nothing is decoded, so damage in the middle of a file goes unnoticed. No file raises, however broken. With
+    ``within``, the root of a corpus, a path that leads out of it, by a link or otherwise, is a problem.
     """
     path = Path(path)
     problem = (_outside(path, Path(within)) if within is not None else "") or file_problem(path)

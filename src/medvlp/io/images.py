@@ -54,11 +54,7 @@ INTENSITIES: dict[str, str] = {
 
 
 def check_reading(intensity: str, damaged: str = "refuse") -> None:
-    """Refuse unknown settings of :func:`read_image`.
-
-    Raises:
-        ConfigError: an unknown intensity rule, or another word than "refuse" and "accept".
-    """
+    """Raise :class:`~medvlp.errors.ConfigError` for unknown settings of :func:`read_image`."""
     check_choice("intensity rule", intensity, INTENSITIES)
     check_choice("value of damaged", damaged, get_args(Damaged))
 
@@ -79,19 +75,17 @@ def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip(np.rint((values - low) * (255.0 / (high - low))), 0, 255).astype(np.uint8)
 
 
-def read_image(
-    path: str | Path, min_side: int = 0, intensity: str = "standard", damaged: Damaged = "refuse"
-) -> np.ndarray:
+def read_image(path: str | Path, intensity: str = "standard", damaged: Damaged = "refuse") -> np.ndarray:
     """Read a JPEG, PNG or DICOM file as grey levels; the content tells the kind, not the name.
 
     Colour becomes luma by ITU-R 601 (Pillow's "L"); transparency is ignored, since the alpha channels of released
     radiographs carry nothing; palettes and 1-bit images are expanded to 0…255. Under "standard", 16-bit PNGs are
     scaled by the range of their bit depth, v / 257 rounded, **not** by the values that occur, so that pixel values
     stay comparable between images; by the range of fewer bits if the file names them (sBIT) and the values fit.
-    A 16-bit file that comes out dark is warned of once. JPEG files stay in one channel while they are decoded.
+    A 16-bit file that comes out dark is warned of once.
 
     A JPEG, alone or in DICOM, that makes libjpeg warn is refused, because whatever follows the damage is wrong.
-    PNG files carry checksums. Damage without a trace is not seen: changed bytes that happen to be valid codes, in
+    PNG files carry checksums. Damage without a trace is not detected: changed bytes that happen to be valid codes, in
     JPEG, JPEG 2000 and run-length coded DICOM, and any in uncompressed pixels.
 
     The EXIF orientation of photographs is applied, as OpenCV's reader does, with which MGCA and GLoRIA load, and as
@@ -99,10 +93,8 @@ def read_image(
 
     Args:
         path: the file; a symbolic link is followed.
-        min_side: if positive, a JPEG is decoded at the smallest DCT scale (1/2, 1/4, 1/8) whose sides are at least
-            this many pixels. 0 decodes in full. "minmax" and "image_max" see the values of the smaller image.
         intensity: one of :data:`INTENSITIES`; for DICOM see also :func:`medvlp.io.dicom.read_dicom`.
-        damaged: "refuse" a file whose decoder warns of damage, or "accept" the pixels that it gives nevertheless.
+        damaged: "refuse" a file whose decoder warns of damage, or "accept" the pixels that it returns nevertheless.
 
     Returns:
         uint8 (H, W), writable.
@@ -125,7 +117,7 @@ def read_image(
                     if problem := bomb(*image.size, os.fstat(file.fileno()).st_size if jpeg else MAX_PIXELS):
                         raise unreadable(path, problem)
                     turn = orientation(image)
-                    values, top = _jpeg(path, file, image, min_side, damaged) if jpeg else _png(file, image)
+                    values, top = _jpeg(path, file, image, damaged) if jpeg else _png(file, image)
     except UnreadableItemError:
         raise
     except PermissionError as error:
@@ -141,14 +133,13 @@ def read_image(
     return np.require(_upright(_to_8_bits(values, intensity, top), turn), requirements=["C", "W"])
 
 
-def _jpeg(path: Path, file: IO[bytes], image: Any, min_side: int, damaged: Damaged) -> tuple[np.ndarray, int]:
+def _jpeg(path: Path, file: IO[bytes], image: Any, damaged: Damaged) -> tuple[np.ndarray, int]:
     """uint8, and the value that is white."""
-    # with a size, draft also lets the decoder shrink; without one, it only drops the colour planes
-    image.draft("L", (min_side, min_side) if min_side > 0 else None)
+    image.draft("L", None)  # leaves out the colour planes
     if damaged == "refuse":
         file.seek(0)
         try:
-            levels = decode_jpeg(file.read(), *image.size)
+            levels = decode_jpeg(file.read())
         except ValueError as error:
             image.load()  # raises if the file is truncated or no JPEG that Pillow knows
             raise unreadable(path, f"{DAMAGED} ({first_line(error)})") from error

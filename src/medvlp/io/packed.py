@@ -32,7 +32,7 @@ def too_large(path: Path, limit: int) -> DataError:
 
 
 class _Bounded(io.RawIOBase):
-    """Stream that raises if it is longer than allowed."""
+    """Stream that raises if it is longer than ``limit`` bytes."""
 
     def __init__(self, stream: IO[bytes], limit: int, path: Path) -> None:
         self._stream, self._limit, self._left, self._path = stream, limit, limit, path
@@ -51,12 +51,9 @@ class _Bounded(io.RawIOBase):
 
 @contextmanager
 def open_unpacked(path: str | Path) -> Iterator[io.BufferedReader]:
-    """Open a file for reading, unpacked if it is compressed with gzip, bzip2, xz or zip.
+    """Open a file for reading, unpacked if it is compressed with gzip, bzip2, xz or zip (of one file).
 
     The first bytes decide, not the name: browsers unpack downloads without renaming them.
-
-    Args:
-        path: the file. A zip file must hold one file.
 
     Raises:
         DataError: the content exceeds :func:`size_limit` (while it is read), or the zip file does not hold one file.
@@ -64,7 +61,7 @@ def open_unpacked(path: str | Path) -> Iterator[io.BufferedReader]:
     """
     path = Path(path)
     with ExitStack() as stack:
-        file: IO[bytes] = stack.enter_context(path.open("rb"))
+        file = stack.enter_context(path.open("rb"))
         head = file.read(6)
         file.seek(0)
         if head.startswith(b"\x1f\x8b"):
@@ -80,8 +77,6 @@ def open_unpacked(path: str | Path) -> Iterator[io.BufferedReader]:
                 raise DataError(f"{path} holds {len(members)} files; a zip file is read if it holds one, so unpack it")
             packed = stack.enter_context(archive.open(members[0]))
         else:
-            packed = None
-        if packed is not None:
-            yield io.BufferedReader(_Bounded(packed, size_limit(path), path), 1 << 20)
-        else:
-            yield stack.enter_context(path.open("rb"))
+            yield file
+            return
+        yield io.BufferedReader(_Bounded(packed, size_limit(path), path), 1 << 20)

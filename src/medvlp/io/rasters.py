@@ -1,6 +1,6 @@
-"""JPEG and PNG files: opening them, and the checks that Pillow leaves out.
+"""JPEG and PNG files, and the checks that Pillow omits.
 
-libjpeg goes on after most damage with a warning that Pillow does not pass on; Pillow ignores the checksums of a PNG's
+libjpeg continues after most damage with a warning that Pillow does not pass on; Pillow ignores the checksums of a PNG's
 image data and leaves missing rows black.
 """
 
@@ -28,11 +28,8 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 
 def open_raster(file: IO[bytes], kind: str) -> ImageFile.ImageFile:
-    """Open a "JPEG" or "PNG" without decoding it; nearly anything is raised if the header is broken.
-
-    The plug-ins are called directly, because ``Image.open`` refuses at a limit of its own, which is global, and
-    because only the first picture of a multi-picture JPEG is needed.
-    """
+    """Open a "JPEG" or "PNG" without decoding it; a broken header raises any exception."""
+    # not Image.open, which has a global limit of its own; and of a multi-picture JPEG only the first is needed
     return JpegImagePlugin.JpegImageFile(file) if kind == "JPEG" else PngImagePlugin.PngImageFile(file)
 
 
@@ -48,7 +45,7 @@ def orientation(image: ImageFile.ImageFile) -> int:
 
 
 def has_end(file: IO[bytes], kind: str, scan: int) -> bool:
-    """Whether the end marker closes the file, but for padding; cameras may append more, so then all is searched."""
+    """Whether the end marker closes the file, but for padding; cameras may append more, so all of it is searched."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(scan, size - _TAIL))
     if file.read().rstrip(b"\0").endswith(_END[kind]):
@@ -58,16 +55,8 @@ def has_end(file: IO[bytes], kind: str, scan: int) -> bool:
     return _END[kind] in file.read()
 
 
-def decode_jpeg(data: bytes, width: int = 0, height: int = 0) -> np.ndarray | None:
-    """Decode to luma at one of libjpeg's scales, with the same pixels as Pillow, and with an error for any damage.
-
-    Args:
-        data: the file.
-        width: columns at that scale; 0 for full size.
-        height: rows, likewise.
-
-    Returns:
-        uint8 (height, width), or None if simplejpeg is not installed.
+def decode_jpeg(data: bytes) -> np.ndarray | None:
+    """Decode to luma, uint8 (H, W), with the same pixels as Pillow; None if simplejpeg is not installed.
 
     Raises:
         ValueError: libjpeg warns of damage, or cannot decode.
@@ -75,8 +64,7 @@ def decode_jpeg(data: bytes, width: int = 0, height: int = 0) -> np.ndarray | No
     if simplejpeg is None:
         _warn_once()
         return None
-    levels = simplejpeg.decode_jpeg(data, "GRAY", min_height=height, min_width=width, strict=True)
-    return np.asarray(levels[..., 0])
+    return np.asarray(simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0])
 
 
 @functools.cache

@@ -3,34 +3,30 @@
 What the methods feed their text encoders, as policy + cleaning of :func:`report_text`:
 
 ==================  =================  ============  ==============================================================
-method              policy             cleaning      and, in the sampler or tokenizer rather than here
+method              policy             cleaning      and, in the sampler or tokenizer
 ==================  =================  ============  ==============================================================
-ConVIRT, MGCA       both               mgca          texts of fewer than 3 tokens are left out
+ConVIRT, MGCA       both               mgca          texts of fewer than 3 tokens are dropped
 GLoRIA              impression         gloria        one random sentence per step: none, text_sampling: gloria
-G2D (code)          both               g2d_official  nothing left out
+G2D (code)          both               g2d_official
 MaCo                all                maco          sentences shuffled, the first k kept, k random in 1…n
 MRM, REFERS         all                none
 CheXzero            chexzero           none
 ==================  =================  ============  ==============================================================
 
-PRIOR's sentences come from a trained splitter (Stanza); it is not reproduced here.
+PRIOR's sentences come from a trained splitter (Stanza), which is not reproduced here.
 
-The behaviour of :func:`parse_report` is that of the section parser that the field shares (MIT-LCP; MGCA, PRIOR and
-others carry copies), quirks included, because published pair counts follow from it. Its list of 54 hand-corrected
-study ids is left out: those studies never reach the table that the copies read.
+:func:`parse_report` behaves as the section parser that the field shares (MIT-LCP; MGCA, PRIOR and others carry copies),
+quirks included, because published pair counts follow from it. Its 54 hand-corrected study ids are omitted: those
+studies never reach the table that the copies read.
 """
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass
 
 from medvlp.errors import check_choice
 
-Policy = Literal["findings", "impression", "both", "longest", "last_paragraph", "all", "chexzero"]
-Cleaning = Literal["none", "mgca", "gloria", "g2d_official", "maco"]
-
-POLICIES: tuple[str, ...] = get_args(Policy)
+POLICIES = ("findings", "impression", "both", "longest", "last_paragraph", "all", "chexzero")
 """Names that :func:`select_text` knows."""
 
 _GLORIA_WORDS = 5  # captions_per_image of GLoRIA's configuration, which its code compares with a count of words
@@ -59,15 +55,10 @@ _TITLE_WORDS = re.compile(
 
 @dataclass(frozen=True)
 class Sections:
-    """A report cut into sections.
-
-    Args:
-        report: the whole text as read.
-        named: (name, text) of every section in order; names are mapped, texts stripped of outer white space.
-    """
+    """A report and its sections in order: names are mapped, texts stripped of outer white space."""
 
     report: str
-    named: tuple[tuple[str, str], ...] = field(default=())
+    named: tuple[tuple[str, str], ...] = ()
 
     def get(self, name: str) -> str:
         """Return the text of the **last** section of that name, or ""."""
@@ -97,10 +88,9 @@ def _map_name(header: str) -> str:
 def parse_report(text: str) -> Sections:
     """Split a report, with LF or CRLF line ends, into its sections in order.
 
-    Text before the first header is "preamble"; without any header the whole is "full report". After a header the
-    search goes on in the next line, so a second header in the same line is text. Empty findings and impressions are
-    removed. If neither remains, the last section is cut at its first blank line, and the rest becomes
-    "last_paragraph".
+    Text before the first header is "preamble"; without any header the whole is "full report". A second header in the
+    same line is text. Empty findings and impressions are removed. If neither remains, the last section is cut at its
+    first blank line, and the rest becomes "last_paragraph".
     """
     headers: list[tuple[str, int, int]] = []  # name, start of the header's line end, start of the body
     match = _HEADER.search(text)
@@ -108,12 +98,9 @@ def parse_report(text: str) -> Sections:
         headers.append((_map_name(match[1]), match.start(), match.end()))
         line_end = text.find("\n", match.end())
         match = _HEADER.search(text, line_end) if line_end >= 0 else None
-    if not headers:
-        named = [("full report", text)]
-    else:
-        named = [("preamble", text[: headers[0][1]])]
-        ends = [start for _, start, _ in headers[1:]] + [len(text)]
-        named += [(name, text[body:end]) for (name, _, body), end in zip(headers, ends, strict=True)]
+    starts = [start for _, start, _ in headers] + [len(text)]
+    named = [("preamble" if headers else "full report", text[: starts[0]])]
+    named += [(name, text[body:end]) for (name, _, body), end in zip(headers, starts[1:], strict=True)]
     named = [(n, t) for n, t in named if n not in ("findings", "impression") or t.strip()]
     if named and not any(n in ("findings", "impression") for n, _ in named):
         name, body = named[-1]
@@ -130,20 +117,15 @@ def select_text(sections: Sections, policy: str, separator: str = " ") -> str:
     ==============  ==========================================================================================
     findings        the findings
     impression      the impression
-    both            impression, then findings, joined by one space, as MGCA, ConVIRT and G2D take them; either alone
-                    if the other is missing
+    both            impression, then findings, joined by ``separator``, as MGCA, ConVIRT and G2D take them; either
+                    alone if the other is missing
     longest         the longest, in words, of findings, impression and last paragraph
     last_paragraph  the first of impression, findings, last paragraph and comparison that is not empty
     all             the whole report (MRM, MaCo, REFERS)
     chexzero        CheXzero's own search, without sections: what follows the last word ``IMPRESSION:`` up to the first
                     word RECOMMENDATION(S): or NOTIFICATION(S): of the **report**; so the text is empty where such a
-                    word stands before the impression. "NO IMPRESSION" where there is none, as released
+                    word precedes the impression. "NO IMPRESSION" where there is none, as released
     ==============  ==========================================================================================
-
-    Args:
-        sections: a parsed report.
-        policy: one of :data:`POLICIES`.
-        separator: what stands between the two sections under "both".
 
     Returns:
         The text, line breaks as in the file; "" if the report has nothing under the policy.
@@ -171,16 +153,14 @@ def _chexzero(report: str) -> str:
     if "IMPRESSION:" not in words:
         return "NO IMPRESSION"
     begin = len(words) - words[::-1].index("IMPRESSION:")
-    ends = []
-    for spellings in (
+    spellings = (
         ("RECOMMENDATION(S):", "RECOMMENDATION:", "RECOMMENDATIONS:"),
         ("NOTIFICATION:", "NOTIFICATIONS:"),
-    ):
-        # the first spelling that occurs decides, even if another one stands before it
-        end = next((words.index(s) for s in spellings if s in words), 0)
-        if end:  # the first word of a report is never taken for the end
-            ends.append(end)
-    return " ".join(words[begin : min(ends, default=len(words))])
+    )
+    # the first spelling that occurs decides, even if another one precedes it
+    ends = [next((words.index(s) for s in group if s in words), 0) for group in spellings]
+    # the first word of a report is never taken for the end
+    return " ".join(words[begin : min(filter(None, ends), default=len(words))])
 
 
 def _word_sentences(text: str) -> Iterator[list[str]]:
@@ -195,10 +175,9 @@ def _word_sentences(text: str) -> Iterator[list[str]]:
 
 
 def gloria_sentences(text: str) -> list[str]:
-    """Split a text, with its sentence ends, into the sentences from which GLoRIA's code draws.
+    """Split a text into the sentences, lower-case words without punctuation, from which GLoRIA's code draws.
 
-    These are lower-case words without punctuation; sentences of one word are dropped, and so is what follows a sentence
-    with which the number of words is exactly 5.
+    Sentences of one word are dropped, and so is what follows a sentence with which the number of words is exactly 5.
     """
     kept, count = [], 0
     for words in _word_sentences(text):
@@ -234,7 +213,7 @@ CLEANINGS: tuple[str, ...] = tuple(_RECIPES)
 
 
 def clean_text(text: str, cleaning: str) -> str:
-    """Apply a cleaning recipe.
+    """Apply a cleaning recipe; return the text in one line.
 
     ============  ============================================================================================
     none          white space of any kind becomes one space; nothing else
@@ -245,16 +224,9 @@ def clean_text(text: str, cleaning: str) -> str:
     g2d_official  the released G2D code: section words removed, split at ".", pieces of digits alone removed, joined
                   by ". "; no lower-casing
     maco          MaCo's code: split at ".", lower case, empty pieces and "none" removed, each with its full stop.
-                  The code also shuffles and draws: that is sampling, and left to the sampler. Where nothing is left,
-                  the text is empty (the code takes a piece that it had removed)
+                  Shuffling and drawing are left to the sampler. Where nothing remains, the text is empty (the code
+                  takes a piece that it had removed)
     ============  ============================================================================================
-
-    Args:
-        text: the text of a study.
-        cleaning: one of :data:`CLEANINGS`.
-
-    Returns:
-        The text in one line.
 
     Raises:
         ConfigError: an unknown recipe.
@@ -275,34 +247,26 @@ def count_tokens(text: str) -> int:
 
 _TITLES = ("dr", "mr", "mrs", "ms", "prof", "st", "sr", "jr", "m.d", "r.n")
 _SHORT = ("a.m", "p.m", "e.g", "i.e", "etc", "vs", "approx", "resp", "cf", "incl", "ca", "fig", "figs")
-_ABBREVIATIONS = frozenset((*_TITLES, *_SHORT))
 _BOUNDARY = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)|(?<=[a-z)])\.(?=[A-Z][a-z])")
 _LIST_NUMBER = re.compile(r"^(?:\(?\d{1,2}[.)]|[-*•])\s+")
 
 
 def split_sentences(text: str) -> list[str]:
-    """Split a report into sentences.
+    """Split a text into sentences with their full stop, in one line each.
 
     Decimals ("2.5 cm"), abbreviations ("Dr.", "vs.", "a.m.") and initials do not end a sentence; a full stop without
-    a following space does when a capitalised word follows. Numbers and bullets of lists are dropped.
-
-    Args:
-        text: the text of a study, with or without line breaks.
-
-    Returns:
-        Sentences in order, with their full stop, in one line each; pieces without a letter are left out.
+    a following space does when a capitalised word follows. Numbers and bullets of lists, and pieces without a letter,
+    are dropped.
     """
     text = " ".join(text.split())
     sentences, start = [], 0
     for match in _BOUNDARY.finditer(text):
         if match[0].startswith("."):
             word = text[start : match.start()].rsplit(" ", 1)[-1].lstrip("(\"'").lower()
-            initial = (
-                len(word) == 1 and word.isalpha() and match.end() < len(text) and text[match.start() - 1].isupper()
-            )
+            initial = len(word) == 1 and word.isalpha() and text[match.start() - 1].isupper()
             # "No." ends a sentence unless a number follows
             numbered = word == "no" and re.match(r"\s\d", text[match.end() :])
-            if initial or numbered or (word in _ABBREVIATIONS and match.end() < len(text)):
+            if numbered or ((initial or word in (*_TITLES, *_SHORT)) and match.end() < len(text)):
                 continue
         sentences.append(text[start : match.end()])
         start = match.end()

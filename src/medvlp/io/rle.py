@@ -1,8 +1,8 @@
 """Run-length encoded masks of SIIM-ACR Pneumothorax: relative gaps, counted down the columns.
 
-A string holds pairs ``gap length``. A gap counts pixels from the end of the run before it (from pixel 0 for the first
-pair), **not** from the start of the image, and pixels follow each other down the columns. Other corpora use other
-encodings (absolute 1-based starts; COCO's), which decode to garbage here without an error, or the other way round.
+A string holds pairs ``gap length``. A gap counts pixels from the end of the previous run (from pixel 0 for the first
+pair), **not** from the start of the image. Other encodings (absolute 1-based starts; COCO's) decode to garbage here
+without an error.
 """
 
 import re
@@ -20,10 +20,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 def decode_siim(rle: str, height: int, width: int) -> np.ndarray:
     """Draw one string as bool (height, width); the mask of an image is the union of its strings, which may overlap.
 
-    Args:
-        rle: pairs "gap length" separated by white space; "-1", " -1" and "" stand for no pneumothorax.
-        height: rows of the image.
-        width: columns of the image.
+    "-1", " -1" and "" stand for no pneumothorax.
 
     Raises:
         DataError: the string is no such encoding, or its runs go past the last pixel.
@@ -37,17 +34,6 @@ def decode_siim(rle: str, height: int, width: int) -> np.ndarray:
     inside[1::2] = True
     flat[:end] = np.repeat(inside, values)
     return np.ascontiguousarray(flat.reshape(width, height).T)
-
-
-def encode_siim(mask: np.ndarray) -> str:
-    """Encode a mask (H, W), in which all but 0 is inside, so that :func:`decode_siim` restores it."""
-    mask = np.asarray(mask)
-    if mask.ndim != 2:
-        raise DataError(f"a mask to encode needs two dimensions, not {mask.ndim}; pass one channel")
-    flat = np.zeros(mask.size + 2, dtype=bool)
-    flat[1:-1] = (mask != 0).T.ravel()
-    borders = np.flatnonzero(flat[1:] != flat[:-1])
-    return " ".join(map(str, np.diff(borders, prepend=0).tolist())) or "-1"
 
 
 def siim_extent(rle: str) -> int:
@@ -65,7 +51,6 @@ def _end(values: np.ndarray) -> int:
 
 
 def _values(rle: str) -> np.ndarray:
-    """The numbers of a string as int64, checked but for the image's size."""
     if not isinstance(rle, str):
         raise DataError(f"an RLE must be text, not {type(rle).__name__}; read the column as text")
     rle = rle.strip()
@@ -83,7 +68,6 @@ def _values(rle: str) -> np.ndarray:
 
 
 def _complaint(words: list[str]) -> str:
-    """What is wrong with words of which at least one is no plain number of up to 18 digits."""
     for number, word in enumerate(words, 1):
         where = f"(value {number} of {len(words)})"
         if not _INTEGER.fullmatch(word):

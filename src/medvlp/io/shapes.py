@@ -1,4 +1,4 @@
-"""Annotation shapes as short strings, drawn to masks: one notation for the boxes, outlines and runs of all corpora.
+"""Annotation shapes of all corpora as short strings, and masks drawn from them.
 
 ==========================  =====================================================================================
 ``rectangle x0 y0 x1 y1``   corners: x0 <= x1, y0 <= y1
@@ -13,7 +13,7 @@ first pixel, whose centre lies at (0.5, 0.5), so x1 and y1 are exclusive, and a 
 and upper side only (for an ellipse on every side), so that shapes which share an edge share no pixel.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -23,8 +23,8 @@ from medvlp.io.rle import decode_siim, siim_extent
 
 Box = tuple[float, float, float, float]
 
-_KINDS = ("rectangle", "ellipse", "polygon", "rle")
 _OBJECT_CXR_TYPES = {"0": "rectangle", "1": "ellipse", "2": "polygon"}
+_KINDS = (*_OBJECT_CXR_TYPES.values(), "rle")
 _CROSSINGS_AT_ONCE = 1 << 20  # bounds the memory of a polygon of very many vertices
 
 
@@ -32,7 +32,7 @@ def draw(shapes: Sequence[str], height: int, width: int) -> np.ndarray:
     """Draw the union of shapes, cut to the image, as bool (height, width); boxes without area draw nothing.
 
     Raises:
-        DataError: a shape is malformed, or an RLE runs past the image; :func:`check` tells so without raising.
+        DataError: a shape is malformed, or an RLE runs past the image; :func:`check` does not raise.
     """
     mask = np.zeros((height, width), dtype=bool)
     for number, shape in enumerate(shapes, 1):
@@ -41,7 +41,7 @@ def draw(shapes: Sequence[str], height: int, width: int) -> np.ndarray:
             if kind == "rle":
                 mask |= decode_siim(body, height, width)
             else:
-                _PAINTERS[kind](mask, _numbers(kind, body))
+                _paint(mask, kind, _numbers(kind, body))
         except DataError as error:
             raise DataError(f"shape {number} of {len(shapes)}: {error}") from error
     return mask
@@ -51,7 +51,7 @@ def bounds(shape: str, height: int, width: int) -> Box:
     """Return the box around a shape, as annotated, not cut to the image: (x0, y0, x1, y1); zeros for an empty RLE.
 
     Raises:
-        DataError: the shape is malformed, or an RLE runs past the image.
+        DataError: as from :func:`draw`.
     """
     kind, body = _split(shape)
     if kind != "rle":
@@ -64,12 +64,9 @@ def bounds(shape: str, height: int, width: int) -> Box:
 
 
 def check(shape: str, height: int, width: int) -> str:
-    """Return what is wrong with a shape, without drawing it.
+    """Return what is wrong with a shape, without drawing it, or "".
 
-    Returns:
-        "" or "malformed shape" (also: corners in the wrong order), "RLE runs past the image",
-        "empty box" (no width or no height, as MGCA stores images without objects), "empty RLE", or "box outside the
-        image" (any part of it).
+    A box is "empty" without width or height, as MGCA stores images without objects.
     """
     try:
         kind, body = _split(shape)
@@ -87,8 +84,7 @@ def check(shape: str, height: int, width: int) -> str:
 def parse_object_cxr(annotation: str) -> list[str]:
     """Parse one cell of Object-CXR's tables, ``type n n n ...`` joined by ``;``, to shapes in the notation above.
 
-    Types are 0 rectangle, 1 ellipse (both by two corners), 2 polygon (vertices); numbers are whole; "" means no
-    object. :func:`check` tells whether a shape fits its image.
+    Types are 0 rectangle, 1 ellipse (both by two corners), 2 polygon (vertices); numbers are whole; "" means no object.
 
     Raises:
         DataError: the cell is not of this grammar; the message names the object.
@@ -148,20 +144,25 @@ def _box(numbers: np.ndarray) -> Box:
 
 
 def _first_centre(edge: np.ndarray | float, size: int) -> np.ndarray:
-    """Index of the first pixel whose centre is not before an edge, 0…size."""
+    # the first pixel whose centre is not before the edge
     return np.clip(np.ceil(np.asarray(edge) - 0.5), 0, size).astype(np.int64)
 
 
 def _window(mask: np.ndarray, numbers: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the pixels whose centres may lie inside; one more at the end for an ellipse's outline."""
+    """Rows and columns of the pixels whose centres may lie inside."""
     x0, y0, x1, y1 = _box(numbers)
     height, width = mask.shape
     rows = slice(int(_first_centre(y0, height)), int(_first_centre(y1, height)))
     return rows, slice(int(_first_centre(x0, width)), int(_first_centre(x1, width)))
 
 
-def _paint_rectangle(mask: np.ndarray, numbers: np.ndarray) -> None:
-    mask[_window(mask, numbers)] = True
+def _paint(mask: np.ndarray, kind: str, numbers: np.ndarray) -> None:
+    if kind == "rectangle":
+        mask[_window(mask, numbers)] = True
+    elif kind == "ellipse":
+        _paint_ellipse(mask, numbers)
+    else:
+        _paint_polygon(mask, numbers)
 
 
 def _paint_ellipse(mask: np.ndarray, numbers: np.ndarray) -> None:
@@ -204,10 +205,3 @@ def _chunks(counts: np.ndarray) -> list[slice]:
     group = (np.cumsum(counts) - counts) // _CROSSINGS_AT_ONCE
     starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(counts)]
     return [slice(a, b) for a, b in pairwise(starts)]
-
-
-_PAINTERS: dict[str, Callable[[np.ndarray, np.ndarray], None]] = {
-    "rectangle": _paint_rectangle,
-    "ellipse": _paint_ellipse,
-    "polygon": _paint_polygon,
-}

@@ -1,8 +1,7 @@
-"""Tables that people hand in, as text: CSV in any of its dialects that can be told, and Parquet.
+"""Tables of users as text: CSV in all dialects that can be recognised, and Parquet.
 
-Nothing is guessed. Every cell stays text, since ids are names and a blank is not zero; rows are counted by their
-position, whatever index was stored with them; and a row whose fields do not fit the header is an error, because its
-values stand under other names. Rows are numbered from 0, below the header and without blank lines.
+Nothing is guessed. Every cell stays text, since ids are names and a blank is not zero; a row whose fields do not fit
+the header is an error. Rows are numbered from 0, below the header and without blank lines, whatever index was stored.
 """
 
 import codecs
@@ -37,8 +36,8 @@ class Cells:
 
     Args:
         path: the file.
-        names: of the columns, without outer spaces; "" for none, and a name may come twice.
-        notes: what was put up with, one line each.
+        names: of the columns, without outer spaces; some may be "" or repeated.
+        notes: deviations that were tolerated, one line each.
     """
 
     path: Path
@@ -102,17 +101,17 @@ def read_cells(
     """Read a CSV or Parquet file; CSV may be compressed with gzip, bzip2, xz or zip.
 
     Args:
-        path: the file. Parquet is told by its first bytes or its name.
+        path: the file. Parquet is recognised by its first bytes or its name.
         sep: separator of CSV, one character.
         encoding: of CSV. A byte order mark of UTF-8 is skipped.
-        open_rows: rows may have fewer fields than the header; the others are blank.
+        open_rows: allow rows with fewer fields than the header; the others are blank.
         again: remedy for a file that is damaged.
         settable: whether the user can set ``sep`` and ``encoding``, for the remedy.
 
     Raises:
         DataError: the file is missing, empty, damaged or not in this encoding; a quote is not closed; or a row has
-            more or fewer fields than the header. A separator at the end of every row is put up with.
-        ConfigError: ``sep`` is no single character, or there is no such encoding.
+            more or fewer fields than the header, except for a separator at the end of every row.
+        ConfigError: ``sep`` is no single character, or the encoding is unknown.
     """
     path = Path(path)
     try:
@@ -136,8 +135,6 @@ def read_cells(
 
 
 class _Reader:
-    """One CSV file while it is read."""
-
     def __init__(self, path: Path, sep: str, encoding: str, open_rows: bool, again: str, settable: bool) -> None:
         if len(sep) != 1 or sep in '"\r\n':
             raise ConfigError(f"sep must be one character, such as a comma, a semicolon or a tab, not {sep!r}")
@@ -166,7 +163,7 @@ class _Reader:
         try:
             header = next(filter(None, csv.reader(_lines(data), delimiter=self.sep, skipinitialspace=True)), None)
         except (UnicodeDecodeError, csv.Error):
-            header = []  # read again below, where the error is told
+            header = []  # read again below, where the error is raised
         if header is None:
             raise DataError(f"{self.path} has no header; {self.again}")
         columns = self._quickly(data, len(header))
@@ -195,7 +192,6 @@ class _Reader:
         return table.slice(1).columns if table.column_names == names else None
 
     def _thoroughly(self, data: bytes) -> tuple[list[str], list[pa.ChunkedArray]]:
-        """Header and columns, row by row."""
         rows: list[list[str]] = []
         try:
             # spaces around cells go anyway, and so a quote may follow one
@@ -220,9 +216,9 @@ class _Reader:
         return header, [pa.chunked_array([pa.array(cells, pa.large_string())]) for cells in listed]
 
     def _check_lengths(self, rows: list[list[str]], width: int) -> None:
-        """Raise unless rows are as long as the header, or all have a separator too many, at their end.
+        """Raise unless rows are as long as the header, or all end in a separator too many.
 
-        A blank cell too many that only some rows have, or a single row, may stand anywhere in them.
+        A blank cell too many in only some rows, or in a single row, may be any of them.
         """
         filled = any(cell.strip() for row in rows for cell in row[width:])
         if len(rows) > 1 and len({*map(len, rows)}) == 1 and len(rows[0]) > width and not filled:
@@ -260,7 +256,7 @@ class _Reader:
             raise DataError(f"the header of {self.path} is separated by {actual} and not by {expected}; {remedy}")
 
     def _row_of(self, before: str) -> str:
-        """What follows a text that stands before it in the file; records and not lines, since texts hold line ends."""
+        """The row after the text ``before``; records are counted and not lines, since cells hold line ends."""
         records = csv.reader(io.StringIO(before + "x", newline=""), delimiter=self.sep)
         row = sum(1 for _ in filter(None, records)) - 2
         return f"{f'row {row}' if row >= 0 else 'the header'} of {self.path}"
@@ -277,7 +273,7 @@ def _lines(data: bytes) -> io.TextIOWrapper:
 
 
 def _plainly_quoted(data: bytes, sep: int) -> bool:
-    """Whether every quote opens a cell, closes one, or is doubled; where not, it takes a parser to judge."""
+    """Whether every quote opens a cell, closes one, or is doubled; if not, a strict parser has to judge."""
     values = np.frombuffer(data, dtype=np.uint8)
     quotes = np.flatnonzero(values == ord('"'))
     if len(quotes) % 2:

@@ -1,4 +1,4 @@
-"""YAML of configs and grids as plain values: each key once, errors with file and line."""
+"""YAML of configs and grids as plain values: no repeated keys, errors with file and line."""
 
 import os
 from collections.abc import Hashable
@@ -9,15 +9,12 @@ import yaml
 
 from medvlp.errors import ConfigError
 
-_ADDED = 1_000_000
-"""Most values and characters that aliases may add to a document; nested ones double it with every line."""
-
-_DEPTH = 100
-"""Levels that a document may have; what writes configs ends at some 200, depending on who calls it."""
+_ADDED = 1_000_000  # values and characters that aliases may add to a document; nested ones double it with every line
+_DEPTH = 100  # levels that a document may have; writing configs fails at some 200, depending on the caller
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML without twice the same key and without endless aliases; dates are text, as jsonargparse reads them."""
+    """YAML without repeated keys and endless aliases; dates are text, as jsonargparse reads them."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:timestamp"]
@@ -25,7 +22,7 @@ class _UniqueKeys(yaml.SafeLoader):
     }
 
     def get_single_node(self) -> yaml.Node | None:
-        """Override: refuse a document that its aliases make far longer than it is, before anything is built of it."""
+        """Override: refuse a document that its aliases make far too long, before anything is built."""
         node = super().get_single_node()
         if node is not None:
             _measured(node, {}, [0])
