@@ -201,11 +201,11 @@ def test_checksum_files_of_every_usual_form(tmp_path):
     lines = [f"{one}  one", f"{two.upper()} *./two", f"SHA256 (a b/three) = {three}", "", "# words", f"{one}  two"]
     lines += [f"{one}  ../one", "words", f"{one[:-1]}  one", f"{one}  four", f"{one}  one/two", f"{one}  a b"]
     (tmp_path / "SHA256SUMS").write_text("\ufeff" + "\r\n".join(lines))
-    (sums,) = verify_sums(tmp_path)
-    assert (sums.right, sums.wrong, sums.unread) == (3, ["two", "a b"], [7, 8, 9])
-    assert sums.absent == ["four", "one/two"]
+    ((_, states, _),) = verify_sums(tmp_path)
+    assert (len(states["right"]), states["wrong"]) == (3, ["two", "a b"])
+    assert (states["unread"], states["absent"]) == (["line 7", "line 8", "line 9"], ["four", "one/two"])
     (tmp_path / "SHA256SUMS").write_bytes(b"\xff")
-    assert [s.problem for s in verify_sums(tmp_path)] == ["cannot be read (UnicodeDecodeError)"]
+    assert [problem for *_, problem in verify_sums(tmp_path)] == ["cannot be read (UnicodeDecodeError)"]
 
 
 def test_optional_tables_are_notes_that_say_what_for(trees, tmp_path):

@@ -4,24 +4,9 @@
 check is a function of a :class:`Case` that yields :class:`Finding`; none of those here knows a corpus by name.
 """
 
-from medvlp.doctor.case import Case
 from medvlp.doctor.command import add_arguments, diagnose, run
 from medvlp.doctor.examine import CHECKS, examine
-from medvlp.doctor.findings import LEVELS, Check, Diagnosis, Finding, Images, Level, SplitState, TaskState
+from medvlp.doctor.findings import LEVELS, Case, Check, Diagnosis, Finding, Images, Level, SplitState, TaskState
 
-__all__ = [
-    "CHECKS",
-    "LEVELS",
-    "Case",
-    "Check",
-    "Diagnosis",
-    "Finding",
-    "Images",
-    "Level",
-    "SplitState",
-    "TaskState",
-    "add_arguments",
-    "diagnose",
-    "examine",
-    "run",
-]
+__all__ = ["CHECKS", "LEVELS", "Case", "Check", "Diagnosis", "Finding", "Images", "Level", "SplitState", "TaskState"]
+__all__ += ["add_arguments", "diagnose", "examine", "run"]

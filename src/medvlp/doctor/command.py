@@ -46,14 +46,15 @@ def run(args: argparse.Namespace) -> int:
         settle_corpus_arguments(args, "doctor")
         if args.workers is not None and args.workers < 1:
             raise ConfigError(f"--workers must be at least 1, not {args.workers}")
-        settings = {"lists": args.lists, "deep": args.deep, "workers": args.workers}
         with progress_bar(show=not args.json) as update:
             diagnoses = diagnose(
                 args.dataset,
                 args.root,
                 args.option,
+                lists=args.lists,
+                deep=args.deep,
+                workers=args.workers,
                 progress=lambda stage, done, total: update(description=stage, completed=done, total=total or None),
-                **settings,
             )
     except ConfigError as error:
         print(f"medvlp doctor: error: {error}", file=sys.stderr)
@@ -79,9 +80,6 @@ def diagnose(name: str, root: Path, words: list[str], **settings: Any) -> list[D
         root: folder of the corpus.
         words: options of the corpus, ``key=value``.
         **settings: see :func:`~medvlp.doctor.examine.examine`.
-
-    Raises:
-        ConfigError: an option is wrong.
     """
     corpus_type = corpus_class(name)
     given = dict(word.partition("=")[::2] for word in words)
@@ -119,8 +117,9 @@ def show(diagnosis: Diagnosis, terminal: "Console") -> None:
     if diagnosis.splits:
         names = (f"{name} (default)" if s.default else name for name, s in diagnosis.splits.items() if s.made)
         _line(terminal, "splits", ", ".join(names) or "none can be made")
-    counts = {level: sum(1 for _ in diagnosis.at(level)) for level in ("error", "warning", "note")}
-    remarks = ", ".join(f"{n} {level}{'s' if n != 1 else ''}" for level, n in counts.items() if n) or "no remarks"
+    counts = diagnosis.as_dict()["levels"]
+    named = ((counts[level], level) for level in ("error", "warning", "note"))
+    remarks = ", ".join(f"{n} {level}{'s' if n != 1 else ''}" for n, level in named if n) or "no remarks"
     verdict = "nothing that is needed is absent or corrupt" if diagnosis.ok else "something needed is absent or corrupt"
     _line(terminal, "result", f"{verdict} ({remarks})", style="green" if diagnosis.ok else "bold red")
     for command in diagnosis.next:

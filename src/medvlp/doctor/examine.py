@@ -1,8 +1,4 @@
-"""The checks, in the order in which one would make them by hand: folder, tables, records, images, splits.
-
-A broken folder never raises: an error that the reader raises on purpose is shown as it is, any other one as a fault of
-the reader.
-"""
+"""The checks: folder, tables, records, images, checksums, splits. A broken folder never raises."""
 
 import json
 import shlex
@@ -14,8 +10,7 @@ import pandas as pd
 
 from medvlp.datasets.corpus import Corpus
 from medvlp.datasets.tables import Table
-from medvlp.doctor.case import Case, Progress, refusal
-from medvlp.doctor.findings import Diagnosis, Finding, Level, SplitState, TaskState
+from medvlp.doctor.findings import Case, Diagnosis, Finding, Level, Progress, SplitState, TaskState, refusal
 from medvlp.doctor.images import check_images
 from medvlp.doctor.sums import check_sums
 from medvlp.phantom.truth import MANIFEST
@@ -41,7 +36,7 @@ def examine(
         lists: folder with the authors' list files, for the splits that need them.
         deep: decode every image, draw every mask and verify ``SHA256SUMS``.
         workers: threads for the images; None chooses.
-        progress: called with what is being done, how many are done, and how many there are.
+        progress: called with what is being done, how many are done, and how many in all.
     """
     diagnosis = Diagnosis(corpus.name, corpus.title, corpus.root, options or {}, corpus.is_phantom)
     case = Case(corpus.examined(), diagnosis, deep, lists, workers, progress)
@@ -55,15 +50,12 @@ def examine(
 
 def _check_folder(corpus: Corpus) -> Finding:
     root = corpus.root
-    if root.is_dir():
-        try:
-            if next(root.iterdir(), None) is not None:
-                return Finding("folder", "ok", "is there")
-        except OSError as error:
-            return Finding("folder", "error", f"cannot be listed ({type(error).__name__})", remedy="check its rights")
-        state = "is empty"
-    else:
-        state = "is a file, not a folder" if root.exists() else "does not exist"
+    state = "is empty" if root.is_dir() else "is a file, not a folder" if root.exists() else "does not exist"
+    try:
+        if root.is_dir() and any(root.iterdir()):
+            return Finding("folder", "ok", "is there")
+    except OSError as error:
+        return Finding("folder", "error", f"cannot be listed ({type(error).__name__})", remedy="check its rights")
     return Finding("folder", "error", state, f"the {corpus.title} folder", corpus.remedy)
 
 
@@ -117,14 +109,10 @@ def _row_count(case: Case, name: str, table: Table) -> Finding:
         return Finding(name, level, f"{text} ({known[rows]})", items=items)
     closest = min(known, key=lambda count: abs(count - rows))
     what = f"{closest - rows:,} rows are missing" if rows < closest else f"{rows - closest:,} rows too many"
-    return Finding(
-        name,
-        "error" if rows < min(known) else "warning",
-        f"{text}: {what}, or the file is another version",
-        f"{' or '.join(f'{count:,} ({release})' for count, release in known.items())} rows",
-        f"get it again from {case.corpus.source}",
-        items,
-    )
+    text = f"{text}: {what}, or the file is another version"
+    expected = f"{' or '.join(f'{count:,} ({release})' for count, release in known.items())} rows"
+    level = "error" if rows < min(known) else "warning"
+    return Finding(name, level, text, expected, f"get it again from {case.corpus.source}", items)
 
 
 def check_tasks(case: Case) -> Iterator[Finding]:
@@ -154,10 +142,9 @@ def check_tasks(case: Case) -> Iterator[Finding]:
         tasks[task] = TaskState(True, len(records))
         filters = f", {kept:,} with the filters that follow a split" if kept != len(records) else ""
         yield Finding(name, "ok", f"{len(records):,} records{filters}")
-        if "text" in records.table.column_names:
-            blank = tuple(i for i, t in zip(records.column("id"), records.column("text"), strict=True) if not t)
-            if blank:
-                yield Finding(f"{name}: texts", "note", f"{len(blank):,} records have none", items=blank)
+        blank = tuple(records.column("id")[records.column("text", "no column") == ""])
+        if blank:
+            yield Finding(f"{name}: texts", "note", f"{len(blank):,} records have none", items=blank)
     yield from _dropped(case)
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from medvlp.datasets.folders import IMAGE_SUFFIXES
-from medvlp.doctor.case import Case, refusal
-from medvlp.doctor.findings import Finding
+from medvlp.doctor.findings import Case, Finding, refusal
 from medvlp.errors import DataError, MedVLPError, UnreadableItemError
 from medvlp.io.headers import ImageHeader, read_header
 from medvlp.io.images import read_image
@@ -37,12 +36,8 @@ class Annotations:
 class Look:
     """One image file as seen.
 
-    Args:
-        header: its header.
-        problem: why it cannot be used, "" if it can.
-        linked: whether a link leads to it out of the corpus.
-        marks: what is wrong with its annotations.
-        suspicion: what is odd about its pixels, "" if nothing is.
+    ``problem`` says why it is unusable, ``marks`` what is wrong with its annotations, ``suspicion`` what is odd about
+    its pixels; ``linked`` whether a link leads to it out of the corpus.
     """
 
     header: ImageHeader
@@ -105,15 +100,12 @@ def _annotations(case: Case) -> dict[str, Annotations]:
     shapes: dict[str, dict[str, None]] = {}
     boxes: dict[str, dict[Box, None]] = {}
     for records in case.records.values():
-        columns = {n: records.table.column(n).to_pylist() for n in records.table.column_names if n in _MARKS}
-        for row, path in enumerate(columns["image"]):
-            shapes.setdefault(path, {}).update(dict.fromkeys(columns["shapes"][row] if "shapes" in columns else ()))
-            flat = columns["boxes"][row] if "boxes" in columns else ()
-            boxes.setdefault(path, {}).update((tuple(flat[i : i + 4]), None) for i in range(0, len(flat), 4))
+        marks = [n for n in ("image", "shapes", "boxes") if n in records.table.column_names]
+        for row in records.table.select(marks).to_pylist():
+            shapes.setdefault(row["image"], {}).update(dict.fromkeys(row.get("shapes", ())))
+            flat = row.get("boxes", ())
+            boxes.setdefault(row["image"], {}).update((tuple(flat[i : i + 4]), None) for i in range(0, len(flat), 4))
     return {path: Annotations(tuple(shapes[path]), tuple(boxes[path])) for path in sorted(shapes)}
-
-
-_MARKS = ("image", "shapes", "boxes")
 
 
 def _look_at_all(case: Case) -> dict[str, Look]:
@@ -149,7 +141,8 @@ def check_images(case: Case) -> Iterator[Finding]:
     corpus, shortened, source = case.corpus, case.shortened, case.corpus.source
     looks = _look_at_all(case)
     yield from _overview(case, looks)
-    for problem, paths in _alike((shortened(p), look.problem) for p, look in looks.items() if look.problem):
+    short = {shortened(path): look for path, look in looks.items()}
+    for problem, paths in _alike((path, look.problem) for path, look in short.items() if look.problem):
         remedy = f"get the files again from {source}, or set on_error: skip to go on without them"
         if "damaged inside" in problem:
             remedy += ", or damaged: accept to take them as they are"
@@ -158,14 +151,13 @@ def check_images(case: Case) -> Iterator[Finding]:
         paths = tuple(shortened(path) for path in corpus.substituted.values())
         text = f"{len(paths):,} images have another ending than the tables name, and are taken"
         yield Finding("image endings", "note", text, items=paths)
-    marks = ((shortened(path), reason) for path, look in looks.items() for reason in sorted(set(look.marks)))
-    for reason, paths in _alike(marks):
-        remedy = f"get labels and images of one release from {source}"
+    remedy = f"get labels and images of one release from {source}"
+    for reason, paths in _alike((path, mark) for path, look in short.items() for mark in sorted(set(look.marks))):
         yield Finding("annotations", "error", f"{len(paths):,} images: {reason}", remedy=remedy, items=paths)
-    for suspicion, paths in _alike((shortened(p), look.suspicion) for p, look in looks.items() if look.suspicion):
-        remedy = "look at some; if they are damaged, get them again, or leave them out of the table"
+    remedy = "look at some; if they are damaged, get them again, or leave them out of the table"
+    for suspicion, paths in _alike((path, look.suspicion) for path, look in short.items() if look.suspicion):
         yield Finding("images suspicious", "warning", f"{len(paths):,}: {suspicion}", remedy=remedy, items=paths)
-    if linked := tuple(shortened(path) for path, look in looks.items() if look.linked):
+    if linked := tuple(path for path, look in short.items() if look.linked):
         text = f"{len(linked):,} are reached by a symbolic link out of {corpus.image_root}"
         remedy = "fine if you made the link; replace it by the files otherwise"
         yield Finding("images linked", "warning", text, remedy=remedy, items=linked)

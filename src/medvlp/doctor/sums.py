@@ -1,68 +1,62 @@
 """Checksum files that a corpus carries, as ``sha256sum`` writes them."""
 
-import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from medvlp.datasets.tables import relative_path
-from medvlp.doctor.case import Case, Progress
-from medvlp.doctor.findings import Finding
+from medvlp.doctor.findings import Case, Finding, Level, Progress
+from medvlp.store import file_sha256
+
+State = Literal["right", "wrong", "absent", "unread"]
 
 _LINE = re.compile(
     r"\\?(?P<digest>[0-9a-fA-F]{64}) [ *](?P<name>.+)|SHA256 \((?P<file>.+)\) = (?P<sum>[0-9a-fA-F]{64})"
 )
+_LEVELS: dict[State, tuple[Level, str]] = {
+    "wrong": ("error", "files differ from {}"),
+    "unread": ("warning", "lines of {} are no checksums"),
+    "absent": ("note", "files of {} are not there"),
+    "right": ("ok", "files are as {} says"),
+}
 
 
-@dataclass
-class Sums:
-    """A checksum file compared with the folder; ``unread`` counts lines from 1, ``problem`` is why it is unreadable."""
+def verify_sums(folder: Path, progress: Progress | None = None) -> Iterator[tuple[str, dict[State, list[str]], str]]:
+    """Compare the files of a folder with each checksum file in it.
 
-    path: Path
-    right: int = 0
-    wrong: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
-    unread: list[int] = field(default_factory=list)
-    problem: str = ""
-
-
-def verify_sums(folder: Path, progress: Progress | None = None) -> Iterator[Sums]:
-    """Compare the files of a folder with each checksum file in it."""
+    Yields:
+        Name of the checksum file, files (or lines) by state, and why it is unreadable, "" if it is not.
+    """
     for path in (folder / "SHA256SUMS.txt", folder / "SHA256SUMS"):
         if not path.is_file():
             continue
-        sums = Sums(path)
+        states: dict[State, list[str]] = {state: [] for state in _LEVELS}
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            sums.problem, lines = f"cannot be read ({type(error).__name__})", []
+            yield path.name, states, f"cannot be read ({type(error).__name__})"
+            continue
         for number, line in enumerate(lines, 1):
             if progress is not None:
                 progress("verifying checksums", number, len(lines))
             if line.strip() and not line.startswith("#"):
-                _compare(sums, number, line.rstrip())
-        yield sums
+                match = _LINE.fullmatch(line.rstrip())
+                name = relative_path(match["name"] or match["file"]) if match else ""
+                if match and name:
+                    states[_compare(folder / name, (match["digest"] or match["sum"]).lower())].append(name)
+                else:
+                    states["unread"].append(f"line {number}")
+        yield path.name, states, ""
 
 
-def _compare(sums: Sums, number: int, line: str) -> None:
-    match = _LINE.fullmatch(line)
-    name = relative_path(match["name"] or match["file"]) if match else ""
-    if not match or not name:
-        sums.unread.append(number)
-        return
+def _compare(path: Path, digest: str) -> State:
     try:
-        with (sums.path.parent / name).open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return "right" if file_sha256(path) == digest else "wrong"
     except (FileNotFoundError, NotADirectoryError):
-        sums.absent.append(name)
+        return "absent"
     except (OSError, ValueError):
-        sums.wrong.append(name)
-    else:
-        if digest == (match["digest"] or match["sum"]).lower():
-            sums.right += 1
-        else:
-            sums.wrong.append(name)
+        return "wrong"
 
 
 def check_sums(case: Case) -> Iterator[Finding]:
@@ -73,20 +67,14 @@ def check_sums(case: Case) -> Iterator[Finding]:
     again = f"get them again from {corpus.source}"
     reports = getattr(corpus, "reports_root", None)
     for folder in dict.fromkeys(f for f in (corpus.root, corpus.image_root, reports) if f is not None):
-        for sums in verify_sums(folder, case.progress):
-            name, compared = sums.path.name, True
-            if sums.problem:
-                yield Finding("checksums", "error", f"{name} {sums.problem}", remedy=again)
-            if sums.wrong:
-                text = f"{len(sums.wrong):,} files differ from {name}"
-                yield Finding("checksums", "error", text, remedy=again, items=tuple(sums.wrong))
-            if sums.unread:
-                lines = tuple(f"line {number}" for number in sums.unread)
-                yield Finding("checksums", "warning", f"{len(lines):,} lines of {name} are no checksums", items=lines)
-            if sums.absent:
-                text = f"{len(sums.absent):,} files of {name} are not there"
-                yield Finding("checksums", "note", text, items=tuple(sums.absent))
-            if sums.right and not sums.wrong:
-                yield Finding("checksums", "ok", f"{sums.right:,} files are as {name} says")
+        for name, states, problem in verify_sums(folder, case.progress):
+            compared = True
+            if problem:
+                yield Finding("checksums", "error", f"{name} {problem}", remedy=again)
+            for state, (level, text) in _LEVELS.items():
+                items = () if state == "right" else tuple(states[state])
+                if states[state] and not (state == "right" and states["wrong"]):
+                    counted = f"{len(states[state]):,} {text.format(name)}"
+                    yield Finding("checksums", level, counted, remedy=again if level == "error" else "", items=items)
     if not compared and not case.diagnosis.phantom:
         yield Finding("checksums", "note", "no SHA256SUMS here, so bytes that changed and still decode are not seen")
