@@ -61,8 +61,8 @@ def _unchanged(batch: Any) -> Any:
 class RadiographDataModule(L.LightningDataModule):
     """Base of all data modules. Subclasses implement :meth:`read`.
 
-    The order of the training samples and their augmentation depend only on (seed, epoch, index), so a run that is
-    resumed from any checkpoint goes on with the very next batch.
+    The order of the training samples and their augmentation depend on (seed, epoch, index) alone, so a resumed run goes
+    on with the very next batch.
 
     Args:
         batch_size: training samples per device.
@@ -70,21 +70,20 @@ class RadiographDataModule(L.LightningDataModule):
         num_workers: loader processes; 0 loads in the main process.
         image_size: side of the images that the model sees, in pixels.
         transform: a name of medvlp.transforms.TRANSFORMS, or "checkpoint": transform, image_size and intensity of
-            the checkpoint that the trainer's task starts from, whatever is given here.
+            the checkpoint that the trainer's task starts from.
         intensity: how files become grey levels, a name of medvlp.io.images.INTENSITIES.
         damaged: "refuse" a file whose decoder warns of damage, as on_error says, or "accept" its pixels as they are.
         seed: seed of the sample order, the augmentation and the fraction.
         fraction: share of the training patients, in (0, 1]; smaller shares lie inside larger ones.
         text_sampling: the "whole" text, one random "sentence" of it (ConVIRT) or of those that GLoRIA's code makes
-            ("gloria"), or a random part of its "sentences" or "pieces" in random order (MaCo); see
-            :func:`medvlp.datasets.base.sample_text`.
+            ("gloria"), or a random part of its "sentences" or "pieces" in random order (MaCo).
         on_error: "raise" on the first unreadable item, or "skip": count it and take the next readable one.
         max_skipped: largest share of unreadable items that on_error: skip tolerates.
         pin_memory: page-locked batches, for faster copies to a CUDA device.
-        cache_dir: folder of ``medvlp prepare``: images that it holds are not decoded again. The samples are the same as
-            without. Keep it as safe as the corpus: it also holds parsed reports.
-        loader_timeout: seconds to wait for a batch of the loader processes before the run ends with an error: one of
-            them is frozen, or the disk does not answer. 0 waits without limit.
+        cache_dir: folder of ``medvlp prepare``, whose images are not decoded again; the samples are the same. Keep it
+            as safe as the corpus: it also holds parsed reports.
+        loader_timeout: seconds to wait for a batch of the loader processes before the run ends with an error; 0 waits
+            without limit.
     """
 
     targets: tuple[Target, ...] = ()
@@ -145,8 +144,6 @@ class RadiographDataModule(L.LightningDataModule):
         self._caches: dict[str, PixelCache | None] = {}
         self._stand_ins: dict[Split, Callable[[], Dataset[Any]]] = {}
 
-    # ------------------------------------------------------------------ datasets
-
     @abstractmethod
     def read(self, split: Split) -> RadiographDataset:
         """Index one split: all its records, without a transform."""
@@ -156,12 +153,7 @@ class RadiographDataModule(L.LightningDataModule):
         return train.subset(nested_fraction(train.groups, self.fraction, self.seed))
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the datasets that a stage ("fit", "validate", "test" or "predict", or None for all) needs, once.
-
-        Raises:
-            DataError: the training split is empty.
-            TooManySkippedError: more broken files than ``max_skipped`` allows.
-        """
+        """Build the datasets that a stage ("fit", "validate", "test" or "predict", or None for all) needs, once."""
         if self.transform == CHECKPOINT:
             self._follow_model()
         if stage in ("fit", None) and self.train_set is None:
@@ -170,14 +162,13 @@ class RadiographDataModule(L.LightningDataModule):
                 raise DataError(f"the training split is empty; {dropped_by_reason(train.dropped)}")
             if self.fraction < 1:
                 train = self.reduced(train)
-            self.train_set = self._prepared(train, train=True)
+            self.train_set = self.prepared(train, train=True)
         if stage in ("fit", "validate", None) and self.val_set is None:
-            self.val_set = self._prepared(self._indexed("validate"), train=False)
+            self.val_set = self.prepared(self._indexed("validate"), train=False)
         if stage in ("test", "predict", None) and self.test_set is None:
-            self.test_set = self._prepared(self._indexed("test"), train=False)
+            self.test_set = self.prepared(self._indexed("test"), train=False)
 
     def _follow_model(self) -> None:
-        """Take transform, size and intensity from the trainer's model."""
         model = self.trainer.lightning_module if self.trainer is not None else None
         settings = getattr(model, "preprocess", None) or {}
         if "transform" not in settings:
@@ -201,7 +192,8 @@ class RadiographDataModule(L.LightningDataModule):
                 f" more than max_skipped: {self.max_skipped} allows{remedy}"
             )
 
-    def _prepared(self, dataset: RadiographDataset, train: bool) -> RadiographDataset:
+    def prepared(self, dataset: RadiographDataset, train: bool) -> RadiographDataset:
+        """Return a dataset with the transform (of training or evaluation), the settings and the prepared pixels."""
         prepared = dataset.prepared(
             build_transform(self.transform, self.image_size, train),
             targets=self.targets,
@@ -238,12 +230,10 @@ class RadiographDataModule(L.LightningDataModule):
     @property
     def label_names(self) -> tuple[str, ...]:
         """Names of the K labels of the batches."""
-        for dataset in (self.train_set, self.val_set, self.test_set):
-            if dataset is not None:
-                return dataset.label_names
-        self.setup("validate")
-        assert self.val_set is not None
-        return self.val_set.label_names
+        if self.train_set is None and self.test_set is None:
+            self.setup("validate")
+        parts = (self.train_set, self.val_set, self.test_set)
+        return next(part.label_names for part in parts if part is not None)
 
     @property
     def preprocess(self) -> dict[str, Any]:
@@ -281,17 +271,13 @@ class RadiographDataModule(L.LightningDataModule):
     def stand_in(self, split: Split, make: Callable[[], Dataset[Any]] | None) -> None:
         """Let the loaders of a part read something else than its images: what a frozen encoder made of them.
 
-        Args:
-            split: the part.
-            make: called when the loader is made; gives a dataset of as many samples, which takes lists of
-                (index, epoch) in ``__getitems__`` and returns batches. None goes back to the images.
+        ``make`` is called when the loader is made. It gives a dataset of as many samples, which takes lists of
+        (index, epoch) in ``__getitems__`` and returns batches. None goes back to the images.
         """
         if make is None:
             self._stand_ins.pop(split, None)
         else:
             self._stand_ins[split] = make
-
-    # ------------------------------------------------------------------ text
 
     def training_texts(self) -> list[str]:
         """Return the whole training texts, to train a vocabulary on."""
@@ -302,7 +288,7 @@ class RadiographDataModule(L.LightningDataModule):
     def attach_tokenizer(
         self, tokenizer: Any, max_length: int = 256, padding: Literal["longest", "max_length"] = "longest"
     ) -> None:
-        """Let the batches carry tokens. Call it before the loaders are made.
+        """Let the batches carry tokens; call it before the loaders are made.
 
         Args:
             tokenizer: a fast Hugging Face tokenizer, or None for batches without tokens.
@@ -311,17 +297,14 @@ class RadiographDataModule(L.LightningDataModule):
         """
         self.collate = Collate(tokenizer, max_length=max_length, padding=padding)
 
-    # ------------------------------------------------------------------ loaders
-
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
     def _position(self) -> tuple[int, int, int, int] | None:
         """Where the trainer stands: (epoch, batches of it done, batches per epoch, batches left in its own epoch).
 
-        The stream of samples follows the number of batches trained on so far and not Lightning's epoch counter: a
-        run that ``max_steps`` stops in mid-epoch saves that epoch as finished, and when such a run is extended the
-        rest of the epoch would be lost.
+        By the number of batches trained on, not Lightning's epoch counter: a run that ``max_steps`` stops in mid-epoch
+        saves that epoch as finished.
         """
         trainer = self.trainer
         if trainer is None or trainer.state.fn != "fit" or not isinstance(trainer.num_training_batches, int):
@@ -332,11 +315,7 @@ class RadiographDataModule(L.LightningDataModule):
         return epoch, done, length, max(length - progress.current.ready, 0)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training batches, sharded over the ranks; incomplete batches are dropped.
-
-        Raises:
-            ConfigError: there are fewer training pairs than one step of all devices needs.
-        """
+        """Shuffled training batches, sharded over the ranks; incomplete batches are dropped."""
         self.setup("fit")
         assert self.train_set is not None
         world_size, rank = self._ranks()
@@ -345,16 +324,9 @@ class RadiographDataModule(L.LightningDataModule):
                 f"{len(self.train_set)} training samples do not fill one batch of {self.batch_size} on"
                 f" {world_size} device(s); lower batch_size or raise fraction"
             )
-        sampler = ResumableSampler(self.train_set, world_size, rank, seed=self.seed)
         dataset, options = self._source("train", self.train_set)
-        return ResumableLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=True,
-            position=self._position,
-            **options,
-        )
+        options["sampler"] = ResumableSampler(self.train_set, world_size, rank, seed=self.seed)
+        return ResumableLoader(dataset, batch_size=self.batch_size, drop_last=True, position=self._position, **options)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches in the order of the corpus."""

@@ -48,9 +48,6 @@ class CorpusDataModule(RadiographDataModule):
         fraction_rule: how a fraction of the training split is drawn, see medvlp.splits.FRACTION_RULES.
         phantom: if given, a phantom of this description is written at the root unless it is there already.
         **options: of the corpus and of :class:`~medvlp.datamodules.base.RadiographDataModule`.
-
-    Raises:
-        ConfigError: the labels do not allow the task, a name is unknown, or two settings contradict each other.
     """
 
     corpus_type: ClassVar[type[Corpus]]
@@ -113,9 +110,6 @@ class CorpusDataModule(RadiographDataModule):
         """Write the phantom if one is asked for and not there yet; one process per machine calls this.
 
         Of several runs one writes and the others wait; a tree that a killed run left unfinished is written again.
-
-        Raises:
-            DataError: root holds something else, such as a phantom of another description.
         """
         if self.phantom is None:
             return
@@ -143,11 +137,7 @@ class CorpusDataModule(RadiographDataModule):
 
     @property
     def records(self) -> Records:
-        """All records of the corpus for the task, over all splits; indexed once.
-
-        Raises:
-            TooManySkippedError: more broken items than ``max_skipped`` allows.
-        """
+        """All records of the corpus for the task, over all splits; indexed once."""
         if self._records is None:
             records = self.corpus.records(self.task)
             doctor = f"; look at: medvlp doctor {self.corpus.name} --root {self.corpus.root}"
@@ -164,11 +154,7 @@ class CorpusDataModule(RadiographDataModule):
 
     @property
     def split_result(self) -> CorpusSplit:
-        """The split, with counts, hashes and leaks; its ``digest`` belongs into every result.
-
-        Raises:
-            DataError: a published split does not have its published counts, and ``check_split`` is on.
-        """
+        """The split, with counts, hashes and leaks; its ``digest`` belongs into every result."""
         if self._split is None:
             self._split = make_split(
                 self.corpus.name,
@@ -197,13 +183,7 @@ class CorpusDataModule(RadiographDataModule):
         return [self.corpus.root, self.corpus.image_root]
 
     def read(self, split: Split) -> RadiographDataset:
-        """Index one part of the split; empty if the split has no such part.
-
-        Images of the part that are not among :attr:`records` (a missing file, an unusable report) are listed there.
-
-        Raises:
-            DataError: the split has no training part.
-        """
+        """Index one part of the split; empty if the split has no such part."""
         parts = self.split_result.parts
         if split not in parts and split == "train":
             raise DataError(f"the split {self.split!r} of {self.corpus.title} has only {', '.join(parts)}, no train")

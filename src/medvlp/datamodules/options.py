@@ -21,8 +21,7 @@ def parameters(kind: type) -> dict[str, _Parameter]:
 def adopt_options(module: type, reader: type, extra: Mapping[str, tuple[Any, Any]] | None = None) -> None:
     """Give a data module the init arguments of its reader, so that they are declared and documented once.
 
-    The arguments are those of the reader, then the keyword arguments of the module and its base classes. jsonargparse
-    and ``help()`` see them in the signature, with the reader's docstring.
+    jsonargparse and ``help()`` see them in the signature, with the reader's docstring.
 
     Args:
         module: its constructor takes all of them as ``**kwargs``.

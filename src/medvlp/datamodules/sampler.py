@@ -19,13 +19,6 @@ class ResumableSampler(DistributedSampler[Any]):
     step k of W ranks with b samples each sees the same samples as step k of one rank with W·b samples. What does
     not divide by W is dropped (other samples each epoch).
 
-    Args:
-        dataset: its length counts.
-        num_replicas: number of ranks W.
-        rank: this rank, 0 ≤ rank < W.
-        seed: run seed.
-        shuffle: false keeps the order of the dataset.
-
     Attributes:
         start: samples of the current epoch that this rank has already consumed.
         stop: samples of an epoch that this rank uses; None uses all.
@@ -55,11 +48,8 @@ class ResumableSampler(DistributedSampler[Any]):
     def order(self, epoch: int) -> torch.Tensor:
         """Indices of this rank in ``epoch``: int64 (len(self),)."""
         size = len(self.dataset)  # type: ignore[arg-type]
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-            indices = torch.randperm(size, generator=generator)
-        else:
-            indices = torch.arange(size)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+        indices = torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size)
         return indices[self.rank : len(self) * self.num_replicas : self.num_replicas]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -134,10 +124,8 @@ def _without_traceback(error: MedVLPError) -> MedVLPError:
 class PlainErrorLoader(DataLoader[Any]):
     """A loader whose workers report deliberate errors in one line, as they do in the main process.
 
-    Args:
-        *args: as for :class:`torch.utils.data.DataLoader`.
-        patience: seconds to wait for a batch of the workers before they are killed, which is an error; 0: no limit.
-        **kwargs: as above.
+    ``patience`` are the seconds to wait for a batch of the workers before they are killed, which is an error; 0: no
+    limit. Other arguments are those of :class:`torch.utils.data.DataLoader`.
     """
 
     def __init__(self, *args: Any, patience: float = 0, **kwargs: Any) -> None:
@@ -155,9 +143,9 @@ class ResumableLoader(PlainErrorLoader):
     """A loader that continues exactly where a restored run stood, even in mid-epoch.
 
     Lightning creates the iterator of the training loader before it has decided which epoch and batch come next,
-    and worker processes would at once prefetch the wrong items. Saving the loader's own state is no remedy:
-    prefetching lets it run ahead of the training steps. So the iterator is created on first use here. At that
-    moment the trainer's restored counters are settled, and ``position`` reads them.
+    and worker processes would at once prefetch the wrong items. Saving the loader's own state does not help:
+    prefetching lets it run ahead of the training steps. So the iterator is created on first use, when the trainer's
+    restored counters are settled.
 
     Args:
         *args: as for :class:`torch.utils.data.DataLoader`, with a :class:`ResumableSampler` as the sampler.
@@ -174,11 +162,8 @@ class ResumableLoader(PlainErrorLoader):
         where = self.position() if self.position is not None else None
         if where is not None and isinstance(self.sampler, ResumableSampler):
             assert self.batch_size is not None
-            epoch, done, length, left = where
-            self.sampler.set_epoch(epoch)
-            self.sampler.start = done * self.batch_size
-            self.sampler.stop = length * self.batch_size
-            self.sampler.count = left * self.batch_size
+            self.sampler.set_epoch(where[0])
+            self.sampler.start, self.sampler.stop, self.sampler.count = (n * self.batch_size for n in where[1:])
         return super()._begin()
 
     def state_dict(self) -> dict[str, int]:

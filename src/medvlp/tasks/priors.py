@@ -49,7 +49,7 @@ def mean_masks(datamodule: Any, names: Sequence[str]) -> Tensor | None:
         except DataError:  # the split has no such part
             continue
         if len(read):
-            dataset = datamodule._prepared(read, train=False)
+            dataset = datamodule.prepared(read, train=False)
             break
     if dataset is None:
         return None
