@@ -1,7 +1,6 @@
-"""``medvlp view``: samples of a corpus with their labels, boxes and masks, as pictures and as one page to open.
+"""``medvlp view``: samples of a corpus with their labels, boxes and masks, as contact sheets and as an HTML page.
 
-Samples are chosen so that every label shows up: one after the other, each label (and "no label present") gives its next
-record from an order that the seed shuffles. Report text is written only into the files asked for, never printed.
+Report text is written only into these files, never printed.
 """
 
 import argparse
@@ -38,7 +37,7 @@ _SHEET_EXCERPT = 120  # and on a sheet
 
 @dataclass(frozen=True)
 class Card:
-    """One sample, ready to be shown: uint8 picture (h, w, 3), labels present, facts (view, boxes, …), shortened text.
+    """A sample as shown: uint8 picture (h, w, 3), labels present, facts (view, boxes, …), shortened text.
 
     The picture of an unreadable image is None, and ``problem`` says why.
     """
@@ -62,16 +61,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Viewed:
-    """What :func:`view` wrote: the HTML file, the PNG files, and the cards that they show."""
+    """What :func:`view` wrote: the HTML file, the PNG files, and the cards in them."""
 
     page: Path
     sheets: tuple[Path, ...]
     cards: tuple[Card, ...]
-
-    @property
-    def unreadable(self) -> int:
-        """The number of chosen images that cannot be read."""
-        return sum(1 for card in self.cards if card.problem)
 
 
 def choose(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -83,15 +77,14 @@ def choose(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """
     order = np.random.default_rng(derive_seed(seed, len(labels))).permutation(len(labels))
     present = labels[order] == 1
-    queues = [order[present[:, k]] for k in np.argsort(present.sum(0), kind="stable") if present[:, k].any()]
-    queues.append(order[~present.any(axis=1)])
+    masks = (*present.T[np.argsort(present.sum(0), kind="stable")], ~present.any(1))
+    queues = [iter(order[mask].tolist()) for mask in masks]
     chosen: dict[int, None] = {}
-    iterators = [iter(queue.tolist()) for queue in queues if len(queue)]
-    while iterators and len(chosen) < count:
-        for iterator in list(iterators):
-            record = next((r for r in iterator if r not in chosen), None)
+    while queues and len(chosen) < count:
+        for queue in list(queues):
+            record = next((r for r in queue if r not in chosen), None)
             if record is None:
-                iterators.remove(iterator)
+                queues.remove(queue)
             elif len(chosen) < count:
                 chosen[record] = None
     return np.array(sorted(chosen), dtype=np.int64)
@@ -113,27 +106,25 @@ def view(
 
     Args:
         corpus: its reader.
-        out: folder to write into, made if needed; files of these names are replaced.
-        task: whose records; None takes the corpus's default.
-        split: take them from a part of this split; None takes all records.
+        out: folder, made if needed; sheets of an earlier call are deleted.
+        task: whose records; None takes the corpus's first.
+        split: take the samples from a part of this split; None takes all records.
         part: "train", "validate" or "test".
-        count: number of samples.
+        count: number of samples, chosen so that every label occurs (:func:`choose`).
         seed: of the choice.
         size: longer side of a picture, in pixels.
-        text: show reports and phrases too.
+        text: show reports and phrases.
 
     Raises:
-        ConfigError: an unknown split or part, or a number that is not positive.
+        ConfigError: an unknown split or part, or a number out of range.
         DataError: the corpus cannot be read, or has no records to show.
     """
     check_range("[1, inf)", count=count)
     check_range("[16, inf)", size=size)
     table, box_names, title = _records(corpus, task or corpus.tasks[0], split, part)
-    columns = table.column_names
-    targets = [t for t, column in (("mask", "shapes"), ("boxes", "boxes")) if column in columns]
+    targets = [target for target, column in (("mask", "shapes"), ("boxes", "boxes")) if column in table.column_names]
     dataset = RadiographDataset(table, targets=targets, box_names=box_names)  # type: ignore[arg-type]
-    chosen = choose(dataset.labels.numpy(), count, seed)
-    cards = tuple(_card(dataset, int(i), size, text) for i in chosen)
+    cards = tuple(_card(dataset, i, size, text) for i in choose(dataset.labels.numpy(), count, seed).tolist())
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("sheet-*.png"):
@@ -145,16 +136,14 @@ def view(
         figure = viz.contact_sheet([card.picture for card in some], [_caption(card) for card in some])
         sheets.append(viz.save(figure, out / f"sheet-{number}.png"))
     page = out / "index.html"
-    template = Environment(loader=PackageLoader("medvlp", ""), autoescape=True, undefined=StrictUndefined).get_template(
-        "view.html"
-    )
+    templates = Environment(loader=PackageLoader("medvlp", ""), autoescape=True, undefined=StrictUndefined)
+    html = templates.get_template("view.html").render(title=title, total=len(table), cards=cards)
     with atomic_write(page, private=True) as file:  # it shows reports
-        file.write(template.render(title=title, total=len(table), cards=cards).encode())
+        file.write(html.encode())
     return Viewed(page, tuple(sheets), cards)
 
 
 def _records(corpus: Corpus, task: Task, split: str | None, part: str) -> tuple[pa.Table, tuple[str, ...], str]:
-    """Return the records to choose from, the names of box classes, and a title."""
     records = corpus.records(task)
     table, title = records.table, f"{corpus.title}, {task}"
     if split is not None:
@@ -220,11 +209,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run ``medvlp view``; unreadable images are counted and shown as such. Returns exit status 0."""
+    """Run ``medvlp view``; exit status 0, also if some images are unreadable: the page shows which."""
     settle_corpus_arguments(args, "view")
     corpus = corpus_from_words(args.dataset, args.root, args.option, on_error="skip")
     settings = {key: getattr(args, key) for key in ("task", "split", "part", "count", "seed", "size")}
     result = view(corpus, args.out, text=not args.no_text, **settings)
-    lost = f", {result.unreadable} of them unreadable" if result.unreadable else ""
+    unreadable = sum(1 for card in result.cards if card.problem)
+    lost = f", {unreadable} of them unreadable" if unreadable else ""
     print(f"{result.page}: {len(result.cards)} samples{lost}")
     return 0

@@ -1,6 +1,7 @@
-"""What a method made of a few test images, kept for the report: the same images whatever the method."""
+"""Write the predictions on a few test images for the page: the same images for every method."""
 
 import hashlib
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +14,32 @@ from medvlp.tasks.base import Task
 from medvlp.text import Collate
 
 
-def chosen(dataset: Any, count: int) -> list[int]:
-    """Positions of images with a finding, in an order that depends on their identifiers alone.
-
-    Args:
-        dataset: with masks or boxes.
-        count: how many; fewer if there are fewer.
-    """
+def _with_findings(dataset: Any, count: int) -> list[dict[str, Any]]:
+    """Return up to ``count`` samples with a box or mask, in an order that depends on their ids alone."""
     order = sorted(range(len(dataset)), key=lambda i: hashlib.sha256(str(dataset.ids[i]).encode()).digest())
-    found = []
-    for at in order:
-        sample = dataset[at]
-        if len(sample.get("boxes", ())) or bool(torch.as_tensor(sample.get("mask", 0)).any()):
-            found.append(at)
-        if len(found) == count:
-            break
-    return found
+    samples = (dataset[index] for index in order)
+    matches = (s for s in samples if len(s.get("boxes", ())) or torch.as_tensor(s.get("mask", 0)).any())
+    return list(islice(matches, count))
 
 
 @torch.no_grad()
 def write_panels(task: Task, datamodule: Any, path: Path, count: int) -> None:
-    """Writes images, truth and prediction of some test images as one npz file.
+    """Write images, truth and predictions of some test images with findings to one npz file.
 
     Arrays, for n images of side S: ``ids`` (n,), ``images`` (n, S, S) uint8, ``truth_masks`` (n, S, S) bool or
-    ``truth_boxes`` (n, k, 4) in pixels, padded with NaN, and what :meth:`medvlp.tasks.base.Task.pictures` gives.
+    ``truth_boxes`` (n, k, 4) in pixels, padded with NaN, and what :meth:`medvlp.tasks.base.Task.pictures` returns.
+    No file is written if no image has a finding, or if the task has no pictures.
 
     Args:
         task: after its test.
         datamodule: of the test.
         path: the file.
-        count: how many images.
+        count: number of images; fewer if there are fewer.
     """
-    dataset = datamodule.test_set
-    places = chosen(dataset, count)
-    if not places:
+    samples = _with_findings(datamodule.test_set, count)
+    if not samples:
         return
-    batch = Collate(None)([dataset[at] for at in places])
+    batch = Collate(None)(samples)
     batch = {key: value.to(task.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     training = task.training
     task.eval()
@@ -61,7 +52,7 @@ def write_panels(task: Task, datamodule: Any, path: Path, count: int) -> None:
         "ids": np.asarray([str(name) for name in batch["id"]]),
         "images": grey.round().to(torch.uint8).cpu().numpy(),
     }
-    # boxes where boxes are what is looked for: grounding has both
+    # grounding has both, and predicts no boxes
     if "boxes" in arrays:
         arrays["truth_boxes"] = pad_sequence(batch["boxes"], True, float("nan")).cpu().numpy()
     elif "mask" in batch:

@@ -9,12 +9,9 @@ from medvlp.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``medvlp benchmark report``."""
+    """Add the options of ``medvlp benchmark report``."""
     add = parser.add_argument
-    add(
-        "results",
-        help="results.jsonl of a benchmark (with grid.json and pictures beside it) or of single runs",
-    )
+    add("results", help="results.jsonl of a benchmark (with grid.json and pictures beside it) or of single runs")
     add("--output", metavar="FILE", help="the page; default: report.html beside the results")
     add("--title", help="heading of the page; default: that of the grid")
     add(
@@ -29,20 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the page.
-
-    Returns:
-        0.
-
-    Raises:
-        ConfigError: a negative number of resamples, or results that do not fit into one table.
-        DataError: results, predictions or pictures are missing or damaged.
-    """
+    """Write the page; arguments and errors are those of :func:`medvlp.benchmark.report.page.write_report`."""
     from medvlp.benchmark.report.page import write_report
 
     if args.resamples < 0:
         raise ConfigError(f"--resamples {args.resamples}: give 0 or more")
-    made = write_report(
+    written = write_report(
         args.results,
         args.output,
         title=args.title,
@@ -50,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
         cache=args.cache,
         beside_phantom=args.phantom_beside_paper,
     )
-    print(f"{made.path}: {made.rows} result rows, {made.tables} tables, {made.pictures} pictures")
+    print(f"{written.path}: {written.rows} result rows, {written.tables} tables, {written.pictures} pictures")
     return 0
