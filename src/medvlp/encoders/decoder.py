@@ -64,27 +64,16 @@ class UNetDecoder(nn.Module):
         return int(self.head[0].out_channels)
 
     def new_head(self, out_channels: int) -> None:
-        """Sets a freshly initialised last layer; all others stay.
-
-        Args:
-            out_channels: channels of its logits.
-        """
+        """Replace the last layer by a freshly initialised one; all others stay."""
         self.head = SegmentationHead(self.head[0].in_channels, out_channels, kernel_size=3)
         initialization.initialize_head(self.head)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Decodes.
-
-        Args:
-            features: the pyramid, finest first, (B, C_i, S/r_i, S/r_i).
-
-        Returns:
-            (B, out_channels, S, S) logits.
-        """
+        """Return logits (B, out_channels, S, S) of a pyramid, finest first, (B, C_i, S/r_i, S/r_i)."""
         finest = features[0]
         if self.pad_first:
             empty = finest.new_zeros(len(finest), 0, 2 * finest.shape[2], 2 * finest.shape[3])
             features = [empty, *features]
-        # The entry for the image, of which only the spatial size is read.
+        # Only the spatial size of the image is read.
         image = finest.new_zeros(1).expand(len(finest), 3, 2 * features[0].shape[2], 2 * features[0].shape[3])
         return self.head(self.decoder([image, *features]))

@@ -13,9 +13,9 @@ from medvlp.errors import ConfigError
 
 
 class FeatureToPyramid(nn.Module):
-    """Maps of one stride to the strides × ¼, × ½, × 1, × 2 (mmsegmentation's neck for plain transformers).
+    """Neck from maps of one stride to the strides × ¼, × ½, × 1, × 2 (mmsegmentation, for plain transformers).
 
-    Two deconvolutions with batch norm and GELU between, one deconvolution, nothing, and a max pooling.
+    Two deconvolutions with batch norm and GELU between, one deconvolution, the identity, and a max pooling.
 
     Args:
         channels: of the maps, shallowest first; the last four are used, and of fewer the deepest is repeated.
@@ -33,12 +33,8 @@ class FeatureToPyramid(nn.Module):
         self.channels = [channels[source] for source in self.sources]
         self.reductions = [stride // 4, stride // 2, stride, stride * 2]
         first, second = self.channels[:2]
-        self.up4 = nn.Sequential(
-            nn.ConvTranspose2d(first, first, 2, 2),
-            nn.BatchNorm2d(first),
-            nn.GELU(),
-            nn.ConvTranspose2d(first, first, 2, 2),
-        )
+        ups = [nn.ConvTranspose2d(first, first, 2, 2) for _ in range(2)]
+        self.up4 = nn.Sequential(ups[0], nn.BatchNorm2d(first), nn.GELU(), ups[1])
         self.up2 = nn.ConvTranspose2d(second, second, 2, 2)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -51,20 +47,15 @@ class UPerNet(nn.Module):
     """UPerNet's decoder and head over a pyramid of strides 4, 8, 16, 32, from segmentation-models-pytorch.
 
     Args:
-        channels: of the levels, finest first.
+        channels: of the levels, finest first; at least three.
         reductions: their strides.
         out_channels: of the logits.
         width: of the decoder (MaCo's mmsegmentation configuration: 768).
-        dropout: before the last convolution (there 0.1).
-
-    Raises:
-        ConfigError: other strides, or fewer than three levels.
     """
 
     def __init__(
-        self, channels: Sequence[int], reductions: Sequence[int], out_channels: int = 1, width: int = 256,
-        dropout: float = 0.1,
-    ) -> None:  # fmt: skip
+        self, channels: Sequence[int], reductions: Sequence[int], out_channels: int = 1, width: int = 256
+    ) -> None:
         super().__init__()
         from_four = [i for i, stride in enumerate(reductions) if stride >= 4]
         strides = [reductions[i] for i in from_four]
@@ -76,7 +67,8 @@ class UPerNet(nn.Module):
             encoder_depth=len(from_four) + 1,
             decoder_channels=width,
         )
-        self.head = nn.Sequential(nn.Dropout2d(dropout), SegmentationHead(width, out_channels, kernel_size=1))
+        dropout = nn.Dropout2d(0.1)  # of that configuration
+        self.head = nn.Sequential(dropout, SegmentationHead(width, out_channels, kernel_size=1))
         initialization.initialize_decoder(self.decoder)
         initialization.initialize_head(self.head)
 
@@ -103,12 +95,9 @@ class MedKLIPDecoder(nn.Module):
 
     Args:
         channels: of the pyramid's levels, finest first.
-        reductions: their strides; 2, 4, 8 and 16 are used and deeper ones left alone.
+        reductions: their strides; 2, 4, 8 and 16 are used, deeper ones ignored.
         out_channels: of the logits.
         widths: after each step, coarsest first.
-
-    Raises:
-        ConfigError: a level is missing.
     """
 
     def __init__(

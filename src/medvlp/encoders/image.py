@@ -13,13 +13,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from medvlp.compat import features_with_norm
-from medvlp.encoders.loading import check_finite, check_kind, find_prefix, optional, read_weights
+from medvlp.encoders.loading import check_finite, check_kind, find_prefix, is_plain, optional, read_weights
 from medvlp.errors import CheckpointError, ConfigError, check_range
 
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """Which image encoder.
+    """Settings of an image encoder.
 
     Args:
         name: a timm model with ``features_only`` support ("resnet50", "convnext_tiny", "vit_base_patch16_224", …).
@@ -47,17 +47,16 @@ class ImageEncoderConfig:
     weights_prefix: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError at sizes that no encoder has."""
+        """Raise ConfigError for sizes that no encoder has."""
         check_range("[1, 32]", depth=self.depth)
         check_range("[1, 16384]", upsample_to=self.upsample_to)
 
 
-_SOURCES = ("checkpoint_path", "cache_dir", "pretrained")
-"""How the options of ``timm.create_model`` start that say where weights come from."""
+_SOURCES = ("checkpoint_path", "cache_dir", "pretrained")  # prefixes of timm's options that name a source of weights
 
 
 def without_image_sources(config: ImageEncoderConfig) -> ImageEncoderConfig:
-    """The architecture alone, for and from checkpoints: no weights, files or hubs, and options of plain values.
+    """Return the architecture alone, for and from checkpoints: no weights, files or hubs, and options of plain values.
 
     Raises:
         ConfigError: the name is not one of timm's own models, or an option is neither a number nor a word.
@@ -65,7 +64,7 @@ def without_image_sources(config: ImageEncoderConfig) -> ImageEncoderConfig:
     _check_name(config.name)
     options = {key: value for key, value in config.options.items() if not key.startswith(_SOURCES)}
     for key, value in options.items():
-        if key in ("model_cfg", "feature_cfg", "device", "dtype") or not _is_word(value):
+        if key in ("model_cfg", "feature_cfg", "device", "dtype") or not is_plain(value, r"[\w-]*", 1e6, (list, tuple)):
             raise ConfigError(f"image.options.{key} cannot come from a checkpoint: {repr(value)[:60]}")
     return replace(config, pretrained=False, weights=None, weights_prefix=None, options=options)
 
@@ -79,18 +78,10 @@ def _check_name(name: str) -> None:
         )
 
 
-def _is_word(value: Any) -> bool:
-    if isinstance(value, str):
-        return re.fullmatch(r"[\w-]*", value, re.ASCII) is not None
-    if isinstance(value, list | tuple):
-        return all(_is_word(item) for item in value)
-    return value is None or (isinstance(value, bool | int | float) and abs(value) <= 1e6)
-
-
 class ImageFeatures(NamedTuple):
-    """What a vision transformer knows of images, where more is asked for than the pyramid.
+    """Output of :meth:`ImageEncoder.tokens`.
 
-    Args:
+    Attributes:
         pyramid: as :class:`ImageEncoder` gives it.
         class_token: (B, D) after the last block, and after the final norm where ``final_norm`` is set.
         attention: (B, heads, P + n, P + n) probabilities of the last block before dropout, P class and register
@@ -103,10 +94,7 @@ class ImageFeatures(NamedTuple):
 
 
 def _names_in_files(name: str) -> list[str]:
-    """How a weight of timm's feature wrapper may be called in a file of the whole model.
-
-    The wrappers hold a transformer as "model", and flatten sequential modules: "stages.0" becomes "stages_0".
-    """
+    # timm's feature wrappers hold a transformer as "model", and flatten sequential modules: "stages.0" → "stages_0"
     first, _, rest = name.partition(".")
     breaks = [i for i, letter in enumerate(first) if letter == "_"]
     flattened = [f"{first[:i]}.{first[i + 1 :]}.{rest}" for i in breaks]
@@ -114,43 +102,43 @@ def _names_in_files(name: str) -> list[str]:
 
 
 def _load_audited(model: nn.Module, path: str, prefix: str | None) -> list[str]:
-    """Loads a local file into the encoder: every weight of the encoder must be in it, under one common prefix.
+    """Load a local file, which must hold every weight of the encoder, under one common prefix.
 
     A vision transformer's position table of another image size is interpolated (bicubic), which the result notes.
     """
-    found, wanted = read_weights(path), model.state_dict()
-    aliases = {alias: name for name in reversed(wanted) for alias in reversed(_names_in_files(name))}
-    prefix, sources = find_prefix(path, found, wanted, aliases, prefix)
-    check_kind(f"{path}: ", {name: found[source] for name, source in sources.items()}, wanted)
-    missing = [name for name in wanted if name not in sources and not optional(name)]
+    stored, expected = read_weights(path), model.state_dict()
+    aliases = {alias: name for name in reversed(expected) for alias in reversed(_names_in_files(name))}
+    prefix, sources = find_prefix(path, stored, expected, aliases, prefix)
+    weights = {name: stored[source] for name, source in sources.items()}
+    check_kind(f"{path}: ", weights, expected)
+    missing = [name for name in expected if name not in weights and not optional(name)]
     notes = [f"image encoder: weights below {prefix!r} of {path}"] if prefix else []
-    notes += _fit_positions(model, wanted, found, sources)
-    wrong = [name for name, source in sources.items() if found[source].shape != wanted[name].shape]
+    notes += _fit_positions(model, expected, weights)
+    wrong = [name for name, value in weights.items() if value.shape != expected[name].shape]
     if missing or wrong:
         problem = f"{len(missing)} weights missing (first: {missing[0]})" if missing else f"shape of {wrong[0]} differs"
         raise CheckpointError(f"{path}: does not fit this image encoder: {problem}; check `image.name` and `depth`")
-    model.load_state_dict({name: found[source] for name, source in sources.items()}, strict=False)
+    model.load_state_dict(weights, strict=False)
     check_finite(f"{path}: ", model)
     return notes
 
 
-def _fit_positions(
-    model: nn.Module, wanted: dict[str, Tensor], found: dict[str, Tensor], sources: dict[str, str]
-) -> list[str]:
-    """Interpolates the position table among the found weights where its grid is not the model's."""
+def _fit_positions(model: nn.Module, expected: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
+    """Interpolate the position table among the weights if its grid is not the model's."""
     transformer = getattr(model, "model", None)
-    source = sources.get("model.pos_embed")
-    if source is None or not isinstance(transformer, VisionTransformer):
+    table = weights.get("model.pos_embed")
+    if table is None or not isinstance(transformer, VisionTransformer):
         return []
-    table, target = found[source], wanted["model.pos_embed"]
+    target = expected["model.pos_embed"]
     if table.ndim != 3 or table.shape == target.shape or table.shape[2] != target.shape[2]:
         return []
     prefix = 0 if transformer.no_embed_class else transformer.num_prefix_tokens
     old = round((table.shape[1] - prefix) ** 0.5)
     if old * old != table.shape[1] - prefix:
         return []
-    new = transformer.patch_embed.grid_size
-    found[source] = resample_abs_pos_embed(table, new_size=list(new), old_size=[old, old], num_prefix_tokens=prefix)
+    new = list(transformer.patch_embed.grid_size)
+    resampled = resample_abs_pos_embed(table, new_size=new, old_size=[old, old], num_prefix_tokens=prefix)
+    weights["model.pos_embed"] = resampled
     return [f"image encoder: the position table of {old}×{old} cells is interpolated to {new[0]}×{new[1]}"]
 
 
@@ -177,10 +165,6 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: ImageEncoderConfig, image_size: int = 224) -> None:
         super().__init__()
         _check_name(config.name)
-        if config.depth is not None and config.depth < 1:
-            raise ConfigError(f"image.depth must be at least 1, not {config.depth}")
-        if config.upsample_to is not None and config.upsample_to < 1:
-            raise ConfigError(f"image.upsample_to must be at least 1 px, not {config.upsample_to}")
         self.upsample_to = config.upsample_to
         self.input_size = config.upsample_to or image_size
         self.notes: list[str] = []
@@ -202,12 +186,12 @@ class ImageEncoder(nn.Module):
 
     @property
     def has_class_token(self) -> bool:
-        """Whether this is a vision transformer with a class token, so that :meth:`tokens` works."""
+        """Whether :meth:`tokens` works, which needs a vision transformer with a class token."""
         transformer = getattr(self.model, "model", None)
         return isinstance(transformer, VisionTransformer) and bool(transformer.has_class_token)
 
     def grid(self, level: int = -1) -> int:
-        """Side of a level's map of the training images, in cells."""
+        """Return the side of a level's map of the training images, in cells."""
         return max(1, -(-self.input_size // self.reductions[level]))
 
     def _input(self, images: Tensor) -> Tensor:
@@ -229,16 +213,9 @@ class ImageEncoder(nn.Module):
     def forward(
         self, images: Tensor, *, tokens: bool = False, attention: bool = False, attention_rows: int | None = None
     ) -> list[Tensor] | ImageFeatures:
-        """Encodes.
+        """Return the pyramid of images (B, 3, S, S), or, with ``tokens``, what :meth:`tokens` returns.
 
-        Args:
-            images: (B, 3, S, S), in the intensity range that the encoder was or will be trained on.
-            tokens: give what :meth:`tokens` gives.
-            attention: see there.
-            attention_rows: see there.
-
-        Returns:
-            The pyramid, finest first: (B, channels[i], S/reductions[i], S/reductions[i]), S the input size.
+        The pyramid is finest first: (B, channels[i], S/reductions[i], S/reductions[i]), S the input size.
         """
         if tokens:
             return self._tokens(self._input(images), attention, attention_rows)
@@ -246,16 +223,13 @@ class ImageEncoder(nn.Module):
         return [level.permute(0, 3, 1, 2) for level in pyramid] if self.channels_at_end else pyramid
 
     def tokens(self, images: Tensor, attention: bool = False, attention_rows: int | None = None) -> ImageFeatures:
-        """Encodes with a vision transformer and keeps its class token; a compiled encoder is compiled for this, too.
+        """Encode with a vision transformer and keep its class token; a compiled encoder is compiled for this, too.
 
         Args:
             images: as in :meth:`forward`.
-            attention: also give the last block's attention probabilities (MGCA). They are computed beside the fused
+            attention: also return the last block's attention probabilities (MGCA). They are computed beside the fused
                 attention, for this block alone.
-            attention_rows: of so many first tokens alone, 1 being the class token's; None gives all N rows.
-
-        Returns:
-            Pyramid, class token and attention.
+            attention_rows: number of first rows of the attention, 1 being the class token's; None returns all N.
 
         Raises:
             ConfigError: not a vision transformer, or one without class token; or attention of a single block.
@@ -269,30 +243,30 @@ class ImageEncoder(nn.Module):
                 "class token and attention need a vision transformer; set image.name: vit_base_patch16_224"
             )
         last = len(transformer.blocks) - 1
-        wanted = [index % (last + 1) for index in self.model.out_indices]
+        kept = [index % (last + 1) for index in self.model.out_indices]
         if attention and last == 0:
             raise ConfigError("attention of the class token needs a transformer of two blocks at least: raise depth")
         # What goes into the last block is what comes out of the block before it.
-        indices = sorted({*wanted, last - 1}) if attention else wanted
-        found: Any = transformer.forward_intermediates(
+        indices = sorted({*kept, last - 1}) if attention else kept
+        states: Any = transformer.forward_intermediates(
             images, indices=indices, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
         )
-        levels = dict(zip(indices, found, strict=True))
+        levels = dict(zip(indices, states, strict=True))
         height, width = transformer.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
         norm: Any = transformer.norm if self.model.norm else nn.Identity()
         pyramid = [
-            norm(levels[index][0]).unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous() for index in wanted
+            norm(levels[index][0]).unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous() for index in kept
         ]
         probabilities = None
         if attention:
             cells, prefix = levels[last - 1]
             probabilities = _attention(transformer.blocks[-1], torch.cat([prefix, cells], 1), rows)
-        return ImageFeatures(pyramid, norm(levels[wanted[-1]][1])[:, 0], probabilities)
+        return ImageFeatures(pyramid, norm(levels[kept[-1]][1])[:, 0], probabilities)
 
 
 @torch.no_grad()
 def _attention(block: Any, tokens: Tensor, rows: int | None) -> Tensor:
-    """Attention probabilities of the first rows of a timm block: (B, N, D) → (B, heads, rows, N)."""
+    """Return the attention probabilities of a timm block's first rows: (B, N, D) → (B, heads, rows, N)."""
     tokens, attend = block.norm1(tokens), block.attn
     weights = attend.qkv.weight.chunk(3)
     biases = (None, None, None) if attend.qkv.bias is None else attend.qkv.bias.chunk(3)
@@ -306,7 +280,6 @@ def _attention(block: Any, tokens: Tensor, rows: int | None) -> Tensor:
 
 
 def _build(config: ImageEncoderConfig, input_size: int) -> Any:
-    """The backbone as timm builds it for features."""
     options = dict(config.options)
     levels: dict[str, Any] = {} if config.depth is None else {"out_indices": tuple(range(config.depth))}
     attempts = [options]

@@ -15,7 +15,17 @@ from medvlp.errors import CheckpointError
 from medvlp.io.paths import local_file
 
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch's wrappers (compile, FSDP, activation checkpointing) put into the names of weights, wherever in them."""
+"""What torch's wrappers (compile, FSDP, activation checkpointing) put anywhere into the names of weights."""
+
+
+def is_plain(value: Any, words: str, limit: float, containers: tuple[type, ...]) -> bool:
+    """Whether a value from a file is None, a number up to ``limit``, a match of ``words``, or a container of such."""
+    if isinstance(value, str):
+        return re.fullmatch(words, value, re.ASCII) is not None
+    if isinstance(value, containers):
+        parts: Any = [*value, *value.values()] if isinstance(value, dict) else value
+        return all(is_plain(part, words, limit, containers) for part in parts)
+    return value is None or (isinstance(value, bool | int | float) and abs(value) <= limit)
 
 
 def read_plain(path: Path, old: bool = False) -> Any:
@@ -44,7 +54,7 @@ def read_plain(path: Path, old: bool = False) -> Any:
 
 
 def _sound_members(path: Path) -> list[zipfile.ZipInfo]:
-    """What a zip file holds, none of it packed, twice, or with another checksum: torch looks at none of this."""
+    """Return the entries of a zip file, none compressed, repeated or corrupt, which torch does not check."""
     with zipfile.ZipFile(path) as archive:
         members, broken = archive.infolist(), archive.testzip()
     if broken is not None:
@@ -55,7 +65,7 @@ def _sound_members(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def _fits(members: list[zipfile.ZipInfo], tensors: list[Tensor]) -> bool:
-    """Whether the numbers in a torch file take as many bytes as its tensors do; torch would read what follows them."""
+    """Whether the stored numbers take as many bytes as the tensors do; torch would read what follows them."""
     stored = {m.filename.rpartition("/")[2]: m.file_size for m in members if m.filename.split("/")[1:2] == ["data"]}
     needed: dict[int, int] = {}
     for tensor in (part for whole in tensors for part in _dense_parts(whole)):
@@ -67,7 +77,6 @@ def _fits(members: list[zipfile.ZipInfo], tensors: list[Tensor]) -> bool:
 
 
 def _dense_parts(tensor: Tensor) -> list[Tensor]:
-    """The tensors that a file holds for one."""
     if tensor.is_meta:
         return []
     if tensor.layout == torch.sparse_coo:
@@ -78,13 +87,9 @@ def _dense_parts(tensor: Tensor) -> list[Tensor]:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads a file of tensors without running anything in it.
+    """Read tensors from a safetensors or torch file, without running anything in it.
 
-    Args:
-        path: safetensors, or a torch file readable with ``weights_only=True``.
-
-    Returns:
-        Name to tensor; names below other keys are joined with dots ("state_dict.module.conv1.weight").
+    Names below other keys are joined with dots ("state_dict.module.conv1.weight").
 
     Raises:
         CheckpointError: the file is missing, or holds anything but tensors and plain values.
@@ -117,48 +122,48 @@ def _tensors(content: Mapping[Any, Any], above: str) -> Iterable[tuple[str, Tens
 
 def find_prefix(
     path: str | Path,
-    found: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
+    stored: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
     aliases: Mapping[str, str],
     chosen: str | None = None,
 ) -> tuple[str, dict[str, str]]:
-    """Finds the prefix below which a file holds a network's weights.
+    """Find the prefix below which a file holds a network's weights.
 
     Args:
         path: the file, for messages.
-        found: the file's tensors.
-        wanted: the network's own weights.
-        aliases: how a weight may be called in the file → its name in the network.
-        chosen: take this prefix.
+        stored: the file's tensors.
+        expected: the network's own weights.
+        aliases: possible name in the file → name in the network.
+        chosen: the prefix to take; None finds it.
 
     Returns:
-        The prefix, and for each weight that it holds its name in the file.
+        The prefix, and the name in the file of each weight below it.
 
     Raises:
         CheckpointError: several prefixes hold the whole network with different values, or not the chosen one.
     """
     below: dict[str, dict[str, str]] = defaultdict(dict)
-    for key in found:
+    for key in stored:
         name = WRAPPERS.sub("", key)
         for start in (0, *(match.end() for match in re.finditer(r"\.", name))):
-            own = aliases.get(name[start:])
-            if own is not None and not _same(found[below[name[:start]].setdefault(own, key)], found[key]):
+            target = aliases.get(name[start:])
+            if target is not None and not _same(stored[below[name[:start]].setdefault(target, key)], stored[key]):
                 raise CheckpointError(
-                    f"{path}: holds two weights for {own!r} that differ: {below[name[:start]][own]!r}, {key!r}"
+                    f"{path}: holds two weights for {target!r} that differ: {below[name[:start]][target]!r}, {key!r}"
                 )
     if chosen is not None:
         chosen = WRAPPERS.sub("", chosen)
         if chosen not in below:
             raise CheckpointError(
                 f"{path}: no weight of the image encoder below image.weights_prefix {chosen!r}; its names start with "
-                f"{', '.join(sorted({key.split('.')[0] for key in found})[:5]) or 'nothing'}"
+                f"{', '.join(sorted({key.split('.')[0] for key in stored})[:5]) or 'nothing'}"
             )
         return chosen, below[chosen]
 
     def fits(sources: dict[str, str]) -> int:
-        return sum(found[source].shape == wanted[name].shape for name, source in sources.items())
+        return sum(stored[source].shape == expected[name].shape for name, source in sources.items())
 
-    whole = len([name for name in wanted if not optional(name)])
+    whole = len([name for name in expected if not optional(name)])
     complete = [
         prefix
         for prefix, sources in below.items()
@@ -170,7 +175,9 @@ def find_prefix(
         return best, below.get(best, {})
     first = below[complete[0]]
     for other in complete[1:]:
-        if any(not _same(found[first[name]], found[source]) for name, source in below[other].items() if name in first):
+        if any(
+            not _same(stored[first[name]], stored[source]) for name, source in below[other].items() if name in first
+        ):
             raise CheckpointError(
                 f"{path}: holds several networks that fit; set image.weights_prefix to one of: "
                 f"{', '.join(repr(prefix) for prefix in sorted(complete))}"
@@ -179,7 +186,7 @@ def find_prefix(
 
 
 def optional(name: str) -> bool:
-    """Whether a weight may be missing: a counter that older files lack and nothing here reads."""
+    """Whether a weight may be missing: a counter that older files lack and nothing reads."""
     return name.endswith("num_batches_tracked")
 
 
@@ -188,16 +195,13 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return first is second or (plain and torch.equal(first, second))
 
 
-def check_kind(where: str, weights: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
-    """Raises unless weights are plain tensors that can stand for the network's own.
+def check_kind(where: str, weights: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless values of a file are dense tensors that can replace a network's weights.
 
     Args:
         where: the file with a colon, for messages.
-        weights: the network's names → what the file holds.
-        own: the network's weights.
-
-    Raises:
-        CheckpointError: a value that is no dense tensor with data, or of another kind of number.
+        weights: the network's names → values of the file.
+        expected: the network's weights.
     """
     for name, value in weights.items():
         problem = ""
@@ -205,22 +209,16 @@ def check_kind(where: str, weights: Mapping[str, Any], own: Mapping[str, Tensor]
             problem = f"a {type(value).__name__}"
         elif value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_nested:
             problem = "a tensor without data" if value.is_meta else "a sparse, nested or quantised tensor"
-        elif value.is_complex() or (name in own and own[name].is_floating_point() and not value.is_floating_point()):
+        elif value.is_complex() or (
+            name in expected and expected[name].is_floating_point() and not value.is_floating_point()
+        ):
             problem = str(value.dtype)
         if problem:
             raise CheckpointError(f"{where}{name!r} is {problem}; expected a dense tensor of real numbers")
 
 
 def check_finite(where: str, module: nn.Module) -> None:
-    """Raises if a weight or buffer of a module is NaN or infinite.
-
-    Args:
-        where: the file with a colon, for messages.
-        module: after loading.
-
-    Raises:
-        CheckpointError: with the names.
-    """
+    """Raise CheckpointError if a weight or buffer of a loaded module is NaN or infinite; ``where`` starts the text."""
     state = module.state_dict()
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:

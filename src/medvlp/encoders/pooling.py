@@ -11,20 +11,14 @@ from torch import Tensor, nn
 class AttentionPool(nn.Module):
     """One query attends to all cells of a feature map, head by head (CLIP; G2D §3.2 "Attention Aggregation").
 
-    ``head_dim`` is explicit, so that heads need not divide ``dim``: G2D's 3 heads on 128 channels are 3 × 43.
-
-    Two queries:
-
-    - ``mean`` (released G2D, CLIP): the mean of the cells is put before them as token 0 and is the query;
-    - ``learned`` (paper: "a special token, [CLS]"): token 0 is a parameter.
-
     Args:
         dim: channels C of the map.
         grid: side g of the map that the positional table is made for; other sizes are interpolated.
-        heads: number of heads H.
+        heads: number of heads H, which need not divide ``dim``: G2D's 3 heads on 128 channels are 3 × 43.
         head_dim: channels per head; ⌈dim / heads⌉ if None.
         out_dim: channels of the pooled vector; ``dim`` if None.
-        query: "mean" or "learned".
+        query: token 0, before the cells: their "mean" (released G2D, CLIP), or a "learned" parameter (paper: "a special
+            token, [CLS]").
     """
 
     def __init__(
@@ -66,43 +60,36 @@ class AttentionPool(nn.Module):
         return torch.cat([first, cells], 1) + self._positions(*x.shape[2:]).to(x.dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pools a map.
-
-        Args:
-            x: (B, C, g, g), or another grid.
+        """Pool a map (B, C, h, w).
 
         Returns:
             The pooled (B, out_dim), not normalised, and the attention (B, H, 1 + h·w), rows summing to 1, column 0
             being token 0's weight on itself.
         """
         tokens = self._tokens(x)
-        batch, count, _ = tokens.shape
-        query_weight, rest = self.in_proj.weight.split([self.heads * self.head_dim, 2 * self.heads * self.head_dim])
-        query_bias, rest_bias = self.in_proj.bias.split([self.heads * self.head_dim, 2 * self.heads * self.head_dim])
+        batch = len(tokens)
+        inner = self.heads * self.head_dim
+        query_weight, rest = self.in_proj.weight.split([inner, 2 * inner])
+        query_bias, rest_bias = self.in_proj.bias.split([inner, 2 * inner])
         query = F.linear(tokens[:, :1], query_weight, query_bias)  # only token 0 asks
         key, value = F.linear(tokens, rest, rest_bias).chunk(2, -1)
-        query = query.view(batch, 1, self.heads, self.head_dim).transpose(1, 2)
-        key = key.view(batch, count, self.heads, self.head_dim).transpose(1, 2)
-        value = value.view(batch, count, self.heads, self.head_dim).transpose(1, 2)
+        query, key, value = (
+            part.view(batch, -1, self.heads, self.head_dim).transpose(1, 2) for part in (query, key, value)
+        )
         attention = (query @ key.transpose(-2, -1) / math.sqrt(self.head_dim)).softmax(-1)
         pooled = (attention @ value).transpose(1, 2).reshape(batch, -1)
         return self.c_proj(self.out_proj(pooled)), attention[:, :, 0]
 
     def attention_grid(self, attention: Tensor, height: int, width: int) -> Tensor:
-        """The cells' part of the attention as maps: (B, H, 1 + h·w) → (B, H, h, w). It no longer sums to 1."""
+        """Return the cells' part of the attention as maps, (B, H, 1 + h·w) → (B, H, h, w), which no longer sum to 1."""
         return attention[:, :, 1:].reshape(*attention.shape[:2], height, width)
 
     def project_cells(self, x: Tensor) -> Tensor:
-        """Each cell in the space of the pooled vector: what the pool would return if it looked at that cell alone.
+        """Project each cell (B, C, h, w) into the space of the pooled vector, (B, out_dim, h, w), not normalised.
 
-        With one head the pooled vector is exactly the mean of these and of token 0 taken the same way, weighted by
-        the attention; with several, each head weights its own part of the channels. So they are comparable with text.
-
-        Args:
-            x: (B, C, h, w).
-
-        Returns:
-            (B, out_dim, h, w), not normalised.
+        The result is what the pool would return if it attended to that cell alone. With one head the pooled vector is
+        exactly the mean of these and of token 0 taken the same way, weighted by the attention; with several, each head
+        weights its own part of the channels. So they are comparable with text.
         """
         cells = self._tokens(x)[:, 1:]
         inner = self.heads * self.head_dim
@@ -112,16 +99,7 @@ class AttentionPool(nn.Module):
 
 
 def pool_tokens(hidden: Tensor, attention_mask: Tensor, how: Literal["cls", "mean", "max"]) -> Tensor:
-    """One vector per sequence.
-
-    Args:
-        hidden: (B, L, D).
-        attention_mask: (B, L), 1 for tokens and 0 for padding.
-        how: the first position, or the mean or maximum over the tokens that are not padding.
-
-    Returns:
-        (B, D).
-    """
+    """Pool sequences (B, L, D) to (B, D): the first position, or the mean or maximum without padding (mask 0)."""
     if how == "cls":
         return hidden[:, 0]
     mask = attention_mask[:, :, None].bool()

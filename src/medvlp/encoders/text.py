@@ -2,23 +2,22 @@
 
 import inspect
 import os
-import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
-from medvlp.encoders.loading import check_finite
+from medvlp.encoders.loading import check_finite, is_plain
 from medvlp.encoders.pooling import pool_tokens
 from medvlp.errors import CheckpointError, ConfigError, check_range
 
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """Which text encoder.
+    """Settings of a text encoder.
 
-    With ``pretrained`` the architecture, weights and tokenizer come from there, and the sizes below are not read.
+    With ``pretrained`` the architecture, weights and tokenizer come from there, and the sizes below are ignored.
     Without it a BERT of these sizes starts from scratch, with a WordPiece vocabulary trained on the training reports.
 
     Args:
@@ -28,9 +27,9 @@ class TextEncoderConfig:
         num_heads: its attention heads.
         vocab_size: largest size of the WordPiece vocabulary trained for it.
         lowercase: whether that vocabulary folds case.
-        min_reports: words that fewer different reports hold are no entries of that vocabulary, which goes with every
-            checkpoint: names in a few reports are spelled out, not stored.
-        max_length: reports are cut after so many word pieces, [CLS] and [SEP] included.
+        min_reports: fewest reports that hold a word of that vocabulary, which goes with every checkpoint: names in a
+            few reports are spelled out, not stored.
+        max_length: number of word pieces, [CLS] and [SEP] included, after which reports are cut.
         padding: "longest" pads to the longest of the batch, "max_length" always to ``max_length``.
         pooling: how the report vector is made of the token vectors: that of [CLS], their mean or maximum, or the
             encoder's own "pooler" (a linear map and tanh on [CLS]: MaCo).
@@ -38,11 +37,11 @@ class TextEncoderConfig:
         freeze_embeddings: nor do the embeddings. Then nothing below the first trained layer is in the graph: no
             activations are kept and no backward pass runs there. With trained embeddings both go through all layers.
         dropout: keep the encoder's dropout in training, in frozen layers as well. Released G2D and M-FLAG train
-            without, since they never leave the eval mode in which Hugging Face hands models out; MGCA, GLoRIA, MaCo
-            train with it. Either way it is so from the start, and stays so whatever ``train()`` is called.
+            without, since they never leave the eval mode in which Hugging Face loads models; MGCA, GLoRIA, MaCo train
+            with it.
         keep_layers: use the first n layers alone (released MGCA: 6 of Bio_ClinicalBERT's 12); None uses all.
         positions: "normal", or "zero": every token gets position 0, so the encoder knows no word order (released MGCA
-            and its ConVIRT, which pass token types in the place of positions).
+            and its ConVIRT, which pass token types instead of positions).
         token_types: add the token-type embedding; False sets that table to zero and leaves it there (released MGCA,
             whose encoder has none).
         architecture: a Hugging Face configuration with its "model_type" (one of :data:`MODEL_TYPES`), built with random
@@ -68,7 +67,7 @@ class TextEncoderConfig:
     architecture: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError at sizes that no encoder has."""
+        """Raise ConfigError for sizes that no encoder has."""
         check_range("[1, 65536]", hidden_size=self.hidden_size, num_heads=self.num_heads, max_length=self.max_length)
         check_range("[1, 1000]", num_layers=self.num_layers)
         check_range("[1, 10000000]", vocab_size=self.vocab_size)
@@ -79,7 +78,7 @@ MODEL_TYPES = (
     *("electra", "ernie", "megatron-bert", "mobilebert", "modernbert", "mpnet", "nystromformer", "rembert", "roberta"),
     *("roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl"),
 )
-"""Hugging Face's text encoders that work here. Others may be wrappers that open files or load code of their own."""
+"""Supported text encoders of Hugging Face. Others may be wrappers that open files or load code of their own."""
 
 
 def _config_class(model_type: Any) -> Any:
@@ -91,7 +90,7 @@ def _config_class(model_type: Any) -> Any:
 
 
 def without_text_sources(config: TextEncoderConfig) -> TextEncoderConfig:
-    """The architecture alone, for and from checkpoints: of it only what its own model type declares.
+    """Return the architecture alone, for and from checkpoints: of it only what its own model type declares.
 
     What every Hugging Face configuration may also hold (kernels of the hub, code, file names, labels) is dropped.
 
@@ -106,28 +105,20 @@ def without_text_sources(config: TextEncoderConfig) -> TextEncoderConfig:
     declared = set(inspect.signature(kind).parameters) - set(inspect.signature(PretrainedConfig).parameters)
     architecture = {key: value for key, value in config.architecture.items() if key in declared}
     for key, value in architecture.items():
-        if not _is_word(value):
+        if not is_plain(value, r"[\w|-]*", 1e7, (dict, list, tuple)):
             raise ConfigError(f"text.architecture.{key} cannot come from a checkpoint: {repr(value)[:60]}")
     return replace(config, pretrained=None, architecture={"model_type": kind.model_type, **architecture})
 
 
-def _is_word(value: Any) -> bool:
-    if isinstance(value, str):
-        return re.fullmatch(r"[\w|-]*", value, re.ASCII) is not None
-    if isinstance(value, dict | list | tuple):
-        return all(map(_is_word, [*value, *value.values()] if isinstance(value, dict) else value))
-    return value is None or (isinstance(value, bool | int | float) and abs(value) <= 1e7)
-
-
 class TextFeatures(NamedTuple):
-    """What an encoder knows of texts, where more is asked for than tokens and report.
+    """Output of :class:`TextEncoder` with one of its options.
 
-    Args:
+    Attributes:
         tokens: (B, L, D) of the last layer.
         report: (B, D), pooled.
-        hidden_states: (B, k, L, D) of the last k layers, in order; None if not asked for.
+        hidden_states: (B, k, L, D) of the last k layers, in order; None if not requested.
         attention: (B, heads, L, L) probabilities of the last layer before dropout, rows summing to 1, columns of
-            padding zero, without gradient, or the first of its rows; None if not asked for.
+            padding zero, without gradient, or the first of its rows; None if not requested.
     """
 
     tokens: Tensor
@@ -171,7 +162,7 @@ def _model_of(config: TextEncoderConfig) -> Any:
         return AutoModel.from_config(kind(**settings), trust_remote_code=False)
     if config.pretrained:
         model: Any = _from_pretrained(config.pretrained, config.pooling == "pooler")
-        _config_class(model.config.model_type)  # now, not when the checkpoint is to be loaded
+        _config_class(model.config.model_type)  # fail now, not when the checkpoint is loaded
         return model
     bert = BertConfig(
         vocab_size=config.vocab_size,
@@ -194,13 +185,10 @@ class TextEncoder(nn.Module):
         vocab_size: rows of the embedding table; a tokenizer may have fewer entries.
         max_positions: longest sequence that the position table holds.
 
-    Args:
-        config: which encoder.
-
     Raises:
         CheckpointError: ``config.pretrained`` cannot be loaded.
         ConfigError: more frozen or kept layers than there are, ``max_length`` beyond the position table, or a pooler,
-            position table or token types asked of an encoder that has none.
+            position table or token types that the encoder does not have.
     """
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -237,10 +225,10 @@ class TextEncoder(nn.Module):
                 raise ConfigError(f"text.token_types: false: {type(self.model).__name__} has no token types")
             nn.init.zeros_(types.weight)
             types.weight.requires_grad_(False)
-        self.train()  # from_pretrained hands out models in eval mode, and Lightning leaves modes as they are
+        self.train()  # from_pretrained returns models in eval mode, and Lightning leaves modes as they are
 
     def train(self, mode: bool = True) -> "TextEncoder":
-        """As always, but without :attr:`dropout` the encoder stays in eval mode, in which it has none."""
+        """Override: without :attr:`dropout` the encoder stays in eval mode, in which it has none."""
         super().train(mode)
         if not self.dropout:
             self.model.eval()
@@ -281,15 +269,15 @@ class TextEncoder(nn.Module):
         attention: bool = False,
         attention_rows: int | None = None,
     ) -> tuple[Tensor, Tensor] | TextFeatures:
-        """Encodes.
+        """Encode texts.
 
         Args:
             input_ids: (B, L) word-piece ids.
             attention_mask: (B, L), 1 for tokens and 0 for padding.
-            hidden_states: also give the outputs of the last so many layers (GLoRIA: 4).
-            attention: also give the last layer's attention probabilities (MGCA). They are computed beside the fused
+            hidden_states: number of last layers whose outputs are returned too (GLoRIA: 4).
+            attention: also return the last layer's attention probabilities (MGCA). They are computed beside the fused
                 attention, for this layer alone.
-            attention_rows: of so many first tokens alone, 1 being [CLS]'s; None gives all L rows.
+            attention_rows: number of first rows of the attention, 1 being [CLS]'s; None returns all L.
 
         Returns:
             Token vectors (B, L, D) of the last layer and the report vector (B, D); with one of the two options
@@ -301,8 +289,8 @@ class TextEncoder(nn.Module):
         """
         if input_ids.shape[1] > self.max_positions:
             raise ConfigError(
-                f"texts of {input_ids.shape[1]} tokens exceed the text encoder's {self.max_positions} positions: its "
-                f"position table of {self.max_positions} holds no more; tokenise with text.max_length as max_length"
+                f"texts of {input_ids.shape[1]} tokens exceed the text encoder's position table of "
+                f"{self.max_positions}; tokenise with text.max_length as max_length"
             )
         more = bool(hidden_states or attention)
         options = {"position_ids": torch.zeros_like(input_ids)} if self.zero_positions else {}
@@ -328,7 +316,7 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def _attention(self, states: Tensor, attention_mask: Tensor, rows: int | None) -> Tensor:
-        """Attention probabilities of the last layer's first rows, of what goes into it."""
+        """Return the attention probabilities of the last layer's first rows from its input."""
         block: Any = getattr(getattr(_layers(self.model)[-1], "attention", None), "self", None)
         if not (hasattr(block, "query") and hasattr(block, "key")):
             raise ConfigError(f"{type(self.model).__name__} gives no attention weights; use a BERT-like text encoder")
@@ -366,7 +354,7 @@ def _layers(model: nn.Module) -> nn.ModuleList:
 
 
 def _plain_config(config: Any) -> dict[str, Any]:
-    """The architecture without paths or versions: numbers, strings, lists, dictionaries."""
+    """Return the architecture without paths or versions: numbers, strings, lists, dictionaries."""
     drop = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
     settings = {key: value for key, value in config.to_diff_dict().items() if key not in drop}
     settings["model_type"] = config.model_type

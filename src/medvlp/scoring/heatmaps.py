@@ -24,20 +24,14 @@ Interpolation = Literal["nearest", "bilinear"]
 def similarity_maps(
     patches: Tensor, phrases: Tensor, *, normalise: bool = True, patch_weights: Tensor | None = None
 ) -> Tensor:
-    """Similarity of every cell with every phrase of its image.
+    """Compare every cell with every phrase of its image: (B, h, w), or (B, P, h, w).
 
     Args:
         patches: (B, d, h, w) embeddings of the cells.
         phrases: (B, d), one phrase per image; or (B, P, d), several.
-        normalise: cosines; False takes the dot products of what is given (MaCo).
-        patch_weights: (h, w) or (B, h, w), what the embedding of each cell is multiplied by *after* normalisation, such
-            as a prior of where findings lie: MaCo's ``patch_weights()``.
-
-    Returns:
-        (B, h, w), or (B, P, h, w).
-
-    Raises:
-        ConfigError: weights of another grid.
+        normalise: take cosines; False takes dot products (MaCo).
+        patch_weights: (h, w) or (B, h, w), factors of the cells' embeddings *after* normalisation, such as a prior of
+            where findings lie: MaCo's ``patch_weights()``.
     """
     patches, phrases = exact(patches, phrases)
     if normalise:
@@ -59,18 +53,18 @@ def similarity_maps(
 
 @lru_cache(maxsize=64)
 def _smoothing(length: int, sigma: float, truncate: float) -> Tensor:
-    """(length, length) float64: row i holds the weights of all cells in smoothed cell i."""
+    # (length, length) float64: row i holds the weights of all cells in smoothed cell i
     radius = int(truncate * sigma + 0.5)
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
     taps /= taps.sum()
     # d c b a | a b c d | d c b a, over and over: period 2 n
-    place = (torch.arange(length)[:, None] + torch.arange(-radius, radius + 1)).remainder(2 * length)
-    place = torch.minimum(place, 2 * length - 1 - place)
-    return torch.zeros(length, length, dtype=torch.float64).scatter_add_(1, place, taps.expand(length, -1).clone())
+    index = (torch.arange(length)[:, None] + torch.arange(-radius, radius + 1)).remainder(2 * length)
+    index = torch.minimum(index, 2 * length - 1 - index)
+    return torch.zeros(length, length, dtype=torch.float64).scatter_add_(1, index, taps.expand(length, -1).clone())
 
 
 def smooth(maps: Tensor, sigma: float = 1.5, truncate: float = 4.0) -> Tensor:
-    """Gaussian filter over the cells, the image mirrored at its edges with the edge cell repeated (BioViL, MaCo).
+    """Apply a Gaussian filter over the cells, mirrored at the edges with the edge cell repeated (BioViL, MaCo).
 
     The filter is separable, and with the mirrored edges a matrix per axis, so that it is two small products.
 
@@ -78,9 +72,6 @@ def smooth(maps: Tensor, sigma: float = 1.5, truncate: float = 4.0) -> Tensor:
         maps: (..., h, w), without NaN.
         sigma: standard deviation in cells; 0 leaves the maps as they are.
         truncate: the filter ends after ⌊truncate · sigma + ½⌋ cells: 6 for the defaults.
-
-    Returns:
-        (..., h, w).
     """
     if sigma == 0:
         return maps
@@ -89,15 +80,9 @@ def smooth(maps: Tensor, sigma: float = 1.5, truncate: float = 4.0) -> Tensor:
 
 
 def upsample(maps: Tensor, size: int | tuple[int, int], mode: Interpolation = "bilinear") -> Tensor:
-    """Enlarges maps to the size of an image.
+    """Enlarge maps (..., h, w) to a side, or to (height, width), in pixels.
 
-    Args:
-        maps: (..., h, w).
-        size: side, or (height, width), in pixels.
-        mode: "nearest" repeats cells (MedKLIP), "bilinear" interpolates between their centres without aligned corners.
-
-    Returns:
-        (..., height, width).
+    "nearest" repeats cells (MedKLIP), "bilinear" interpolates between their centres without aligned corners.
     """
     height, width = (size, size) if isinstance(size, int) else size
     planes = maps.reshape(-1, 1, *maps.shape[-2:])
@@ -113,22 +98,19 @@ def with_crop_margin(
     crop: int | None = None,
     mode: Interpolation = "nearest",
 ) -> Tensor:
-    """Maps of a centre crop at the size of the image as it was before, NaN around (BioViL's inference engine).
+    """Lay maps (..., h, w) of a centre crop over the whole image, NaN around (BioViL's inference engine).
 
     The encoder saw the centre ``crop`` × ``crop`` of the image whose shorter side had been made ``resize`` pixels. In
-    pixels of the image that is ⌊crop · shorter side / resize⌋, or ``crop`` without a resize. The margin is cut down at
-    the left and top, up at the right and bottom; where the crop is larger than the image, the map is cut.
+    pixels of the image that is ⌊crop · shorter side / resize⌋, or ``crop`` without a resize. The margin is rounded down
+    at the left and top, up at the right and bottom; where the crop is larger than the image, the map is cut.
 
     Args:
         maps: (..., h, w).
         height: of the image in pixels.
         width: of the image in pixels.
-        resize: what the shorter side was resized to; None for no resize.
+        resize: shorter side after the resize; None for no resize.
         crop: side of the centre crop; None for no crop: the map covers the whole image.
         mode: of :func:`upsample`.
-
-    Returns:
-        (..., height, width).
     """
     if crop is None:
         return upsample(maps, (height, width), mode)
@@ -139,15 +121,9 @@ def with_crop_margin(
 
 
 def min_max(maps: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Stretches each map linearly from its minimum and maximum to [low, high]; NaN stays and does not count.
+    """Stretch each map (..., H, W) linearly from its minimum and maximum to [low, high] (MaCo: [−1, 1]).
 
-    Args:
-        maps: (..., H, W).
-        low: what the minimum becomes; −1 in MaCo.
-        high: what the maximum becomes.
-
-    Returns:
-        (..., H, W). A map that is the same everywhere says nothing of where, and becomes ``low``.
+    NaN stays and does not count. A constant map becomes ``low``, since it says nothing of where.
     """
     (maps,) = exact(maps)
     known = ~maps.isnan()
@@ -164,13 +140,9 @@ def stretch(maps: Tensor, size: int | tuple[int, int], mode: Interpolation = "bi
 
 
 class Frame(NamedTuple):
-    """Where the pixels of the resize rule's result lie in the image that the encoder sees: x' = scale · x + offset.
+    """Map from pixels of the resize rule's result to those of the encoder's image: x' = scale · x + offset.
 
-    Attributes:
-        scale_x: factor from one to the other, along the width.
-        scale_y: the same along the height.
-        offset_x: of the encoder's image, in its pixels; −16 where a transform cut 16 columns off the left.
-        offset_y: the same for rows.
+    ``offset_x`` is −16 where a transform cut 16 columns off the left, for example.
     """
 
     scale_x: float
@@ -180,11 +152,7 @@ class Frame(NamedTuple):
 
 
 def frame_of(transform: ImageTransform, geometry: Geometry) -> Frame:
-    """What an evaluation transform does to the result of its resize rule: cut the centre out, scale it, or nothing.
-
-    Args:
-        transform: without augmentation.
-        geometry: of the image, for the size of the rule's result.
+    """Return what an evaluation transform does to its resize rule's result, of an image's geometry: crop or scale.
 
     Raises:
         ConfigError: a transform with augmentation, whose images lie somewhere else each time.
@@ -209,14 +177,14 @@ def back_to_image(
     frame: Frame | None = None,
     mode: Interpolation = "bilinear",
 ) -> Tensor:
-    """A heatmap of the encoder's image laid over the image as it was read from the file.
+    """Lay a heatmap of the encoder's image over the image as it was read from the file.
 
     Args:
         heatmap: (..., S, S), of the encoder's S × S image; without NaN.
-        geometry: what the resize rule did, as it comes with samples and from ``ResizeRule.image``.
+        geometry: what the resize rule did, as samples and ``ResizeRule.image`` give it.
         size: (H, W) of the image in its file.
         frame: what the transform then did, of :func:`frame_of`; None: it scaled the whole.
-        mode: how values between the centres of the heatmap's pixels are found.
+        mode: interpolation between the centres of the heatmap's pixels.
 
     Returns:
         (..., H, W); NaN where the encoder saw nothing: outside of a rule's crop, and what a transform cut off. What the
@@ -249,16 +217,9 @@ def back_to_image(
 
 
 def centre_prior(height: int, width: int) -> Tensor:
-    """A heatmap that knows no image: 1 at the centre, falling with the distance to 0 at the corners.
+    """Return a heatmap (height, width) that knows no image: 1 at the centre, falling with distance to 0 at the corners.
 
     Distances are in shares of the sides, so that the level lines of an oblong image are ellipses.
-
-    Args:
-        height: in pixels.
-        width: in pixels.
-
-    Returns:
-        (height, width) in [0, 1].
     """
     y, x = (((torch.arange(side, dtype=torch.float32) + 0.5) / side - 0.5).abs() for side in (height, width))
     return 1 - (y[:, None].square() + x.square()).sqrt() / math.sqrt(0.5)

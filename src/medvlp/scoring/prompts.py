@@ -62,11 +62,11 @@ def check_rule(rule: str) -> None:
 class PromptTable:
     """The prompts of several classes, each text once.
 
-    Args:
+    Attributes:
         classes: names of C classes.
         texts: T different texts.
-        positive: for each class the indices of its positive prompts in ``texts``; a repeated text counts repeatedly.
-        negative: the same for the negative ones; empty in sets without negation.
+        positive: indices in ``texts`` of each class's positive prompts; a repeated text counts repeatedly.
+        negative: indices of its negative prompts; empty in sets without negation.
     """
 
     classes: tuple[str, ...]
@@ -119,32 +119,16 @@ def prompt_embeddings(prompts: Tensor) -> Tensor:
 def zero_shot_probability(images: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """CheXzero's softmax over the two prompts of each class, of plain cosines without a temperature.
 
-    Args:
-        images: (N, d).
-        positive: (C, d).
-        negative: (C, d).
-
-    Returns:
-        (N, C) in (0, 1); above ½ where the positive prompt is nearer.
+    (N, d) images and (C, d) prompts per side give (N, C) in (0, 1); above ½ where the positive prompt is nearer.
     """
     difference = F.normalize(positive, dim=-1) - F.normalize(negative, dim=-1)
     return (F.normalize(images, dim=-1) @ difference.T).sigmoid()
 
 
-def _positive_negative(positive: Tensor, negative: Tensor, temperature: float = 1.0) -> Tensor:
-    """Softmax over two similarities, e^{p/τ} / (e^{p/τ} + e^{n/τ})."""
-    positive, negative = exact(positive, negative)
-    return ((positive - negative) / temperature).sigmoid()
-
-
 def standardised_over_classes(similarity: Tensor) -> Tensor:
-    """σ of z-scores over the classes of each image, with the population deviation (CheXzero's single template).
+    """σ of z-scores over the classes of each image (N, C), with the population deviation (CheXzero's single template).
 
-    Args:
-        similarity: (N, C).
-
-    Returns:
-        (N, C) in (0, 1); ½ where all classes of an image are equally similar.
+    In (0, 1); ½ where all classes of an image are equally similar.
     """
     (similarity,) = exact(similarity)
     centred = similarity - similarity.mean(1, keepdim=True)
@@ -153,16 +137,13 @@ def standardised_over_classes(similarity: Tensor) -> Tensor:
 
 
 def class_vectors(texts: Tensor, members: Sequence[Sequence[int]], pooling: str = "unit") -> Tensor:
-    """Pool the embeddings of the prompts of each class.
+    """Pool the embeddings (T, d) of the prompts of each class to (C, d); zeros for a class without prompts.
 
     Args:
         texts: (T, d) embeddings.
         members: indices of the prompts of C classes.
         pooling: "unit": mean of the normalised embeddings, normalised (CheXzero); "direction": mean of the embeddings
             as they are, normalised (hi-ml); "mean": their plain mean (MaCo).
-
-    Returns:
-        (C, d); zeros for a class without prompts.
     """
     (texts,) = exact(texts)
     pool: Callable[[Tensor], Tensor] = {
@@ -170,45 +151,36 @@ def class_vectors(texts: Tensor, members: Sequence[Sequence[int]], pooling: str 
         "direction": lambda side: F.normalize(side.mean(0), dim=-1),
         "mean": lambda side: side.mean(0),
     }[pooling]
-    rows = [pool(texts[list(side)]) if side else texts.new_zeros(texts.shape[1]) for side in members]
-    return torch.stack(rows)
+    zero = texts.new_zeros(texts.shape[1])
+    return torch.stack([pool(texts[list(side)]) if side else zero for side in members])
 
 
 def prompt_scores(similarity: Tensor, table: PromptTable, rule: str, temperature: float = 1.0) -> Tensor:
-    """Combine the similarities of each image with each prompt to class scores.
-
-    Args:
-        similarity: (N, T), columns ``table.texts``: cosines, or a method's own scores.
-        table: the classes.
-        rule: "best", "mean" or "probabilities".
-        temperature: of "probabilities".
-
-    Returns:
-        (N, C).
+    """Combine similarities (N, T), columns ``table.texts``, cosines or a method's own scores, to class scores (N, C).
 
     Raises:
-        ConfigError: a rule that needs embeddings, or does not fit the classes.
+        ConfigError: the rule is not one of :data:`PER_PROMPT`, or does not fit the classes.
     """
     table.check(rule)
     if rule not in PER_PROMPT:
         raise ConfigError(f"the rule {rule} needs embeddings; scores per prompt support {', '.join(PER_PROMPT)}")
     columns = []
     for positive, negative in zip(table.positive, table.negative, strict=True):
-        own = similarity[:, list(positive)]
-        others = similarity[:, list(negative)]
+        present, absent = similarity[:, list(positive)], similarity[:, list(negative)]
         if rule == "best":
-            columns.append(own.amax(1))
+            columns.append(present.amax(1))
         elif rule == "mean":
-            columns.append(own.mean(1) - others.mean(1) if negative else own.mean(1))
+            columns.append(present.mean(1) - absent.mean(1) if negative else present.mean(1))
         else:
-            columns.append(_positive_negative(own[:, :, None], others[:, None], temperature).mean((1, 2)))
+            present, absent = exact(present, absent)
+            columns.append(((present[:, :, None] - absent[:, None]) / temperature).sigmoid().mean((1, 2)))
     return torch.stack(columns, 1)
 
 
 def class_scores(
     images: Tensor, texts: Tensor, table: PromptTable, rule: str = "softmax", temperature: float = 1.0
 ) -> Tensor:
-    """Score images for classes.
+    """Score images for classes: (N, C), larger where a class is more likely.
 
     Args:
         images: (N, d) image embeddings, unnormalised for the rule "dot"; otherwise of any length.
@@ -216,12 +188,6 @@ def class_scores(
         table: the classes and their prompts.
         rule: a key of :data:`RULES`.
         temperature: of "softmax" and "probabilities".
-
-    Returns:
-        (N, C), larger where a class is more likely.
-
-    Raises:
-        ConfigError: an unknown rule, or one that does not fit the classes.
     """
     table.check(rule)
     images, texts = exact(images, texts)
