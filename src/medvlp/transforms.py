@@ -24,27 +24,15 @@ from medvlp.resizing import ResizeRule, build_resize, nearest
 
 Triple = tuple[float, float, float]
 
-_IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_HALF: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_UNIT: tuple[Triple, Triple] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-_MIMIC: tuple[Triple, Triple] = ((0.4978, 0.4978, 0.4978), (0.2449, 0.2449, 0.2449))
-_CHEXZERO: tuple[Triple, Triple] = ((101.48761 / 255,) * 3, (83.43944 / 255,) * 3)
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 NORMALISATION: dict[str, tuple[Triple, Triple]] = {
-    "plain": _UNIT,
-    "phantom": _UNIT,
-    "g2d_paper": _UNIT,
-    "g2d_official": _IMAGENET,
-    "g2d_official_255": _IMAGENET,
-    "mgca": _HALF,
-    "mgca_detection": _HALF,
-    "mgca_segmentation": _HALF,
-    "convirt": _IMAGENET,
-    "medklip": _IMAGENET,
-    "kad": _IMAGENET,
-    "chexzero": _CHEXZERO,
-    "benchx": _MIMIC,
-    "maco": _MIMIC,
+    **dict.fromkeys(("plain", "phantom", "g2d_paper"), ((0.0,) * 3, (1.0,) * 3)),
+    **dict.fromkeys(("g2d_official", "g2d_official_255"), _IMAGENET),
+    **dict.fromkeys(("mgca", "mgca_detection", "mgca_segmentation"), ((0.5,) * 3, (0.5,) * 3)),
+    **dict.fromkeys(("convirt", "medklip", "kad"), _IMAGENET),
+    "chexzero": ((101.48761 / 255,) * 3, (83.43944 / 255,) * 3),
+    **dict.fromkeys(("benchx", "maco"), ((0.4978,) * 3, (0.2449,) * 3)),
 }
 """Mean and standard deviation, per channel, by which a transform normalises [0, 1] images."""
 
@@ -153,19 +141,18 @@ class _RandomOperation(v2.Transform):
         name = params["name"]
         if name in self.colours:
             return inpt if _follows(inpt) else self.colours[name](inpt)
-        return inpt if name == "identity" else self._move(inpt, name, params["sign"])
-
-    @staticmethod
-    def _move(x: Any, name: str, sign: int) -> Any:
+        if name == "identity":
+            return inpt
+        sign = params["sign"]
         slope = math.degrees(math.atan(sign * 0.21))
         return v2.functional.affine(
-            x,
+            inpt,
             angle=sign * 21.0 if name == "rotate" else 0.0,
             translate=[7 * sign * (name == "translate_x"), 7 * sign * (name == "translate_y")],
             scale=1.0,
             shear=[slope * (name == "shear_x"), slope * (name == "shear_y")],
             interpolation=_BILINEAR,
-            fill=[0.0 if _follows(x) else 128.0],
+            fill=[0.0 if _follows(inpt) else 128.0],
             center=None if name == "rotate" else [0.0, 0.0],  # there, shears keep the top left corner
         )
 
@@ -256,14 +243,7 @@ class ImageTransform:
         return f"ImageTransform({self.name!r}, size={self.size}, train={self.train}, resize={self.resize.name!r})"
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Resize, augment and normalise one image.
-
-        Args:
-            image: uint8 (1, H, W), never changed.
-
-        Returns:
-            float32 (3, S, S); where mean and std are the same for all channels, the channels share memory.
-        """
+        """Resize, augment and normalise one image, as :meth:`finish` does after ``resize.image``."""
         return self.finish(self.resize.image(image)[0])
 
     def finish(self, image: Tensor) -> Tensor:
@@ -273,7 +253,7 @@ class ImageTransform:
             image: uint8 (1, h, w) as ``resize.image`` returned it, never changed.
 
         Returns:
-            float32 (3, S, S), the same as from the whole recipe under the same random state.
+            float32 (3, S, S); where mean and std are the same for all channels, the channels share memory.
         """
         self._check(image)
         return self._normalise(self._augment(image))
@@ -316,12 +296,12 @@ class ImageTransform:
                 sample["boxes"], share = _clip(sample["boxes"])
                 left = left * share
         moved = {key: value.as_subclass(Tensor) for key, value in sample.items()}
+        mask = moved["mask"].float() if mask is not None else None
         result = self._normalise(moved["image"])
-        moved_mask = moved["mask"].float() if mask is not None else None
         if boxes is None:
-            return result, moved_mask, None, left.bool()
+            return result, mask, None, left.bool()
         sides = moved["boxes"][:, 2:] - moved["boxes"][:, :2]
-        return result, moved_mask, moved["boxes"], (sides >= 1).all(1) & (left >= _KEPT_AREA)
+        return result, mask, moved["boxes"], (sides >= 1).all(1) & (left >= _KEPT_AREA)
 
     def _check(self, image: Tensor) -> None:
         side = self.resize.square_side
@@ -376,10 +356,7 @@ def build_transform(name: str, size: int, train: bool) -> ImageTransform:
                          0.8–1.2 (nearest pixel, torchvision's default)
     ==================== ====================================================================================
 
-    Args:
-        name: one of :data:`TRANSFORMS`.
-        size: side S of the result, in pixels.
-        train: with random augmentation.
+    With ``train``, the transform includes the random augmentation.
 
     Raises:
         ConfigError: an unknown name or a size below 8.
