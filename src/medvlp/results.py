@@ -41,7 +41,7 @@ import pandas as pd
 
 from medvlp._version import __version__
 from medvlp.errors import DataError
-from medvlp.io.packed import READ_ERRORS, open_unpacked
+from medvlp.io.packed import READ_ERRORS, read_unpacked
 from medvlp.store import atomic_write, file_sha256
 
 _VERSIONS = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "numpy")
@@ -180,8 +180,7 @@ def numbered_rows(path: str | Path) -> tuple[dict[int, dict[str, Any]], list[int
     if not path.is_file():
         raise DataError(f"{path}: no such results file; medvlp test writes one")
     try:
-        with open_unpacked(path) as file:
-            lines = file.read().split(b"\n")
+        lines = read_unpacked(path).split(b"\n")
     except READ_ERRORS as error:
         raise DataError(f"{path}: damaged ({error}); copy it again") from error
     rows: dict[int, dict[str, Any]] = {}

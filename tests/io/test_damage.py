@@ -16,7 +16,8 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8B
 from medvlp.doctor.images import Annotations, look_at
 from medvlp.errors import ConfigError, UnreadableItemError
 from medvlp.io import rasters
-from medvlp.io.images import read_header, read_image, warn_dark
+from medvlp.io.headers import read_header
+from medvlp.io.images import read_image, warn_dark
 
 Y, X = np.mgrid[0:300, 0:260]
 NOISE = np.random.default_rng(0).normal(0, 5, X.shape)

@@ -23,7 +23,8 @@ from skimage import exposure
 
 from medvlp.errors import ConfigError, UnreadableItemError
 from medvlp.io.dicom import read_dicom
-from medvlp.io.images import INTENSITIES, read_header, read_image
+from medvlp.io.headers import read_header
+from medvlp.io.images import INTENSITIES, read_image
 
 ROOT = Path(os.environ.get("MEDVLP_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
 

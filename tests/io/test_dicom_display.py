@@ -16,7 +16,8 @@ from pydicom.uid import (
 
 from medvlp.errors import UnreadableItemError
 from medvlp.io.dicom import read_dicom
-from medvlp.io.images import read_header, read_image
+from medvlp.io.headers import read_header
+from medvlp.io.images import read_image
 
 PICTURE = np.random.default_rng(3).integers(40, 168, (12, 14))  # 8 bits that do not fill their range
 DEEP = np.random.default_rng(4).integers(100, 2200, (12, 14))

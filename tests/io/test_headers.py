@@ -10,7 +10,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from medvlp.errors import UnreadableItemError
-from medvlp.io.images import ImageHeader, read_header, read_image
+from medvlp.io.headers import ImageHeader, read_header
+from medvlp.io.images import read_image
 
 ROOT = Path(os.environ.get("MEDVLP_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
 RAMP = np.arange(256, dtype=np.uint8).reshape(8, 32)

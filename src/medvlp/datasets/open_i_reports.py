@@ -1,5 +1,6 @@
 """The reports of Open-I: XML files, loose or in the released archive, to sections, images and labels."""
 
+import io
 import re
 import tarfile
 import xml.etree.ElementTree as ET
@@ -9,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from medvlp.errors import DataError
-from medvlp.io.packed import READ_ERRORS, open_unpacked
+from medvlp.io.packed import READ_ERRORS, read_unpacked
 from medvlp.io.reports import Sections
 
 FOLDER = "ecgen-radiology"
@@ -123,7 +124,7 @@ def _archived(archive: Path, remedy: str) -> list[ReportFile]:
     files: list[ReportFile] = []
     try:
         # as a stream, since tarfile reads headers of any size at once
-        with open_unpacked(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as members:
+        with tarfile.open(fileobj=io.BytesIO(read_unpacked(archive)), mode="r|") as members:
             for member in members:
                 match = _NAME.search(member.name)
                 if match is None or not member.isfile():

@@ -31,7 +31,7 @@ from medvlp.io.cache_format import (
     write_paths,
     write_shard,
 )
-from medvlp.io.images import read_header
+from medvlp.io.headers import read_header
 from medvlp.io.shapes import draw
 from medvlp.resizing import ResizeRule, build_resize
 from medvlp.store import remove_leftovers

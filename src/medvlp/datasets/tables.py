@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from medvlp.errors import DataError
-from medvlp.io.packed import READ_ERRORS, open_unpacked
+from medvlp.io.packed import READ_ERRORS, read_unpacked
 from medvlp.io.tables import Cells, read_cells
 
 _SUFFIXES = ("", ".gz", ".zip")
@@ -158,8 +158,7 @@ def first_reason(reasons: Mapping[str, pd.Series | np.ndarray], index: pd.Index)
 def read_lines(path: Path, again: str) -> list[str]:
     """Return the stripped lines of a text file, which may be packed with gzip."""
     try:
-        with open_unpacked(path) as file:
-            text = file.read().decode("utf-8-sig")
+        text = read_unpacked(path).decode("utf-8-sig")
     except (*READ_ERRORS, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text ({type(error).__name__}); {again}") from error
     return [line.strip() for line in text.split("\n")]

@@ -37,8 +37,6 @@ from medvlp.io.cache_format import (
 )
 from medvlp.store import file_sha256
 
-__all__ = ["PixelCache", "verify"]
-
 _MAX_OPEN = 64
 
 

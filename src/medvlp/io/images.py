@@ -12,28 +12,13 @@ from medvlp.errors import UnreadableItemError, check_choice
 from medvlp.io.headers import (
     DAMAGED,
     MAX_PIXELS,
-    ImageHeader,
     bomb,
     file_kind,
     file_problem,
     first_line,
-    read_header,
     unreadable,
 )
 from medvlp.io.rasters import decode_jpeg, open_raster, orientation, png_flaw, significant_bits
-
-__all__ = [
-    "DARK",
-    "INTENSITIES",
-    "Damaged",
-    "ImageHeader",
-    "check_reading",
-    "read_header",
-    "read_image",
-    "reading_name",
-    "stretched",
-    "warn_dark",
-]
 
 Damaged = Literal["refuse", "accept"]
 """What to do with a file whose decoder warns of damage."""

@@ -1,13 +1,11 @@
-"""Compressed files, read as a stream that a decompression bomb cannot fill the memory with."""
+"""Compressed files, read so that a decompression bomb cannot fill the memory."""
 
 import bz2
 import gzip
-import io
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,52 +29,40 @@ def too_large(path: Path, limit: int) -> DataError:
     return DataError(f"{path} unpacks to more than {limit >> 20} MiB; if the content is sound, unpack it yourself")
 
 
-class _Bounded(io.RawIOBase):
-    """Stream that raises if it is longer than ``limit`` bytes."""
-
-    def __init__(self, stream: IO[bytes], limit: int, path: Path) -> None:
-        self._stream, self._limit, self._left, self._path = stream, limit, limit, path
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        self._left -= len(data)
-        if self._left < 0:
-            raise too_large(self._path, self._limit)
-        buffer[: len(data)] = data
-        return len(data)
+def _only_member(file: IO[bytes]) -> IO[bytes]:
+    archive = zipfile.ZipFile(file)
+    members = [i for i in archive.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX/")]
+    if len(members) != 1:
+        raise DataError(f"{file.name} holds {len(members)} files; a zip file is read if it holds one, so unpack it")
+    return archive.open(members[0])
 
 
-@contextmanager
-def open_unpacked(path: str | Path) -> Iterator[io.BufferedReader]:
-    """Open a file for reading, unpacked if it is compressed with gzip, bzip2, xz or zip (of one file).
+_READERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"PK\x03\x04": _only_member,
+    b"PK\x05\x06": _only_member,
+}
+"""By the first bytes of a file, not its name: browsers unpack downloads without renaming them."""
 
-    The first bytes decide, not the name: browsers unpack downloads without renaming them.
+
+def read_unpacked(path: str | Path) -> bytes:
+    """Read a file, unpacked if it is compressed with gzip, bzip2, xz or zip (of one file).
 
     Raises:
-        DataError: the content exceeds :func:`size_limit` (while it is read), or the zip file does not hold one file.
+        DataError: the content exceeds :func:`size_limit`, or the zip file does not hold one file.
         Exception: one of :data:`READ_ERRORS`, if the file is damaged.
     """
     path = Path(path)
-    with ExitStack() as stack:
-        file = stack.enter_context(path.open("rb"))
+    with path.open("rb") as file:
         head = file.read(6)
         file.seek(0)
-        if head.startswith(b"\x1f\x8b"):
-            packed: Any = stack.enter_context(gzip.open(file))
-        elif head.startswith(b"BZh"):
-            packed = stack.enter_context(bz2.open(file))
-        elif head == b"\xfd7zXZ\x00":
-            packed = stack.enter_context(lzma.open(file))
-        elif head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-            archive = stack.enter_context(zipfile.ZipFile(file))
-            members = [i for i in archive.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX/")]
-            if len(members) != 1:
-                raise DataError(f"{path} holds {len(members)} files; a zip file is read if it holds one, so unpack it")
-            packed = stack.enter_context(archive.open(members[0]))
-        else:
-            yield file
-            return
-        yield io.BufferedReader(_Bounded(packed, size_limit(path), path), 1 << 20)
+        reader = next((reader for mark, reader in _READERS.items() if head.startswith(mark)), None)
+        if reader is None:
+            return file.read()
+        limit = size_limit(path)
+        data: bytes = reader(file).read(limit + 1)
+    if len(data) > limit:
+        raise too_large(path, limit)
+    return data

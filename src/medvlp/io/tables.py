@@ -20,7 +20,7 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
 from medvlp.errors import ConfigError, DataError
-from medvlp.io.packed import READ_ERRORS, open_unpacked, size_limit, too_large
+from medvlp.io.packed import READ_ERRORS, read_unpacked, size_limit, too_large
 
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -148,8 +148,7 @@ class _Reader:
 
     def read(self) -> Cells:
         csv.field_size_limit(_FIELD)
-        with open_unpacked(self.path) as raw:
-            data = raw.read()
+        data = read_unpacked(self.path)
         if (mark := self._mark(data)) and self.codec == "utf-8":
             data = data[len(mark) :]
         if self.codec != "utf-8":
