@@ -23,11 +23,7 @@ CORPORA: dict[str, str] = {
 
 
 def corpus_class(name: str) -> "type[Corpus]":
-    """The reader of a corpus, imported on first use.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
+    """The reader of a corpus, imported on first use."""
     check_choice("dataset", name, CORPORA)
     module, _, attribute = CORPORA[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -124,9 +124,6 @@ def make_table(
         boxes: for each record its boxes (x0, y0, x1, y1).
         box_labels: for each record the class numbers of its boxes.
         shapes: for each record the shapes of its mask.
-
-    Returns:
-        A table with large-string columns, the annotations as lists, then the labels as float32 with NaN.
     """
     arrays: dict[str, pa.Array] = {}
     for name in TEXT_COLUMNS:
@@ -184,7 +181,6 @@ class RadiographDataset(Dataset[Sample]):
 
     Raises:
         DataError: the table lacks a required column.
-        ConfigError: an unknown name.
     """
 
     def __init__(
@@ -275,9 +271,6 @@ class RadiographDataset(Dataset[Sample]):
 
     def with_cache(self, cache: PixelCache) -> "RadiographDataset":
         """The same samples, read from prepared pixels instead of the files.
-
-        Args:
-            cache: made with the intensity rule and the resize rule of this dataset's transform.
 
         Raises:
             ConfigError: the dataset has no transform, or the pixels were prepared by other rules.

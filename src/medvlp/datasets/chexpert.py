@@ -22,7 +22,7 @@ from medvlp.datasets.corpus import Records, Task
 from medvlp.datasets.folders import IMAGE_SUFFIXES
 from medvlp.datasets.labels import CHEXPERT_5, CHEXPERT_14, LABEL_POLICIES, Blanks, LabelPolicy, apply_policy
 from medvlp.datasets.reports import ReportCorpus
-from medvlp.datasets.tables import TableSpec, to_numbers
+from medvlp.datasets.tables import TableSpec, released_tables, to_numbers
 from medvlp.errors import ConfigError, DataError, check_choice
 from medvlp.io.reports import Sections
 from medvlp.splits import SplitInput
@@ -84,35 +84,7 @@ class CheXpert(ReportCorpus):
         "Stanford AIMI's CheXpert (CheXpert Plus for reports; the labels of the test set: cheXpert-test-set-labels)"
     )
     tasks = ("classification", "pairs")
-    tables = (
-        *(
-            TableSpec(
-                name,
-                ("Path", _SIDE, _PROJECTION, *CHEXPERT_14),
-                optional=("Sex", "Age"),
-                key=("Path",),
-                required=pool == "train",
-                needed_for="" if pool == "train" else "the validation set",
-                rows={223_414 if pool == "train" else 234: "1.0 and 1.0-small"},
-            )
-            for pool, name in _TABLES.items()
-        ),
-        TableSpec(
-            _TRUTH,
-            ("Study", *CHEXPERT_14),
-            key=("Study",),
-            required=False,
-            needed_for="the test set",
-            rows={500: "test set"},
-        ),
-        TableSpec(
-            PLUS,
-            ("path_to_image", "report", "section_findings", "section_impression"),
-            key=("path_to_image",),
-            required=False,
-            needed_for="task: pairs",
-        ),
-    )
+    tables = released_tables("chexpert")
     image_folders = ("train", "valid", "test")
     image_counts = {"train": 223_414, "valid": 234, "test": 668}  # noqa: RUF012 - a class constant
 

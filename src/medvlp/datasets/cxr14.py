@@ -16,28 +16,13 @@ import pyarrow as pa
 from medvlp.datasets.base import Dropped, OnError, grouped, make_table, rectangles, text_column, with_labels
 from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import image_files, read_headers
-from medvlp.datasets.tables import TableSpec, read_lines
+from medvlp.datasets.tables import RELEASED, TableSpec, read_lines, released_tables
 from medvlp.errors import DataError, check_choice
 from medvlp.splits import SplitInput
 
 LabelsVersion = Literal["auto", "v2020", "2017"]
 
-NIH_14: tuple[str, ...] = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
-)
+NIH_14: tuple[str, ...] = tuple(RELEASED["labels"]["nih_14"])
 """The 14 labels in NIH's order, which MedKLIP, KAD, MRM and MaCo share."""
 
 NO_FINDING = "No Finding"
@@ -74,28 +59,7 @@ class ChestXray14(Corpus):
     title = "ChestX-ray14"
     source = "the NIH Clinical Center's ChestXray-NIHCC"
     tasks = ("classification", "detection", "grounding")
-    tables = (
-        *(
-            TableSpec(
-                name,
-                ("Image Index", "Finding Labels", "Patient ID", "View Position"),
-                key=("Image Index",),
-                required=False,
-                needed_for=f"labels_version: {version}",
-                rows={112_120: "the release"},
-            )
-            for version, name in _TABLES.items()
-        ),
-        TableSpec(
-            _BOX_TABLE,
-            ("Image Index", "Finding Label", *_BOX_COLUMNS),
-            key=("Image Index", "Finding Label", *_BOX_COLUMNS),
-            required=False,
-            needed_for="detection and grounding",
-            rows={984: "the release"},
-            open_rows=True,
-        ),
-    )
+    tables = released_tables("cxr14")
     image_folders = ("images", *(f"images_{n:03d}" for n in range(1, 13)))
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Images that are at hand, in whatever form, made into what a model takes."""
+"""Images in any form, prepared for a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +23,7 @@ AnyImage = Any
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """N images as a model takes them, and the way back.
-
-    Attributes:
-        batch: (N, 3, S, S) float32.
-        grey: N arrays uint8 (H, W), the images as read.
-        geometry: what the resize rule did to each.
-        transform: the evaluation transform.
-    """
+    """N images as a model takes them, float32 (N, 3, S, S), and as read, uint8 (H, W), and how they were resized."""
 
     batch: Tensor
     grey: list[np.ndarray]
@@ -39,18 +32,10 @@ class PreparedImages:
 
 
 def grey_levels(image: AnyImage, intensity: str = "standard") -> np.ndarray:
-    """One image as grey levels, uint8 (H, W).
+    """Return an image as grey levels, uint8 (H, W).
 
     Floats in [0, 1] are scaled by 255, integers above 255 by the range of 16 bits, as for 16-bit files; colour becomes
-    luma by ITU-R 601. Arrays must hold a radiograph in which air is dark.
-
-    Args:
-        image: see :data:`AnyImage`.
-        intensity: for files: a name of :data:`medvlp.io.images.INTENSITIES`.
-
-    Raises:
-        DataError: values, type or shape that no image has.
-        UnreadableItemError: a file that cannot be read.
+    luma by ITU-R 601. Arrays must hold a radiograph in which air is dark; ``intensity`` is for files.
     """
     if isinstance(image, str | Path):
         return read_image(image, intensity=intensity)
@@ -112,15 +97,7 @@ def _scaled(array: np.ndarray) -> np.ndarray:
 
 
 def prepare_images(images: AnyImage | Sequence[AnyImage], preprocess: dict[str, Any]) -> PreparedImages:
-    """Read images and apply the evaluation transform that a model was trained with.
-
-    Args:
-        images: one or several.
-        preprocess: ``transform``, ``size`` and ``intensity`` of the model.
-
-    Raises:
-        ConfigError: the model does not know its preprocessing, or there is no image.
-    """
+    """Read one or several images and apply the evaluation transform of a model: its transform, size and intensity."""
     if "transform" not in preprocess:
         raise ConfigError(
             "the model does not know how its images are prepared; load it from a checkpoint, or set model.preprocess = "
@@ -131,9 +108,6 @@ def prepare_images(images: AnyImage | Sequence[AnyImage], preprocess: dict[str, 
         raise ConfigError("there is no image")
     transform = build_transform(preprocess["transform"], int(preprocess["size"]), train=False)
     grey = [grey_levels(image, preprocess.get("intensity", "standard")) for image in several]
-    parts, geometry = [], []
-    for array in grey:
-        resized, done = transform.resize.image(torch.from_numpy(array)[None])
-        parts.append(transform.finish(resized))
-        geometry.append(done)
-    return PreparedImages(torch.stack(parts), grey, geometry, transform)
+    resized = [transform.resize.image(torch.from_numpy(array)[None]) for array in grey]
+    batch = torch.stack([transform.finish(image) for image, _ in resized])
+    return PreparedImages(batch, grey, [geometry for _, geometry in resized], transform)

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
+from medvlp.datasets.tables import RELEASED
 from medvlp.errors import check_choice
 
 LabelPolicy = Literal["keep", "u_zeros", "u_ones", "u_ignore", "gloria"]
@@ -20,25 +21,10 @@ LABEL_POLICIES: dict[str, str] = {
 }
 """Policy to what it does with −1. Under every policy but "keep" a blank counts as absent, as in the papers."""
 
-CHEXPERT_14: tuple[str, ...] = (
-    "No Finding",
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Opacity",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-)
+CHEXPERT_14: tuple[str, ...] = tuple(RELEASED["labels"]["chexpert_14"])
 """CheXpert's labels in the order of its train.csv. MIMIC-CXR, GLoRIA and MGCA order them otherwise: select by name."""
 
-CHEXPERT_5: tuple[str, ...] = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+CHEXPERT_5: tuple[str, ...] = tuple(RELEASED["labels"]["chexpert_5"])
 """The competition labels in their usual order."""
 
 _GLORIA_ONES = ("Atelectasis", "Edema", "Pleural Effusion")

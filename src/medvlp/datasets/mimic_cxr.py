@@ -19,7 +19,7 @@ from medvlp.datasets.folders import mimic_paths
 from medvlp.datasets.labels import LabelPolicy, apply_policy
 from medvlp.datasets.mimic_reports import REPORTS_ZIP, Reports, read_sections
 from medvlp.datasets.reports import ReportCorpus
-from medvlp.datasets.tables import TableSpec, read_table, to_numbers
+from medvlp.datasets.tables import TableSpec, read_table, released_tables, to_numbers
 from medvlp.errors import DataError, check_choice
 from medvlp.splits import SplitInput
 
@@ -60,33 +60,7 @@ class MIMICCXR(ReportCorpus):
     title = "MIMIC-CXR-JPG"
     source = "PhysioNet's MIMIC-CXR-JPG"
     tasks = ("pairs", "classification")
-    tables = (
-        TableSpec(
-            _SPLIT,
-            ("dicom_id", "study_id", "subject_id", "split"),
-            key=("dicom_id",),
-            rows={377_110: "2.0.0 and 2.1.0"},
-        ),
-        TableSpec(
-            _METADATA,
-            ("dicom_id", "ViewPosition"),
-            optional=("subject_id", "study_id", "Rows", "Columns"),
-            key=("dicom_id",),
-            rows={377_110: "2.0.0 and 2.1.0"},
-        ),
-        *(
-            TableSpec(
-                name,
-                ("study_id",),
-                others=True,
-                key=("study_id",),
-                required=False,
-                needed_for=f"labels: {labels}",
-                rows={227_827: "2.0.0 and 2.1.0"} if labels != "radiologist" else {},
-            )
-            for labels, name in _LABEL_TABLES.items()
-        ),
-    )
+    tables = released_tables("mimic_cxr")
     image_folders = ("files",)
     image_counts = {"files": 377_110}  # noqa: RUF012 - a class constant
 

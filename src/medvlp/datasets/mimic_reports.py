@@ -34,8 +34,6 @@ _SCHEMA = pa.schema(
 
 
 class _Place(NamedTuple):
-    """Where a report lies."""
-
     path: Path | None  # file or archive
     member: str  # name in the archive, or ""
     size: int  # in bytes, −1 if there is no such report
@@ -60,19 +58,15 @@ class Reports:
                     raise DataError(f"{path} is not a readable zip file; download it again") from error
                 self.archives.append((path, members))
 
-    def files(self, subject: str, study: str) -> list[Path]:
-        """Where a report may lie, nested as released or flat."""
-        name = f"s{study}.txt"
-        group, patient = f"p{subject[:2]}", f"p{subject}"
-        below = (Path("files") / group / patient / name, Path(group) / patient / name, Path("files") / name, Path(name))
-        return [root / b for root in self.roots for b in below]
-
     def locate(self, subject: str, study: str) -> _Place:
         """Find a report; archives first, which costs no access to the disk."""
+        name = f"s{study}.txt"
         for path, members in self.archives:
-            if (hit := members.get(f"s{study}.txt")) is not None:
+            if (hit := members.get(name)) is not None:
                 return _Place(path, *hit)
-        for path in self.files(subject, study):
+        nested = f"p{subject[:2]}/p{subject}/{name}"
+        names = (f"files/{nested}", nested, f"files/{name}", name)
+        for path in (root / name for root in self.roots for name in names):
             try:
                 status = path.stat()
             except OSError:
@@ -94,18 +88,15 @@ def _loose(place: _Place) -> bytes | None:
 def _read_archives(places: list[_Place], contents: list[bytes | None]) -> set[int]:
     """Fill in the contents of the reports that lie in archives; returns which are damaged."""
     damaged: set[int] = set()
-    by_archive: dict[Path, list[int]] = {}
-    for i, place in enumerate(places):
-        if place.path is not None and place.member:
-            by_archive.setdefault(place.path, []).append(i)
-    for path, indices in by_archive.items():
+    for path in {place.path for place in places if place.path is not None and place.member}:
         with zipfile.ZipFile(path) as archive:
-            # a member never unpacks to more than the size that it declares
-            for i in (i for i in indices if places[i].size <= _MAX_BYTES):
-                try:
-                    contents[i] = archive.read(places[i].member)
-                except (*READ_ERRORS, ValueError):
-                    damaged.add(i)  # a wrong checksum, broken or encrypted data
+            for i, place in enumerate(places):
+                # a member never unpacks to more than the size that it declares
+                if place.path == path and place.member and place.size <= _MAX_BYTES:
+                    try:
+                        contents[i] = archive.read(place.member)
+                    except (*READ_ERRORS, ValueError):
+                        damaged.add(i)  # a wrong checksum, broken or encrypted data
     return damaged
 
 
@@ -132,13 +123,8 @@ def read_sections(
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
         places = list(pool.map(lambda p: reports.locate(*p), pairs, chunksize=64))
         cache = _cache_path(cache_dir, pairs, places)
-        if (
-            cache is not None
-            and cache.is_file()
-            and (cached := _load_cache(cache, set(studies["study_id"]))) is not None
-        ):
+        if cached := _load_cache(cache, set(studies["study_id"])):
             return cached
-
         contents = list(pool.map(_loose, places, chunksize=64))
     damaged = _read_archives(places, contents)
     result: dict[str, tuple[str, Sections | None]] = {}
@@ -169,8 +155,10 @@ def _save_cache(path: Path, result: dict[str, tuple[str, Sections | None]]) -> N
         pq.write_table(pa.table(columns, schema=_SCHEMA), file)
 
 
-def _load_cache(path: Path, studies: set[str]) -> dict[str, tuple[str, Sections | None]] | None:
-    """What :func:`_save_cache` wrote, or None if it is damaged."""
+def _load_cache(path: Path | None, studies: set[str]) -> dict[str, tuple[str, Sections | None]] | None:
+    """What :func:`_save_cache` wrote, or None if it is absent or damaged."""
+    if path is None or not path.is_file():
+        return None
     try:
         table = pq.ParquetFile(path).read()
         if not table.schema.equals(_SCHEMA):

@@ -20,23 +20,14 @@ import pyarrow as pa
 from medvlp.datasets.base import Dropped, OnError, grouped, make_table, rectangles
 from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import mimic_paths, read_headers
-from medvlp.datasets.tables import TableSpec, relative_path, rows_of
+from medvlp.datasets.tables import RELEASED, relative_path, released_tables, rows_of
 from medvlp.errors import DataError, check_choice
 from medvlp.io.paths import folder_path
 from medvlp.splits import SplitInput
 
 Annotations = Literal["auto", "csv", "json"]
 
-CATEGORIES: tuple[str, ...] = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Lung Opacity",
-    "Pleural Effusion",
-    "Pneumonia",
-    "Pneumothorax",
-)
+CATEGORIES: tuple[str, ...] = tuple(RELEASED["labels"]["ms_cxr"])
 """The eight findings, in alphabetical order as the papers list them."""
 
 _STEMS = ("MS_CXR_Local_Alignment_v1.1.0", "MS_CXR_Local_Alignment_v1.0.0")
@@ -69,12 +60,7 @@ class MSCXR(Corpus):
     title = "MS-CXR"
     source = "PhysioNet's MS-CXR (the images from PhysioNet's MIMIC-CXR-JPG)"
     tasks = ("grounding", "detection", "classification", "segmentation", "pairs")
-    tables = tuple(
-        TableSpec(
-            f"{stem}.csv", (*_TEXTS, *_BOX, *_SIZE), optional=("split",), required=False, needed_for="annotations: csv"
-        )
-        for stem in _STEMS
-    )
+    tables = released_tables("ms_cxr")
     image_folders = ("files",)
 
     def __init__(

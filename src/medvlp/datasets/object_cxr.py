@@ -15,7 +15,7 @@ import pandas as pd
 from medvlp.datasets.base import Dropped, OnError, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import read_headers
-from medvlp.datasets.tables import TableSpec, relative_path, rows_of
+from medvlp.datasets.tables import relative_path, released_tables, rows_of
 from medvlp.errors import DataError, check_choice
 from medvlp.io.shapes import bounds, check, parse_object_cxr
 from medvlp.splits import SplitInput
@@ -41,17 +41,7 @@ class ObjectCXR(Corpus):
     title = "Object-CXR"
     source = "academic torrents' or Kaggle's object-CXR"
     tasks = ("detection", "segmentation", "classification")
-    tables = tuple(
-        TableSpec(
-            f"{pool}.csv",
-            ("image_name", "annotation"),
-            aliases={"image_name": ("image_path",)},
-            required=pool != "test",
-            needed_for=f"the images of {pool}",
-            rows={8_000 if pool == "train" else 1_000: "the release"},
-        )
-        for pool in POOLS
-    )
+    tables = released_tables("object_cxr")
     image_folders = POOLS
     image_counts = {"train": 8_000, "dev": 1_000, "test": 1_000}  # noqa: RUF012 - a class constant
 

@@ -20,7 +20,7 @@ from medvlp.datasets.corpus import Records, Task
 from medvlp.datasets.folders import IMAGE_SUFFIXES, image_files
 from medvlp.datasets.open_i_reports import LABELS, OpenIReport, parse, report_files
 from medvlp.datasets.reports import ReportCorpus
-from medvlp.datasets.tables import TableSpec
+from medvlp.datasets.tables import released_tables
 from medvlp.errors import DataError
 from medvlp.splits import SplitInput
 
@@ -34,11 +34,10 @@ _IMAGE_FOLDERS = ("NLMCXR_png", "images", "images/images_normalized")
 class OpenI(ReportCorpus):
     """Open-I, the Indiana University collection.
 
-    Records are images, by report number and then in the order of the report. The report number stands for the
-    patient, since the collection names none. For "classification" no report text is needed; for "pairs" (and where no
-    task is named) the report must have a usable one. Labels come from the major MeSH terms, see
-    :data:`~medvlp.datasets.open_i_reports.MESH_LABELS`: 1 if a term of the label is there, else 0, and NaN throughout
-    for the reports that were not indexed.
+    Records are images, by report number (which stands for the patient) and then in the order of the report. For
+    "classification" no report text is needed; for "pairs" (and where no task is named) the report must have a usable
+    one. Labels come from the major MeSH terms, see :data:`~medvlp.datasets.open_i_reports.MESH_LABELS`: 1 if a term of
+    the label is there, else 0, and NaN for the reports that were not indexed.
 
     Args:
         root: folder of the corpus.
@@ -54,15 +53,7 @@ class OpenI(ReportCorpus):
     title = "Open-I"
     source = "NLM Open-i's Indiana University Chest X-ray Collection (NLMCXR_reports.tgz and NLMCXR_png.tgz)"
     tasks = ("pairs", "classification")
-    tables = (
-        TableSpec(
-            _PROJECTIONS,
-            ("uid", "filename", "projection"),
-            key=("filename",),
-            required=False,
-            needed_for="views",
-        ),
-    )
+    tables = released_tables("open_i")
     image_folders = ("NLMCXR_png", "images")
     policies = get_args(ReportPolicy)
     either = ("both", "longest", "all")

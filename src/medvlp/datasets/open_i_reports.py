@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from medvlp.datasets.tables import RELEASED
 from medvlp.errors import DataError
 from medvlp.io.packed import READ_ERRORS, read_unpacked
 from medvlp.io.reports import Sections
@@ -20,32 +21,7 @@ _MAX_BYTES = 1 << 20  # the longest report of the release has 9 kB
 _NAME = re.compile(r"(?:^|/)(\d+)\.xml$")
 _DECLARED = re.compile(r"<!\s*(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 
-MESH_LABELS: dict[str, tuple[str, ...]] = {
-    "Atelectasis": ("pulmonary atelectasis", "atelectasis"),
-    "Cardiomegaly": ("cardiomegaly", "cardiac shadow/enlarged"),
-    "Consolidation": ("consolidation",),
-    "Edema": ("pulmonary edema",),
-    "Emphysema": ("emphysema", "pulmonary emphysema", "bullous emphysema"),
-    "Fibrosis": ("pulmonary fibrosis", "fibrosis"),
-    "Fracture": ("fractures, bone",),
-    "Hernia": ("hernia, hiatal", "hernia, diaphragmatic"),
-    "Infiltration": ("infiltrate",),
-    "Lung Opacity": ("opacity/lung", "airspace disease"),
-    "Mass": ("mass/lung",),
-    "Nodule": ("nodule/lung",),
-    "Pleural Effusion": ("pleural effusion", "hydropneumothorax", "hemothorax", "hemopneumothorax"),
-    "Pleural Thickening": ("thickening/pleura",),
-    "Pneumonia": ("pneumonia",),
-    "Pneumothorax": ("pneumothorax", "hydropneumothorax", "hemopneumothorax"),
-    "Support Devices": (
-        "implanted medical device",
-        "medical device",
-        "catheters, indwelling",
-        "tube, inserted",
-        "sutures",
-        "stents",
-    ),
-}
+MESH_LABELS: dict[str, list[str]] = RELEASED["labels"]["open_i"]
 """Label to the major terms that stand for it, in lower case. A term is a heading, or a heading and a qualifier that
 must follow it somewhere: "nodule/lung" takes Nodule/lung/lingula and not Nodule/breast."""
 
@@ -90,20 +66,13 @@ class ReportFile:
 
 
 def report_files(root: Path, remedy: str) -> list[ReportFile]:
-    """All report files, by number: of the folder if it is there, else of the archive, which is not unpacked.
-
-    Raises:
-        DataError: neither is there, the archive is broken, or two files have one number.
-    """
-    folder, archive = root / FOLDER, root / ARCHIVE
-    if folder.is_dir():
-        files = _loose(folder)
-    elif archive.is_file():
-        files = _archived(archive, remedy)
-    else:
+    """All report files, by number: of the folder if it is there, else of the archive, which is not unpacked."""
+    source = root / FOLDER if (root / FOLDER).is_dir() else root / ARCHIVE
+    if not source.exists():
         raise DataError(f"{root} has neither {FOLDER}/ nor {ARCHIVE}; get the reports from {remedy}")
+    files = _loose(source) if source.name == FOLDER else _archived(source, remedy)
     if not files:
-        raise DataError(f"{folder if folder.is_dir() else archive} holds no report; get the reports from {remedy}")
+        raise DataError(f"{source} holds no report; get the reports from {remedy}")
     files.sort(key=lambda file: file.number)
     for one, other in pairwise(files):
         if one.number == other.number:
@@ -141,7 +110,7 @@ def parse(data: bytes) -> OpenIReport:
     """Parse one report.
 
     Document types and entities are refused before any parser sees the text, and so are files far larger than a
-    report: an entity can stand for any amount of text, or for a file of the machine.
+    report: an entity can stand for any amount of text, or for a local file.
 
     Raises:
         ValueError: with the reason, in a few words without any of the text.

@@ -11,19 +11,7 @@ from medvlp.io.reports import CLEANINGS, POLICIES, Sections, count_tokens, repor
 
 
 class ReportCorpus(Corpus):
-    """A corpus with reports.
-
-    Args:
-        root: folder of the corpus.
-        report_policy: which sections make up the text, one of :attr:`policies`.
-        cleaning: a name of medvlp.io.reports.CLEANINGS.
-        min_tokens: reports with fewer words after cleaning are left out.
-        reports_root: folder of the reports, if they are not under root.
-        on_error: see :class:`Corpus`.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
+    """A corpus with reports, of which sections make up the text by ``report_policy``, one of :attr:`policies`."""
 
     policies: ClassVar[tuple[str, ...]] = POLICIES
     either: ClassVar[tuple[str, ...]] = ("both",)

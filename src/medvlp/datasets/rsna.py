@@ -17,7 +17,7 @@ import pyarrow as pa
 from medvlp.datasets.base import Dropped, OnError, grouped, make_table, rectangles, with_labels
 from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import common_size, image_files
-from medvlp.datasets.tables import TableSpec, read_lines, read_table
+from medvlp.datasets.tables import TableSpec, read_lines, read_table, released_tables
 from medvlp.errors import DataError
 from medvlp.splits import SplitInput
 
@@ -26,14 +26,10 @@ DETAILED_CLASSES: tuple[str, ...] = ("Normal", "No Lung Opacity / Not Normal", "
 """Classes of ``stage_2_detailed_class_info.csv``. Target 0 is not "normal": it is the first two together."""
 _ALL_CLASSES = (PNEUMONIA, *DETAILED_CLASSES)
 
-_LABELS, _CLASSES, _SUBMISSION = (
-    "stage_2_train_labels.csv",
-    "stage_2_detailed_class_info.csv",
-    "stage_2_sample_submission.csv",
-)
+_LABELS, _CLASSES = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv"
+_SUBMISSION = "stage_2_sample_submission.csv"
 _TRAIN, _TEST = "stage_2_train_images", "stage_2_test_images"
 _BOX = ("x", "y", "width", "height")
-_COLUMNS = ("patientId", *_BOX, "Target")
 _NEED_BOXES = ("segmentation", "detection", "grounding")
 
 
@@ -60,25 +56,7 @@ class RSNAPneumonia(Corpus):
     title = "RSNA Pneumonia Detection Challenge"
     source = "Kaggle's rsna-pneumonia-detection-challenge (stage 2)"
     tasks = ("classification", "segmentation", "detection", "grounding")
-    tables = (
-        # the key is the whole row: an image may have several, and only a row that repeats another is dropped
-        TableSpec(_LABELS, _COLUMNS, key=_COLUMNS, rows={30_227: "stage 2"}),
-        TableSpec(
-            _CLASSES,
-            ("patientId", "class"),
-            required=False,
-            needed_for=f"classes: {', '.join(DETAILED_CLASSES)}",
-        ),
-        TableSpec(
-            _SUBMISSION,
-            ("patientId",),
-            optional=("PredictionString",),
-            key=("patientId",),
-            required=False,
-            needed_for="the list of the test images",
-            rows={3_000: "stage 2"},
-        ),
-    )
+    tables = released_tables("rsna")
     image_folders = (_TRAIN, _TEST)
     image_counts = {_TRAIN: 26_684, _TEST: 3_000}  # noqa: RUF012 - a class constant
 

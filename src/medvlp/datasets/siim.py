@@ -18,7 +18,7 @@ import pyarrow as pa
 from medvlp.datasets.base import Dropped, OnError, grouped, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import common_size, images_below
-from medvlp.datasets.tables import Table, TableSpec, read_table
+from medvlp.datasets.tables import Table, read_table, released_tables
 from medvlp.errors import DataError, check_choice
 from medvlp.io.rle import siim_extent
 from medvlp.io.shapes import bounds
@@ -28,8 +28,6 @@ PNEUMOTHORAX = "Pneumothorax"
 Stage = Literal[1, 2, "auto"]
 
 _STAGES = {2: "stage_2_train.csv", 1: "train-rle.csv"}
-_COLUMNS = ("ImageId", "EncodedPixels")
-_ROWS = {11_582: "stage 1", 12_954: "stage 2"}
 
 
 class SIIMPneumothorax(Corpus):
@@ -53,10 +51,7 @@ class SIIMPneumothorax(Corpus):
     source = "Kaggle's siim-acr-pneumothorax-segmentation"
     tasks = ("segmentation", "classification", "grounding")
     # the key is the whole row: an image may have several, and only a row that repeats another is dropped
-    tables = (
-        TableSpec(_STAGES[2], _COLUMNS, key=_COLUMNS, required=False, needed_for="stage 2", rows={12_954: "stage 2"}),
-        TableSpec(_STAGES[1], _COLUMNS, key=_COLUMNS, required=False, needed_for="stage 1", rows=_ROWS),
-    )
+    tables = released_tables("siim")
     image_folders = ("dicom-images-train", "dicom-images-test")
 
     def __init__(

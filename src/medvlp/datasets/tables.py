@@ -5,8 +5,10 @@ byte order mark, columns in another order, spaces around names, one empty column
 could make a wrong sample (a missing column, a row cut short or too long, two contradicting rows) is an error.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +18,9 @@ import pandas as pd
 from medvlp.errors import DataError
 from medvlp.io.packed import READ_ERRORS, read_unpacked
 from medvlp.io.tables import Cells, read_cells
+
+RELEASED: dict[str, Any] = json.loads(resources.files(__package__).joinpath("released.json").read_text("utf-8"))
+"""Orders of labels, and the tables of each corpus: the arguments of :class:`TableSpec`, where "labels" are columns."""
 
 _SUFFIXES = ("", ".gz", ".zip")
 
@@ -51,6 +56,17 @@ class TableSpec:
     def find(self, root: Path) -> Path | None:
         """The file under ``root``, compressed or not, or None."""
         return next((p for s in _SUFFIXES if (p := root / f"{self.name}{s}").is_file()), None)
+
+
+def released_tables(corpus: str) -> tuple[TableSpec, ...]:
+    """Return what the tables of a corpus must hold."""
+    specs = []
+    for fields in RELEASED["tables"].get(corpus, ()):
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        settings["columns"] += tuple(RELEASED["labels"].get(settings.pop("labels", ""), ()))
+        settings["rows"] = {int(count): release for count, release in fields.get("rows", {}).items()}
+        specs.append(TableSpec(**settings))
+    return tuple(specs)
 
 
 @dataclass
