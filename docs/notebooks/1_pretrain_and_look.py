@@ -1,9 +1,9 @@
 # %% [markdown]
-# # Pre-train G2D, and look at what it learned
+# # Pre-train G2D and inspect what it learned
 #
-# Rendered radiographs with reports stand in for MIMIC-CXR; the classes are those of the command line. As it is, this
-# takes a minute on a CPU and learns little: raise `STUDIES` and `EPOCHS` (and run it as a notebook, or put the script
-# under `if __name__ == "__main__":`, since more studies are written by several processes).
+# Rendered radiographs with reports replace MIMIC-CXR; the classes are those of the command line. With these settings the
+# notebook takes a minute on a CPU and learns little. For a better model, raise `STUDIES` and `EPOCHS` (and run it as a
+# notebook, or put the script under `if __name__ == "__main__":`, since several processes write larger phantoms).
 
 # %%
 from pathlib import Path
@@ -21,8 +21,8 @@ RUN = Path("runs/notebook-1")
 
 # %% [markdown]
 # ## Data
-# The phantom is written on first use, in MIMIC-CXR's layout. For the real corpus give its folder as `root` (and
-# `reports_root`) and leave `phantom` out.
+# The phantom is written on first use, in the layout of MIMIC-CXR. For the real corpus, set `root` (and `reports_root`) to
+# its folder and omit `phantom`.
 
 # %%
 data = medvlp.MIMICCXRDataModule(
@@ -37,7 +37,7 @@ data = medvlp.MIMICCXRDataModule(
 )
 data.prepare_data()
 data.setup("fit")
-print(len(data.train_set), "training pairs; left out:", data.train_set.dropped.attrs.get("counts"))
+print(len(data.train_set), "training pairs; dropped:", data.train_set.dropped.attrs.get("counts"))
 
 # %%
 sample = data.train_set[0]
@@ -73,8 +73,8 @@ trainer.save_checkpoint(RUN / "model.ckpt")
 {name: round(value, 3) for name, value in model.evaluation["zero_shot"].items()}
 
 # %% [markdown]
-# ## A look inside
-# Attention, the pseudo mask made of it, and what the decoder predicts.
+# ## Visualise
+# Plot attention, the pseudo mask derived from it, and the decoder's prediction.
 
 # %%
 batch = data.val_dataloader().collate_fn([data.val_set[i] for i in range(3)])

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Zero-shot classification and grounding of your own radiograph
 #
-# Any checkpoint of `medvlp fit` answers about any image: a JPEG, PNG or DICOM file, a PIL image or an array. Set
-# `CHECKPOINT` and `IMAGE` to yours; without, a model is trained for a few steps and a rendered radiograph is taken,
-# which shows how it is done and nothing more. Research software, not a medical device.
+# Apply a checkpoint of `medvlp fit` to any image: a JPEG, PNG or DICOM file, a PIL image or an array. Set `CHECKPOINT` and
+# `IMAGE` to your own files. By default, a model trained for a few steps and a rendered radiograph demonstrate the
+# interface; their predictions are meaningless. Research software, not a medical device.
 
 # %%
 import os
@@ -58,15 +58,15 @@ if not CHECKPOINT:
     trainer.save_checkpoint(CHECKPOINT)
 
 # %% [markdown]
-# ## Load: nothing but the file is needed
+# ## Load the checkpoint: only this file is needed
 
 # %%
 model = medvlp.load(CHECKPOINT)
 print(model.name, model.preprocess)
 
 # %% [markdown]
-# ## Zero-shot
-# Classes alone ("Pneumothorax." against "No pneumothorax."), your own wordings, or a named prompt set of the papers.
+# ## Zero-shot classification
+# Pass class names ("Pneumothorax." against "No pneumothorax."), your own prompts, or the name of a prompt set of a paper.
 
 # %%
 print(model.zero_shot(IMAGE, ["Pneumothorax", "Pleural effusion", "Cardiomegaly"]))
@@ -75,7 +75,7 @@ model.zero_shot([IMAGE, np.full((200, 300), 0.5)], "phantom").round(3)
 
 # %% [markdown]
 # ## Grounding
-# A heatmap of cosines at the size of the image, whatever the model's own input size.
+# Heatmaps of cosines have the size of the image, independent of the model's input size.
 
 # %%
 phrases = ["small left apical pneumothorax", "consolidation in the right lower lung"]

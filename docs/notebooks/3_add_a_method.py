@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Add a method, and put it through the tasks
+# # Add a method and evaluate it
 #
-# A method is a `PretrainModule` with two encoders, heads and named losses. Everything else (tokenizer, optimiser,
-# global batch, checkpoints, evaluation) comes with the base class. `docs/plugins.md` makes a package of it.
+# A method is a `PretrainModule` with two encoders, heads and named losses. The base class provides everything else
+# (tokenizer, optimiser, global batch, checkpoints, evaluation). `docs/plugins.md` shows how to package a method.
 
 # %%
 from pathlib import Path
@@ -21,7 +21,7 @@ RUN = Path("runs/notebook-3")
 
 # %%
 class SigLIP(medvlp.PretrainModule):
-    """Pairwise sigmoid loss (Zhai et al., 2023) in place of the softmax contrast."""
+    """Pairwise sigmoid loss (Zhai et al., 2023) instead of the softmax contrast."""
 
     name: ClassVar[str] = "siglip"
 
@@ -74,8 +74,8 @@ print({name: round(float(value), 3) for name, value in trainer.callback_metrics.
 
 # %% [markdown]
 # ## Evaluate
-# A task takes a checkpoint or a bare encoder. A class of a notebook is not registered, so its encoder is handed over as
-# weights: a random network of the same kind stands beside it.
+# A task takes a checkpoint or an encoder. A class defined in a notebook is not registered, so pass its encoder as a weights
+# file, and compare it with a random network of the same architecture.
 
 # %%
 from medvlp.tasks.encoder import EncoderSource
@@ -95,6 +95,6 @@ rows = []
 for name, path in (("siglip", str(weights)), ("random", None)):
     source = EncoderSource(image=ImageEncoderConfig(name="resnet18", depth=4, weights=path))
     rsna = medvlp.RSNADataModule("data/phantom/notebook-probe", **corpus)
-    found = medvlp.evaluate(source, "classification", rsna, folder=RUN / name, epochs=10, resamples=200)
-    rows.append(found[found.metric == "auroc"].assign(method=name)[["method", "value", "low", "high", "samples"]])
+    scores = medvlp.evaluate(source, "classification", rsna, folder=RUN / name, epochs=10, resamples=200)
+    rows.append(scores[scores.metric == "auroc"].assign(method=name)[["method", "value", "low", "high", "samples"]])
 rows[0], rows[1]
