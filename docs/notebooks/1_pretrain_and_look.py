@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Pre-train G2D and inspect what it learned
 #
-# Rendered radiographs with reports replace MIMIC-CXR; the classes are those of the command line. With these settings the
-# notebook takes a minute on a CPU and learns little. For a better model, raise `STUDIES` and `EPOCHS` (and run it as a
-# notebook, or put the script under `if __name__ == "__main__":`, since several processes write larger phantoms).
+# Rendered radiographs with reports replace MIMIC-CXR; the classes are those of the command line. With these settings
+# the notebook takes a minute on a CPU and learns little. For a better model, raise `STUDIES` and `EPOCHS` (and run it
+# as a notebook, or put the script under `if __name__ == "__main__":`, since several processes write larger phantoms).
 
 # %%
 from pathlib import Path
@@ -21,8 +21,8 @@ RUN = Path("runs/notebook-1")
 
 # %% [markdown]
 # ## Data
-# The phantom is written on first use, in the layout of MIMIC-CXR. For the real corpus, set `root` (and `reports_root`) to
-# its folder and omit `phantom`.
+# The phantom is written on first use, in the layout of MIMIC-CXR. For the real corpus, set `root` (and `reports_root`)
+# to its folder and omit `phantom`.
 
 # %%
 data = medvlp.MIMICCXRDataModule(

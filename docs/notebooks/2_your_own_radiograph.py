@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Zero-shot classification and grounding of your own radiograph
 #
-# Apply a checkpoint of `medvlp fit` to any image: a JPEG, PNG or DICOM file, a PIL image or an array. Set `CHECKPOINT` and
-# `IMAGE` to your own files. By default, a model trained for a few steps and a rendered radiograph demonstrate the
+# Apply a checkpoint of `medvlp fit` to any image: a JPEG, PNG or DICOM file, a PIL image or an array. Set `CHECKPOINT`
+# and `IMAGE` to your own files. By default, a model trained for a few steps and a rendered radiograph demonstrate the
 # interface; their predictions are meaningless. Research software, not a medical device.
 
 # %%
@@ -66,7 +66,7 @@ print(model.name, model.preprocess)
 
 # %% [markdown]
 # ## Zero-shot classification
-# Pass class names ("Pneumothorax." against "No pneumothorax."), your own prompts, or the name of a prompt set of a paper.
+# Pass class names ("Pneumothorax." against "No pneumothorax."), your own prompts, or the name of a paper's prompt set.
 
 # %%
 print(model.zero_shot(IMAGE, ["Pneumothorax", "Pleural effusion", "Cardiomegaly"]))

@@ -74,8 +74,8 @@ print({name: round(float(value), 3) for name, value in trainer.callback_metrics.
 
 # %% [markdown]
 # ## Evaluate
-# A task takes a checkpoint or an encoder. A class defined in a notebook is not registered, so pass its encoder as a weights
-# file, and compare it with a random network of the same architecture.
+# A task takes a checkpoint or an encoder. A class defined in a notebook is not registered, so pass its encoder as a
+# weights file, and compare it with a random network of the same architecture.
 
 # %%
 from medvlp.tasks.encoder import EncoderSource
