@@ -163,10 +163,10 @@ def test_what_cannot_be_compared(tmp_path):
 
 def test_resamples_are_kept_on_disk(tmp_path, monkeypatch):
     rows = cell(tmp_path, "a", [1.0])
-    first = Resampled(tmp_path / "cache").of(rows[0], "auroc", tmp_path, 100, 0)
+    first = Resampled(tmp_path / "cache").of(rows[0], "auroc", tmp_path, 100)
     monkeypatch.setattr("medvlp.benchmark.resampled.distribution", None)  # must not be asked again
     again = Resampled(tmp_path / "cache")
-    assert np.array_equal(again.of(rows[0], "auroc", tmp_path, 100, 0), first)
-    assert again.of(rows[0], "f1", tmp_path, 100, 0).shape == (100,)
+    assert np.array_equal(again.of(rows[0], "auroc", tmp_path, 100), first)
+    assert again.of(rows[0], "f1", tmp_path, 100).shape == (100,)
     with pytest.raises(ConfigError, match="has no metric 'dice'"):
-        again.of(rows[0], "dice", tmp_path, 100, 0)
+        again.of(rows[0], "dice", tmp_path, 100)

@@ -1,4 +1,4 @@
-"""What the runner adds to a training: what it costs, and that it ends where it had ended."""
+"""Callbacks of the jobs of a benchmark: the cost of a training, and early stopping that survives a resume."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ COST = "cost.json"
 
 
 class CostMeter(L.Callback):
-    """Measures a training and writes ``cost.json`` to the run's folder; a resumed run goes on from its checkpoint.
+    """Measure a training and write ``cost.json`` to the run's folder; a resumed run continues from its checkpoint.
 
     Seconds are those of training batches alone, loading included, validation and start-up not. Peak memory is that of
     the accelerator's allocator, or on a CPU the largest resident size of the process while it ran.
@@ -35,14 +35,14 @@ class CostMeter(L.Callback):
         self._since: float | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Starts the measurement of memory."""
+        """Reset the peak of memory."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         else:
             _reset_resident_peak()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Counts the parameters, once every layer exists."""
+        """Count the parameters, once every layer exists."""
         sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
         self.parameters = {
             "parameters": sum(size for size, _ in sizes),
@@ -50,27 +50,26 @@ class CostMeter(L.Callback):
         }
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self._since = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Counts the samples of all devices."""
-        batch = args[2]
-        self.samples += len(batch["index"]) * trainer.world_size
+        """Count the samples of all devices."""
+        self.samples += len(args[2]["index"]) * trainer.world_size
         self._lap()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stops the clock."""
+        """Stop the clock."""
         self._lap()
         self._since = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Goes on, if the validation lay in the middle of an epoch."""
+        """Start the clock again; the validation may lie in the middle of an epoch."""
         if not trainer.sanity_checking:
             self._since = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes the peak and writes the file."""
+        """Write the file."""
         self.peak_mb = max(self.peak_mb or 0.0, _peak_mb() or 0.0) or None
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
@@ -84,16 +83,15 @@ class CostMeter(L.Callback):
             self._since = now
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """Return what a resumed run continues from."""
         return {"seconds": self.seconds, "samples": self.samples, "peak_mb": max(self.peak_mb or 0, _peak_mb() or 0)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
-        self.seconds, self.samples = state_dict["seconds"], state_dict["samples"]
-        self.peak_mb = state_dict["peak_mb"]
+        """Continue from there."""
+        self.seconds, self.samples, self.peak_mb = (state_dict[key] for key in ("seconds", "samples", "peak_mb"))
 
     def cost(self) -> dict[str, Any]:
-        """What the training has cost so far."""
+        """Return the :class:`~medvlp.benchmark.gridfile.Cost` so far, as a dictionary."""
         return {
             "seconds": round(self.seconds, 2),
             "samples": self.samples,
@@ -107,13 +105,13 @@ class CostMeter(L.Callback):
 
 
 class StayStopped(L.Callback):
-    """Ends a resumed training at once whose early stopping had fired before it was interrupted.
+    """End a resumed training at once if its early stopping had fired before it was interrupted.
 
     Lightning keeps the count of bad epochs in the checkpoint but not the decision, and would train one epoch more.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Looks at the restored counts."""
+        """Stop if a restored count says so."""
         stopping = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
         if any(c.wait_count >= c.patience for c in stopping):
             trainer.should_stop = True

@@ -107,9 +107,8 @@ def compare(
     if not 0 < level < 1:
         raise ConfigError(f"--level must be in (0, 1), not {level}")
     files = Path(a), Path(b)
-    chosen = [_chosen(collected(file), metrics) for file in files]
-    frames = [frame for frame, _ in chosen]
-    notes = [f"{name}: {lost}" for name, (_, lost) in zip("AB", chosen, strict=True) if lost]
+    frames, lost = zip(*(_chosen(collected(file), metrics) for file in files), strict=True)
+    notes = [f"{name}: {text}" for name, text in zip("AB", lost, strict=True) if text]
     notes += filter(None, [mixed_versions(pd.concat(frames))])
     if metrics and not any(map(len, frames)):
         raise ConfigError(f"neither file has {', '.join(metrics)}: see the column metric of {a}")
@@ -127,20 +126,18 @@ def compare(
         if shared := tuple(run for run in sides[0] if run in sides[1]):
             rows_a, rows_b = ([side[run] for run in shared] for side in sides)
             mean_a, mean_b = _mean(rows_a), _mean(rows_b)
-            row = Comparison(cell, shared, mean_a, mean_b, mean_b - mean_a, note=_obstacle(rows_a, rows_b))
-            if not row.note:
+            test, note = None, _obstacle(rows_a, rows_b)
+            if not note:
+                folders = {"folder": files[1].parent, "folder_b": files[0].parent}
                 try:
                     test = difference(
-                        *(rows_b, rows_a, cell["metric"], files[1].parent, resamples),
-                        folder_b=files[0].parent,
-                        level=level,
-                        store=store,
+                        rows_b, rows_a, cell["metric"], **folders, resamples=resamples, level=level, store=store
                     )
                     note = "not defined in any resample" if math.isnan(test.p) else ""
-                    row = replace(row, found=test, p=test.p, note=note)
                 except (ConfigError, DataError) as error:
-                    row = replace(row, note=str(error))
-            both.append(row)
+                    note = str(error)
+            p = test.p if test else math.nan
+            both.append(Comparison(cell, shared, mean_a, mean_b, mean_b - mean_a, test, p, note))
     corrected = holm([row.p for row in both]).tolist()
     both = [replace(row, p=p) for row, p in zip(both, corrected, strict=True)]
     return Compared(both, *only, level, tuple(notes))

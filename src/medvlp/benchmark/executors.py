@@ -39,10 +39,9 @@ class JobTimeoutError(MedVLPError):
 
 
 class Executor(ABC):
-    """Base class of executors."""
+    """Runs jobs, at most ``capacity`` at a time."""
 
     capacity: int = 1
-    """Number of jobs it runs at a time."""
 
     @abstractmethod
     def submit(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -60,14 +59,12 @@ class InProcess(Executor):
 
     def submit(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Run the jobs and return when they have ended."""
-        handles = []
-        for call in calls:
-            handle: Future[dict[str, Any]] = Future()
+        handles: list[Future[dict[str, Any]]] = [Future() for _ in calls]
+        for handle, call in zip(handles, calls, strict=True):
             try:
                 handle.set_result(self.function(*call))
             except Exception as error:
                 handle.set_exception(error)
-            handles.append(handle)
         return handles
 
 
@@ -121,12 +118,7 @@ def _serve(jobs: Connection, parent: int, device: str | None, threads: int) -> N
 
 
 class _Worker:
-    """A process that runs jobs one after the other and can be killed while it does.
-
-    Args:
-        device: CUDA device that it sees; None for all.
-        threads: number of threads that it may use.
-    """
+    """A process that runs jobs one after the other and can be killed while it does; it sees one device, or all."""
 
     def __init__(self, device: str | None, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -135,15 +127,13 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def signal(self, number: int) -> bool:
-        """Send a signal to the process and its children; return whether the process was alive."""
-        alive = self.process.is_alive()
-        if alive:
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and its children."""
+        if self.process.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 pid = self.process.pid or 0
                 # before it has a group of its own, it has no children
                 (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, number)
-        return alive
 
 
 class _Running:
@@ -190,12 +180,8 @@ class _Running:
 class LocalPool(Executor):
     """Run jobs in processes of this machine, each with a device of its own or with its share of the cores.
 
-    A process that dies (out of memory, for example) fails its own job alone; the next job gets a new process.
-
-    Args:
-        function: runs a job.
-        workers: number of processes.
-        devices: CUDA devices, assigned in turn; empty on a CPU.
+    A process that dies (out of memory, for example) fails its own job alone; the next job gets a new process. CUDA
+    devices are assigned in turn; on a CPU there are none.
     """
 
     def __init__(self, function: Work, workers: int, devices: Sequence[str] = ()) -> None:
@@ -225,17 +211,16 @@ class LocalPool(Executor):
         workers = [slot[0] for slot in self._slots if slot is not None]
         try:
             end = time.monotonic() + _GRACE
-            alive = [worker for worker in workers if worker.signal(signal.SIGTERM)]
-            while alive and time.monotonic() < end:
-                time.sleep(0.05)
-                alive = [worker for worker in alive if worker.process.is_alive()]
+            for worker in workers:
+                worker.signal(signal.SIGTERM)
+            for worker in workers:
+                worker.process.join(max(0.0, end - time.monotonic()))
         finally:  # also after a second Ctrl-C
             for worker in workers:
                 worker.signal(signal.SIGKILL)
 
 
 def _end_when_over(job: Job, work: Path) -> None:
-    """Record a timeout and end this process once the job's time is over."""
     assert job.timeout_min is not None
     time.sleep(60 * job.timeout_min)
     leave_note(job, work, f"ended after timeout_min, {job.timeout_min:g} minutes")
@@ -277,8 +262,7 @@ class _Submitted:
     """Handle of a submitit job of one or several processes, of which the first returns the state."""
 
     def __init__(self, job: Any) -> None:
-        self.job = job
-        self.done = job.done
+        self.job, self.done = job, job.done
 
     def result(self) -> dict[str, Any]:
         first: dict[str, Any] = self.job.results()[0]
@@ -309,8 +293,8 @@ class Submitit(Executor):
         common = {key: value for key, value in parameters.items() if key not in _KINDS}
         self._parameters = {kind: {**common, **(parameters.get(kind) or {})} for kind in _KINDS}
         self._handles: list[_Submitted] = []
-        for given in self._parameters.values():  # report mistakes before anything runs
-            self._executor(given)
+        for settings in self._parameters.values():  # report mistakes before anything runs
+            self._executor(settings)
 
     def _executor(self, parameters: dict[str, Any]) -> Any:
         try:
@@ -338,12 +322,11 @@ class Submitit(Executor):
 
     def submit(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Submit one job array for each set of resources."""
-        arrays: dict[str, list[int]] = {}
         parameters = [self._parameters_of(call[0]) for call in calls]
-        for i, given in enumerate(parameters):
-            arrays.setdefault(json.dumps(given, sort_keys=True, default=str), []).append(i)
+        keys = [json.dumps(settings, sort_keys=True, default=str) for settings in parameters]
         handles: dict[int, _Submitted] = {}
-        for members in arrays.values():
+        for key in dict.fromkeys(keys):
+            members = [i for i, other in enumerate(keys) if other == key]
             executor = self._executor(parameters[members[0]])
             try:
                 with executor.batch():

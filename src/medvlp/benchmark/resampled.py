@@ -1,8 +1,8 @@
 """Compute the metrics of result rows again from their predictions, also in bootstrap resamples of the patients."""
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ Row = Mapping[str, Any]
 _RESAMPLED, _PREDICTIONS = 2048, 64
 """Numbers of files whose resampled metrics, and whose predictions, are kept in memory."""
 
+_SEED = 0
+
 
 class RowError(DataError):
     """The numbers of a row cannot be computed again; ``kind`` is one of :data:`medvlp.benchmark.verify.KINDS`."""
@@ -40,7 +42,7 @@ class Predictions:
         samples: N samples.
         codes: (N,) long, equal for samples of one patient.
         ids: identifiers of the samples.
-        groups: identifiers of the patients.
+        groups: identifiers of their patients.
     """
 
     samples: Samples
@@ -91,7 +93,13 @@ def samples_of(row: Row, folder: str | Path) -> Predictions:
     Raises:
         RowError: there are none, or the file is damaged.
     """
-    path = predictions_path(row, folder)
+    return _read(predictions_path(row, folder))
+
+
+def _read(path: Path, digest: str | None = None) -> Predictions:
+    if digest not in (None, file_sha256(path)):
+        text = f"{path}: changed since its rows were written; see medvlp benchmark verify"
+        raise RowError("changed predictions", text)
     try:
         frame = pd.read_parquet(path)
         groups = tuple(frame["group"].astype(str))
@@ -110,31 +118,21 @@ class Resampled:
 
     def __init__(self, cache: str | Path | None = None) -> None:
         self.cache = None if cache is None else Path(cache)
-        self._predictions: OrderedDict[tuple[str, str], Predictions] = OrderedDict()
-        self._metrics: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
+        self._read_once = lru_cache(_PREDICTIONS)(_read)
+        self._metrics: dict[str, dict[str, np.ndarray]] = {}  # the last used last
 
     def predictions(self, row: Row, folder: str | Path) -> Predictions:
         """Read the predictions of a row, as :func:`samples_of`, and check that they have not changed."""
-        key = (str(Path(folder) / str(row.get("predictions"))), str(row.get("predictions_sha256")))
-        if key not in self._predictions:
-            path = predictions_path(row, folder)
-            if row.get("predictions_sha256") not in (None, file_sha256(path)):
-                text = f"{path}: changed since its rows were written; see medvlp benchmark verify"
-                raise RowError("changed predictions", text)
-            self._predictions[key] = samples_of(row, folder)
-            if len(self._predictions) > _PREDICTIONS:
-                self._predictions.popitem(last=False)
-        return self._predictions[key]
+        return self._read_once(predictions_path(row, folder), row.get("predictions_sha256"))
 
-    def of(self, row: Row, metric: str, folder: str | Path, resamples: int, seed: int = 0) -> np.ndarray:
-        """Compute a metric in each resample.
+    def of(self, row: Row, metric: str, folder: str | Path, resamples: int) -> np.ndarray:
+        """Compute a metric of a row in each of R resamples, which are equal for equal patients.
 
         Args:
-            row: of a results file.
+            row: of the results file in ``folder``.
             metric: its name.
-            folder: that of the results file.
+            folder: that predictions are relative to.
             resamples: R.
-            seed: equal seeds draw equal resamples of equal patients.
 
         Returns:
             (R,) float32; NaN where the metric is undefined.
@@ -146,28 +144,25 @@ class Resampled:
         facts = {k: v for k, v in (row.get("notes") or {}).items() if k not in ("model", "data")}
         source = row.get("predictions_sha256") or str(predictions_path(row, folder).resolve())
         # another version may compute a metric in another way
-        key = value_sha256([__version__, row["task"], source, facts, resamples, seed])
-        if key in self._metrics:
-            self._metrics.move_to_end(key)
-        else:
-            self._metrics[key] = self._read(key) or self._resample(key, row, folder, resamples, seed)
-            if len(self._metrics) > _RESAMPLED:
-                self._metrics.popitem(last=False)
-        if metric not in self._metrics[key]:
-            expected = ", ".join(self._metrics[key])
-            raise ConfigError(f"{row['task']} has no metric {metric!r}; expected one of: {expected}")
-        return self._metrics[key][metric]
+        key = value_sha256([__version__, row["task"], source, facts, resamples, _SEED])
+        metrics = self._metrics.pop(key, None) or self._load(key) or self._resample(key, row, folder, resamples)
+        self._metrics[key] = metrics
+        if len(self._metrics) > _RESAMPLED:
+            self._metrics.pop(next(iter(self._metrics)))
+        if metric not in metrics:
+            raise ConfigError(f"{row['task']} has no metric {metric!r}; expected one of: {', '.join(metrics)}")
+        return metrics[metric]
 
-    def _resample(self, key: str, row: Row, folder: str | Path, resamples: int, seed: int) -> dict[str, np.ndarray]:
+    def _resample(self, key: str, row: Row, folder: str | Path, resamples: int) -> dict[str, np.ndarray]:
         predictions = self.predictions(row, folder)
-        drawn = distribution(measures_of(row), predictions.samples, predictions.codes, resamples, seed)
+        drawn = distribution(measures_of(row), predictions.samples, predictions.codes, resamples, _SEED)
         metrics = {name: values.float().numpy() for name, values in drawn.items()}
         if self.cache is not None:
             with atomic_write(self.cache / f"{key}.npz") as file:
                 np.savez(file, names=np.array(list(metrics)), values=np.stack(list(metrics.values())))
         return metrics
 
-    def _read(self, key: str) -> dict[str, np.ndarray] | None:
+    def _load(self, key: str) -> dict[str, np.ndarray] | None:
         if self.cache is None or not (self.cache / f"{key}.npz").is_file():
             return None
         with np.load(self.cache / f"{key}.npz") as file:

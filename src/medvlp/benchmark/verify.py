@@ -3,11 +3,13 @@
 import argparse
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.table import Table
 
 from medvlp.benchmark.gridfile import NAME, GridFile
@@ -55,7 +57,7 @@ class Fault:
 
 @dataclass
 class Verification:
-    """Result of :func:`verify`: the faults in order, and the numbers of rows, values, intervals and files checked."""
+    """The faults that :func:`verify` found, in order, and the numbers of rows, values, intervals and files checked."""
 
     faults: list[Fault] = field(default_factory=list)
     checked: Counter[str] = field(default_factory=Counter)
@@ -119,8 +121,8 @@ def _verify_run(rows: list[dict[str, Any]], path: Path, resamples: bool, result:
     for row in rows:
         place, name = f"{path}:{row['line']}", f"{_name(row)}, {row['metric']}"
         result.checked["values"] += 1
-        for difference in _differences(row, values, predictions):
-            result.add("changed value", place, f"{name}: {difference}")
+        for text in _changes(row, values, predictions):
+            result.add("changed value", place, f"{name}: {text}")
         if not resamples or not row.get("resamples"):
             continue
         settings = int(row["resamples"]), float(row["level"])
@@ -130,18 +132,18 @@ def _verify_run(rows: list[dict[str, Any]], path: Path, resamples: bool, result:
         result.checked["intervals"] += 1
         low, high = intervals[settings].get(row["metric"], (math.nan, math.nan))
         if not (_equal(row["low"], low) and _equal(row["high"], high)):
-            written = f"{row['low']} to {row['high']} was written, {low} to {high} found"
-            result.add("changed interval", place, f"{name}: {written}")
+            text = f"{row['low']} to {row['high']} was written, {low} to {high} found"
+            result.add("changed interval", place, f"{name}: {text}")
 
 
-def _differences(row: Mapping[str, Any], values: Mapping[str, float], predictions: Predictions) -> Iterable[str]:
+def _changes(row: Mapping[str, Any], values: Mapping[str, float], predictions: Predictions) -> Iterator[str]:
     if row["metric"] not in values:
         yield "this version of medvlp has no such metric"
     elif not _equal(row["value"], values[row["metric"]]):
         yield f"{row['value']} was written, {values[row['metric']]} found"
     counts = {"samples": len(predictions.ids), "groups": len(set(predictions.groups))}
     for name, count in counts.items():
-        if row.get(name) is not None and row[name] != count:
+        if row.get(name) not in (None, count):
             yield f"{row[name]} {name} were written, {count} found"
 
 
@@ -152,7 +154,7 @@ def _equal(written: float | None, computed: float) -> bool:
 
 
 def _verify_checkpoints(folder: Path, result: Verification) -> None:
-    known: dict[str, str] = {}  # one checkpoint serves many jobs, and may be large
+    hash_of = cache(file_sha256)  # one checkpoint serves many jobs, and may be large
     for job in GridFile.read(folder).jobs:
         if not job.checkpoint or not job.checkpoint_sha256:
             continue
@@ -160,14 +162,11 @@ def _verify_checkpoints(folder: Path, result: Verification) -> None:
         file = folder / job.checkpoint
         if not file.is_file():
             result.add("no checkpoint", str(file), f"{what} does not exist; its job can be run again")
-            continue
-        if job.checkpoint not in known:
-            known[job.checkpoint] = file_sha256(file)
-        if known[job.checkpoint] != job.checkpoint_sha256:
+        elif hash_of(file) != job.checkpoint_sha256:
             text = f"{what}: its SHA-256 is not the recorded one; run its jobs again"
             result.add("changed checkpoint", str(file), text)
     if (folder / NAME).is_file():
-        result.checked["checkpoints"] = len(known)
+        result.checked["checkpoints"] = hash_of.cache_info().currsize
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -177,22 +176,15 @@ def _name(row: Mapping[str, Any]) -> str:
 
 def _ranges(lines: Sequence[int]) -> str:
     """Format ascending numbers as "1-9, 12"."""
-    parts: list[list[int]] = []
-    for line in lines:
-        if parts and line == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], line]
-        else:
-            parts.append([line])
-    return ", ".join("-".join(map(str, part)) for part in parts)
+    series = pd.Series(lines)
+    runs = series.groupby((series.diff() != 1).cumsum())
+    return ", ".join(f"{run.min()}-{run.max()}" if len(run) > 1 else f"{run.min()}" for _, run in runs)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``medvlp benchmark verify``."""
     parser.add_argument("results", type=Path, help="results file of medvlp benchmark run, or of single runs")
-    options = {
-        "--checkpoints": "hash the checkpoints that grid.json names",
-        "--resamples": "compute the intervals again",
-    }
+    options = {"--checkpoints": "hash the checkpoints of grid.json", "--resamples": "compute the intervals again"}
     for name, text in options.items():
         parser.add_argument(name, action=argparse.BooleanOptionalAction, default=True, help=text)
 

@@ -42,7 +42,7 @@ from medvlp.results import parse_json, read_json, read_rows
 from medvlp.store import atomic_write, file_sha256
 
 STATE, LOG, RESULTS = "state.json", "log.txt", "results.jsonl"
-_FITTED = "fitted"
+_FITTED, _LAST = "fitted", "checkpoints/last.ckpt"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE = 20.0
 """Seconds to wait for the job's folder: processes of a killed run end within that time."""
@@ -72,7 +72,6 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _wrong_of(state: dict[str, Any]) -> str:
-    """Say what is wrong with a state; empty if nothing."""
     if state.get("state") not in ("done", "failed"):
         return "state is neither done nor failed"
     if not isinstance(state.get("seconds"), int | float) or not 0 <= state["seconds"] < 1e12:
@@ -107,7 +106,7 @@ def checkpoint_of(work: Path, job: Job) -> Path:
     """
     folder = job_folder(work, job)
     state = read_state(folder) or {}
-    path: Path = folder / state.get("checkpoint", "checkpoints/last.ckpt")
+    path: Path = folder / state.get("checkpoint", _LAST)
     if not path.is_file():
         raise CheckpointError(f"{path}: the checkpoint is gone; delete {folder / STATE} to pre-train again")
     if file_sha256(path) != state.get("checkpoint_sha256"):
@@ -164,7 +163,6 @@ def _rank() -> int:
 
 
 def _folder_of_rank(folder: Path) -> Path:
-    """Return where this process of several writes its config and its log."""
     return folder / f"rank{_rank()}" if _rank() else folder
 
 
@@ -212,14 +210,11 @@ def _done(job: Job, folder: Path, seconds: float) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         state["cost"] = parse_json((folder / "cost.json").read_bytes())
     if job.kind == "pretrain":
-        state["checkpoint"] = "checkpoints/last.ckpt"
-        state["checkpoint_sha256"] = file_sha256(folder / state["checkpoint"])
-        return state
+        return state | {"checkpoint": _LAST, "checkpoint_sha256": file_sha256(folder / _LAST)}
     rows = read_rows(folder / RESULTS)
     if not rows:
         raise DataError(f"{folder / RESULTS}: the test wrote no row")
-    state |= {"rows": len(rows), "results_sha256": file_sha256(folder / RESULTS)}
-    return state
+    return state | {"rows": len(rows), "results_sha256": file_sha256(folder / RESULTS)}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -230,19 +225,20 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def _config(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> Path:
     """Write the job's config with its folder, its encoder and the runner's callbacks."""
     settings: dict[str, Any] = {"trainer.default_root_dir": str(folder)}
-    added = [{"class_path": "medvlp.benchmark.callbacks.StayStopped"}]
-    watts = job.watts and job.watts * processes(job)
-    meter = {"class_path": "medvlp.benchmark.callbacks.CostMeter", "init_args": {"watts": watts}}
-    if job.kind == "task":
+    if job.kind == "task" and job.trains:
         settings["model.init_args.features_dir"] = str(work / "features")
-        if job.needs is not None:
-            assert checkpoint is not None
-            settings["model.init_args.encoder.checkpoint"] = str(checkpoint)
-        assert job.needs is None or job.config["model"]["init_args"]["encoder"]["checkpoint"] == ENCODER
-    if not job.trains:
-        settings.pop("model.init_args.features_dir", None)
+    if job.needs is not None:
+        assert checkpoint is not None
+        assert job.config["model"]["init_args"]["encoder"]["checkpoint"] == ENCODER
+        settings["model.init_args.encoder.checkpoint"] = str(checkpoint)
     config = with_settings(job.config, settings)
-    config["trainer"]["callbacks"] = [*config["trainer"].get("callbacks", []), *added, meter]
+    devices, nodes = devices_and_nodes(job)
+    watts = job.watts and job.watts * devices * nodes
+    config["trainer"]["callbacks"] = [
+        *config["trainer"].get("callbacks", []),
+        {"class_path": "medvlp.benchmark.callbacks.StayStopped"},
+        {"class_path": "medvlp.benchmark.callbacks.CostMeter", "init_args": {"watts": watts}},
+    ]
     path = _folder_of_rank(folder) / "job.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
@@ -257,12 +253,6 @@ def devices_and_nodes(job: Job) -> tuple[int, int]:
     return (int(devices) if str(devices).isdigit() else 1), int(nodes)
 
 
-def processes(job: Job) -> int:
-    """Return devices times nodes."""
-    devices, nodes = devices_and_nodes(job)
-    return devices * nodes
-
-
 def _fit_and_test(job: Job, folder: Path, work: Path, checkpoint: Path | None) -> None:
     nodes = devices_and_nodes(job)[1]
     if nodes > 1 and "SLURM_PROCID" not in os.environ:
@@ -271,7 +261,7 @@ def _fit_and_test(job: Job, folder: Path, work: Path, checkpoint: Path | None) -
             "trainer.num_nodes to 1 in the grid"
         )
     config = _config(job, folder, work, checkpoint)
-    last = folder / "checkpoints" / "last.ckpt"
+    last, best = folder / _LAST, folder / "checkpoints" / "best.ckpt"
     cli = None
     if job.trains and not (folder / _FITTED).is_file():
         cli = _medvlp("fit", config, last if last.is_file() else None, job)
@@ -279,7 +269,6 @@ def _fit_and_test(job: Job, folder: Path, work: Path, checkpoint: Path | None) -
     if job.kind == "pretrain":
         return
     (folder / RESULTS).unlink(missing_ok=True)  # of a test that was interrupted
-    best = folder / "checkpoints" / "best.ckpt"
     weights = (best if best.is_file() else last) if job.trains else None
     if cli is None:
         cli = _medvlp("test", config, weights, job)
@@ -298,9 +287,7 @@ def _medvlp(command: str, config: Path, checkpoint: Path | None, job: Job) -> An
         words += ["--ckpt_path", str(checkpoint)]
     elif command == "fit":  # a job that was killed before its first last.ckpt begins again
         words += ["--overwrite", "true"]
-    devices = job.config["trainer"].get("devices", 1)
-    alone = devices in (1, "1", [0]) or "SLURM_PROCID" in os.environ
-    if alone:
+    if job.config["trainer"].get("devices", 1) in (1, "1", [0]) or "SLURM_PROCID" in os.environ:
         from medvlp.running import build_cli
 
         return build_cli(words)
@@ -310,10 +297,7 @@ def _medvlp(command: str, config: Path, checkpoint: Path | None, job: Job) -> An
 
 @contextlib.contextmanager
 def _logged(path: Path, title: str) -> Iterator[None]:
-    """Redirect everything that this process prints to a file, including the output of native libraries.
-
-    A line with the time and the title begins it.
-    """
+    """Append everything that this process prints, native libraries included, to a file, below time and title."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)

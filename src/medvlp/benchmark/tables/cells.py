@@ -86,8 +86,8 @@ def column_of(
 
     Args:
         names: method of each cell; None where no method of ours belongs.
-        rows: all rows of the column.
-        metric: theirs.
+        rows: all rows of the column, of one metric.
+        metric: that metric.
         statistics: gives intervals and significance.
         cannot: methods that do not support the task.
         reported: the paper's values.

@@ -42,7 +42,6 @@ FRACTIONS = {"1%": 0.01, "10%": 0.1, "100%": 1.0, "zero-shot": None}
 """Printed fractions to shares of the training part."""
 
 _ABLATION = "ablation: "
-_PER_CENT = 100.0
 _PRINTED = ("task", "dataset", "protocol", "metric", "fraction", "class")
 
 
@@ -85,19 +84,13 @@ def _reported_cells() -> Mapping[tuple[str, ...], list[tuple[str, Reported]]]:
 
 @dataclass(frozen=True)
 class Spec:
-    """One column of one block.
+    """One column of one block; the module describes what is not here.
 
     Attributes:
         labels: header, outermost first.
-        printed: task, dataset, protocol, metric, fraction and class in the paper's words.
-        backbone: of the reported cell, where the table mixes backbones.
-        task: ours, as ``dataset``.
-        accepts: our protocols that may fill it.
+        printed: task, dataset, protocol, metric, fraction and class in the paper's words; the others are ours.
         metrics: our metrics that may fill it, the preferred first.
         fraction: share of the training part; None for zero-shot.
-        any_fraction: take whichever one fraction was run.
-        decimals: digits after the point.
-        scale: factor from our unit to the printed one.
     """
 
     labels: tuple[str, ...]
@@ -115,15 +108,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class LayoutRow:
-    """One row.
-
-    Attributes:
-        method: as in reported.csv.
-        label: as printed.
-        backbone: of the reported cells, where the method is reported with several.
-        benchmark: names in a grid that may fill it; the first with results does.
-        facts: further row headers.
-    """
+    """One row: ``method`` as in reported.csv, ``label`` as printed; the module describes the others."""
 
     method: str
     label: str
@@ -162,7 +147,7 @@ class Layout:
 
     @property
     def title(self) -> str:
-        """``G2D, Table 1``."""
+        """Such as "G2D, Table 1"."""
         return f"{self.paper}, Table {self.table}"
 
     @property
@@ -260,7 +245,7 @@ def _specs(
                 fraction=FRACTIONS[printed["fraction"]],
                 any_fraction=group.get("any_fraction", False),
                 decimals=group.get("decimals", table["decimals"]),
-                scale=group.get("scale", table.get("scale", _PER_CENT)),
+                scale=group.get("scale", table.get("scale", 100.0)),
             )
         )
     return specs

@@ -14,13 +14,9 @@ NUMBER, NOT_RUN, CANNOT, LOST = "number", "-", "/", "?"
 
 @dataclass(frozen=True)
 class Reported:
-    """What a paper prints in a cell.
+    """What a paper prints in a cell: a value such as "8.90", or "-", "/" or "?", and the number after ±, if any.
 
-    Attributes:
-        printed: the value as printed, such as "8.90"; "-", "/" or "?" if there is none.
-        std: the number after ±, as printed; None if there is none.
-        note: comment on the cell.
-        flags: inconsistencies within the paper or with another, a sentence each.
+    ``flags`` holds inconsistencies within the paper or with another, a sentence each.
     """
 
     printed: str
@@ -47,18 +43,15 @@ class Cell:
 
     Attributes:
         status: ``NUMBER`` if there is a value of ours, else the mark to print.
-        value: mean over the ``runs``.
-        std: sample standard deviation over the runs; None for one run.
+        value: mean over the ``runs``; ``std`` is their sample standard deviation, None for one run.
         low: lower end of the bootstrap interval of the mean over patients; None if unknown.
-        high: upper end.
         best: whether it is the best of its column, by more than chance.
         reported: the paper's value; None if the paper has no such cell.
         jobs: hashes of the jobs of its result rows; of rows of single runs, the first twelve digits of their settings'
             hash.
         lines: lines of those rows in the results file.
         scale: 100 for per cent, otherwise 1.
-        decimals: digits after the point, of value and interval.
-        std_decimals: of the standard deviation.
+        decimals: digits after the point of value and interval; ``std_decimals`` of the standard deviation.
         reason: why there is no value, if the rows say so.
     """
 
@@ -104,12 +97,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """One column: its labels, outermost first, and the metric of ours that fills it ("" if there is none).
 
-    Attributes:
-        labels: header, outermost first; as many as every other column of the table has.
-        metric: our metric that fills it, such as ``dice_positive``; "" if there is none.
-        fraction: share of the training part; None for zero-shot, or if the blocks hold the fractions.
+    ``fraction`` is None for zero-shot, or if the blocks hold the fractions.
     """
 
     labels: tuple[str, ...]
@@ -144,14 +134,10 @@ class Table:
 
     Attributes:
         name: ``g2d-1``, ``mgca-6``, ``own-segmentation``: also the label and the prefix of links.
-        title: "G2D, Table 1".
-        caption: what it shows.
-        columns: its columns; equal labels of neighbours are printed as one.
-        blocks: its body.
+        columns: equal labels of neighbours are printed as one.
         footnotes: sentences to print below.
         source: path of the results file as it was given; "" if the table holds reported numbers alone.
-        row_header: heading of the rows' labels.
-        fact_names: headings of the rows' facts.
+        row_header: heading of the rows' labels; ``fact_names`` those of their facts.
         phantom: whether some value comes from the phantom.
         reported_only: whether it holds the paper's values and none of ours.
         family: the kind of task of one of our own tables ("segmentation"); "" for a paper's.

@@ -196,11 +196,8 @@ def header(table: Table) -> list[list[Span]]:
 class CellText:
     """The parts of a cell's text, any of them empty.
 
-    Attributes:
-        main: the value or the mark.
-        spread: ``± 1.7 [63.1, 67.9]``.
-        paper: the paper's value, to stand beside in parentheses.
-        marks: letters of the flags that concern the paper's value.
+    ``main`` is the value or the mark, ``spread`` such as ``± 1.7 [63.1, 67.9]``, ``paper`` the paper's value beside it,
+    ``marks`` the letters of the flags that concern that.
     """
 
     main: str
