@@ -76,3 +76,11 @@ def test_options_of_a_parser():
     parser.add_argument("--views", type=int)
     parser.add_argument("--cleaning")
     assert compat.option_names(parser) == ["cleaning", "views"]
+
+
+def test_print_options_of_tensors_are_restored():
+    before = str(torch.tensor([1.23456, 2e5]))
+    with compat.keep_print_options():
+        torch.set_printoptions(precision=1, sci_mode=False)
+        assert str(torch.tensor([1.23456, 2e5])) != before
+    assert str(torch.tensor([1.23456, 2e5])) == before

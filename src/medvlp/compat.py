@@ -4,10 +4,12 @@ Each entry says in which version the name was seen. ``tests/test_compat.py`` fai
 tells what to look at. Lightning is not imported at run time: the functions take the objects that they reach into.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +36,17 @@ def sparse_parts(tensor: Tensor) -> list[Tensor]:
 def set_group_timeout(distributed: Any, timeout: timedelta, group: Any) -> None:
     """Set the timeout of a process group's later collectives (``distributed_c10d._set_pg_timeout``)."""
     distributed.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+@contextmanager
+def keep_print_options() -> Iterator[None]:
+    """Restore the print options of tensors, which torch can set but not tell (``torch._tensor_str.PRINT_OPTS``)."""
+    options = torch._tensor_str.PRINT_OPTS
+    before = dict(vars(options))
+    try:
+        yield
+    finally:
+        vars(options).update(before)
 
 
 def unscale_before_step(optimizer: Optimizer) -> None:

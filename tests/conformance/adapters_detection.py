@@ -8,8 +8,7 @@ from adapters_baselines import Arrays, numbers, tensor
 from torch import Tensor
 
 from medvlp.tasks.detection.decode import Predictions, corners_of, decode_scale, detect
-from medvlp.tasks.detection.loss import TERMS, scale_terms, total_of, yolo_loss
-from medvlp.tasks.detection.targets import ScaleTargets, Truth, assign
+from medvlp.tasks.detection.loss import TERMS, ScaleTargets, Truth, assign, scale_terms, weighted, yolo_loss
 
 
 def _truth(rows: np.ndarray) -> Truth:
@@ -31,7 +30,11 @@ def _one_scale(x: Arrays, raw: Tensor) -> tuple[Tensor, dict[str, Tensor], Scale
         ignore_threshold=float(x["ignore_threshold"]),
     )
     terms = scale_terms(raw, targets)
-    return total_of(terms), terms, targets
+    return _total(terms), terms, targets
+
+
+def _total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(weighted(terms).values())).sum()
 
 
 def mgca_yolo_one_scale(x: Arrays) -> Arrays:
@@ -71,11 +74,11 @@ def mgca_yolo_three_scales(x: Arrays) -> Arrays:
     grids = [(raw.shape[2], raw.shape[3]) for raw in outputs]
     image_size = (32 * grids[0][0], 32 * grids[0][1])
     targets = assign(_truth(x["targets"]), grids, anchors, image_size)
-    total, terms = yolo_loss(outputs, targets)
-    alone = [yolo_loss([raw], [target])[0] for raw, target in zip(outputs, targets, strict=True)]
+    terms = yolo_loss(outputs, targets)
+    alone = [_total(scale_terms(raw, target)) for raw, target in zip(outputs, targets, strict=True)]
     return {
-        **numbers(total=total, loss_per_scale=torch.stack(alone)),
-        "summed_terms": torch.stack([total, *(terms[term] for term in TERMS)]).numpy(),
+        **numbers(total=torch.stack(alone).sum(), loss_per_scale=torch.stack(alone)),
+        "summed_terms": torch.stack([torch.stack(alone).sum(), *(terms[term] for term in TERMS)]).numpy(),
         **{f"decoded{i}": decode_scale(raw, anchors[i], image_size).numpy() for i, raw in enumerate(outputs)},
     }
 

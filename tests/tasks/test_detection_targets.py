@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medvlp.errors import ConfigError
-from medvlp.tasks.detection.targets import ScaleTargets, Truth, assign, shape_iou, truth_of
+from medvlp.tasks.detection.loss import ScaleTargets, Truth, assign, shape_iou, truth_of
 from medvlp.tasks.detection.yolo import COCO_ANCHORS, scaled_anchors
 
 
@@ -160,9 +159,3 @@ def test_shape_iou_of_equal_shapes_is_one_and_plus_one_makes_small_ones_alike():
     small = torch.tensor([[0.1, 0.1]])
     assert shape_iou(small, 4 * small).item() == pytest.approx(1 / 16)
     assert shape_iou(small, 4 * small, extra=1).item() > 0.6
-
-
-def test_unknown_variant():
-    truth = truth_of([torch.zeros(0, 4)], None, (224, 224))
-    with pytest.raises(ConfigError, match="official, yolov3"):
-        assign(truth, [(7, 7)], scaled_anchors((224, 224)), (224, 224), variant="yolov4")

@@ -11,10 +11,10 @@ import torch
 from torchvision.ops import box_iou
 
 from medvlp.errors import ConfigError
-from medvlp.tasks.detection import quiet
+from medvlp.tasks.detection import ultralytics_head
 from medvlp.tasks.detection.decode import detect
+from medvlp.tasks.detection.loss import truth_of
 from medvlp.tasks.detection.pyramid import plan_levels
-from medvlp.tasks.detection.targets import truth_of
 from medvlp.tasks.detection.ultralytics_head import UltralyticsYOLOv3
 
 needs_package = pytest.mark.skipif(
@@ -23,7 +23,7 @@ needs_package = pytest.mark.skipif(
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(quiet, "find_spec", lambda name: None)
+    monkeypatch.setattr(ultralytics_head, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'medvlp\[detection\]'"):
         UltralyticsYOLOv3(plan_levels([8, 16, 32]), [8, 8, 8], (64, 64))
 
@@ -38,6 +38,7 @@ def test_importing_it_changes_nothing_and_calls_nobody(tmp_path):
     code = """
         import os, socket, sys, warnings
         import numpy as np, torch
+        from medvlp.tasks.detection.ultralytics_head import import_ultralytics
 
         def refused(*args, **kwargs):
             raise AssertionError(f"network: {args}")
@@ -52,7 +53,6 @@ def test_importing_it_changes_nothing_and_calls_nobody(tmp_path):
             return torch.save, str(torch.tensor([1.23456, 2e5])), np.get_printoptions(), warnings.filters[:]
 
         environment, before = dict(os.environ), state()
-        from medvlp.tasks.detection.quiet import import_ultralytics
         package, tasks, utils, events = import_ultralytics("", "nn.tasks", "utils", "utils.events")
         changed = {k for k in {**os.environ, **environment} if os.environ.get(k) != environment.get(k)}
         assert changed == {"YOLO_OFFLINE", "YOLO_AUTOINSTALL", "YOLO_VERBOSE"}, changed

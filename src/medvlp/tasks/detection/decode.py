@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from medvlp.errors import check_choice
 from medvlp.losses.precision import exact
 from medvlp.tasks.detection.loss import split_output
 
@@ -110,19 +109,11 @@ def suppress(
     plain
         IoU of real-valued boxes; a box is dropped at IoU **>** the threshold (torchvision).
 
-    Overlaps are computed in float64, so that many groups cost no precision.
-
-    Args:
-        boxes: (M, 4) x0, y0, x1, y1.
-        scores: (M,).
-        groups: (M,) int64; only boxes of the same group suppress each other.
-        iou_threshold: in [0, 1].
-        convention: of the IoU.
+    Overlaps of the (M, 4) corners are computed in float64, so that many (M,) groups cost no precision.
 
     Returns:
         Indices of the kept boxes, by descending score.
     """
-    check_choice("IoU convention", convention, CONVENTIONS)
     if not len(boxes):
         return torch.zeros(0, dtype=torch.long, device=boxes.device)
     corners = boxes.double()

@@ -44,26 +44,21 @@ def plan_levels(reductions: Sequence[int]) -> LevelPlan:
                               the encoder gives maps of three depths, the earliest is doubled, the last halved
     ========================  ==============================================================================
 
-    Where the encoder has several strides, the deepest map of each stride is used.
-
-    Args:
-        reductions: stride of each level of the encoder, finest first.
-
-    Raises:
-        ConfigError: the encoder has no feature maps.
+    Where the encoder has several strides, the deepest map of each stride is used. ``reductions`` are the strides of its
+    levels, finest first.
     """
     if not reductions:
         raise ConfigError("detection needs an encoder with feature maps, and this one has none")
     deepest = {stride: i for i, stride in enumerate(reductions)}
     strides = sorted(deepest, reverse=True)
     if len(strides) >= 3:
-        chosen = strides[:3]
-        a, b, c = (deepest[s] for s in chosen)
-        return LevelPlan((a, b, c), ("keep", "keep", "keep"), (chosen[0], chosen[1], chosen[2]))
+        coarse, middle, fine = strides[:3]
+        sources = deepest[coarse], deepest[middle], deepest[fine]
+        return LevelPlan(sources, ("keep", "keep", "keep"), (coarse, middle, fine))
     if len(strides) == 2:
         coarse, fine = strides
-        a, b = deepest[coarse], deepest[fine]
-        return LevelPlan((a, a, b), ("down", "keep", "keep"), (2 * coarse, coarse, fine))
+        sources = deepest[coarse], deepest[coarse], deepest[fine]
+        return LevelPlan(sources, ("down", "keep", "keep"), (2 * coarse, coarse, fine))
     last = len(reductions) - 1
     stride = strides[0]
     sources = (last, last - 1, last - 2) if last >= 2 else (last, last, last)

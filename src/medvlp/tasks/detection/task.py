@@ -15,8 +15,8 @@ from medvlp.metrics.detection import COLUMNS, detection_measures
 from medvlp.metrics.samples import SampleStore
 from medvlp.tasks.base import Features, Task, seeded
 from medvlp.tasks.detection.decode import CONVENTIONS, Convention, Detections, detect
+from medvlp.tasks.detection.loss import Truth, Variant, truth_of
 from medvlp.tasks.detection.pyramid import plan_levels
-from medvlp.tasks.detection.targets import Truth, Variant, truth_of
 from medvlp.tasks.detection.ultralytics_head import UltralyticsYOLOv3
 from medvlp.tasks.detection.yolo import YOLOv3
 from medvlp.tasks.encoder import EncoderSource, optim_from

@@ -1,24 +1,91 @@
 """``head: ultralytics``: the YOLOv3 neck and ``Detect`` head of the ultralytics package on the encoder's pyramid.
 
-The package is AGPL-3.0 and an extra; it is imported only when such a head is built.
+The package is AGPL-3.0 and an extra; it is imported only when such a head is built. At import, version 8.4 resolves
+host names to see whether it is online, and writes a settings file in the home folder whose ``sync`` enables usage
+events and crash reports. It also sets environment variables (``OMP_NUM_THREADS`` among them), print options of torch
+and numpy and OpenCV's threads, adds warning filters, and replaces ``torch.save``: see :func:`import_ultralytics`.
 """
 
-from collections.abc import Sequence
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
+from medvlp.compat import keep_print_options
 from medvlp.errors import ConfigError
 from medvlp.losses.precision import exact
 from medvlp.tasks.detection.decode import Predictions, corners_of
+from medvlp.tasks.detection.loss import Truth
 from medvlp.tasks.detection.pyramid import LevelPlan, ThreeLevels
-from medvlp.tasks.detection.quiet import import_ultralytics
-from medvlp.tasks.detection.targets import Truth
+
+_OFF = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
+"""No network, no pip, no log lines; kept set for later calls into the package."""
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    """Restore what importing ultralytics changes in this process."""
+    environment = dict(os.environ)
+    save = torch.save
+    cv2 = import_module("cv2") if find_spec("cv2") is not None else None
+    threads = cv2.getNumThreads() if cv2 is not None else 0
+    try:
+        with warnings.catch_warnings(), np.printoptions(), keep_print_options():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.save = save
+        if cv2 is not None:
+            cv2.setNumThreads(threads)
+
+
+@cache
+def _settings_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="medvlp-ultralytics-")
+
+
+def import_ultralytics(*modules: str) -> list[Any]:
+    """Import modules of ultralytics ("nn.tasks"; "" is the package itself) without network, telemetry and side effects.
+
+    Its settings live in a temporary folder of this process, with ``sync: false``; a settings file of the user is
+    neither read nor written. If the user has imported ultralytics before, it is left as it is.
+    """
+    missing = "head: ultralytics needs the package ultralytics (AGPL-3.0); install it with: pip install"
+    if find_spec("ultralytics") is None:
+        raise ConfigError(f"{missing} 'medvlp[detection]'")
+    names = [f"ultralytics.{name}".removesuffix(".") for name in modules]
+    try:
+        if "ultralytics" in sys.modules:
+            with _unchanged():
+                return [import_module(name) for name in names]
+        os.environ.update(_OFF)
+        with _unchanged():
+            folder = Path(_settings_folder().name)
+            os.environ["YOLO_CONFIG_DIR"] = str(folder)
+            (folder / "Ultralytics").mkdir(exist_ok=True)
+            (folder / "Ultralytics" / "settings.json").write_text(json.dumps({"sync": False}))
+            package = import_module("ultralytics")
+            package.settings.update({"sync": False})  # a version with another schema resets the file
+            return [import_module(name) for name in names]
+    except ImportError as error:
+        raise ConfigError(f"{missing} 'medvlp[detection]' (importing it failed: {error})") from error
+
 
 _MODEL = Path("cfg") / "models" / "v3" / "yolov3.yaml"
 
@@ -67,9 +134,6 @@ class UltralyticsYOLOv3(nn.Module):
         image_size: height and width of the images in pixels, which must be equal.
         num_classes: classes of the boxes.
         width: factor on the package's channels.
-
-    Raises:
-        ConfigError: the package is missing or too old, or the images are not square.
     """
 
     exact_parts = ("detect",)
@@ -135,12 +199,7 @@ class UltralyticsYOLOv3(nn.Module):
         raise AssertionError("the last layer is Detect")
 
     def loss(self, outputs: Any, truth: Truth) -> dict[str, Tensor]:
-        """Return the package's loss per image: box (CIoU), classes and dfl, weighted by its own gains.
-
-        Args:
-            outputs: of :meth:`forward`, in either mode.
-            truth: the boxes; images without any are background.
-        """
+        """Return the package's loss per image: box (CIoU), classes and dfl, weighted by its own gains."""
         rows = truth.valid.nonzero().squeeze(1)
         dtype, default = next(self.detect.parameters()).dtype, torch.get_default_dtype()
         batch = {
@@ -160,11 +219,7 @@ class UltralyticsYOLOv3(nn.Module):
         return dict(zip(("box", "classes", "dfl"), (summed / truth.batch).unbind(), strict=True))
 
     def decode(self, outputs: Any) -> Predictions:
-        """Return all boxes of evaluation-mode outputs; the score is the probability of the best class.
-
-        Raises:
-            ConfigError: the outputs are of training mode.
-        """
+        """Return all boxes of evaluation-mode outputs; the score is the probability of the best class."""
         if not isinstance(outputs, tuple):
             raise ConfigError("head: ultralytics decodes boxes only in evaluation mode; call eval() before forward")
         boxes = exact(outputs[0])[0].transpose(1, 2)
