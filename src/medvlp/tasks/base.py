@@ -1,12 +1,12 @@
 """Base of the downstream tasks: an encoder, a protocol, per-sample predictions, metrics with intervals, result rows."""
 
-import os
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from medvlp.console import console
-from medvlp.errors import CheckpointError, ConfigError, DataError, check_range
+from medvlp.errors import CheckpointError, ConfigError, DataError, check_choice, check_range
 from medvlp.losses.precision import total
 from medvlp.metrics.bootstrap import Interval, Measures, group_codes, interval
 from medvlp.metrics.samples import Samples, SampleStore
@@ -23,7 +23,7 @@ from medvlp.results import ResultRow, append_rows, write_predictions
 from medvlp.seeding import derive_seed, run_seed
 from medvlp.store import value_sha256
 from medvlp.tasks.encoder import EncoderSource, TaskEncoder, optim_from, source_from
-from medvlp.tasks.features import StoredFeatures, features_key, store_features
+from medvlp.tasks.features import store_features
 from medvlp.training.guards import need_weights
 from medvlp.training.module import TrainingModule
 from medvlp.training.optim import OptimConfig
@@ -31,6 +31,23 @@ from medvlp.training.schema import CHECKPOINT_KEY, conform, mapping
 from medvlp.training.settings import check_named, plain
 
 Features = Literal["cached", "live"]
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedProtocol:
+    """Settings of a protocol that trains; batch, epochs, images and selection belong to data module and trainer."""
+
+    frozen: bool = True
+    encoder_mode: Literal["eval", "train"] = "eval"
+    optim: OptimConfig
+
+
+def protocol_settings(what: str, protocols: Mapping[str, S], protocol: str, **arguments: Any) -> S:
+    """Return the settings of a protocol, in which arguments that are not None replace its own."""
+    check_choice(f"{what} protocol", protocol, protocols)
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return replace(protocols[protocol], **given)  # type: ignore[type-var]
 
 
 class Task(TrainingModule):
@@ -61,10 +78,6 @@ class Task(TrainingModule):
         level: coverage of the intervals.
         dense: do not upsample the images before the encoder.
         keep_method: keep the whole method.
-
-    Raises:
-        ConfigError: contradictory settings.
-        CheckpointError: from the encoder's source.
     """
 
     task: ClassVar[str] = ""
@@ -120,8 +133,6 @@ class Task(TrainingModule):
         self._stores: dict[str, SampleStore] = {}
         self.train()
 
-    # ---------------------------------------------------------------- the contract
-
     @abstractmethod
     def store(self) -> SampleStore:
         """Make an empty store with the task's per-sample columns."""
@@ -136,10 +147,7 @@ class Task(TrainingModule):
         """Return the function that computes all metrics of samples, and with weights of each resample.
 
         It depends on ``facts`` alone: :meth:`facts` of the task, or the ``notes`` of a result row, which include them,
-        so that ``medvlp benchmark verify`` can recompute a row from its predictions.
-
-        Raises:
-            KeyError: a fact is missing.
+        so that ``medvlp benchmark verify`` can recompute a row from its predictions. KeyError if a fact is missing.
         """
 
     def measures(self, samples: Samples, weights: Tensor | None = None) -> dict[str, Tensor]:
@@ -171,8 +179,6 @@ class Task(TrainingModule):
         """Choose the metrics that validation logs, as ``val/<name>``."""
         return measures
 
-    # ---------------------------------------------------------------- encoder
-
     def train(self, mode: bool = True) -> "Task":
         """Override: a frozen encoder keeps its own mode."""
         super().train(mode)
@@ -186,8 +192,6 @@ class Task(TrainingModule):
             return batch["features"]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.extract(batch["image"])
-
-    # ---------------------------------------------------------------- Lightning
 
     def setup(self, stage: str) -> None:
         """Check the data, and let the loaders read stored features instead of images if the encoder is frozen."""
@@ -225,28 +229,10 @@ class Task(TrainingModule):
             raise ConfigError(f"{type(self).__name__} needs a medvlp data module")
         return datamodule
 
-    def _stored(self, split: str, dataset: Any) -> StoredFeatures:
+    def _stored(self, split: str, dataset: Any) -> Any:
         if self.trainer.state.fn != "fit":
             need_weights(self.trainer, self)  # before encoding all images in vain
-        datamodule = self._datamodule()
-        views = self.views if split == "train" else 1
-        precision = str(self.trainer.precision)
-        key = features_key(dataset, self.encoder.sha256, self.what(), views, self.features_dtype, precision)
-        folder = self.features_dir or os.path.join(self.trainer.default_root_dir, "features")
-        self.encoder.to(self.trainer.strategy.root_device).eval()
-        return store_features(
-            dataset,
-            self.extract,
-            folder=folder,
-            key=key,
-            trainer=self.trainer,
-            views=views,
-            dtype=self.features_dtype,
-            batch_size=datamodule.eval_batch_size,
-            num_workers=datamodule.num_workers,
-            title=f"{self.encoder.name}, {split}",
-            limit_gb=self.features_limit_gb,
-        )
+        return store_features(self, dataset, split)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the sum of :meth:`loss`, with every term logged as ``train/<term>``."""
@@ -300,8 +286,6 @@ class Task(TrainingModule):
         if self.trainer.is_global_zero:
             self._write(samples, values)
         self._log_metrics("test", values)
-
-    # ---------------------------------------------------------------- results
 
     def _write(self, samples: Samples, values: Mapping[str, Tensor]) -> None:
         """Write predictions and one row per metric, and print a table."""
@@ -367,15 +351,9 @@ class Task(TrainingModule):
         settings.pop("features_dir", None)
         return settings
 
-    # ---------------------------------------------------------------- checkpoints
-
     def payload(self) -> dict[str, Any]:
         """Identify task and encoder."""
-        return {
-            "task": type(self).__name__,
-            "encoder_sha256": self.encoder.sha256,
-            "settings": self.settings(),
-        }
+        return {"task": type(self).__name__, "encoder_sha256": self.encoder.sha256, "settings": self.settings()}
 
     def take_payload(self, checkpoint: dict[str, Any]) -> None:
         """Raise unless the checkpoint is of this task and of this encoder."""

@@ -17,7 +17,7 @@ from medvlp.losses.precision import exact
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.classification import best_f1_thresholds, classification_measures
 from medvlp.metrics.samples import Samples, SampleStore
-from medvlp.tasks.base import Features, Task, seeded
+from medvlp.tasks.base import Features, Task, TrainedProtocol, protocol_settings, seeded
 from medvlp.tasks.encoder import EncoderSource, Pool, optim_from
 from medvlp.training.optim import OptimConfig, adam_eps, build_schedule, parameter_groups
 
@@ -25,49 +25,31 @@ Labels = Literal["multilabel", "multiclass"]
 Head = Literal["linear", "norm_linear"]
 
 
-@dataclass(frozen=True)
-class _Protocol:
-    """Model settings; batch, epochs, images and selection belong to the data module and the trainer."""
-
-    frozen: bool
-    optim: OptimConfig
-    encoder_mode: Literal["eval", "train"] = "eval"
+@dataclass(frozen=True, kw_only=True)
+class _Protocol(TrainedProtocol):
     head: Head = "linear"
     pool: Pool = "auto"
     lrs: tuple[float, ...] = ()
 
 
-_MGCA = OptimConfig(lr=5e-4, weight_decay=1e-6, decay_all=True, schedule="constant")
+_MGCA = _Protocol(optim=OptimConfig(lr=5e-4, weight_decay=1e-6, decay_all=True, schedule="constant"))
+_GLORIA = OptimConfig(optimizer="adam", lr=1e-4, weight_decay=0.0, betas=(0.5, 0.999), schedule="plateau")
+_MEDKLIP = OptimConfig(lr=1e-5, weight_decay=0.02, schedule="warmup_cosine", warmup=2000, min_lr=1e-5)
+_MACO = OptimConfig(optimizer="sgd", lr=3e-3, weight_decay=0.0, schedule="warmup_cosine", warmup=50)
 PROTOCOLS: dict[str, _Protocol] = {
     "linear": _Protocol(
-        frozen=True,
         optim=OptimConfig(lr=1e-3, weight_decay=1e-6, decay_all=True, schedule="constant"),
         lrs=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     ),
-    "linear_mgca": _Protocol(frozen=True, optim=_MGCA),
-    "linear_g2d": _Protocol(frozen=True, optim=_MGCA),
-    "linear_gloria": _Protocol(
-        frozen=True,
-        encoder_mode="train",
-        optim=OptimConfig(optimizer="adam", lr=1e-4, weight_decay=0.0, betas=(0.5, 0.999), schedule="plateau"),
-    ),
+    "linear_mgca": _MGCA,
+    "linear_g2d": _MGCA,
+    "linear_gloria": _Protocol(encoder_mode="train", optim=_GLORIA),
     "finetune_g2d": _Protocol(
         frozen=False, optim=OptimConfig(lr=1e-4, weight_decay=0.01, decay_all=True, schedule="constant")
     ),
-    "finetune_medklip": _Protocol(
-        frozen=False,
-        optim=OptimConfig(lr=1e-5, weight_decay=0.02, schedule="warmup_cosine", warmup=2000, min_lr=1e-5),
-    ),
-    "finetune_maco": _Protocol(
-        frozen=False,
-        head="norm_linear",
-        pool="mean",
-        optim=OptimConfig(optimizer="sgd", lr=3e-3, weight_decay=0.0, schedule="warmup_cosine", warmup=50),
-    ),
-    "finetune_benchx": _Protocol(
-        frozen=False,
-        optim=OptimConfig(optimizer="adam", lr=1e-5, weight_decay=0.0, schedule="warmup_cosine", warmup=50),
-    ),
+    "finetune_medklip": _Protocol(frozen=False, optim=_MEDKLIP),
+    "finetune_maco": _Protocol(frozen=False, head="norm_linear", pool="mean", optim=_MACO),
+    "finetune_benchx": _Protocol(frozen=False, optim=dataclasses.replace(_MACO, optimizer="adam", lr=1e-5)),
 }
 """Protocols by name; see :class:`Classification`."""
 
@@ -109,13 +91,9 @@ class Classification(Task):
             multiclass). Only with a frozen encoder; [] uses the ``lr`` of ``optim``.
         dropout: before the head.
         **options: of :class:`~medvlp.tasks.base.Task`: features, views, features_dir, resamples, image_size, …
-
-    Raises:
-        ConfigError: an unknown protocol, or several learning rates for a trained encoder.
     """
 
     task = "classification"
-
     exact_parts = ("thresholds",)
     chosen: Tensor
     thresholds: Tensor
@@ -136,33 +114,38 @@ class Classification(Task):
         features: Features = "cached",
         **options: Any,
     ) -> None:
-        check_choice("classification protocol", protocol, PROTOCOLS)
+        settings = protocol_settings(
+            "classification",
+            PROTOCOLS,
+            protocol,
+            pool=pool,
+            head=head,
+            frozen=frozen,
+            encoder_mode=encoder_mode,
+            optim=optim_from(optim),
+            lrs=[] if lrs is None and optim is not None else lrs,
+        )
         check_choice("labels", labels, get_args(Labels))
-        settings = PROTOCOLS[protocol]
         super().__init__(
             encoder,
             protocol=protocol,
             image_size=image_size,
-            frozen=settings.frozen if frozen is None else frozen,
-            encoder_mode=encoder_mode or settings.encoder_mode,
-            optim=optim_from(optim) or settings.optim,
+            frozen=settings.frozen,
+            encoder_mode=settings.encoder_mode,
+            optim=settings.optim,
             features=features,
             **options,
         )
         self.labels = labels
-        self.pool: Pool = pool or settings.pool
-        self.head_kind: Head = head or settings.head
-        if lrs is None:
-            lrs = list(settings.lrs) if optim is None else []
-        self.lrs = tuple(lrs) or (self.optim_config.lr,)
+        self.pool: Pool = settings.pool
+        self.head_kind: Head = settings.head
+        self.lrs = tuple(settings.lrs) or (self.optim_config.lr,)
         self.optim_config = dataclasses.replace(self.optim_config, lr=self.lrs[0])
         if len(self.lrs) > 1 and not self.frozen:
             raise ConfigError("several learning rates (lrs) at once need a frozen encoder; set frozen: true")
         self.dropout = dropout
         self.heads = nn.ModuleList()
         self.names: list[str] = []
-
-    # ---------------------------------------------------------------- set-up
 
     def setup(self, stage: str) -> None:
         """Override: build the heads for the labels of the data module first."""
@@ -197,11 +180,11 @@ class Classification(Task):
 
     def _head(self, classes: int) -> nn.Module:
         width = self.encoder.width
-        linear = nn.Linear(width, classes)
+        linear, norm = nn.Linear(width, classes), nn.Identity()
         if self.head_kind == "norm_linear":
             nn.init.trunc_normal_(linear.weight, std=2e-5)
             nn.init.zeros_(linear.bias)
-        norm = nn.LayerNorm(width, eps=1e-6) if self.head_kind == "norm_linear" else nn.Identity()
+            norm = nn.LayerNorm(width, eps=1e-6)
         return nn.Sequential(norm, nn.Dropout(self.dropout), linear)
 
     def configure_optimizers(self) -> Any:
@@ -222,8 +205,6 @@ class Classification(Task):
             optimizer = kind(groups, betas=config.betas, eps=adam_eps(groups))
         schedule = build_schedule(optimizer, config, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
-
-    # ---------------------------------------------------------------- training
 
     def extract(self, images: Tensor) -> Sequence[Tensor]:
         """Return the pooled feature, (B, C)."""
@@ -253,8 +234,6 @@ class Classification(Task):
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the cross-entropy; several heads, which share no weight, are summed."""
         return {"cross_entropy": self.per_head_loss(self.logits(batch), batch["label"]).sum()}
-
-    # ---------------------------------------------------------------- evaluation
 
     def _choosing(self) -> bool:
         return bool(self.trainer.validating or self.trainer.sanity_checking or self.trainer.state.fn == "fit")

@@ -11,30 +11,28 @@ Each process writes one shard: of W processes, process r stores the samples r, r
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medvlp.datasets.base import RadiographDataset
-from medvlp.errors import ConfigError, DataError
+from medvlp.errors import ConfigError, DataError, check_choice
 from medvlp.store import get_or_make, value_sha256
 from medvlp.text import Collate
 
-Extract = Callable[[Tensor], Sequence[Tensor]]
-"""(B, 3, S, S) images to K tensors (B, …), of the same shapes for every batch."""
+if TYPE_CHECKING:
+    from medvlp.tasks.base import Task
 
 _DONE = "features.json"
 _WAIT = "wait"
 _LEAST = {"views": 1, "side": 0, "levels": 1, "shards": 1}
-_TYPES: dict[str, type] = {"float32": np.float32, "float16": np.float16}
+_TYPES = ("float32", "float16")
 _PLAIN = ("size", "geometry")
 
 
@@ -92,13 +90,6 @@ class StoredFeatures(Dataset[dict[str, Any]]):
 
     A batch has the keys of :mod:`medvlp.datamodules.base` without image and text, and ``features``: a list of K
     float32 tensors (B, …).
-
-    Args:
-        folder: as :func:`store_features` left it.
-        ids: of the samples.
-
-    Raises:
-        DataError: the folder is damaged.
     """
 
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
@@ -127,11 +118,7 @@ class StoredFeatures(Dataset[dict[str, Any]]):
         return self.__getitems__([key])
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, Any]:
-        """Return the batch of some samples.
-
-        Args:
-            keys: (index, epoch), or the index alone for view 0.
-        """
+        """Return the batch of some samples, each (index, epoch), or the index alone for view 0."""
         pairs = np.array([key if isinstance(key, tuple) else (int(key), 0) for key in keys])
         rows, views = pairs[:, 0], pairs[:, 1] % self.views
         stored = self._gather(views, rows)
@@ -174,20 +161,9 @@ class _Views(Sampler[tuple[int, int]]):
         return ((row, view) for view in range(self.views) for row in self.rows)
 
 
-def features_key(
-    dataset: RadiographDataset, encoder_sha256: str, what: str, views: int, dtype: str, precision: str = "32-true"
-) -> str:
-    """Hash everything that the stored features of a dataset depend on.
-
-    Args:
-        dataset: with its transform.
-        encoder_sha256: of :func:`medvlp.tasks.encoder.fingerprint`.
-        what: which of the encoder's outputs.
-        views: augmented views per sample.
-        dtype: of the numbers.
-        precision: that the encoder ran in.
-    """
-    transform = dataset.transform
+def _key(task: "Task", dataset: RadiographDataset, views: int) -> str:
+    """Hash everything that the stored features of a dataset depend on."""
+    transform, precision = dataset.transform, str(task.trainer.precision)
     annotations = [c for c in ("shapes", "boxes", "box_labels") if c in dataset.table.column_names]
     drawn = hashlib.sha256()
     for column in ("id", "image", *(annotations if dataset.targets else ())):
@@ -200,10 +176,10 @@ def features_key(
             "intensity": dataset.reading,
             "seed": dataset.seed if transform is not None and transform.train else None,
             "targets": list(dataset.targets),
-            "encoder": encoder_sha256,
-            "what": what,
+            "encoder": task.encoder.sha256,
+            "what": task.what(),
             "views": views,
-            "dtype": dtype,
+            "dtype": task.features_dtype,
             **({} if precision == "32-true" else {"precision": precision}),
         }
     )[:32]
@@ -212,9 +188,9 @@ def features_key(
 class _Writer:
     """One shard while it is being written."""
 
-    def __init__(self, folder: Path, shape: tuple[int, int], dtype: str) -> None:
+    def __init__(self, folder: Path, shape: tuple[int, int], dtype: "np.dtype[Any] | str") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.shape, self.dtype = folder, shape, dtype
+        self.folder, self.shape, self.dtype = folder, shape, np.dtype(dtype)
         self.arrays: dict[str, np.ndarray] = {}
         self.boxes: list[np.ndarray] = []
         self.box_labels: list[np.ndarray] = []
@@ -236,9 +212,9 @@ class _Writer:
         self.done += len(numbers)
         at = np.divmod(numbers, max(self.shape[1], 1))
         for k, level in enumerate(levels):
-            if self.dtype == "float16" and len(level) and np.abs(level).max() > np.finfo(np.float16).max:
+            if self.dtype == np.float16 and len(level) and np.abs(level).max() > np.finfo(np.float16).max:
                 raise ConfigError("the encoder's features overflow float16; set features_dtype: float32")
-            self._put(f"level{k}", level, at, _TYPES[self.dtype])
+            self._put(f"level{k}", level, at, self.dtype)
         self._put("index", batch["index"].numpy(), at)
         self._put("label", batch["label"].numpy(), at)
         if "mask" in batch:
@@ -292,65 +268,43 @@ def _check_space(title: str, folder: Path, samples: int, views: int, each: int, 
 
 
 @torch.no_grad()
-def store_features(
-    dataset: RadiographDataset,
-    extract: Extract,
-    *,
-    folder: str | Path,
-    key: str,
-    trainer: L.Trainer,
-    views: int = 1,
-    dtype: str = "float32",
-    batch_size: int = 64,
-    num_workers: int = 0,
-    title: str = "features",
-    limit_gb: float = 50.0,
-) -> StoredFeatures:
-    """Compute the features of a dataset, or open those that are stored.
+def store_features(task: "Task", dataset: RadiographDataset, split: str) -> StoredFeatures:
+    """Compute the features of a task's frozen encoder for a dataset, or open those that are stored.
 
     The ranks of a run share the work and must see the same folder. If another run computes the same features, wait for
     it. The size on disk is logged after the first batch.
 
-    Args:
-        dataset: with its transform.
-        extract: the frozen encoder, on the trainer's device, in eval mode.
-        folder: parent of all stored sets.
-        key: of :func:`features_key`.
-        trainer: gives device, precision and ranks.
-        views: augmented views per sample.
-        dtype: "float32", or "float16" for half the size.
-        batch_size: images encoded at once.
-        num_workers: loader processes.
-        title: names the set in messages.
-        limit_gb: refuse larger sets.
-
-    Returns:
-        The stored set, opened.
-
     Raises:
-        ConfigError: the set would exceed the limit or the free space, float16 overflows, or `dtype` is unknown.
+        ConfigError: the set would exceed the limit or the free space, or float16 overflows.
     """
-    if dtype not in _TYPES:
-        raise ConfigError(f"unknown features_dtype {dtype!r}; expected one of: {', '.join(_TYPES)}")
-    folder = Path(folder)
-    path = folder / key
+    check_choice("features_dtype", task.features_dtype, _TYPES)
+    trainer, dtype = task.trainer, np.dtype(task.features_dtype)
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    views = task.views if split == "train" else 1
+    folder = Path(task.features_dir or Path(trainer.default_root_dir) / "features")
+    path = folder / _key(task, dataset, views)
     strategy, rank, world_size = trainer.strategy, trainer.global_rank, trainer.world_size
+    task.encoder.to(strategy.root_device).eval()
     with _shared(path, strategy, rank) as part:
         if part is not None:
             sampler = _Views(len(dataset), views, rank, world_size)
             loader: DataLoader[dict[str, Any]] = DataLoader(
-                dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=Collate(None)
+                dataset,
+                batch_size=datamodule.eval_batch_size,
+                sampler=sampler,
+                num_workers=datamodule.num_workers,
+                collate_fn=Collate(None),
             )
             writer = _Writer(part / f"shard{rank}", (views, len(sampler.rows)), dtype)
             for batch in loader:
                 images = trainer.precision_plugin.convert_input(batch["image"]).to(strategy.root_device)
                 with trainer.precision_plugin.forward_context():
-                    levels = [level.float().cpu().numpy() for level in extract(images)]
+                    levels = [level.float().cpu().numpy() for level in task.extract(images)]
                 if writer.done == 0:
-                    size = np.dtype(_TYPES[dtype]).itemsize
-                    each = sum(level[0].size * size for level in levels)
+                    each = sum(level[0].size * dtype.itemsize for level in levels)
                     each += batch["mask"][0].numel() // 8 if "mask" in batch else 0
-                    _check_space(title, folder, len(dataset), views, each, limit_gb)
+                    title = f"{task.encoder.name}, {split}"
+                    _check_space(title, folder, len(dataset), views, each, task.features_limit_gb)
                 writer.add(levels, batch)
             writer.close()
             strategy.barrier()

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from medvlp.losses.segmentation import bce_dice_medklip, focal_dice_maco, focal_
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.samples import SampleStore
 from medvlp.metrics.segmentation import COLUMNS, mask_statistics, segmentation_measures
-from medvlp.tasks.base import Features, Task, seeded
+from medvlp.tasks.base import Features, Task, TrainedProtocol, protocol_settings, seeded
 from medvlp.tasks.encoder import EncoderSource, optim_from
 from medvlp.training.optim import OptimConfig
 
@@ -33,40 +33,23 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Losses by name; see :mod:`medvlp.losses.segmentation`."""
 
 
-@dataclass(frozen=True)
-class _Protocol:
-    frozen: bool
-    optim: OptimConfig
+@dataclass(frozen=True, kw_only=True)
+class _Protocol(TrainedProtocol):
     loss: Loss = "mgca"
     decoder: Decoder = "unet"
-    encoder_mode: Literal["eval", "train"] = "eval"
 
 
 _MGCA = OptimConfig(lr=5e-4, weight_decay=0.05, decay_all=True, schedule="constant")
+_GLORIA = OptimConfig(optimizer="adam", lr=5e-4, weight_decay=1e-6, decay_all=True, schedule="plateau")
+_MEDKLIP = OptimConfig(lr=1e-5, weight_decay=0.02, schedule="constant")
+_MACO = OptimConfig(lr=5e-6, weight_decay=0.05, schedule="warmup_cosine", warmup=100)
 PROTOCOLS: dict[str, _Protocol] = {
-    "frozen": _Protocol(frozen=True, optim=_MGCA),
-    "mgca": _Protocol(frozen=True, encoder_mode="train", optim=_MGCA),
-    "g2d": _Protocol(
-        frozen=True,
-        encoder_mode="train",
-        optim=OptimConfig(lr=2e-4, weight_decay=0.05, decay_all=True, schedule="constant"),
-    ),
-    "gloria": _Protocol(
-        frozen=False,
-        optim=OptimConfig(optimizer="adam", lr=5e-4, weight_decay=1e-6, decay_all=True, schedule="plateau"),
-    ),
-    "medklip": _Protocol(
-        frozen=False,
-        loss="medklip",
-        decoder="medklip",
-        optim=OptimConfig(lr=1e-5, weight_decay=0.02, schedule="constant"),
-    ),
-    "maco": _Protocol(
-        frozen=False,
-        loss="maco",
-        decoder="upernet",
-        optim=OptimConfig(lr=5e-6, weight_decay=0.05, schedule="warmup_cosine", warmup=100),
-    ),
+    "frozen": _Protocol(optim=_MGCA),
+    "mgca": _Protocol(encoder_mode="train", optim=_MGCA),
+    "g2d": _Protocol(encoder_mode="train", optim=replace(_MGCA, lr=2e-4)),
+    "gloria": _Protocol(frozen=False, optim=_GLORIA),
+    "medklip": _Protocol(frozen=False, loss="medklip", decoder="medklip", optim=_MEDKLIP),
+    "maco": _Protocol(frozen=False, loss="maco", decoder="upernet", optim=_MACO),
 }
 """Protocols by name; see :class:`Segmentation`."""
 
@@ -105,10 +88,6 @@ class Segmentation(Task):
         optim: as above.
         threshold: of the probability, in (0, 1), for all metrics.
         **options: of :class:`~medvlp.tasks.base.Task`: features, views, features_dir, resamples, …
-
-    Raises:
-        ConfigError: an unknown protocol, decoder or loss, or an encoder that does not fit the decoder.
-        NotSupportedError: the method has no decoder to transfer, or it does not predict a single mask.
     """
 
     task = "segmentation"
@@ -131,28 +110,36 @@ class Segmentation(Task):
         features_dtype: Literal["float32", "float16"] = "float16",
         **options: Any,
     ) -> None:
-        check_choice("segmentation protocol", protocol, PROTOCOLS)
+        settings = protocol_settings(
+            "segmentation",
+            PROTOCOLS,
+            protocol,
+            decoder=decoder,
+            loss=loss,
+            frozen=frozen,
+            encoder_mode=encoder_mode,
+            optim=optim_from(optim),
+        )
         check_range("(0, 1)", threshold=threshold)
-        settings = PROTOCOLS[protocol]
-        kind: Decoder = decoder or settings.decoder
-        check_choice("decoder", kind, get_args(Decoder))
+        check_choice("decoder", settings.decoder, get_args(Decoder))
+        check_choice("loss", settings.loss, LOSSES)
         super().__init__(
             encoder,
             protocol=protocol,
             image_size=image_size,
-            frozen=settings.frozen if frozen is None else frozen,
-            encoder_mode=encoder_mode or settings.encoder_mode,
-            optim=optim_from(optim) or settings.optim,
+            frozen=settings.frozen,
+            encoder_mode=settings.encoder_mode,
+            optim=settings.optim,
             # MedKLIP's decoder takes the image too
-            features="live" if kind == "medklip" else features,
+            features="live" if settings.decoder == "medklip" else features,
             features_dtype=features_dtype,
             dense=True,
             keep_method=transfer_decoder,
             **options,
         )
         self.threshold = threshold
-        self.criterion = LOSSES[loss or settings.loss]
-        self.decoder_kind = kind
+        self.criterion = LOSSES[settings.loss]
+        self.decoder_kind = settings.decoder
         with seeded(2):
             self._build(transfer_decoder, transfer_head, decoder_widths)
 
@@ -194,8 +181,6 @@ class Segmentation(Task):
         if not train.annotated:
             raise ConfigError(f"no mask in the training part: all of its {len(train)} images are without")
 
-    # ---------------------------------------------------------------- training
-
     def extract(self, images: Tensor) -> Sequence[Tensor]:
         """Return the pyramid, finest first."""
         return self.encoder(images)
@@ -218,8 +203,6 @@ class Segmentation(Task):
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the protocol's loss."""
         return {"segmentation": self.criterion(self.logits(batch), batch["mask"])}
-
-    # ---------------------------------------------------------------- evaluation
 
     def store(self) -> SampleStore:
         """Areas of prediction, truth and overlap of each image."""

@@ -13,7 +13,7 @@ from medvlp.losses.precision import total
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.detection import COLUMNS, detection_measures
 from medvlp.metrics.samples import SampleStore
-from medvlp.tasks.base import Features, Task, seeded
+from medvlp.tasks.base import Features, Task, TrainedProtocol, protocol_settings, seeded
 from medvlp.tasks.detection.decode import CONVENTIONS, Convention, Detections, detect
 from medvlp.tasks.detection.loss import Truth, Variant, truth_of
 from medvlp.tasks.detection.pyramid import plan_levels
@@ -23,12 +23,13 @@ from medvlp.tasks.encoder import EncoderSource, optim_from
 from medvlp.training.optim import OptimConfig
 
 Head = Literal["yolov3", "ultralytics"]
-EncoderMode = Literal["eval", "train"]
-
-PROTOCOLS: dict[str, EncoderMode] = {"honest": "eval", "mgca": "train"}
-"""Mode of the encoder by protocol; see :class:`Detection`."""
 
 _OPTIM = OptimConfig(lr=5e-4, weight_decay=1e-6, decay_all=True, schedule="constant")
+PROTOCOLS: dict[str, TrainedProtocol] = {
+    "honest": TrainedProtocol(optim=_OPTIM),
+    "mgca": TrainedProtocol(encoder_mode="train", optim=_OPTIM),
+}
+"""Protocols by name; see :class:`Detection`."""
 
 
 class Detection(Task):
@@ -72,9 +73,6 @@ class Detection(Task):
             224 px take 1.4 MB an image in float16, so 22 GB for RSNA's training part.
         features_dtype: as above.
         **options: of :class:`~medvlp.tasks.base.Task`: views, features_dir, features_limit_gb, resamples, …
-
-    Raises:
-        ConfigError: an unknown protocol, head, variant or convention; a head whose package is not installed.
     """
 
     task = "detection"
@@ -100,19 +98,20 @@ class Detection(Task):
         features_dtype: Literal["float32", "float16"] = "float16",
         **options: Any,
     ) -> None:
-        check_choice("detection protocol", protocol, PROTOCOLS)
+        settings = protocol_settings(
+            "detection", PROTOCOLS, protocol, frozen=frozen, encoder_mode=encoder_mode, optim=optim_from(optim)
+        )
         check_choice("head", head, get_args(Head))
         check_choice("nms", nms, CONVENTIONS)
         check_range("[0, 1)", min_score=min_score)
         check_range("(0, 1]", nms_iou=nms_iou)
-        check_range("[1, inf)", max_candidates=max_candidates, max_detections=max_detections)
         super().__init__(
             encoder,
             protocol=protocol,
             image_size=image_size,
-            frozen=frozen,
-            encoder_mode=encoder_mode or PROTOCOLS[protocol],
-            optim=optim_from(optim) or _OPTIM,
+            frozen=settings.frozen,
+            encoder_mode=settings.encoder_mode,
+            optim=settings.optim,
             features=features,
             features_dtype=features_dtype,
             dense=True,
@@ -156,8 +155,6 @@ class Detection(Task):
                 "set it to that, or to 1 to merge all classes"
             )
 
-    # ---------------------------------------------------------------- training
-
     def extract(self, images: Tensor) -> Sequence[Tensor]:
         """Return the levels of the pyramid that the head uses, finest first."""
         pyramid = self.encoder(images)
@@ -174,8 +171,6 @@ class Detection(Task):
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the weighted terms of the head's loss."""
         return self.head.loss(self.head(self.features(batch)), self._truth(batch))
-
-    # ---------------------------------------------------------------- evaluation
 
     def store(self) -> SampleStore:
         """Detections and truth of each image, in pixels of the image as the model sees it."""
