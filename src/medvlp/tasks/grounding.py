@@ -1,7 +1,7 @@
 """Zero-shot grounding: localisation of phrases in images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from medvlp import viz
-from medvlp.errors import ConfigError, DataError, NotSupportedError, check_choice, check_range
+from medvlp.errors import ConfigError, DataError, NotSupportedError, check_choice
 from medvlp.methods.embeddings import unit_length
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.grounding import COLUMNS, THRESHOLDS, grounding_measures, grounding_statistics
@@ -21,6 +21,7 @@ from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.prompts import PromptSet, load_prompts
 from medvlp.scoring.heatmaps import Interpolation, centre_prior, min_max, similarity_maps, smooth, upsample
 from medvlp.scoring.prompts import PromptTable, class_vectors
+from medvlp.tasks.base import protocol_settings
 from medvlp.tasks.encoder import EncoderSource
 from medvlp.tasks.evaluator import Evaluator, checked_texts
 from medvlp.tasks.priors import categories_of, columns_of, mean_masks, measures_with_priors
@@ -42,19 +43,19 @@ _SHARE_TEMPERATURE = 0.07
 @dataclass(frozen=True)
 class _Protocol:
     sigma: float = 0.0
-    mode: Interpolation = "bilinear"
+    interpolation: Interpolation = "bilinear"
     scale: Scale = "none"
-    thresholds: tuple[float, ...] = ()  # empty: choose one on the validation part
+    thresholds: Sequence[float] = ()  # empty: choose one on the validation part
     raw: bool = False
     patch_weights: bool = False
     pooling: str = "unit"
-    prompts_of: tuple[tuple[str, str], ...] = ()
+    prompts_of: Mapping[str, str] = field(default_factory=dict)  # by corpus
 
 
 PROTOCOLS: dict[str, _Protocol] = {
     "default": _Protocol(scale="unit"),
     "g2d": _Protocol(),
-    "biovil": _Protocol(sigma=1.5, thresholds=THRESHOLDS, pooling="direction", prompts_of=(("rsna", "biovil_rsna"),)),
+    "biovil": _Protocol(sigma=1.5, thresholds=THRESHOLDS, pooling="direction", prompts_of={"rsna": "biovil_rsna"}),
     "maco": _Protocol(
         sigma=1.5,
         scale="signed",
@@ -62,9 +63,9 @@ PROTOCOLS: dict[str, _Protocol] = {
         raw=True,
         patch_weights=True,
         pooling="mean",
-        prompts_of=(("rsna", "maco_grounding"), ("siim", "maco_grounding")),
+        prompts_of={"rsna": "maco_grounding", "siim": "maco_grounding"},
     ),
-    "medklip": _Protocol(mode="nearest", scale="share", thresholds=(0.008 * 196,)),
+    "medklip": _Protocol(interpolation="nearest", scale="share", thresholds=(0.008 * 196,)),
 }
 """Protocols by name; see :class:`Grounding`."""
 
@@ -121,10 +122,6 @@ class Grounding(Evaluator):
         figures: samples in ``figures/grounding.png`` of the run's folder.
         image_size: side of the images in pixels.
         **options: of :class:`~medvlp.tasks.base.Task`: resamples, level.
-
-    Raises:
-        ConfigError: an unknown protocol, prior or scale.
-        NotSupportedError: the method has no text encoder, or no embeddings of patches.
     """
 
     task = "grounding"
@@ -145,17 +142,22 @@ class Grounding(Evaluator):
         image_size: int = 224,
         **options: Any,
     ) -> None:
-        check_choice("grounding protocol", protocol, PROTOCOLS)
+        settings = protocol_settings(
+            "grounding",
+            PROTOCOLS,
+            protocol,
+            sigma=sigma,
+            interpolation=interpolation,
+            scale=scale,
+            thresholds=thresholds,
+        )
         for prior in priors:
             check_choice("prior", prior, get_args(Prior))
-        check_choice("scale", scale, (None, *get_args(Scale)))
-        check_range("[0, inf)", sigma=sigma)
+        check_choice("scale", settings.scale, get_args(Scale))
         super().__init__(encoder, protocol=protocol, image_size=image_size, **options)
-        self.protocol_settings = settings = PROTOCOLS[protocol]
-        self.sigma = settings.sigma if sigma is None else sigma
-        self.interpolation: Interpolation = interpolation or settings.mode
-        self.scale: Scale = scale or settings.scale
-        self.fixed = tuple(settings.thresholds if thresholds is None else thresholds)
+        self.protocol_settings = settings
+        self.sigma, self.interpolation, self.scale = settings.sigma, settings.interpolation, settings.scale
+        self.fixed = tuple(settings.thresholds)
         if not self.fixed and self.scale == "share":
             raise ConfigError("scale: share has no range to choose a threshold in; set thresholds")
         if isinstance(against, str):
@@ -173,15 +175,13 @@ class Grounding(Evaluator):
         self._priors: dict[str, Tensor] = {}
         self._shown: list[dict[str, Any]] = []
 
-    # ---------------------------------------------------------------- set-up
-
     def _check_data(self) -> None:
         datamodule = self._datamodule()
         if "mask" not in getattr(datamodule, "targets", ()):
             raise ConfigError("grounding needs masks and phrases: set data.init_args.task to grounding")
         self.categories = list(datamodule.label_names)
         corpus = getattr(datamodule, "cache_name", "")
-        name = self.given_prompts or dict(self.protocol_settings.prompts_of).get(corpus, PHRASE)
+        name = self.given_prompts or self.protocol_settings.prompts_of.get(corpus, PHRASE)
         self.prompt_set = None if name == PHRASE else load_prompts(name)
         if self.prompt_set is not None:
             with_prompts = self.prompt_set.among(self.categories)
@@ -221,8 +221,6 @@ class Grounding(Evaluator):
                 self.prior_names = tuple(p for p in self.prior_names if p != "mean_box")
             else:
                 self._priors["mean_box"] = mean
-
-    # ---------------------------------------------------------------- heatmaps
 
     def _category(self, batch: dict[str, Any]) -> Tensor:
         return categories_of(batch, self.categories)
@@ -297,8 +295,6 @@ class Grounding(Evaluator):
         if self.scale == "share":  # mean 1, as the method's
             return maps / maps.mean((1, 2), keepdim=True).clamp_min(1e-12)
         return self._scaled(maps)
-
-    # ---------------------------------------------------------------- statistics
 
     def _thresholds(self, source: str) -> tuple[float, ...]:
         return self.fixed or (self._candidates if self._choosing else self._chosen[source])
@@ -385,8 +381,6 @@ class Grounding(Evaluator):
     def monitored(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
         """Override: without the priors."""
         return {name: v for name, v in measures.items() if not name.startswith(("prior_", "gain_"))}
-
-    # ---------------------------------------------------------------- results
 
     def notes(self, samples: Samples) -> dict[str, Any]:
         """Number of images without a mask."""

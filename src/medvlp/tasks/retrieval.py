@@ -12,26 +12,21 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from medvlp.datasets.labels import CHEXPERT_5
-from medvlp.errors import ConfigError, DataError, NotSupportedError, check_choice, check_range
+from medvlp.errors import ConfigError, DataError, NotSupportedError, check_choice
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.retrieval import precision_of, precision_statistics, recall_columns, retrieval_measures, text_groups
 from medvlp.metrics.samples import Samples, SampleStore
 from medvlp.prompts import load_prompts
 from medvlp.scoring.prompts import PromptTable
+from medvlp.tasks.base import protocol_settings
 from medvlp.tasks.encoder import EncoderSource
 from medvlp.tasks.evaluator import Evaluator, checked_texts
 
 Direction = Literal["i2t", "t2i", "i2i", "p2i"]
 
 CONVIRT_8: tuple[str, ...] = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Edema",
-    "Fracture",
-    "Pleural Effusion",
-    "Pneumonia",
-    "Pneumothorax",
-    "No Finding",
+    *("Atelectasis", "Cardiomegaly", "Edema", "Fracture"),
+    *("Pleural Effusion", "Pneumonia", "Pneumothorax", "No Finding"),
 )
 """The classes of ConVIRT's CheXpert 8×200."""
 
@@ -68,20 +63,14 @@ def exclusive_classes(
     Returns:
         (N,) long, the index in ``classes``; −1 for a sample with none of them, or with another finding of ``names``
         that is positive or uncertain.
-
-    Raises:
-        ConfigError: a class that is no label.
     """
     for name in classes:
         check_choice("label", name, names)
-    counted = torch.tensor([name not in beside for name in names])
     result = torch.full((len(labels),), -1)
     for i, name in enumerate(classes):
+        others = labels[:, [k for k, other in enumerate(names) if other != name and other not in beside]]
         positive = labels[:, names.index(name)] == 1
-        others = counted.clone()
-        others[names.index(name)] = False
-        values = labels[:, others]
-        result[positive & ((values == 0) | values.isnan()).all(1)] = i
+        result[positive & ((others == 0) | others.isnan()).all(1)] = i
     return result
 
 
@@ -97,9 +86,6 @@ def select_per_class(classes: Tensor, ids: Sequence[str], count: int, names: Seq
 
     Returns:
         (N,) bool.
-
-    Raises:
-        DataError: a class has fewer samples.
     """
     counts = {name: int((classes == i).sum()) for i, name in enumerate(names)}
     if few := [name for name in names if counts[name] < count]:
@@ -109,11 +95,10 @@ def select_per_class(classes: Tensor, ids: Sequence[str], count: int, names: Seq
             f"(of each class: {listed}); lower per_class, or take a larger part"
         )
     keys = [hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest() for name in ids]
-    kinds = classes.tolist()
-    chosen = torch.zeros(len(kinds), dtype=torch.bool)
+    chosen = torch.zeros(len(keys), dtype=torch.bool)
     for c in range(len(names)):
-        members = sorted((keys[i], i) for i, kind in enumerate(kinds) if kind == c)
-        chosen[[i for _, i in members[:count]]] = True
+        members = (classes == c).nonzero()[:, 0].tolist()
+        chosen[sorted(members, key=keys.__getitem__)[:count]] = True
     return chosen
 
 
@@ -125,7 +110,7 @@ def _measures(
     precisions: Sequence[int],
     prompt_classes: Sequence[int],
 ) -> dict[str, Tensor]:
-    """Compute the retrieval metrics, and those of p2i if the samples have cosines with prompts of the classes."""
+    """Add the metrics of p2i if the samples have cosines with prompts of the classes."""
     result = retrieval_measures(samples, weights, recalls=recalls, precisions=precisions)
     if "prompts" not in samples.columns:
         return result
@@ -177,10 +162,6 @@ class Retrieval(Evaluator):
         seed: of the selection.
         image_size: side of the images in pixels.
         **options: of :class:`~medvlp.tasks.base.Task`: resamples, level.
-
-    Raises:
-        ConfigError: an unknown protocol or direction, or nothing to score.
-        NotSupportedError: a direction needs a text encoder, and the method has none.
     """
 
     task = "retrieval"
@@ -201,16 +182,21 @@ class Retrieval(Evaluator):
         image_size: int = 224,
         **options: Any,
     ) -> None:
-        check_choice("retrieval protocol", protocol, PROTOCOLS)
-        settings = PROTOCOLS[protocol]
+        settings = protocol_settings(
+            "retrieval",
+            PROTOCOLS,
+            protocol,
+            directions=directions,
+            recalls=recalls,
+            precisions=precisions,
+            classes=classes,
+        )
         super().__init__(encoder, protocol=protocol, image_size=image_size, **options)
-        self.directions = tuple(settings.directions if directions is None else dict.fromkeys(directions))
+        self.directions = tuple(dict.fromkeys(settings.directions))
         for way in self.directions:
             check_choice("direction", way, get_args(Direction))
-        self.recalls = tuple(settings.recalls if recalls is None else recalls)
-        self.precisions = tuple(settings.precisions if precisions is None else precisions)
-        check_range("[1, inf)", recalls=self.recalls, precisions=self.precisions, per_class=per_class)
-        self.classes = tuple(settings.classes if classes is None else classes)
+        self.recalls, self.precisions = tuple(settings.recalls), tuple(settings.precisions)
+        self.classes = tuple(settings.classes)
         self.text_directions = tuple(way for way in self.directions if way in _WITH_TEXT)
         if not self.directions or not (self.precisions or (self.recalls and self.text_directions)):
             raise ConfigError("nothing to score: recall needs i2t or t2i, precision needs a cut-off and a direction")
@@ -227,8 +213,6 @@ class Retrieval(Evaluator):
         self.draw_seed = seed
         self.counts: dict[str, int] = {}
         self._table: PromptTable | None = None
-
-    # ---------------------------------------------------------------- set-up
 
     def _check_data(self) -> None:
         datamodule = self._datamodule()
@@ -263,8 +247,6 @@ class Retrieval(Evaluator):
             rank_zero_warn(f"no image shows {', '.join(empty)} alone: nothing to retrieve for it")
         listed = ", ".join(f"{name} {count}" for name, count in self.counts.items())
         rank_zero_info(f"images of exactly one class: {listed}")
-
-    # ---------------------------------------------------------------- embeddings
 
     def store(self) -> SampleStore:
         """Embeddings; groups of equal texts; classes."""

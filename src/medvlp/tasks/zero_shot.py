@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from medvlp.errors import ConfigError, DataError, check_choice, check_range
+from medvlp.errors import ConfigError, DataError, check_choice
 from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.classification import (
     best_f1_thresholds,
@@ -22,6 +22,7 @@ from medvlp.metrics.curves import known
 from medvlp.metrics.samples import Samples, SampleStore, named_values, sample_weights, weighted_mean
 from medvlp.prompts import PromptSet, available, load_prompts
 from medvlp.scoring.prompts import PER_PROMPT, RULES, PromptTable, check_rule, class_scores, prompt_scores
+from medvlp.tasks.base import protocol_settings
 from medvlp.tasks.encoder import EncoderSource
 from medvlp.tasks.evaluator import Evaluator
 
@@ -37,30 +38,26 @@ class _Protocol:
     prompts: str
     rule: str
     thresholds: Choice = "f1"
-    prompts_of: tuple[tuple[str, str], ...] = ()  # prompts by corpus
+    prompts_of: Mapping[str, str] = field(default_factory=dict)  # by corpus
     fixed: bool = False  # F1 and accuracy at the rule's own threshold
     weighted: bool = False  # MaCo's F1
     top1: bool = False  # accuracy of the best class
     own_scores: bool = False
 
 
+_MACO = {"rsna": "maco_rsna", "siim": "maco_siim"}
+_CXRCLIP = {"rsna": "cxrclip_rsna", "siim": "cxrclip_siim"}
 PROTOCOLS: dict[str, _Protocol] = {
     "default": _Protocol("chexpert", "softmax"),
     "chexzero": _Protocol("chexzero", "softmax", thresholds="mcc"),
     "g2d": _Protocol("g2d", "difference", fixed=True),
-    "maco": _Protocol(
-        "maco",
-        "dot",
-        prompts_of=(("rsna", "maco_rsna"), ("siim", "maco_siim")),
-        fixed=True,
-        weighted=True,
-    ),
+    "maco": _Protocol("maco", "dot", prompts_of=_MACO, fixed=True, weighted=True),
     "medklip": _Protocol("medklip", "cosine"),
     "kad": _Protocol("kad", "cosine"),
     "biovil": _Protocol("biovil_rsna", "biovil", fixed=True),
-    "cxrclip": _Protocol("g2d", "softmax", prompts_of=(("rsna", "cxrclip_rsna"), ("siim", "cxrclip_siim")), fixed=True),
+    "cxrclip": _Protocol("g2d", "softmax", prompts_of=_CXRCLIP, fixed=True),
     "gloria": _Protocol("gloria_5x200", "best", top1=True, own_scores=True),
-    "medclip": _Protocol("gloria_5x200_all", "mean", prompts_of=(("rsna", "medclip_rsna"),), top1=True),
+    "medclip": _Protocol("gloria_5x200_all", "mean", prompts_of={"rsna": "medclip_rsna"}, top1=True),
 }
 """Protocols by name; see :class:`ZeroShotClassification`."""
 
@@ -82,11 +79,8 @@ def decisions(
     """
     usable, positive = known(labels), labels == 1
     w = (torch.ones(1, len(labels)) if weights is None else weights).double()
-
-    def count(rows: Tensor) -> Tensor:
-        return w @ rows.double()
-
-    hits, chosen, present, total = (count(rows) for rows in (decided & positive, decided & usable, positive, usable))
+    counted = (decided & positive, decided & usable, positive, usable)
+    hits, chosen, present, total = (w @ rows.double() for rows in counted)
     absent = total - present
     rejected = absent - (chosen - hits)  # negatives that were not chosen
     defined = (present > 0) & (absent > 0)
@@ -108,7 +102,7 @@ def zero_shot_measures(
     weighted: bool = False,
     top1: bool = False,
 ) -> dict[str, Tensor]:
-    """Compute the metrics of :class:`ZeroShotClassification`.
+    """Compute the metrics of :class:`ZeroShotClassification` (see :data:`medvlp.metrics.bootstrap.Measures`).
 
     Args:
         samples: ``score`` and ``label``, (N, C) each.
@@ -118,9 +112,6 @@ def zero_shot_measures(
         middle: score above which the positive prompts win, for the metrics ``_fixed``; None: none of these.
         weighted: also ``f1_weighted``, with ``middle``.
         top1: also accuracy of the best class, of at least two.
-
-    Returns:
-        Name to scalar, or to (R,) with weights; float64.
     """
     scores, labels = samples["score"], samples["label"]
     result = classification_measures(samples, weights, names=names, thresholds=thresholds)
@@ -138,12 +129,8 @@ def zero_shot_measures(
 def best_class_is_right(scores: Tensor, labels: Tensor) -> Tensor:
     """Whether the class with the highest score is the class of a sample (GLoRIA's 5×200).
 
-    As in GLoRIA's code, the scores of each class are standardised over the samples first, since a class with high
-    scores throughout would always win. The result of a sample thus depends on the others.
-
-    Args:
-        scores: (N, C).
-        labels: (N, C).
+    As in GLoRIA's code, the (N, C) scores of each class are standardised over the samples first, since a class with
+    high scores throughout would always win. The result of a sample thus depends on the others.
 
     Returns:
         (N,) 1, 0, or NaN for a sample that does not have exactly one of the classes.
@@ -200,10 +187,6 @@ class ZeroShotClassification(Evaluator):
             "probabilities"); None for the protocol's.
         image_size: side of the images in pixels.
         **options: of :class:`~medvlp.tasks.base.Task`: resamples, level.
-
-    Raises:
-        ConfigError: an unknown protocol, rule or choice, or a rule that does not fit the prompts.
-        NotSupportedError: the method has no text encoder.
     """
 
     task = "zero_shot"
@@ -221,20 +204,18 @@ class ZeroShotClassification(Evaluator):
         image_size: int = 224,
         **options: Any,
     ) -> None:
-        check_choice("zero-shot protocol", protocol, PROTOCOLS)
-        settings = PROTOCOLS[protocol]
-        if rule is not None:
-            check_rule(rule)
-        check_choice("thresholds", thresholds, (None, *get_args(Choice)))
-        check_range("(0, inf)", temperature=temperature)
+        settings = protocol_settings(
+            "zero-shot", PROTOCOLS, protocol, rule=rule, thresholds=thresholds, own_scores=own_scores
+        )
+        check_rule(settings.rule)
+        check_choice("thresholds", settings.thresholds, get_args(Choice))
         super().__init__(encoder, protocol=protocol, image_size=image_size, **options)
         self.protocol_settings = settings
-        self.rule = rule or settings.rule
+        self.rule = settings.rule
         self.temperature = temperature
         self.requested = list(classes) if classes is not None else None
-        self.choice: Choice = thresholds or settings.thresholds
-        own = settings.own_scores if own_scores is None else own_scores
-        self.own_scores = own and self.method.implements("zero_shot_scores")
+        self.choice: Choice = settings.thresholds
+        self.own_scores = settings.own_scores and self.method.implements("zero_shot_scores")
         if own_scores and not self.own_scores:
             raise ConfigError(f"{self.method.name} has no zero_shot_scores of its own; leave own_scores out")
         self.given_prompts = prompts
@@ -246,15 +227,14 @@ class ZeroShotClassification(Evaluator):
         self._thresholds: Tensor | None = None
         self._prepared: Any = None
 
-    # ---------------------------------------------------------------- set-up
-
     def _check_data(self) -> None:
         datamodule = self._datamodule()
         labels = list(datamodule.label_names)
         if not labels:
             raise DataError("zero-shot classification needs labels, and this data module has none: choose its classes")
         corpus = getattr(datamodule, "cache_name", "")
-        name = self.given_prompts or dict(self.protocol_settings.prompts_of).get(corpus, self.protocol_settings.prompts)
+        settings = self.protocol_settings
+        name = self.given_prompts or settings.prompts_of.get(corpus, settings.prompts)
         self.prompt_set = load_prompts(name)
         requested = labels if self.requested is None else self.requested
         for label in requested:
@@ -279,8 +259,6 @@ class ZeroShotClassification(Evaluator):
             f"{len(self.names)} classes, {len(self.table.texts)} prompts of {self.prompt_set.name} "
             f"(version {self.prompt_set.version}), rule {self.rule}"
         )
-
-    # ---------------------------------------------------------------- scores
 
     def store(self) -> SampleStore:
         """Scores and labels of the classes that have prompts, (N, C) each."""
