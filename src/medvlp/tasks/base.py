@@ -83,6 +83,9 @@ class Task(TrainingModule):
     task: ClassVar[str] = ""
     """Name in result rows."""
 
+    extracts: str = ""
+    """Name of the outputs of :meth:`extract`, for the key of stored features."""
+
     trains: ClassVar[bool] = True
     """Whether there is anything to fit; otherwise only ``medvlp test`` applies."""
 
@@ -157,10 +160,6 @@ class Task(TrainingModule):
     def extract(self, images: Tensor) -> Sequence[Tensor]:
         """Compute the encoder's outputs that the task uses: (B, 3, S, S) → K tensors (B, …)."""
         raise NotImplementedError
-
-    def what(self) -> str:
-        """Name the outputs of :meth:`extract`, for the key of stored features."""
-        return type(self).__name__
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return named loss terms of a batch; their sum is optimised."""

@@ -138,6 +138,7 @@ class Classification(Task):
         )
         self.labels = labels
         self.pool: Pool = settings.pool
+        self.extracts = f"pooled {self.pool} {self.encoder.pool_of_method}"
         self.head_kind: Head = settings.head
         self.lrs = tuple(settings.lrs) or (self.optim_config.lr,)
         self.optim_config = dataclasses.replace(self.optim_config, lr=self.lrs[0])
@@ -209,10 +210,6 @@ class Classification(Task):
     def extract(self, images: Tensor) -> Sequence[Tensor]:
         """Return the pooled feature, (B, C)."""
         return [self.encoder.pooled(images, self.pool)]
-
-    def what(self) -> str:
-        """Name the pooling."""
-        return f"pooled {self.pool} {self.encoder.pool_of_method}"
 
     def logits(self, batch: dict[str, Any]) -> Tensor:
         """Compute (B, H, K) logits of H heads."""

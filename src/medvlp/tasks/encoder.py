@@ -46,23 +46,14 @@ class EncoderSource:
 
 @dataclass(frozen=True)
 class KeyAudit:
-    """Result of loading a checkpoint into another network.
+    """Names that loading a checkpoint into another network matched or not, and the filled share of its parameters."""
 
-    Args:
-        matched: loaded names.
-        missing: names of the network that the checkpoint lacks.
-        unused: names of the checkpoint that the network lacks.
-        reshaped: names of both, with different shapes.
-        share: filled share of the network's parameters.
-        notes: adaptations.
-    """
-
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
-    reshaped: tuple[str, ...]
+    matched: list[str]
+    missing: list[str]
+    unused: list[str]
+    reshaped: list[str]
     share: float
-    notes: tuple[str, ...] = ()
+    notes: list[str]
 
     def __str__(self) -> str:
         parts = [f"{len(self.matched)} weights matched ({self.share:.0%} of the network)"]
@@ -95,12 +86,12 @@ def transplant(source: ImageEncoder, target: ImageEncoder) -> KeyAudit:
     target.load_state_dict({name: given[name] for name in matched}, strict=False)
     total = sum(value.numel() for value in expected.values())
     return KeyAudit(
-        matched=tuple(matched),
-        missing=tuple(name for name in expected if name not in given),
-        unused=tuple(name for name in given if name not in expected),
-        reshaped=tuple(name for name in both if given[name].shape != expected[name].shape),
+        matched=matched,
+        missing=[name for name in expected if name not in given],
+        unused=[name for name in given if name not in expected],
+        reshaped=[name for name in both if given[name].shape != expected[name].shape],
         share=sum(expected[name].numel() for name in matched) / max(total, 1),
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
@@ -118,15 +109,6 @@ def fingerprint(module: nn.Module) -> str:
 class TaskEncoder(nn.Module):
     """An image encoder as tasks use it; calling it gives feature maps, finest first, (B, C_i, S/r_i, S/r_i).
 
-    Attributes:
-        trunk: the image encoder.
-        method: the whole method, with a checkpoint and ``keep_method``.
-        name: name in result rows.
-        preprocess: transform, size and intensity of its training; empty if unknown.
-        audit: result of loading the checkpoint, if ``source.image`` names another network.
-        sha256: of the image encoder's initial weights.
-        checkpoint_sha256: of the whole method's weights; without a method, of the encoder's.
-
     Args:
         source: checkpoint or network.
         image_size: side of the task's images, for the position tables of bare transformers.
@@ -134,9 +116,15 @@ class TaskEncoder(nn.Module):
             only for classification).
         keep_method: keep the method (decoder, text encoder) instead of the image encoder alone.
 
-    Raises:
-        ConfigError: neither a checkpoint nor an encoder is named.
-        CheckpointError: the checkpoint is unreadable, or fills too little of the named network.
+    Attributes:
+        method: the whole method, with a checkpoint and ``keep_method``.
+        channels: of the pyramid's levels, finest first.
+        reductions: strides of the levels.
+        width: dimension of a pooled feature.
+        preprocess: transform, size and intensity of its training; empty if unknown.
+        audit: result of loading the checkpoint, if ``source.image`` names another network.
+        sha256: of the image encoder's initial weights.
+        checkpoint_sha256: of the whole method's weights; without a method, of the encoder's.
     """
 
     def __init__(
@@ -178,46 +166,24 @@ class TaskEncoder(nn.Module):
             trunk.upsample_to = None
             trunk.input_size = image_size
         self.trunk = trunk
+        self.channels, self.reductions, self.width = trunk.channels, trunk.reductions, trunk.out_channels
         self.sha256 = fingerprint(trunk)
         self.checkpoint_sha256 = self.sha256 if method is None else fingerprint(method)
         self.pool_of_method = str(getattr(method, "feature_pool", "mean"))
         self.method = method if keep_method else None
 
-    @property
-    def channels(self) -> list[int]:
-        """Channels of the pyramid's levels, finest first."""
-        return self.trunk.channels
-
-    @property
-    def reductions(self) -> list[int]:
-        """Strides of the pyramid's levels, finest first."""
-        return self.trunk.reductions
-
-    @property
-    def width(self) -> int:
-        """Dimension of a pooled feature."""
-        return self.trunk.out_channels
-
     def pooled(self, images: Tensor, pool: Pool = "auto") -> Tensor:
-        """One feature per image, before any projection to a joint space.
+        """Return one feature per image, (B, C), before any projection to a joint space.
 
-        Args:
-            images: (B, 3, S, S).
-            pool: "mean" of the deepest level, or the class "token" of a vision transformer; "auto" follows the method's
-                own classification code, the mean by default.
-
-        Returns:
-            (B, C).
-
-        Raises:
-            ConfigError: the encoder has no class token.
+        ``pool`` is the "mean" of the deepest level, or the class "token" of a vision transformer; "auto" follows the
+        method's own classification code, the mean by default.
         """
         if (self.pool_of_method if pool == "auto" else pool) == "token":
             return self.trunk.tokens(images).class_token
         return self.trunk(images)[-1].mean((2, 3))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, S, S) images to the feature maps of the pyramid."""
+        """Map (B, 3, S, S) images to the pyramid."""
         return self.trunk(images)
 
 
@@ -227,9 +193,9 @@ def source_from(value: Any) -> EncoderSource:
         return EncoderSource()
     if isinstance(value, EncoderSource):
         return value
-    fields = {field.name for field in dataclasses.fields(EncoderSource)}
+    fields = sorted(field.name for field in dataclasses.fields(EncoderSource))
     for key in sorted(value):
-        check_choice("encoder setting", key, sorted(fields))
+        check_choice("encoder setting", key, fields)
     image = value.get("image")
     return EncoderSource(**{**value, "image": ImageEncoderConfig(**image) if isinstance(image, dict) else image})
 

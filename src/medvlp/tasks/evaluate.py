@@ -45,9 +45,6 @@ def evaluate(
 
     Returns:
         One row per metric with the keys of :mod:`medvlp.results`.
-
-    Raises:
-        ConfigError: unknown task, or from the task.
     """
     if isinstance(task, str):
         check_choice("task", task, TASKS)

@@ -29,7 +29,6 @@ class Evaluator(Task):
 
     Raises:
         NotSupportedError: the method lacks what the task needs; tables print "/" for it.
-        ConfigError: no checkpoint.
     """
 
     trains = False

@@ -177,7 +177,7 @@ def _key(task: "Task", dataset: RadiographDataset, views: int) -> str:
             "seed": dataset.seed if transform is not None and transform.train else None,
             "targets": list(dataset.targets),
             "encoder": task.encoder.sha256,
-            "what": task.what(),
+            "what": task.extracts,
             "views": views,
             "dtype": task.features_dtype,
             **({} if precision == "32-true" else {"precision": precision}),

@@ -1,6 +1,7 @@
 """Zero-shot grounding: localisation of phrases in images."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -102,9 +103,6 @@ class Grounding(Evaluator):
     mean mask of a category over the training part (at most 1,000 images). ``gain_over_<prior>/<metric>`` is the
     difference, resampled together: if its interval excludes 0, the method differs from the prior.
 
-    Unnormalised cells and their weights are the method's
-    :meth:`~medvlp.methods.base.PretrainModule.encode_patches` and ``patch_weights``.
-
     Args:
         encoder: a method's checkpoint.
         protocol: see the table.
@@ -173,7 +171,7 @@ class Grounding(Evaluator):
         self._chosen: dict[str, tuple[float, ...]] = {}
         self._choosing = False
         self._priors: dict[str, Tensor] = {}
-        self._shown: list[dict[str, Any]] = []
+        self._shown: list[tuple[Any, ...]] = []  # image, heatmap, mask, text, id
 
     def _check_data(self) -> None:
         datamodule = self._datamodule()
@@ -226,15 +224,11 @@ class Grounding(Evaluator):
         return categories_of(batch, self.categories)
 
     def phrase_vectors(self, batch: dict[str, Any]) -> Tensor:
-        """Return (B, d) embeddings of the phrases.
-
-        Raises:
-            DataError: an empty phrase, or an image without a class when prompts stand for classes.
-        """
-        pooling = self.protocol_settings.pooling
+        """Return (B, d) embeddings of the phrases."""
+        raw = self.protocol_settings.raw
         category = self._category(batch)
         if self.prompt_set is None:
-            vectors = self.texts(checked_texts(batch["text"], "phrase"), raw=self.protocol_settings.raw)
+            vectors = self.texts(checked_texts(batch["text"], "phrase"), raw=raw)
         else:
             if bool((category == len(self.categories)).any()):
                 raise DataError("an image has no class, and the prompts are of classes: set prompts to phrase")
@@ -244,9 +238,9 @@ class Grounding(Evaluator):
         if self.against == NEGATIVES:
             others = self._class_vectors(1)[category]
         else:
-            texts = self.texts(self.against, raw=self.protocol_settings.raw)
-            others = class_vectors(texts, [range(len(texts))], pooling).expand_as(vectors)
-        if self.protocol_settings.raw:
+            texts = self.texts(self.against, raw=raw)
+            others = class_vectors(texts, [range(len(texts))], self.protocol_settings.pooling).expand_as(vectors)
+        if raw:
             return vectors - others
         return F.normalize(vectors, dim=-1) - F.normalize(others, dim=-1)
 
@@ -255,16 +249,18 @@ class Grounding(Evaluator):
         assert self.prompt_set is not None
         table = PromptTable.of(self.prompt_set.among(self.categories))
         pooling = self.protocol_settings.pooling
-        return class_vectors(
-            self.texts(table.texts, raw=pooling != "unit"), (table.positive, table.negative)[side], pooling
-        )
+        texts = self.texts(table.texts, raw=pooling != "unit")
+        return class_vectors(texts, (table.positive, table.negative)[side], pooling)
 
     @torch.no_grad()
     def heatmaps(self, images: Tensor, phrases: Tensor) -> Tensor:
         """Compute (B, S, S) heatmaps of (B, 3, S, S) images and (B, d) phrases by the protocol's rules."""
         raw = self.protocol_settings.raw
         encode = self.method.encode_patches if raw else self.method.embed_patches
-        weights = self._patch_weights() if self.protocol_settings.patch_weights else None
+        weights = None
+        if self.protocol_settings.patch_weights:
+            with suppress(NotSupportedError):
+                weights = self.method.patch_weights()
         patches = encode(images).float()
         if not raw:
             patches = unit_length(patches, self.method, dim=1)
@@ -274,12 +270,6 @@ class Grounding(Evaluator):
         if self.scale == "share":
             maps = (maps / _SHARE_TEMPERATURE).flatten(1).softmax(1).view_as(maps) * maps[0].numel()
         return self._scaled(upsample(maps, (images.shape[-2], images.shape[-1]), self.interpolation))
-
-    def _patch_weights(self) -> Tensor | None:
-        try:
-            return self.method.patch_weights()
-        except NotSupportedError:
-            return None
 
     def _scaled(self, maps: Tensor) -> Tensor:
         return min_max(maps, *_RANGE[self.scale]) if self.scale in ("unit", "signed") else maps
@@ -371,12 +361,7 @@ class Grounding(Evaluator):
         chosen = facts["thresholds"]
         if not isinstance(chosen, Mapping):
             chosen = dict.fromkeys(("method", *facts["priors"]), chosen)
-        return partial(
-            measures_with_priors,
-            thresholds=chosen,
-            priors=tuple(facts["priors"]),
-            categories=tuple(facts["categories"]),
-        )
+        return partial(measures_with_priors, thresholds=chosen, priors=facts["priors"], categories=facts["categories"])
 
     def monitored(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
         """Override: without the priors."""
@@ -393,39 +378,27 @@ class Grounding(Evaluator):
         """Override: draw the figure too."""
         super().on_test_epoch_end()
         if self._shown:
-            self._draw()
+            images, heats, masks, texts, ids = (list(column) for column in zip(*self._shown, strict=True))
+            figure = viz.grounding_figure(images, {"similarity": heats}, masks, texts, ids)
+            path = viz.save(figure, Path(self.trainer.default_root_dir) / "figures" / "grounding.png")
+            rank_zero_info(f"heatmaps drawn in {path}")
+            self._shown = []
 
     def facts(self) -> dict[str, Any]:
         """Thresholds, priors, prompts and categories."""
         chosen = {source or "method": list(t) for source, t in self._chosen.items()}
+        prompts = self.prompt_set
         return {
             "thresholds": list(self.fixed) or chosen,
             "priors": list(self.prior_names),
             "thresholds_from": "protocol" if self.fixed else "validation, best IoU",
-            "prompts": None
-            if self.prompt_set is None
-            else {"name": self.prompt_set.name, "version": self.prompt_set.version},
+            "prompts": prompts and {"name": prompts.name, "version": prompts.version},
             "against": self.against,
             "categories": self.categories,
         }
 
     def _keep(self, batch: dict[str, Any], heat: Tensor) -> None:
-        for i in range(min(self.figures - len(self._shown), len(heat))):
-            self._shown.append(
-                {
-                    "image": batch["image"][i].float().cpu().numpy(),
-                    "heat": heat[i].float().cpu().numpy(),
-                    "mask": batch["mask"][i, 0].cpu().numpy(),
-                    "text": batch["text"][i],
-                    "id": batch["id"][i],
-                }
-            )
-
-    def _draw(self) -> None:
-        columns = {key: [sample[key] for sample in self._shown] for key in self._shown[0]}
-        figure = viz.grounding_figure(
-            columns["image"], {"similarity": columns["heat"]}, columns["mask"], columns["text"], columns["id"]
-        )
-        path = viz.save(figure, Path(self.trainer.default_root_dir) / "figures" / "grounding.png")
-        rank_zero_info(f"heatmaps drawn in {path}")
-        self._shown = []
+        count = max(self.figures - len(self._shown), 0)
+        tensors = (batch["image"], heat, batch["mask"][:, 0])
+        images, heats, masks = (part[:count].float().cpu().numpy() for part in tensors)
+        self._shown += zip(images, heats, masks, batch["text"], batch["id"], strict=False)

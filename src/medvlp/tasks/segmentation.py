@@ -91,6 +91,7 @@ class Segmentation(Task):
     """
 
     task = "segmentation"
+    extracts = "pyramid"
 
     def __init__(
         self,
@@ -184,10 +185,6 @@ class Segmentation(Task):
     def extract(self, images: Tensor) -> Sequence[Tensor]:
         """Return the pyramid, finest first."""
         return self.encoder(images)
-
-    def what(self) -> str:
-        """Name the pyramid."""
-        return "pyramid"
 
     def logits(self, batch: dict[str, Any]) -> Tensor:
         """Compute (B, 1, S, S) logits."""

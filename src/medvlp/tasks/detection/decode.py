@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,44 +13,33 @@ from medvlp.losses.precision import exact
 from medvlp.tasks.detection.loss import split_output
 
 Convention = Literal["official", "plain"]
-CONVENTIONS: tuple[str, ...] = get_args(Convention)
 
 _MAX_LOG_SIZE = math.log(1e5)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """All boxes of the head, before any choice.
-
-    Args:
-        boxes: (B, N, 4) x0, y0, x1, y1 in pixels of the image; they may reach beyond it.
-        scores: (B, N) in [0, 1], by which boxes are chosen and ranked: objectness alone in the papers' head.
-        classes: (B, N, C) class probabilities.
-    """
+    """All boxes of the head, before any choice; they may reach beyond the image."""
 
     boxes: Tensor
+    """(B, N, 4) x0, y0, x1, y1 in pixels of the image."""
     scores: Tensor
+    """(B, N) in [0, 1], by which boxes are chosen and ranked: objectness alone in the papers' head."""
     classes: Tensor
+    """(B, N, C) class probabilities."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """The chosen boxes, image by image, best first.
-
-    Args:
-        boxes: (M, 4) x0, y0, x1, y1 in pixels of the image.
-        scores: (M,).
-        class_scores: (M,) probability of the box's class.
-        labels: (M,) int64 class.
-        owner: (M,) int64 image of the batch; ascending.
-        batch: number of images, with those without a detection.
-    """
+    """The M chosen boxes, image by image, best first, of a batch with ``batch`` images."""
 
     boxes: Tensor
+    """(M, 4) x0, y0, x1, y1 in pixels of the image."""
     scores: Tensor
     class_scores: Tensor
     labels: Tensor
     owner: Tensor
+    """(M,) int64 image of the batch; ascending."""
     batch: int
 
     def per_image(self, values: Tensor) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,26 +11,21 @@ from torch import Tensor
 from medvlp.losses.precision import exact
 
 Variant = Literal["official", "yolov3"]
-VARIANTS: tuple[str, ...] = get_args(Variant)
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The boxes of a batch, concatenated.
-
-    Args:
-        boxes: (M, 4) float32 centre x, centre y, width, height as fractions of the image.
-        labels: (M,) int64 class numbers.
-        owner: (M,) int64 image of the batch that a box belongs to.
-        valid: (M,) bool; False for skipped boxes. They stay as rows, so that no size depends on values.
-        batch: number of images, with those without a box.
-    """
+    """The M boxes of a batch, concatenated."""
 
     boxes: Tensor
+    """(M, 4) float32 centre x, centre y, width, height as fractions of the image."""
     labels: Tensor
     owner: Tensor
+    """(M,) int64 image of the batch that a box belongs to."""
     valid: Tensor
+    """(M,) bool; False for skipped boxes. They stay as rows, so that no size depends on values."""
     batch: int
+    """Number of images, with those without a box."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +52,10 @@ class ScaleTargets:
 
 
 def truth_of(boxes: Sequence[Tensor], labels: Sequence[Tensor] | None, image_size: tuple[int, int]) -> Truth:
-    """Concatenate the boxes of a batch.
+    """Concatenate the boxes of a batch, B tensors (n, 4): x0, y0, x1, y1 in pixels of the image.
 
     Boxes are clipped to the image. Those that then have no area (outside the image, or of zero area) and those with
-    coordinates that are not finite are skipped.
-
-    Args:
-        boxes: B tensors (n, 4): x0, y0, x1, y1 in pixels of the image; n may be 0.
-        labels: B tensors (n,) of class numbers; None means class 0.
-        image_size: height and width of the images in pixels.
+    coordinates that are not finite are skipped. Without ``labels``, B tensors (n,), all are of class 0.
     """
     counts = [len(b) for b in boxes]
     device = boxes[0].device if counts else torch.device("cpu")
@@ -82,15 +72,9 @@ def truth_of(boxes: Sequence[Tensor], labels: Sequence[Tensor] | None, image_siz
 
 
 def shape_iou(sizes: Tensor, anchors: Tensor, extra: float = 0.0) -> Tensor:
-    """Compute the IoU of boxes and anchors that share a corner.
+    """Compute the (M, A) IoU of boxes and anchors, (M, 2) and (A, 2) width and height, that share a corner.
 
-    Args:
-        sizes: (M, 2) width and height.
-        anchors: (A, 2) in the same unit.
-        extra: added to every width and height: 1 is the convention that counts pixels at both ends.
-
-    Returns:
-        (M, A) in [0, 1].
+    ``extra`` is added to every width and height: 1 is the convention that counts pixels at both ends.
     """
     sizes, anchors = sizes + extra, anchors + extra
     inter = torch.minimum(sizes[:, None], anchors[None]).clamp(min=0).prod(2)

@@ -14,7 +14,7 @@ from medvlp.metrics.bootstrap import Measures
 from medvlp.metrics.detection import COLUMNS, detection_measures
 from medvlp.metrics.samples import SampleStore
 from medvlp.tasks.base import Features, Task, TrainedProtocol, protocol_settings, seeded
-from medvlp.tasks.detection.decode import CONVENTIONS, Convention, Detections, detect
+from medvlp.tasks.detection.decode import Convention, Detections, detect
 from medvlp.tasks.detection.loss import Truth, Variant, truth_of
 from medvlp.tasks.detection.pyramid import plan_levels
 from medvlp.tasks.detection.ultralytics_head import UltralyticsYOLOv3
@@ -102,7 +102,7 @@ class Detection(Task):
             "detection", PROTOCOLS, protocol, frozen=frozen, encoder_mode=encoder_mode, optim=optim_from(optim)
         )
         check_choice("head", head, get_args(Head))
-        check_choice("nms", nms, CONVENTIONS)
+        check_choice("nms", nms, get_args(Convention))
         check_range("[0, 1)", min_score=min_score)
         check_range("(0, 1]", nms_iou=nms_iou)
         super().__init__(
@@ -126,6 +126,7 @@ class Detection(Task):
             "max_detections": max_detections,
         }
         self.plan = plan_levels(self.encoder.reductions)
+        self.extracts = f"pyramid levels {', '.join(map(str, self.plan.used))}"
         channels = [self.encoder.channels[level] for level in self.plan.used]
         size = (image_size, image_size)
         with seeded(3):
@@ -159,10 +160,6 @@ class Detection(Task):
         """Return the levels of the pyramid that the head uses, finest first."""
         pyramid = self.encoder(images)
         return [pyramid[level] for level in self.plan.used]
-
-    def what(self) -> str:
-        """Name the levels."""
-        return f"pyramid levels {', '.join(map(str, self.plan.used))}"
 
     def _truth(self, batch: dict[str, Any]) -> Truth:
         labels = batch["box_labels"] if self.num_classes > 1 else None

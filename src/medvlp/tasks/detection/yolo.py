@@ -1,6 +1,7 @@
 """YOLOv3 (Redmon and Farhadi 2018) on the pyramid of an encoder, as LoVT, MGCA and G2D train it."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from medvlp.errors import check_choice
 from medvlp.tasks.detection.decode import Predictions, decode
-from medvlp.tasks.detection.loss import VARIANTS, Truth, Variant, assign, weighted, yolo_loss
+from medvlp.tasks.detection.loss import Truth, Variant, assign, weighted, yolo_loss
 from medvlp.tasks.detection.pyramid import LevelPlan, ThreeLevels
 
 COCO_ANCHORS: tuple[tuple[tuple[float, float], ...], ...] = (
@@ -71,15 +72,10 @@ class _Branch(nn.Module):
 
 
 class YOLOv3Neck(nn.Module):
-    """Top-down path and output of each level, as in LoVT, MGCA and G2D (MGCA ``mgca/models/ssl_detector.py``).
+    """Top-down path and output of each level, coarsest first (MGCA ``mgca/models/ssl_detector.py``).
 
     The tap of a level passes a CBL 1 × 1 to half its channels, is enlarged (nearest neighbour) to the grid of the next
     level and concatenated with it.
-
-    Args:
-        channels: of the three levels, coarsest first.
-        num_classes: classes of the boxes.
-        width: factor on the papers' 512, 256 and 128 channels, for narrow encoders.
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int = 1, width: float = 1.0) -> None:
@@ -110,15 +106,14 @@ class YOLOv3Neck(nn.Module):
 
 
 class YOLOv3(nn.Module):
-    """YOLOv3 on the pyramid of a frozen encoder, as LoVT, MGCA and G2D train it.
+    """YOLOv3: levels, neck, loss and decoding.
 
     Args:
         plan: source of its three levels.
         channels: of the encoder's levels ``plan.used``.
         image_size: height and width of the images in pixels.
         num_classes: classes of the boxes.
-        variant: "official" assigns a box on all three levels, "yolov3" to the best of the nine anchors; see
-            :func:`medvlp.tasks.detection.loss.assign`.
+        variant: see :func:`medvlp.tasks.detection.loss.assign`.
         width: factor on the papers' channels.
     """
 
@@ -135,7 +130,7 @@ class YOLOv3(nn.Module):
         width: float = 1.0,
     ) -> None:
         super().__init__()
-        check_choice("detection variant", variant, VARIANTS)
+        check_choice("detection variant", variant, get_args(Variant))
         self.levels = ThreeLevels(plan, channels)
         neck = YOLOv3Neck(self.levels.channels, num_classes, width=width)
         # 20 % faster on CPUs, and the layout that tensor cores expect
