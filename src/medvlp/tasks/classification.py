@@ -181,7 +181,8 @@ class Classification(Task):
 
     def _head(self, classes: int) -> nn.Module:
         width = self.encoder.width
-        linear, norm = nn.Linear(width, classes), nn.Identity()
+        linear = nn.Linear(width, classes)
+        norm: nn.Module = nn.Identity()
         if self.head_kind == "norm_linear":
             nn.init.trunc_normal_(linear.weight, std=2e-5)
             nn.init.zeros_(linear.bias)
