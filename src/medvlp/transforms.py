@@ -316,47 +316,12 @@ class ImageTransform:
 
 
 def build_transform(name: str, size: int, train: bool) -> ImageTransform:
-    """Build an image transform.
+    """Build an image transform; docs/transforms.md describes the recipes.
 
-    Each recipe with its resize rule in brackets (S is ``size``; see :data:`medvlp.resizing.RESIZE_RULES`):
-
-    ==================== ====================================================================================
-    plain                [square:S] [0, 1]; no augmentation
-    phantom              plain; in training ±5°, scale 0.95–1.05, shift 3 %, brightness and contrast ±15 %
-    g2d_paper            [square:256 for S = 224, both scaled] G2D's paper: centre crop S, [0, 1]; in training
-                         perspective (p 0.5, distortion 0.5) and autocontrast (p 0.5), between resize and crop, with
-                         torchvision's defaults, since the paper gives no parameters. Its random grayscale does nothing
-                         to grey images
-    g2d_official         [stretch_official:S] G2D's released code: bounding-box crop, min–max × 256 **with its wrap of
-                         the brightest pixels to 0**, ImageNet mean and std; in training ±15° with shear 15, brightness
-                         and contrast 0.2. The released size is 256
-    g2d_official_255     [stretch_255:S] the same with × 255, that is, without the wrap
-    mgca                 [pad:256 for S = 224, both scaled] MGCA's and GLoRIA's: random crop S in training, else centre
-                         crop; mean 0.5, std 0.5
-    mgca_detection       [square_plain:S] MGCA's detection code: S = 224, mean 0.5, std 0.5, no augmentation (its colour
-                         jitter is built and never applied)
-    mgca_segmentation    [square_plain:S] MGCA's segmentation code: S = 224, mean 0.5, std 0.5; in training, with p 0.5,
-                         rotation ±10° and scale 0.9–1.1 about the centre, zeros around. The code pads the mask and not
-                         the image; here the mask follows the image
-    convirt              [shorter:2S] ConVIRT's paper: crop 0.6–1.0 of the area, flip 0.5, ±20°, shift 0.1, scale
-                         0.95–1.05, brightness and contrast 0.6–1.4, Gaussian blur σ 0.1–3.0; else S × S. Ours: ImageNet
-                         mean and std, as its encoder starts from ImageNet, and 2S, so that no crop is enlarged
-    medklip              [training shorter:2S, which is ours, else square:S] MedKLIP's code: S = 224, ImageNet mean and
-                         std; in training crop 0.2–1.0 of the area (bicubic), flip 0.5, two operations of ten, each with
-                         p 0.5, level 7. The code crops at full size; from 2S the smallest crops grow by up to 1.3
-    kad                  [training shorter:2S, which is ours, else bicubic:S] KAD's code: S = 224, 512 or 1024; the rest
-                         as medklip
-    chexzero             [longer_pad:320 for S = 224, both scaled] CheXzero's code: mean 101.48761, std 83.43944 on
-                         0–255, then bicubic to S × S without anti-aliasing, as torchvision did on tensors when it was
-                         released; values may overshoot [0, 1]. No augmentation
-    benchx               [lanczos:S] BenchX's fine-tuning: S = 224, mean 0.4978, std 0.2449; in training crop 0.08–1.0
-                         of the area and flip 0.5. Its images of RSNA and SIIM keep their aspect and are cut to the
-                         centre in evaluation; here they are square
-    maco                 [square:S] MaCo's pre-training: mean 0.4978, std 0.2449; in training flip 0.5, ±20°, scale
-                         0.8–1.2 (nearest pixel, torchvision's default)
-    ==================== ====================================================================================
-
-    With ``train``, the transform includes the random augmentation.
+    Args:
+        name: one of :data:`TRANSFORMS`.
+        size: side S of the result, in pixels.
+        train: include the random augmentation.
 
     Raises:
         ConfigError: an unknown name or a size below 8.

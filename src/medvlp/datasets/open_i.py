@@ -43,7 +43,7 @@ class OpenI(ReportCorpus):
         root: folder of the corpus.
         views: projections to keep, "Frontal" or "Lateral", after the split; "" keeps images of unknown projection,
             which are all of them without the table of projections.
-        report_policy: which sections make up the text, see medvlp.io.reports.select_text.
+        report_policy: which sections make up the text, see docs/datasets/reports.md.
         cleaning: a name of medvlp.io.reports.CLEANINGS; "none" keeps the token XXXX of removed words, as all others.
         min_tokens: reports with fewer words after cleaning are left out.
         classes: labels to keep, in this order; None keeps all.

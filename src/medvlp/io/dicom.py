@@ -53,16 +53,9 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 def read_dicom(path: str | Path, intensity: str = "standard", damaged: str = "refuse") -> np.ndarray:
     """Read a radiograph; of a file with several frames, the first.
 
-    The rule "standard" follows the standard's display pipeline (DICOM PS3.4, N.2): modality LUT or rescale, VOI LUT
-    or window (the first of several, as viewers do), inversion, then to 8 bits. With a window or VOI LUT, its range
-    becomes 0…255; without one, values of 8 bits are kept where they span 0…255 by the header, and others are scaled
-    by the range that occurs, because a detector's full range is seldom used. MONOCHROME1 is inverted, and so is
-    MONOCHROME2 with PresentationLUTShape INVERSE; both together mean one inversion (PS3.3 C.8.11.3). Pixel padding
-    (PixelPaddingValue, PixelPaddingRangeLimit) and values that are not finite are black and do not count for the
-    range. A constant picture without window is black.
-
-    "minmax" follows the same pipeline. The other rules repeat published code, which ignores padding and
-    PresentationLUTShape. Colour files become luma by ITU-R 601 under every rule before anything else.
+    docs/datasets/images.md describes the rule "standard", the display pipeline of DICOM PS3.4 N.2. "minmax" follows the
+    same pipeline; the other rules repeat published code, which ignores padding and PresentationLUTShape. Colour files
+    become luma by ITU-R 601 under every rule before anything else.
 
     Args:
         path: the file.

@@ -63,18 +63,10 @@ def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
 def read_image(path: str | Path, intensity: str = "standard", damaged: Damaged = "refuse") -> np.ndarray:
     """Read a JPEG, PNG or DICOM file as grey levels; the content tells the kind, not the name.
 
-    Colour becomes luma by ITU-R 601 (Pillow's "L"); transparency is ignored, since the alpha channels of released
-    radiographs carry nothing; palettes and 1-bit images are expanded to 0…255. Under "standard", 16-bit PNGs are
-    scaled by the range of their bit depth, v / 257 rounded, **not** by the values that occur, so that pixel values
-    stay comparable between images; by the range of fewer bits if the file names them (sBIT) and the values fit.
-    A 16-bit file that comes out dark is warned of once.
-
-    A JPEG, alone or in DICOM, that makes libjpeg warn is refused, because whatever follows the damage is wrong.
-    PNG files carry checksums. Damage without a trace is not detected: changed bytes that happen to be valid codes, in
-    JPEG, JPEG 2000 and run-length coded DICOM, and any in uncompressed pixels.
-
-    The EXIF orientation of photographs is applied, as OpenCV's reader does, with which MGCA and GLoRIA load, and as
-    annotation tools do. (Pillow alone ignores it. No released corpus known to us has a value other than 1, upright.)
+    docs/datasets/images.md describes what becomes of 16 bits and of damaged files. Colour becomes luma by ITU-R 601
+    (Pillow's "L"); transparency is ignored, since the alpha channels of released radiographs carry nothing; palettes
+    and 1-bit images are expanded to 0…255. The EXIF orientation is applied, as OpenCV's reader does, with which MGCA
+    and GLoRIA load. (Pillow alone ignores it. No released corpus known to us has a value other than 1, upright.)
 
     Args:
         path: the file; a symbolic link is followed.

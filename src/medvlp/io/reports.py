@@ -1,23 +1,6 @@
 """Radiology reports in the layout of MIMIC-CXR: sections, text policies, cleaning recipes, sentences.
 
-What the methods feed their text encoders, as policy + cleaning of :func:`report_text`:
-
-==================  =================  ============  ==============================================================
-method              policy             cleaning      and, in the sampler or tokenizer
-==================  =================  ============  ==============================================================
-ConVIRT, MGCA       both               mgca          texts of fewer than 3 tokens are dropped
-GLoRIA              impression         gloria        one random sentence per step: none, text_sampling: gloria
-G2D (code)          both               g2d_official
-MaCo                all                maco          sentences shuffled, the first k kept, k random in 1…n
-MRM, REFERS         all                none
-CheXzero            chexzero           none
-==================  =================  ============  ==============================================================
-
-PRIOR's sentences come from a trained splitter (Stanza), which is not reproduced here.
-
-:func:`parse_report` behaves as the section parser that the field shares (MIT-LCP; MGCA, PRIOR and others carry copies),
-quirks included, because published pair counts follow from it. Its 54 hand-corrected study ids are omitted: those
-studies never reach the table that the copies read.
+docs/datasets/reports.md describes policies and recipes, and says which method uses which.
 """
 
 import re
@@ -88,6 +71,10 @@ def _map_name(header: str) -> str:
 def parse_report(text: str) -> Sections:
     """Split a report, with LF or CRLF line ends, into its sections in order.
 
+    It behaves as the section parser that the field shares (MIT-LCP; MGCA, PRIOR and others carry copies), quirks
+    included, because published pair counts follow from it. Its 54 hand-corrected study ids are omitted: those studies
+    never reach the table that the copies read.
+
     Text before the first header is "preamble"; without any header the whole is "full report". A second header in the
     same line is text. Empty findings and impressions are removed. If neither remains, the last section is cut at its
     first blank line, and the rest becomes "last_paragraph".
@@ -112,20 +99,7 @@ def parse_report(text: str) -> Sections:
 
 
 def select_text(sections: Sections, policy: str, separator: str = " ") -> str:
-    """Choose the text of a study.
-
-    ==============  ==========================================================================================
-    findings        the findings
-    impression      the impression
-    both            impression, then findings, joined by ``separator``, as MGCA, ConVIRT and G2D take them; either
-                    alone if the other is missing
-    longest         the longest, in words, of findings, impression and last paragraph
-    last_paragraph  the first of impression, findings, last paragraph and comparison that is not empty
-    all             the whole report (MRM, MaCo, REFERS)
-    chexzero        CheXzero's own search, without sections: what follows the last word ``IMPRESSION:`` up to the first
-                    word RECOMMENDATION(S): or NOTIFICATION(S): of the **report**; so the text is empty where such a
-                    word precedes the impression. "NO IMPRESSION" where there is none, as released
-    ==============  ==========================================================================================
+    """Choose the text of a study by one of :data:`POLICIES`; ``separator`` joins the two sections of "both".
 
     Returns:
         The text, line breaks as in the file; "" if the report has nothing under the policy.
@@ -213,20 +187,7 @@ CLEANINGS: tuple[str, ...] = tuple(_RECIPES)
 
 
 def clean_text(text: str, cleaning: str) -> str:
-    """Apply a cleaning recipe; return the text in one line.
-
-    ============  ============================================================================================
-    none          white space of any kind becomes one space; nothing else
-    mgca          MGCA's code: split at "digits." and at ".", words only, lower case, sentences of one word and
-                  non-ASCII characters removed; no punctuation remains
-    gloria        GLoRIA's code: the same, but it stops after a sentence with which the number of words so far is
-                  **exactly** 5 (its captions_per_image; below and beyond 5 it goes on), so few texts are cut
-    g2d_official  the released G2D code: section words removed, split at ".", pieces of digits alone removed, joined
-                  by ". "; no lower-casing
-    maco          MaCo's code: split at ".", lower case, empty pieces and "none" removed, each with its full stop.
-                  Shuffling and drawing are left to the sampler. Where nothing remains, the text is empty (the code
-                  takes a piece that it had removed)
-    ============  ============================================================================================
+    """Apply one of :data:`CLEANINGS`; return the text in one line.
 
     Raises:
         ConfigError: an unknown recipe.
