@@ -10,7 +10,7 @@ from medvlp.errors import ConfigError
 from medvlp.phantom import FINDINGS, PhantomSpec, write_phantom
 from medvlp.phantom.cases import sample_studies, split_of
 from medvlp.phantom.layouts import chexpert
-from medvlp.phantom.layouts.chexpert_plus import choose_structure
+from medvlp.phantom.layouts.chexpert import choose_structure
 from medvlp.phantom.layouts.labels import exact_labels, report_labels
 from medvlp.phantom.reports import write_report
 from medvlp.phantom.truth import MANIFEST, is_complete_tree, read_truth_masks

@@ -1,4 +1,4 @@
-"""Draws the normal frontal chest (PA or AP) that the findings are then added to."""
+"""Draws the normal chest that the findings are then added to, from the front (PA or AP) or from the left side."""
 
 import numpy as np
 
@@ -12,17 +12,16 @@ def _mediastinum(rows: np.ndarray, a: Anatomy, traits: list[float]) -> tuple[np.
     top = a.apex + 0.45 * (base - a.apex)
     aorta = 1 + 0.25 * traits[0] + 0.35 * (a.age - 50) / 50
     knob = a.apex + 0.24 * (base - a.apex)
-    proportions = {"apex": a.apex, "knob": knob, "heart_top": top, "heart_height": base - top}
-    left = contour(rows, "mediastinum left", aorta=aorta, heart=a.heart, **proportions)
-    right = contour(rows, "mediastinum right", vena_cava=traits[1], heart=a.heart, **proportions)
+    proportions = {"apex": a.apex, "knob": knob, "heart_top": top, "heart_height": base - top, "heart": a.heart}
+    left = contour(rows, "mediastinum left", aorta=aorta, **proportions)
+    right = contour(rows, "mediastinum right", vena_cava=traits[1], **proportions)
     return left, right, ramp(rows - top, 0.03) * ramp(base + 0.055 - rows, 0.03), top
 
 
 def _dome(x: np.ndarray, side: int, a: Anatomy) -> np.ndarray:
     """Return the row of the diaphragm by body coordinate: a dome that falls to the angles on both sides."""
     off = (side * x - 0.47 * a.width) / (0.53 * a.width)
-    lateral = np.clip(off, 0, 1.2)
-    medial = np.clip(-off, 0, 1.2)
+    lateral, medial = np.clip(off, 0, 1.2), np.clip(-off, 0, 1.2)
     depth = 1 - 0.55 * a.flatness
     return (a.dome(side) + depth * (0.085 * lateral**2.2 + 0.025 * lateral**6 + 0.03 * medial**2)).astype(np.float32)
 
@@ -30,15 +29,12 @@ def _dome(x: np.ndarray, side: int, a: Anatomy) -> np.ndarray:
 def _ribs(x: np.ndarray, y: np.ndarray, costal: np.ndarray, a: Anatomy, traits: list[float]) -> np.ndarray:
     """Return posterior and anterior ribs as two families of warped stripes, float32 of the shape of ``x``."""
     pitch = 0.071 + 0.004 * traits[0]
-    s = np.abs(x)
-    s /= costal
-    np.minimum(s, 1.1, out=s)
+    s = np.minimum(np.abs(x) / costal, 1.1)
     s2 = s * s
     out = np.zeros_like(s)
-    cage = ramp(1.03 - s, 0.05)
-    for start, slope, bend, weight in (
-        (a.apex - 0.03, -0.02, 0.115 + 0.02 * traits[1], 1.0),
-        (a.apex + 0.205 + 0.02 * traits[2], -0.15 - 0.02 * traits[3], 0.03, 0.55),
+    for start, slope, bend, count, weight in (
+        (a.apex - 0.03, -0.02, 0.115 + 0.02 * traits[1], 11, 1.0),
+        (a.apex + 0.205 + 0.02 * traits[2], -0.15 - 0.02 * traits[3], 0.03, 6, 0.55),
     ):
         phase = s2 * s
         phase *= -bend / pitch
@@ -51,14 +47,12 @@ def _ribs(x: np.ndarray, y: np.ndarray, costal: np.ndarray, a: Anatomy, traits: 
         # Half the thickness of a rib is 0.2 of the pitch; the cortex is brighter than the marrow.
         rib = ramp(0.2 - phase, 0.14)
         rib *= 0.55 + 1.6 * np.maximum(phase - 0.06, 0)
-        rib *= number >= 0
-        if weight == 1.0:
-            rib *= number < 11
-        else:
-            rib *= ramp(s - 0.42, 0.3) * (number < 6)
+        rib *= (number >= 0) & (number < count)
+        if weight < 1:  # the anterior ones end in cartilage, which casts no shadow
+            rib *= ramp(s - 0.42, 0.3)
         rib *= weight
         out += rib
-    out *= cage
+    out *= ramp(1.03 - s, 0.05)
     return out
 
 
@@ -73,13 +67,12 @@ def _vessels(scene: Scene, hilum: float, rng: np.random.Generator) -> np.ndarray
     length = 0.103 + 0.03 * np.abs(angle) + rng.uniform(-0.015, 0.015, count)
     along = np.linspace(0, 1, 5)[None, :]
     lines: list[Stroke] = []
-    for level in range(4):
+    for level, grey in enumerate((215, 190, 160, 125)):
         bend = rng.uniform(-0.55, 0.55, (len(x), 1)) * along
         way = angle[:, None] + bend
         xs = x[:, None] + side[:, None] * length[:, None] * along * np.cos(way)
         ys = y[:, None] + length[:, None] * along * np.sin(way)
         points = scene.image_points(xs.ravel(), ys.ravel()).reshape(len(x), 5, 2)
-        grey = (215, 190, 160, 125)[level]
         lines += [(line, caliber, grey) for line, caliber in zip(points, wide.tolist(), strict=True)]
         # Each ends in two branches, and the thick ones give off a third half way.
         mid = slice(None) if level < 2 else slice(0, 0)
@@ -110,10 +103,10 @@ def _bones(scene: Scene, traits: list[float], angle: float) -> np.ndarray:
         # A broken clavicle: the outer part hangs from the shoulder, lowest at the break in the middle.
         y = y + a.drop(side) * np.clip((t - 0.5) * 25, 0, 1) * np.clip((0.95 - t) * 2.2, 0, 1)
         half = 0.0115 - 0.003 * np.sin(np.pi * t)
+        outline_x = side * np.concatenate([x, x[::-1]])
         for grow, grey in ((1.0, 205), (0.5, 150)):
-            outline_x = np.concatenate([x, x[::-1]])
             outline_y = np.concatenate([y - grow * half, (y + grow * half)[::-1]])
-            shapes.append((scene.image_points(side * outline_x, outline_y), grey))
+            shapes.append((scene.image_points(outline_x, outline_y), grey))
     return strokes(scene.size, shapes=shapes)
 
 
@@ -122,23 +115,20 @@ def _hila_and_breasts(scene: Scene, hilum: float, inner: np.ndarray, traits: lis
     for side in (-1, 1):
         off = ellipse(x, y, (side * 0.070, hilum), (0.05, 0.075))
         scene.density += (0.15 + 0.03 * traits[0]) * np.maximum(1 - off, 0) * ramp(inner + 0.005, 0.02)
-    if a.female:
-        for side in (-1, 1):
-            cy, cx = 0.60 + 0.04 * traits[1] + 0.05 * (a.age > 60), side * (0.20 + 0.015 * traits[2])
-            reach = 0.12 + 0.05 * a.habitus
-            off = ((x - cx) * (1 / reach)) ** 2 + ((y - cy) * (0.9 / reach)) ** 2
-            scene.density += (0.06 + 0.05 * a.habitus) * np.clip(1.15 - off, 0, 0.55) * ramp(y - cy + 0.08, 0.16)
+    for side in (-1, 1) if a.female else ():
+        cy, cx = 0.60 + 0.04 * traits[1] + 0.05 * (a.age > 60), side * (0.20 + 0.015 * traits[2])
+        reach = 0.12 + 0.05 * a.habitus
+        off = ((x - cx) * (1 / reach)) ** 2 + ((y - cy) * (0.9 / reach)) ** 2
+        scene.density += (0.06 + 0.05 * a.habitus) * np.clip(1.15 - off, 0, 0.55) * ramp(y - cy + 0.08, 0.16)
 
 
 def _spine_and_airways(scene: Scene, traits: list[float], turn: float) -> None:
     x, y, density, rows = scene.x, scene.y, scene.density, scene.y[:, 0]
-    spine = ramp(0.043 - np.abs(x), 0.022)
     disc = (0.042 + 0.014 * np.cos(2 * np.pi * (rows + 0.02 * traits[0]) / 0.049)).astype(np.float32)
-    density += spine * disc[:, None]
+    density += ramp(0.043 - np.abs(x), 0.022) * disc[:, None]
     carina = scene.anatomy.apex + 0.25 + 0.01 * traits[1]
     pipe = ramp(0.0175 - np.abs(x - turn - 0.004 * traits[2]), 0.008)
-    pipe *= (ramp(carina - rows, 0.02) * 0.13)[:, None]
-    density -= pipe
+    density -= pipe * (ramp(carina - rows, 0.02) * 0.13)[:, None]
     fork = slice(int((carina - 0.01) * scene.size), int((carina + 0.06) * scene.size))
     for side, slant in ((-1, 0.75), (1, 1.05)):
         offset = side * x[fork] - slant * (y[fork] - carina + 0.01)
@@ -178,8 +168,7 @@ def _soft_tissue(
     arms = 0.45 * ramp(away - (girth + 0.07 + 0.03 * arm), 0.02) * ramp(rows - 0.35, 0.2)[:, None]
     np.maximum(body, arms, out=body)
     middle = bump(np.minimum(away * (1 / 0.30), 1))
-    abdomen = ramp(-lower, 0.16)
-    abdomen *= ramp(girth - away, 0.06)
+    abdomen = ramp(-lower, 0.16) * ramp(girth - away, 0.06)
     density = 0.46 + 0.05 * a.habitus + 0.14 * middle
     density += 0.21 * abdomen
     density *= body
@@ -235,11 +224,112 @@ def draw_frontal(a: Anatomy, size: int) -> Scene:
     _stomach(scene, noise, traits[20:22], day[3], abdomen)
 
     grain, cloud = texture(noise, size, 44), texture(noise, size, 15)
-    detail = _vessels(scene, hilum, noise)
-    detail *= 0.15
-    detail += 0.011 * grain
-    detail += 0.013 * cloud
-    detail *= air
-    scene.detail = detail
+    scene.detail = 0.15 * _vessels(scene, hilum, noise)
+    scene.detail += 0.011 * grain
+    scene.detail += 0.013 * cloud
+    scene.detail *= air
     density += 0.012 * cloud * body
+    return scene
+
+
+def _side_body(a: Anatomy, x: np.ndarray, rows: np.ndarray, thick: float) -> np.ndarray:
+    coat = 0.055 + 0.05 * a.habitus
+    front = contour(rows, "lateral outline front", apex=a.apex) * thick + coat - 0.02
+    chest = bump(np.clip(np.abs(rows - 0.55) * (1 / 0.17), 0, 1)) * (0.07 if a.female else 0.015)
+    front = (front + chest).astype(np.float32)
+    back = contour(rows, "lateral outline back", apex=a.apex) * thick + coat
+    rim = np.clip(np.minimum(x + front[:, None], back[:, None] - x) * (1 / 0.06), 0, 1)
+    return rim * (2 - rim)
+
+
+def _side_heart(a: Anatomy, x: np.ndarray, y: np.ndarray, air: np.ndarray, density: np.ndarray) -> np.ndarray:
+    """Add heart, aortic arch and hila to the density; return the ellipse of the heart, bool."""
+    # Heart: a leaning ellipse in the lower front; its width follows the frontal factor.
+    below = y - (a.base - 0.085)
+    off = ellipse((x + 0.115) + 0.35 * below, below, (0, 0), (0.115 * a.heart, 0.155 * (0.75 + 0.25 * a.heart)))
+    density += 0.30 * ramp(1.05 - off, 0.5) * air
+    arch = ellipse(x, y - a.apex, (0.02, 0.22), (0.11, 0.085))
+    density += 0.10 * bump(np.minimum(np.abs(arch - 0.8), 1)) * ramp(a.apex + 0.24 - y, 0.04) * air
+    hila = ellipse(x, y - a.apex, (0.01, 0.31), (0.055, 0.06))
+    density += 0.17 * np.maximum(1 - hila, 0) * air
+    return off < 1.0
+
+
+def _side_skeleton(
+    scene: Scene, traits: list[float], body: np.ndarray, inner: np.ndarray, lower: np.ndarray, back: np.ndarray
+) -> None:
+    """Add spine, sternum and ribs to the density, and take the trachea from it."""
+    x, y, apex, density, rows = scene.x, scene.y, scene.anatomy.apex, scene.density, scene.y[:, 0]
+    # Spine along the back border, darker downwards as the lungs widen; vertebrae with disc spaces.
+    column = ramp(0.036 - np.abs((back - 0.055)[:, None] - x), 0.012) * body
+    disc = (0.15 - 0.08 * rows + 0.05 * np.cos(2 * np.pi * (rows + 0.02 * traits[1]) / 0.05)).astype(np.float32)
+    density += column * disc[:, None]
+    ahead = x + scene.costal[-1][:, None]
+    sternum = ramp(0.011 - np.abs(ahead + 0.012), 0.008) * ramp(y - apex - 0.1, 0.04) * ramp(0.62 - y, 0.05)
+    density += 0.12 * sternum * body
+    pipe = ramp(0.016 - np.abs(x + 0.035 - 0.18 * (y - apex)), 0.009) * ramp(apex + 0.27 - y, 0.02)
+    density -= 0.12 * pipe
+    # Ribs of both sides cross the lungs obliquely.
+    phase = (y - 0.55 * x - 0.35 * x * np.abs(x)) * (1 / 0.068) + traits[2]
+    phase -= np.floor(phase)
+    stripes = ramp(0.19 - np.abs(phase - 0.5), 0.14)
+    density += 0.045 * stripes * ramp(inner + 0.02, 0.02) * ramp(y - apex, 0.05) * (1 - 0.6 * ramp(-lower, 0.05))
+
+
+def _side_vessels(scene: Scene, noise: np.random.Generator) -> np.ndarray:
+    """Return pulmonary vessels around the hilum, (size, size) float32 in [0, 1]."""
+    lines: list[Stroke] = []
+    hilum = scene.anatomy.apex + 0.31
+    t = np.linspace(0, 1, 4)
+    for _ in range(34):
+        angle, bend, length, wide = noise.uniform(-1, 1, 4).tolist()
+        way = np.pi * angle + 0.5 * bend * t
+        # They leave the hilum from all around its outline, not from one point.
+        reach = 0.035 + 0.015 * wide + (0.09 + 0.06 * length) * t
+        points = scene.image_points(0.01 + reach * np.cos(way), hilum + 1.2 * reach * np.sin(way))
+        lines += [(points[:3], 0.0055 + 0.002 * wide, 190), (points[2:], 0.0035, 150)]
+    return strokes(scene.size, lines)
+
+
+def draw_lateral(a: Anatomy, size: int) -> Scene:
+    """Draw the chest from the left side, ready for findings, with the proportions of the study's frontal view.
+
+    The front is on the left of the image. ``costal[-1]`` is the distance of the front border of the lungs from x = 0,
+    ``costal[1]`` that of the back border, ``medial`` is 0.
+    """
+    traits, day = uniform([a.seed, 12], 12), uniform([a.study_seed, 12], 4)
+    noise = np.random.default_rng([a.seed, 13])
+    columns, y = axes(size)
+    rows = y[:, 0]
+    centre = (0.5 + 0.015 * day[0] + 0.02 * day[1] * (rows - 0.5)).astype(np.float32)
+    x = columns - centre[:, None]
+    thick = 1 + 0.06 * traits[0]
+    front, back = (contour(rows, f"lateral {name}", apex=a.apex, thickness=thick) for name in ("front", "back"))
+    slope = np.clip(columns[0] - 0.5 + 0.08, -0.2, 0.4)
+    bend = (1 - 0.55 * a.flatness) * (1.55 * np.maximum(slope, 0) ** 2 + 0.5 * np.minimum(slope, 0) ** 2)
+    domes = {side: (a.dome(side) + 0.015 * side + bend).astype(np.float32) for side in (1, -1)}
+    ahead, lower = x + front[:, None], np.maximum(domes[1], domes[-1])[None, :] - y
+    inner = np.minimum(ahead, back[:, None] - x)
+    air = ramp(inner, 0.010) * (0.55 + 0.45 * np.clip(inner * (1 / 0.09), 0, 1))
+    air *= ramp(lower, 0.012)
+    # The other lung ends at its own dome: between the two only half the air is left.
+    air *= 0.5 + 0.5 * ramp(np.minimum(domes[1], domes[-1])[None, :] - y, 0.012)
+    air *= ramp(y - a.apex + 0.01, 0.05)
+    lungs = (inner > 0) & (lower > 0) & (y > a.apex)
+
+    body = _side_body(a, x, rows, thick)
+    density = body * (0.60 + 0.05 * a.habitus)
+    density += body * (0.22 * ramp(a.apex + 0.10 - y, 0.20) + 0.10 * ramp(-lower, 0.16))
+    density -= 0.50 * air
+    cloud = texture(noise, size, 12)
+    density += 0.012 * cloud * body
+    heart = _side_heart(a, x, y, air, density) & (ahead > 0) & (lower > -0.02)
+    medial = {side: np.zeros(size, dtype=np.float32) for side in (-1, 1)}
+    costal = {-1: front, 1: back}
+    scene = Scene(a, size, x, y, centre, density, air, lungs, heart, costal, medial, domes, np.zeros_like(x))
+    _side_skeleton(scene, traits, body, inner, lower, back)
+    scene.detail = 0.10 * _side_vessels(scene, noise)
+    scene.detail += 0.014 * cloud
+    scene.detail += 0.010 * texture(noise, size, 44)
+    scene.detail *= air
     return scene

@@ -5,6 +5,7 @@ Nothing here calls BLAS, whose sums depend on the number of threads: the same se
 """
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from importlib import resources
@@ -87,7 +88,7 @@ def uniform(seed: Sequence[int] | int, count: int) -> list[float]:
     return np.random.default_rng(seed).uniform(-1, 1, count).tolist()
 
 
-@lru_cache
+@cache
 def _shapes() -> dict[str, list[dict[str, str]]]:
     # Name of the shape to its rows of the table: one for each control point or corner.
     points: dict[str, list[dict[str, str]]] = {}
@@ -107,24 +108,15 @@ def _evaluate(expression: str, parameters: Mapping[str, float]) -> float:
     """Return the value of a sum of products of numbers and named parameters, such as "apex + 0.02*habitus"."""
     total = 0.0
     for factors in _terms(expression):
-        product = 1.0
-        for factor in factors:
-            product *= parameters[factor] if isinstance(factor, str) else factor
-        total += product
+        total += math.prod(parameters[factor] if isinstance(factor, str) else factor for factor in factors)
     return total
 
 
 def paths(shape: str, view: str, parameters: Mapping[str, float]) -> dict[str, tuple[np.ndarray, float, int]]:
-    """Return the parts of a shape of ``shapes.csv`` in one view.
+    """Return the parts of a shape of ``shapes.csv`` in one view, "frontal" or "lateral".
 
-    Args:
-        shape: name of the shape.
-        view: "frontal" or "lateral".
-        parameters: values of the names in its coordinates.
-
-    Returns:
-        Each part's control points or corners (n, 2), in body coordinates x and y, its width in millimetres (0 for a
-        polygon) and its grey, 0 to 255.
+    Each has control points or corners (n, 2), in body coordinates x and y, a width in millimetres (0 for a polygon) and
+    a grey, 0 to 255. ``parameters`` are the values of the names in the coordinates.
     """
     points: dict[str, list[tuple[float, float]]] = {}
     pens: dict[str, tuple[float, int]] = {}
@@ -139,17 +131,9 @@ def paths(shape: str, view: str, parameters: Mapping[str, float]) -> dict[str, t
 def contour(rows: np.ndarray, name: str, **parameters: float) -> np.ndarray:
     """Return a contour of the body, smooth through or near its control points in ``shapes.csv``.
 
-    Args:
-        rows: (n,) equally spaced ordinates.
-        name: the contour.
-        **parameters: the patient's proportions.
-
-    Returns:
-        (n,) float32 distances from the midline, constant beyond the first and the last point.
+    These are (n,) float32 distances from the midline in equally spaced rows (n,), constant beyond the outer points.
     """
-    points = _shapes()[name]
-    ordinates = [_evaluate(point["y"], parameters) for point in points]
-    distances = [_evaluate(point["x"], parameters) for point in points]
+    ordinates, distances = ([_evaluate(point[axis], parameters) for point in _shapes()[name]] for axis in "yx")
     out = np.interp(rows, ordinates, distances)
     half = max(1, round(len(rows) * 0.018))
     kernel = np.hanning(2 * half + 3)[1:-1]
@@ -158,7 +142,7 @@ def contour(rows: np.ndarray, name: str, **parameters: float) -> np.ndarray:
 
 
 def strokes(size: int, lines: Sequence[Stroke] = (), shapes: Sequence[Shape] = ()) -> np.ndarray:
-    """Draw antialiased polygons and, over them, polylines.
+    """Draw antialiased polygons and, over them, polylines; later strokes replace earlier ones.
 
     Args:
         size: side of the field in pixels.
@@ -166,12 +150,12 @@ def strokes(size: int, lines: Sequence[Stroke] = (), shapes: Sequence[Shape] = (
         shapes: (corners (n, 2), grey) of filled polygons.
 
     Returns:
-        (size, size) float32 in [0, 1]; later strokes replace earlier ones.
+        (size, size) float32 in [0, 1].
     """
     factor = 2 if size >= 200 else 4
-    canvas = Image.new("L", (size * factor, size * factor))
-    pen = ImageDraw.Draw(canvas)
     scale = size * factor
+    canvas = Image.new("L", (scale, scale))
+    pen = ImageDraw.Draw(canvas)
     for corners, grey in shapes:
         pen.polygon((np.asarray(corners) * scale).ravel().tolist(), fill=grey)
     for points, width, grey in lines:
@@ -208,39 +192,35 @@ def _joined(starts: list[int], ends: list[int], stride: int) -> list[int]:
 
 
 def parts(mask: np.ndarray, smallest: float = 0.03) -> tuple[np.ndarray, tuple[Box, ...]]:
-    """Find the 8-connected parts of a mask, and remove crumbs.
+    """Find the 8-connected parts of a mask (h, w), and erase crumbs.
 
-    Args:
-        mask: (h, w) bool.
-        smallest: parts below this share of the largest part's area, or below 3 pixels beside a larger part, are erased.
+    Crumbs are below ``smallest`` of the largest part's area, or below 3 pixels beside a larger part.
 
     Returns:
         The cleaned mask (a new array if something was erased) and the box of each part, the largest part first.
     """
-    rows, width = mask.shape
-    padded = np.zeros((rows, width + 1), dtype=np.int8)
-    padded[:, :-1] = mask
-    edges = np.diff(padded.ravel(), prepend=np.int8(0))
-    starts, ends = np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist()
-    if not starts:
+    stride = mask.shape[1] + 1
+    edges = np.diff(np.pad(mask, ((0, 0), (0, 1))).ravel().astype(np.int8), prepend=np.int8(0))
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    if not starts.size:
         return mask, ()
-    stride = width + 1
-    part_of = _joined(starts, ends, stride)
-    boxes: dict[int, list[int]] = {}
-    for run, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        row, left = divmod(start, stride)
-        right = left + end - start
-        box = boxes.setdefault(part_of[run], [left, row, right, row + 1, 0])
-        box[0], box[2], box[3] = min(box[0], left), max(box[2], right), row + 1
-        box[4] += end - start
-    largest = max(box[4] for box in boxes.values())
+    runs: dict[int, list[int]] = {}
+    for run, part in enumerate(_joined(starts.tolist(), ends.tolist(), stride)):
+        runs.setdefault(part, []).append(run)
+    areas = {part: int((ends[own] - starts[own]).sum()) for part, own in runs.items()}
+    largest = max(areas.values())
     limit = max(largest * smallest, min(3, largest))
-    crumbs = {key for key, box in boxes.items() if box[4] < limit}
-    if crumbs:
+    if min(areas.values()) < limit:
         mask = mask.copy()
-        for run, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            if part_of[run] in crumbs:
-                row, left = divmod(start, stride)
-                mask[row, left : left + end - start] = False
-    kept = sorted((box for key, box in boxes.items() if key not in crumbs), key=lambda box: (-box[4], box[1], box[0]))
-    return mask, tuple((box[0], box[1], box[2], box[3]) for box in kept)
+    kept: list[tuple[int, Box]] = []
+    for part, own in runs.items():
+        rows, left = np.divmod(starts[own], stride)
+        right = left + ends[own] - starts[own]
+        if areas[part] >= limit:
+            box = (int(left.min()), int(rows[0]), int(right.max()), int(rows[-1]) + 1)
+            kept.append((areas[part], box))
+            continue
+        for row, start, end in zip(rows, left, right, strict=True):
+            mask[row, start:end] = False
+    kept.sort(key=lambda pair: (-pair[0], pair[1][1], pair[1][0]))
+    return mask, tuple(box for _, box in kept)

@@ -6,8 +6,7 @@ from functools import cache
 import numpy as np
 
 from medvlp.errors import ConfigError
-from medvlp.phantom.anatomy import draw_frontal
-from medvlp.phantom.anatomy_lateral import draw_lateral
+from medvlp.phantom.anatomy import draw_frontal, draw_lateral
 from medvlp.phantom.fields import axes, parts, strokes
 from medvlp.phantom.lesions import DRAW, ORDER, adapt
 from medvlp.phantom.model import Difficulty, PhantomSpec, RenderedView, Study, View

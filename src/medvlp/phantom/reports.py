@@ -1,19 +1,24 @@
-"""Words a study as one of the phantom's radiologists would.
+"""Words a study as one of the phantom's radiologists would, and lays the report out as the files of MIMIC-CXR are.
 
 What a report mentions is recorded sentence by sentence while it is worded, so ``PhantomReport.mentions`` is what the
 text says and not what there is to see: a finding may be left out or hedged.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from medvlp.phantom.model import Difficulty, Finding, PhantomReport, Study
-from medvlp.phantom.typesetting import BODY, LAYOUT_QUIRKS, format_report
 from medvlp.phantom.wording import TEXTS, Phrase, describe
 
-__all__ = ["BODY", "LAYOUT_QUIRKS", "READERS", "STRUCTURES", "format_report", "write_report"]
+BODY = ""
+"""Name of a section that has no header: the report's body in reports without FINDINGS and IMPRESSION."""
+
+LAYOUT_QUIRKS = ("crlf", "mixed_case", "flush_left", "two_impressions", "digit_title")
+"""Rare physical layouts that a parser meets in the released files: "crlf" line ends; "mixed_case" headers
+("Impression:"), "flush_left" headers and "digit_title" (a title such as "CHEST, 1/1:"), all three not recognised by the
+common parser; "two_impressions", of which the last counts."""
 
 STRUCTURES: tuple[str, ...] = tuple(TEXTS["structures"])
 """What sections a report has: FINDINGS and IMPRESSION (70 %); "FINDINGS AND IMPRESSION" (5 %); IMPRESSION alone (5 %)
@@ -31,11 +36,12 @@ things ("extras") and the share of the possible negatives that are stated. ``num
 
 _PURPOSE = 7_001  # keeps the words' random stream apart from the renderer's
 # Absence of one of these cannot be stated beside another one: an infiltrate is never "no consolidation".
-_AIRSPACE = frozenset({"Consolidation", "Pneumonia", "Infiltration", "COVID-19"})
-_SOLID = frozenset({"Mass", "Nodule"})
+_RIVALS = ({"Consolidation", "Pneumonia", "Infiltration", "COVID-19"}, {"Mass", "Nodule"})
 _COMMON = frozenset({"Consolidation", "Edema", "Pleural Effusion", "Pneumothorax"})
-_SEVERITY_RANK = {"large": 0, "moderate": 1, "small": 2}
+_SEVERITIES = ("large", "moderate", "small")
 _URGENT = ("Pneumothorax", "Edema", "Pneumonia", "COVID-19", "Consolidation", "Mass")
+_WIDTH = 78
+_BLOCKS = frozenset({"FINDINGS", "IMPRESSION", "FINDINGS AND IMPRESSION"})
 
 
 class _Draw:
@@ -58,8 +64,6 @@ class _Draw:
 
 
 class _Writer:
-    """The state of one report while it is worded."""
-
     def __init__(self, study: Study, difficulty: Difficulty) -> None:
         self.study = study
         self.draw = _Draw(np.random.default_rng([study.seed, _PURPOSE]))
@@ -85,36 +89,30 @@ class _Writer:
         return "", draw.pick(TEXTS["comparison_after"][:3] if lasting else TEXTS["comparison_after"])
 
     def positive(self, finding: Finding, *, point: bool = False, brief: bool = False) -> str:
-        """Return a sentence (``point``: a bare noun phrase) about a finding, and record the mention.
-
-        ``brief`` leaves out what is clear after FINDINGS.
-        """
+        """Word a finding (``point``: a bare noun phrase; ``brief``: as after FINDINGS), and record the mention."""
         hedged = finding.name in self.hedged
         self.mentions[finding.name] = -1.0 if hedged else 1.0
         before, after = self.change[finding.name]
         phrase = describe(finding, self.draw.pick)
         text = phrase.text
-        if brief:
-            for joint in TEXTS["brief_joints"]:
-                text = _shorter(text, joint, finding)
+        for joint in TEXTS["brief_joints"] if brief else ():
+            text = _shorter(text, joint, finding)
         phrase = Phrase(before + text, phrase.kind)
         if hedged:
             return _sentence(self.draw.pick(TEXTS["hedges"]), phrase)
         shape = "{Np}." if point or self.reader["clipped"] else self.draw.pick(self.reader["shapes"])
         return _sentence(shape, phrase)[:-1] + after + "."
 
-    def denied(self, names: Iterable[str]) -> bool:
+    def denied(self, names: Sequence[str]) -> bool:
         """Return whether the absence of all names may be stated, and record the mentions if so."""
-        names = tuple(names)
         for name in names:
-            rivals = _AIRSPACE if name in _AIRSPACE else _SOLID if name in _SOLID else {name}
-            if self.present & rivals or self.mentions.get(name) is not None:
+            rivals = next((rivals for rivals in _RIVALS if name in rivals), {name})
+            if self.present & rivals or name in self.mentions:
                 return False
         self.mentions.update(dict.fromkeys(names, 0.0))
         return True
 
     def negatives(self, group: str, share: float) -> list[str]:
-        """Return sentences about what a group of organs does not show."""
         draw = self.draw
         absent = [
             negative["words"]
@@ -131,7 +129,6 @@ class _Writer:
         return [draw.pick(self.reader["none"]).format(list=listing)]
 
     def group(self, group: str) -> list[str]:
-        """Return the sentences about one group of organs."""
         draw, reader = self.draw, self.reader
         sentences = [
             self.positive(f) for f in self.positives if TEXTS["organ_of_finding"].get(f.name, "lungs") == group
@@ -170,16 +167,15 @@ class _Writer:
         return [sentence for sentence in chosen if not any(word in sentence for word in wrong)]
 
     def findings(self) -> str:
-        """Return the text of the FINDINGS section."""
         sentences = [sentence for group in self.reader["order"] for sentence in self.group(group)]
         return " ".join(sentences or [self.draw.pick(self.reader["normal"])])
 
     def impression(self, *, complete: bool) -> str:
-        """Return the text of the IMPRESSION section; ``complete`` if no other section words the findings."""
+        """Return the IMPRESSION; ``complete`` if no other section words the findings."""
         draw, reader = self.draw, self.reader
         ranked = sorted(
             self.positives,
-            key=lambda f: (_SEVERITY_RANK[f.severity], f.name not in _URGENT, f.name == "Support Devices"),
+            key=lambda f: (_SEVERITIES.index(f.severity), f.name not in _URGENT, f.name == "Support Devices"),
         )
         if not complete and len(ranked) > 3:
             ranked = ranked[: 3 + draw.chance(0.5)]
@@ -231,35 +227,28 @@ def _by_views(texts: dict[str, Any], study: Study) -> Any:
 
 def _body(writer: _Writer, structure: str) -> dict[str, str]:
     """Return the sections that mention findings."""
-    if structure == "combined":
-        return {"FINDINGS AND IMPRESSION": writer.findings()}
-    if structure == "view_title":
-        return {f"{writer.study.views[0]} VIEW OF THE CHEST": writer.findings()}
-    if structure == "findings_only":
-        return {"FINDINGS": writer.findings()}
-    if structure == "impression_only":
-        return {"IMPRESSION": writer.impression(complete=True)}
-    if structure == "empty_findings":
-        return {"FINDINGS": "", "IMPRESSION": writer.impression(complete=True)}
-    return {"FINDINGS": writer.findings(), "IMPRESSION": writer.impression(complete=False)}
+    titles = {"combined": "FINDINGS AND IMPRESSION", "view_title": f"{writer.study.views[0]} VIEW OF THE CHEST"}
+    if structure in {"impression_only", "empty_findings"}:
+        empty = {} if structure == "impression_only" else {"FINDINGS": ""}
+        return empty | {"IMPRESSION": writer.impression(complete=True)}
+    sections = {titles.get(structure, "FINDINGS"): writer.findings()}
+    if structure in {"usual", "all_sections"}:
+        sections["IMPRESSION"] = writer.impression(complete=False)
+    return sections
 
 
 def write_report(study: Study, difficulty: Difficulty, structure: str | None = None) -> PhantomReport:
     """Word a study; the same arguments give the same text.
 
     Args:
-        study: what there is to see, and who reports it (``reader`` counts through the readers and wraps around).
-        difficulty: ``omission`` is the probability that a present finding is left out, and ``uncertainty`` that a
-            stated one is hedged.
+        study: what there is to see, and who reports it.
+        difficulty: ``omission`` and ``uncertainty`` are probabilities that a finding is left out or hedged.
         structure: a member of :data:`STRUCTURES`, or None to draw one at the rates given there.
 
     Returns:
-        The report. Section names are as printed: besides FINDINGS and IMPRESSION there are EXAMINATION, INDICATION (or
-        HISTORY and the like), COMPARISON(S), TECHNIQUE, "FINDINGS AND IMPRESSION", a title such as
-        "CHEST, PA AND LATERAL" with empty text, "AP VIEW OF THE CHEST" with the findings, WET READ (before the
-        banner), RECOMMENDATION(S), NOTIFICATION and ADDENDUM; an empty name holds a body without header.
-        ``mentions`` covers FINDINGS, IMPRESSION and such a body, not the INDICATION, which never names a finding that
-        was left out.
+        The report, with section names as printed; a title such as "CHEST, PA AND LATERAL" has empty text, and WET READ
+        stands before the banner. ``mentions`` covers FINDINGS, IMPRESSION and a body without header, not the
+        INDICATION, which never names a finding that was left out.
     """
     writer = _Writer(study, difficulty)
     draw, reader = writer.draw, writer.reader
@@ -278,8 +267,7 @@ def write_report(study: Study, difficulty: Difficulty, structure: str | None = N
     examination = "" if reader["title"] else draw.pick(_by_views(TEXTS["examination"], study))
     sections[title if reader["title"] else "EXAMINATION"] = examination.format(view=study.views[0])
     if structure == "comparison_only":
-        sections[reader["comparison"]] = writer.comparison()
-        sections[BODY] = writer.findings()
+        sections |= {reader["comparison"]: writer.comparison(), BODY: writer.findings()}
         return PhantomReport(sections, writer.mentions)
     sections[reader["history"]] = writer.indication()
     if draw.chance(0.25):
@@ -293,3 +281,59 @@ def write_report(study: Study, difficulty: Difficulty, structure: str | None = N
     if 0.006 <= where < 0.015 or every:
         sections["ADDENDUM"] = draw.pick(TEXTS["addenda"])
     return PhantomReport(sections, writer.mentions)
+
+
+def _wrap(text: str, *, wide: bool, first: int = 0) -> list[str]:
+    # Wraps at _WIDTH columns, the leading blank and what the first line already holds included. Line breaks are kept;
+    # wide text has two blanks after a sentence.
+    lines: list[str] = []
+    for part in text.split("\n"):
+        line = ""
+        taken = first if not lines else 0
+        for word in part.split(" "):
+            gap = ("  " if wide and line.endswith(".") else " ") if line else ""
+            if line and 1 + taken + len(line) + len(gap) + len(word) > _WIDTH:
+                lines.append(line)
+                line, taken = word, 0
+            else:
+                line += gap + word
+        lines.append(line)
+    return lines
+
+
+def format_report(report: PhantomReport, rng: np.random.Generator, quirk: str | None = None) -> str:
+    """Lay a report out as the files of MIMIC-CXR are.
+
+    Every line starts with one blank, "blank" lines are a single blank, lines are wrapped at 78 columns, and only the
+    banner FINAL REPORT is centred. ``rng`` decides on block or running-in headers, the blanks after sentences, and
+    rarely (1 %) a quirk of :data:`LAYOUT_QUIRKS`, unless one is given.
+    """
+    wide, block, chance, which = rng.random(4).tolist()
+    if quirk is None and chance < 0.01:
+        quirk = LAYOUT_QUIRKS[int(which * len(LAYOUT_QUIRKS))]
+    sections = list(report.sections.items())
+    if quirk == "two_impressions" and "IMPRESSION" in report.sections:
+        sections.insert(list(report.sections).index("IMPRESSION"), ("IMPRESSION", "Pending."))
+    lines: list[str] = []
+    if sections and sections[0][0] == "WET READ":
+        lines += ["WET READ: ___ ___ ___ PM", *(" " + s for s in _wrap(sections[0][1], wide=False)), "", "_" * 77]
+        sections = sections[1:]
+    lines.append(" " * 32 + "FINAL REPORT")
+    if quirk == "digit_title":
+        lines += ["CHEST, 1/1:", ""]
+    for name, text in sections:
+        header = name.title() if quirk == "mixed_case" else name
+        if name == BODY:
+            lines += _wrap(text, wide=wide < 0.7)
+        elif not text:
+            lines.append(header + ": ")
+        elif (block < 0.6 and name in _BLOCKS) or "\n" in text:
+            lines += [header + ": ", "", *_wrap(text, wide=wide < 0.7)]
+        else:
+            body = _wrap(text, wide=wide < 0.7, first=len(header) + 3)
+            lines += [f"{header}:  {body[0]}", *body[1:]]
+        lines.append("")
+    flush = {name + ":" for name, _ in sections} if quirk == "flush_left" else set()
+    marked = [line if flush and line.split(":")[0] + ":" in flush else " " + line for line in lines[:-1]]
+    end = "\r\n" if quirk == "crlf" else "\n"
+    return end.join(marked) + end

@@ -9,28 +9,31 @@ Odd cases: in ``train.csv`` 1, 0, −1 and blank in every label (but for finding
 frontal image with AP/PA "LL", a patient of Sex "Unknown" and Age 0, a patient's second study before the first.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from medvlp.errors import ConfigError
 from medvlp.phantom import render
-from medvlp.phantom.layouts.chexpert_plus import PLUS_HEADER, choose_structure, plus_cells
-from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image
+from medvlp.phantom.layouts.common import ALL_CASES, PLUS_COLUMNS, Job, Layout, Output, encode_image, random
 from medvlp.phantom.layouts.labels import CHEXPERT_LABELS as LABELS
 from medvlp.phantom.layouts.labels import exact_labels, report_labels
-from medvlp.phantom.model import PhantomSpec, Study
-from medvlp.phantom.reports import write_report
+from medvlp.phantom.model import PhantomReport, PhantomSpec, Study, read_table
+from medvlp.phantom.reports import BODY, write_report
 
-_HEADER = "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(LABELS)
 _PLUS = "df_chexpert_plus_240401.csv"
 # the prefix of paths is that of the small release in train.csv, of the full one in valid.csv
 _PREFIX = {"train": "CheXpert-v1.0-small", "valid": "CheXpert-v1.0", "test": "CheXpert-v1.0"}
 _MOST_PATIENTS = 99_999  # five digits
 _OLDEST = 90  # the release's greatest age
-_PATIENT, _STUDY = 7_201, 7_202  # purposes of the random streams
+_PATIENT, _STUDY, _REPORT, _PERSON = 7_201, 7_202, 7_251, 7_252  # purposes of the random streams
+_TABLES = read_table("layouts/chexpert_plus.json")
+_SECTIONS: dict[str, str] = _TABLES["sections"]
+# Section of a phantom report to that of CheXpert Plus; what is not here (title, body, wet read) is narrative.
+_PRINTED = [name.removeprefix("section_") for name in PLUS_COLUMNS if name.startswith("section_")]
+_OLDEST_IN_PLUS = 89  # older patients are given this age
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,6 @@ class _Job(Job):
 
 class _CheXpertLayout(Layout[_Job]):
     name = "chexpert"
-    folders = ("train", "valid", "test")
-    tables: ClassVar = {
-        "train.csv": _HEADER,
-        "valid.csv": _HEADER,
-        "groundtruth.csv": "Study," + ",".join(LABELS),
-        _PLUS: PLUS_HEADER,
-    }
 
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
         visits: dict[int, list[Study]] = {}
@@ -135,3 +131,94 @@ def _misread(cells: list[str], exact: list[str]) -> list[str]:
             if value not in column and spare:
                 column[spare[0][-1]] = value
     return [",".join(line) for line in table]
+
+
+def choose_structure(study: Study) -> str | None:
+    """Return which sections a report has: mostly an impression without findings; None for the phantom's own choice."""
+    (share,) = random(1, study.seed, _REPORT)
+    return "impression_only" if share < 0.70 else "usual" if share < 0.97 else None
+
+
+def plus_cells(
+    study: Study, report: PhantomReport, path: str, side: str, projection: str, sex: str, age: int | None
+) -> list[str]:
+    """Return the cells of one image's row; ``path`` is below the dataset folder, ``age`` None if unknown.
+
+    De-identified spans become invented ages, dates and names, as in CheXpert Plus, which has no gaps; loud readers'
+    impressions are in capitals.
+    """
+    sections = _sections(study, report, study.patient.age if age is None else age)
+    rng = np.random.default_rng([study.patient.seed, _PERSON])
+    race = list(_TABLES["race"])[int(rng.choice(len(_TABLES["race"]), p=list(_TABLES["race"].values())))]
+    ethnicity, interpreter, insured, weighed, dead = rng.random(5).tolist()
+    known = 0 if age is None else age
+    values = {
+        "path_to_image": path,
+        "path_to_dcm": path.removesuffix(".jpg") + ".dcm",
+        "frontal_lateral": side,
+        "ap_pa": projection,
+        "deid_patient_id": path.split("/")[1],
+        "patient_report_date_order": str(study.number + 1),
+        "report": _print_report(sections),
+        **{f"section_{name}": text for name, text in sections.items()},
+        "age": "" if age is None else str(float(min(age, _OLDEST_IN_PLUS))),
+        "sex": sex,
+        "race": race,
+        "ethnicity": _choice(ethnicity, "ethnicity"),
+        "interpreter_needed": _choice(interpreter, "interpreter_needed"),
+        "insurance_type": "Medicare" if known >= 65 else _choice(insured, "insurance_type"),
+        "recent_bmi": f"{18 + 24 * study.patient.habitus:.1f}" if weighed > 0.26 else "",
+        "deceased": "Yes" if dead < known / 200 else "No",
+        "split": path.partition("/")[0],
+    }
+    return [values.get(name, "") for name in PLUS_COLUMNS]
+
+
+def _choice(draw: float, column: str) -> str:
+    return next(name for name, most in _TABLES[column].items() if draw < most)
+
+
+def _sections(study: Study, report: PhantomReport, age: int) -> dict[str, str]:
+    # Section of CheXpert Plus, without "section_", to its text; what has no section of its own is in "narrative".
+    rng = np.random.default_rng([study.seed, _REPORT, 1])
+    texts: dict[str, list[str]] = {}
+    for name, text in report.sections.items():
+        # A title stands in the section's name; a body has no name.
+        whole = text if name in _SECTIONS or name in {BODY, "EXAMINATION"} else f"{name} {text}".strip()
+        target = _SECTIONS.get(name, "narrative")
+        if whole:
+            texts.setdefault(target, []).append(_surrogate(whole, age, rng))
+    sections = {name: "\n".join(texts[name]) for name in _PRINTED if name in texts}
+    if "technique" in sections and study.reader % 2:
+        sections["procedure_comments"] = sections.pop("technique")
+    if study.reader % 2 and "impression" in sections:
+        sections["impression"] = sections["impression"].upper()
+    if rng.random() < 0.65:
+        sections.setdefault("end_of_impression", "\n")
+    if rng.random() < 0.85:
+        grade = 0 if not study.findings else 1 if study.number else 2
+        sections["summary"] = _TABLES["summaries"][grade]
+    sections["accession_number"] = f"{int(rng.integers(1_000_000, 100_000_000))}"
+    return {name: sections[name] for name in _PRINTED if name in sections}
+
+
+def _print_report(sections: dict[str, str]) -> str:
+    lines = []
+    for name in _PRINTED:
+        if name in sections:
+            lines.append(f"{name.replace('_', ' ').upper()}: {sections[name].strip()}\n")
+        elif name == "end_of_impression" and "impression" in sections:
+            lines.append("END OF IMPRESSION\n")
+    return "\n".join(lines)
+
+
+def _surrogate(text: str, age: int, rng: np.random.Generator) -> str:
+    """Fill the gaps of de-identification with invented ages, names and dates."""
+
+    def surname(_: re.Match[str]) -> str:
+        return _TABLES["surrogates"][int(rng.integers(len(_TABLES["surrogates"])))]
+
+    text = re.sub(r"___(?=[MF]\b| year old)", str(min(age, _OLDEST_IN_PLUS)), text)
+    text = re.sub(r"(?<=Dr\. )___|___(?=, M\.D\.)|(?<=by )___(?= to)", surname, text)
+    text = re.sub(r"(?<= at )___", lambda _: "{}:{:02d}".format(*rng.integers((0, 0), (24, 60)).tolist()), text)
+    return re.sub("___", lambda _: "{}/{}/{}".format(*rng.integers((1, 1, 2001), (13, 29, 2018)).tolist()), text)

@@ -20,11 +20,15 @@ from PIL import Image
 
 from medvlp.errors import ConfigError, check_range
 from medvlp.phantom import cases, render
-from medvlp.phantom.model import FINDINGS, PhantomSpec, RenderedView, Study
+from medvlp.phantom.layouts.labels import CHEXPERT_LABELS, LABELS
+from medvlp.phantom.model import FINDINGS, PhantomSpec, RenderedView, Study, read_table
 from medvlp.phantom.truth import begin_tree, finish_tree, is_complete_tree, pack_masks
 
 ALL_CASES = 100
 """From so many studies on, each odd case of the released files occurs at least once."""
+
+PLUS_COLUMNS: list[str] = read_table("layouts/chexpert_plus.json")["columns"]
+"""The columns of ``df_chexpert_plus_240401.csv``."""
 
 _CHUNK = 8  # studies per message to a worker process
 
@@ -49,7 +53,7 @@ class Output:
     sums: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file, by its path below the root
 
     def add(self, table: str, *lines: Any) -> None:
-        """Append lines to a table; in one that the layout does not write as it is, they may be any values."""
+        """Append lines, or pairs of sorting key and line, to a table; to one that is not written, any values."""
         self.lines.setdefault(table, []).extend(lines)
 
     def add_row(self, table: str, *cells: object) -> None:
@@ -94,21 +98,29 @@ J = TypeVar("J", bound=Job)
 
 
 class Layout(ABC, Generic[J]):
-    """The writer of a layout. A subclass names its files, plans the jobs and writes the files of one job."""
+    """The writer of a layout: a subclass plans the jobs and writes the files of one; ``layouts.json`` has the names.
+
+    Attributes:
+        folders: below the root; they exist even if they stay empty.
+        tables: path below the root to the header, if the table has one.
+        counted: name of a count in the manifest to the table whose lines are counted.
+        entries: names of all files and folders in the root of a tree, except the manifest.
+    """
 
     name: ClassVar[str]
-    folders: ClassVar[tuple[str, ...]]  # below the root; they exist even if they stay empty
-    tables: ClassVar[Mapping[str, str | None]]  # path below the root to the header, if the table has one
-    truth_tables: ClassVar[Mapping[str, str | None]] = {
-        "truth/labels.csv": "image_id,patient,study,split," + ",".join(FINDINGS),
-        "truth/boxes.csv": "image_id,finding,x0,y0,x1,y1",
-        "truth/findings.jsonl": None,
-    }
 
-    @property
-    def entries(self) -> set[str]:
-        """Names of all files and folders in the root of a tree, except the manifest."""
-        return {path.split("/")[0] for path in (*self.folders, *self.tables, *self.truth_tables)}
+    def __init__(self) -> None:
+        forms = read_table("layouts/layouts.json")
+        form = forms["every layout"] | forms[self.name]
+        columns = {"findings": FINDINGS, "chexpert": CHEXPERT_LABELS, "mimic": LABELS, "plus": PLUS_COLUMNS}
+        names = {key: ",".join(some) for key, some in columns.items()}
+        self.folders: list[str] = form["folders"]
+        self.counted: dict[str, str] = form["counted"]
+        self.tables: dict[str, str | None] = {}
+        for table, header in (form["tables"] | form["truth_tables"]).items():
+            lines = ("," if ".csv" in table else "\n").join(header) if isinstance(header, list) else header
+            self.tables[table] = lines and lines.format(**names)
+        self.entries = {path.split("/")[0] for path in (*self.folders, *self.tables)}
 
     @abstractmethod
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[J]:
@@ -119,13 +131,17 @@ class Layout(ABC, Generic[J]):
         """Write the files of one job and set ``out.key``; runs in other processes if there are several workers."""
 
     def lines(self, table: str, outputs: Sequence[Output]) -> list[str]:
-        """Return the lines of a table of :attr:`tables` from the outputs, which are sorted by their keys."""
-        return lines_of(outputs, table)
+        """Return the lines of a table from the outputs, sorted by their keys; pairs (key, line) by that key."""
+        lines = lines_of(outputs, table)
+        if lines and isinstance(lines[0], tuple):
+            return [line for _, line in sorted(lines, key=lambda pair: pair[0])]
+        return lines
 
     def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
         """Return the counts for the manifest."""
         patients = {out.patient for out in outputs} - {None}
-        return {"studies": len(outputs), "images": sum(out.images for out in outputs), "patients": len(patients)}
+        facts = {"studies": len(outputs), "images": sum(out.images for out in outputs), "patients": len(patients)}
+        return facts | {name: len(lines_of(outputs, table)) for name, table in self.counted.items()}
 
     def digest(self, root: Path, index: Sequence[str]) -> str:
         """Return the SHA-256 over the index of the tree's files: lines as of ``sha256sum``, sorted by path."""
@@ -156,9 +172,8 @@ class Layout(ABC, Generic[J]):
                 progress(len(outputs))
         outputs.sort(key=lambda out: out.key)
         sums = {path: digest for out in outputs for path, digest in out.sums.items()}
-        for tables, lines in ((self.tables, self.lines), (self.truth_tables, lambda name, outs: lines_of(outs, name))):
-            for name, header in tables.items():
-                sums[name] = write_lines(root, name, header, lines(name, outputs))
+        for name, header in self.tables.items():
+            sums[name] = write_lines(root, name, header, self.lines(name, outputs))
         index = [f"{digest}  {path}" for path, digest in sorted(sums.items())]
         finish_tree(root, self.name, spec, self.facts(spec, outputs) | {"sha256": self.digest(root, index)})
         return root

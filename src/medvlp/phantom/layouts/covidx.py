@@ -11,7 +11,7 @@ jpg, jpeg, JPG and png, and images of mode L, RGB and RGBA.
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -48,8 +48,6 @@ class _Job(Job):
 
 class _COVIDxLayout(Layout[_Job]):
     name = "covidx"
-    folders = ("train", "test")
-    tables: ClassVar = {name.format(folder): None for folder in ("train", "test") for name in _LISTS}
 
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
         classified = [(study, split, label) for study, split in studies if (label := class_of(study)) is not None]
@@ -94,7 +92,7 @@ class _COVIDxLayout(Layout[_Job]):
 
     def lines(self, table: str, outputs: Sequence[Output]) -> list[str]:
         # A small phantom may have no test study: a blank line distinguishes its list from a file that was emptied.
-        return super().lines(table, outputs) or [""]
+        return super().lines(table, outputs) or ([""] if table.endswith(".txt") else [])
 
     def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
         labels = lines_of(outputs, "class")

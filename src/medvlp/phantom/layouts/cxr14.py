@@ -11,11 +11,10 @@ folders, ages such as ``058Y`` (older table).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
 
 import numpy as np
 
-from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image, frontal, lines_of, random
+from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image, frontal, random
 from medvlp.phantom.model import CATALOGUE, PhantomSpec, Study
 from medvlp.phantom.reports import write_report
 
@@ -25,14 +24,8 @@ LABELS, BOXED = (
 )
 """Finding of the phantom to label, and to its name in the table of boxes, which says ``Infiltrate``."""
 
-_FOLDERS = tuple(f"images_{number:03d}" for number in range(1, 13))
 _NEW, _OLD, _BOXES = "Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "BBox_List_2017.csv"
 _TRAIN, _TEST = "train_val_list.txt", "test_list.txt"
-# The commas within brackets stand unquoted, as in the release.
-_HEADER = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
-    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
-)
 _IDS, _IMAGE = 7_401, 7_402  # purposes of the random streams
 _BOX_SPACE = 1024  # pixels
 _OLDEST = 95  # years, in the 2020 table
@@ -57,21 +50,15 @@ class _Job(Job):
 
 class _CXR14Layout(Layout[_Job]):
     name = "cxr14"
-    folders = tuple(f"{folder}/images" for folder in _FOLDERS)
-    tables: ClassVar = {
-        _NEW: _HEADER,
-        _OLD: _HEADER + ",",
-        _BOXES: "Image Index,Finding Label,Bbox [x,y,w,h],,,",
-        _TRAIN: None,
-        _TEST: None,
-    }
 
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
         numbers = _numbers(spec.seed, [study for study, _ in studies])
         visits = [study.patient.index for study, _ in studies]
         swapped = next((one for one, other in pairwise(visits) if one == other), None)
         jobs = []
-        for (study, split), (patient, follow_up), folder in zip(studies, numbers, _folder_of(numbers), strict=True):
+        for (study, split), (patient, follow_up), folder in zip(
+            studies, numbers, self._folder_of(numbers), strict=True
+        ):
             color, age = random(2, study.seed, _IMAGE)
             odd = study.index if len(studies) >= ALL_CASES else -1
             turned = study.patient.index == swapped or random(1, study.patient.seed, _IDS)[0] < 0.1
@@ -80,13 +67,24 @@ class _CXR14Layout(Layout[_Job]):
             jobs.append(_Job(study, split, patient, follow_up, folder, order, rgba, old_age))
         return jobs
 
+    def _folder_of(self, numbers: list[tuple[int, int]]) -> list[str]:
+        """Return the folder of each image: the sorted names cut into 12 runs, of which one parts a patient's images."""
+        count, parts = len(numbers), len(self.folders)
+        cuts = [round(count * part / parts) for part in range(1, parts)]
+        within = [i for i in range(1, count) if numbers[i - 1][0] == numbers[i][0]]
+        if within and not set(cuts) & set(within):
+            _, part, place = min((abs(cut - place), part, place) for part, cut in enumerate(cuts) for place in within)
+            cuts[part] = place
+            cuts.sort()
+        return [self.folders[part] for part in np.searchsorted(cuts, np.arange(count), side="right").tolist()]
+
     def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:
         study, patient = job.study, job.patient
         out.key, out.patient = (patient, job.order), patient
         view = frontal(spec, study)
         mentions = write_report(study, spec.difficulty).mentions
         image_id = f"{patient:08d}_{job.follow_up:03d}"
-        out.save(f"{job.folder}/images/{image_id}.png", encode_image(view.image, "PNG", "RGBA" if job.rgba else "L"))
+        out.save(f"{job.folder}/{image_id}.png", encode_image(view.image, "PNG", "RGBA" if job.rgba else "L"))
         out.save_truth(image_id, job, view, mentions)
 
         labels = mined_labels(mentions)
@@ -98,23 +96,15 @@ class _CXR14Layout(Layout[_Job]):
         out.add(_NEW, f"{start},{job.follow_up},{patient},{age},{tail}")
         follow_up, old_age = (f"{job.follow_up:03d}", f"{age:03d}Y") if job.old_age else (job.follow_up, age)
         out.add(_OLD, f"{start},{follow_up},{patient},{old_age},{tail},")
-        out.add(_TEST if job.split == "test" else _TRAIN, f"{image_id}.png")
+        out.add(_TEST if job.split == "test" else _TRAIN, (image_id, f"{image_id}.png"))
         for finding, boxes in zip(study.findings, view.boxes, strict=True):
             if job.split == "test" and finding.name in BOXED and LABELS[finding.name] in labels:
                 name = BOXED[finding.name]
                 for left, top, right, bottom in boxes:
                     pixels = (left, top, right - left, bottom - top)
                     box = ",".join(f"{value * _BOX_SPACE / spec.size:.15g}" for value in pixels)
-                    out.add(f"boxes {name}", f"{image_id}.png,{name},{box}")
-
-    def lines(self, table: str, outputs: Sequence[Output]) -> list[str]:
-        if table == _BOXES:  # sorted by class
-            return [line for name in BOXED.values() for line in lines_of(outputs, f"boxes {name}")]
-        lines = super().lines(table, outputs)
-        return sorted(lines) if self.tables[table] is None else lines
-
-    def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
-        return super().facts(spec, outputs) | {"boxes": len(self.lines(_BOXES, outputs))}
+                    # sorted by class
+                    out.add(_BOXES, (list(BOXED).index(finding.name), f"{image_id}.png,{name},{box}"))
 
 
 LAYOUT = _CXR14Layout()
@@ -131,18 +121,6 @@ def _numbers(seed: int, studies: list[Study]) -> list[tuple[int, int]]:
         follow_up += 1 + (skip < 0.1)
         numbers.append((patient, follow_up))
     return numbers
-
-
-def _folder_of(numbers: list[tuple[int, int]]) -> list[str]:
-    """Return the folder of each image: the sorted names cut into 12 runs, of which one parts a patient's images."""
-    count, parts = len(numbers), len(_FOLDERS)
-    cuts = [round(count * part / parts) for part in range(1, parts)]
-    within = [i for i in range(1, count) if numbers[i - 1][0] == numbers[i][0]]
-    if within and not set(cuts) & set(within):
-        _, part, place = min((abs(cut - place), part, place) for part, cut in enumerate(cuts) for place in within)
-        cuts[part] = place
-        cuts.sort()
-    return [_FOLDERS[part] for part in np.searchsorted(cuts, np.arange(count), side="right").tolist()]
 
 
 def mined_labels(mentions: Mapping[str, float]) -> list[str]:

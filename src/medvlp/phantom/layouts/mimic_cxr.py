@@ -9,17 +9,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from medvlp.phantom import render
 from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image, random, sha256_of, write_lines
 from medvlp.phantom.layouts.labels import LABELS, exact_labels, report_labels
-from medvlp.phantom.model import FINDINGS, PhantomSpec, Study, read_table
+from medvlp.phantom.model import PhantomSpec, Study
 from medvlp.phantom.reports import LAYOUT_QUIRKS, STRUCTURES, format_report, write_report
 
-_LABELS = ",".join(LABELS)
 _METADATA, _SPLIT = "mimic-cxr-2.0.0-metadata.csv.gz", "mimic-cxr-2.0.0-split.csv.gz"
 _CHEXPERT, _NEGBIO = "mimic-cxr-2.0.0-chexpert.csv.gz", "mimic-cxr-2.0.0-negbio.csv.gz"
 _TEST = "mimic-cxr-2.1.0-test-set-labeled.csv"
@@ -29,7 +27,6 @@ _ODD_REPORTS: dict[int, tuple[str, str | None]] = {
     **{7 + 4 * i: (structure, None) for i, structure in enumerate(STRUCTURES)},
     **{9 + 4 * i: ("usual", quirk) for i, quirk in enumerate(LAYOUT_QUIRKS)},
 }
-_TEXTS = {name: "\n".join(lines) for name, lines in read_table("layouts/mimic_cxr.json").items()}
 
 
 @dataclass(frozen=True)
@@ -53,25 +50,6 @@ class _Job(Job):
 
 class _MIMICCXRLayout(Layout[_Job]):
     name = "mimic_cxr"
-    folders = ("files",)
-    tables: ClassVar = {
-        _METADATA: "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,"
-        "StudyTime,ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,"
-        "PatientOrientationCodeSequence_CodeMeaning",
-        _SPLIT: "dicom_id,study_id,subject_id,split",
-        _CHEXPERT: "subject_id,study_id," + _LABELS,
-        _NEGBIO: "subject_id,study_id," + _LABELS,
-        _TEST: "study_id," + _LABELS,
-        "cxr-record-list.csv.gz": "subject_id,study_id,dicom_id,path",
-        "cxr-study-list.csv.gz": "subject_id,study_id,path",
-        "IMAGE_FILENAMES": None,
-        **_TEXTS,
-    }
-    truth_tables: ClassVar = {
-        "truth/labels.csv": "subject_id,study_id,split," + ",".join(FINDINGS),
-        "truth/boxes.csv": "dicom_id,finding,x0,y0,x1,y1",
-        "truth/findings.jsonl": None,
-    }
 
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
         rng = np.random.default_rng([spec.seed, _IDS])
@@ -132,9 +110,9 @@ class _MIMICCXRLayout(Layout[_Job]):
         record |= {"findings": [finding.as_dict() for finding in study.findings], "mentions": report.mentions}
         out.add("truth/findings.jsonl", json.dumps(record))
 
-    @property
-    def entries(self) -> set[str]:
-        return super().entries | {"SHA256SUMS.txt"}
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries |= {"SHA256SUMS.txt"}
 
     def digest(self, root: Path, index: Sequence[str]) -> str:
         """Write the checksums of all that is not truth; return the SHA-256 over the index of all files."""

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -34,11 +34,6 @@ class _Job(Job):
 
 class _MSCXRLayout(Layout[_Job]):
     name = "ms_cxr"
-    folders = ("files",)
-    tables: ClassVar = {
-        _CSV: "dicom_id,category_name,label_text,path,x,y,w,h,image_width,image_height,split",
-        _JSON: None,
-    }
 
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
         jobs = []
@@ -95,8 +90,7 @@ class _MSCXRLayout(Layout[_Job]):
 
     def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
         facts = super().facts(spec, outputs)
-        phrases, boxes = (len(lines_of(outputs, name)) for name in ("phrases", "annotations"))
-        return facts | {"studies": facts["images"], "phrases": phrases, "boxes": boxes}
+        return facts | {"studies": facts["images"]}
 
 
 LAYOUT = _MSCXRLayout()

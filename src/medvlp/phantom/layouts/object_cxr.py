@@ -10,7 +10,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -46,12 +46,6 @@ class _Job(Job):
 
 class _ObjectCXRLayout(Layout[_Job]):
     name = "object_cxr"
-    folders = tuple(_FIRST)
-    tables: ClassVar = {
-        "train.csv": "image_name,annotation",
-        "dev.csv": "image_name,annotation",
-        "test.csv": "image_path,annotation",
-    }
 
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
         numbers = _numbers(spec.seed, [_FOLDERS[split] for _, split in studies])

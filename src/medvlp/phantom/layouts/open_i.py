@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -50,8 +50,6 @@ class _Job(Job):
 
 class _OpenILayout(Layout[_Job]):
     name = "open_i"
-    folders = ("ecgen-radiology", "NLMCXR_png")
-    tables: ClassVar = {"truth/reports.jsonl": None}
 
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
         gaps = np.random.default_rng([spec.seed, _IDS]).random(len(studies)) < 0.012
@@ -84,9 +82,7 @@ class _OpenILayout(Layout[_Job]):
         record |= {"patient": study.patient.index, "study": study.index}
         record |= {"mentions": mentions, "findings": [finding.as_dict() for finding in study.findings]}
         out.add("truth/reports.jsonl", json.dumps(record))
-
-    def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
-        return super().facts(spec, outputs) | {"without_image": sum(not out.images for out in outputs)}
+        out.add("without_image", *([] if image_ids else [job.number]))
 
 
 LAYOUT = _OpenILayout()

@@ -5,12 +5,11 @@ Odd cases: images of three and four boxes, a file in MONOCHROME1, an age of 155 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 
 from medvlp.phantom.fields import parts
-from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, frontal, lines_of, mask_of, random
+from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, frontal, mask_of, random
 from medvlp.phantom.layouts.dicom import random_uuid, released_file, released_uids
 from medvlp.phantom.model import Box, PhantomSpec, RenderedView, Study
 
@@ -35,12 +34,6 @@ class _Job(Job):
 
 class _RSNALayout(Layout[_Job]):
     name = "rsna"
-    folders = ("stage_2_train_images", "stage_2_test_images")
-    tables: ClassVar = {
-        _LABELS: "patientId,x,y,width,height,Target",
-        _CLASSES: "patientId,class",
-        _SUBMISSION: "patientId,PredictionString",
-    }
 
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
         train = [study for study, split in studies if split != "test"] if len(studies) >= ALL_CASES else []
@@ -70,22 +63,14 @@ class _RSNALayout(Layout[_Job]):
             out.add(_SUBMISSION, f"{patient_id},0.5 0 0 100 100")
             return
         boxes = opacity_boxes(study, view, job.least_boxes)
+        out.add("positive", *[patient_id][: len(boxes)])
         for x0, y0, x1, y1 in boxes:
             out.add(_LABELS, f"{patient_id},{x0}.0,{y0}.0,{x1 - x0}.0,{y1 - y0}.0,1")
         if not boxes:
             out.add(_LABELS, f"{patient_id},,,,,0")
         label = "Lung Opacity" if boxes else "No Lung Opacity / Not Normal" if study.findings else "Normal"
+        # This table lists the images in another order.
         out.add(_CLASSES, *[(other_order, f"{patient_id},{label}")] * max(1, len(boxes)))
-
-    def lines(self, table: str, outputs: Sequence[Output]) -> list[str]:
-        if table != _CLASSES:
-            return super().lines(table, outputs)
-        # It lists the images in another order than the labels.
-        return [line for _, line in sorted(lines_of(outputs, table), key=lambda pair: pair[0])]
-
-    def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
-        positive = {line.partition(",")[0] for line in lines_of(outputs, _LABELS) if line.endswith(",1")}
-        return super().facts(spec, outputs) | {"positive": len(positive)}
 
 
 LAYOUT = _RSNALayout()

@@ -6,11 +6,10 @@ SOPInstanceUID. Odd cases: an image of several rows with overlapping masks, a fi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 
-from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, frontal, lines_of, mask_of, random
+from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, frontal, mask_of, random
 from medvlp.phantom.layouts.dicom import random_uuid, released_file, released_uids
 from medvlp.phantom.model import PhantomSpec, Study
 
@@ -28,9 +27,6 @@ class _Job(Job):
 
 class _SIIMLayout(Layout[_Job]):
     name = "siim"
-    folders = ("dicom-images-train", "dicom-images-test")
-    # Stage 1 has a blank in front of each value, so that an image without pneumothorax has " -1".
-    tables: ClassVar = {_STAGE_1: "ImageId, EncodedPixels", _STAGE_2: "ImageId,EncodedPixels"}
 
     def jobs(self, spec: PhantomSpec, studies: Sequence[tuple[Study, str]]) -> list[_Job]:
         train = [study for study, split in studies if split != "test"] if len(studies) >= ALL_CASES else []
@@ -62,12 +58,9 @@ class _SIIMLayout(Layout[_Job]):
         mask = mask_of(study, view, {"Pneumothorax"})
         masks = _overlapping(mask) if job.several_rows else [mask]
         for value in [encode_runs(part) for part in masks] if mask.any() else ["-1"]:
-            if job.split != "test":
+            if job.split != "test":  # with a blank in front, so that an image without pneumothorax has " -1"
                 out.add(_STAGE_1, f"{sop_uid}, {value}")
             out.add(_STAGE_2, f"{sop_uid},{value}")
-
-    def facts(self, spec: PhantomSpec, outputs: Sequence[Output]) -> dict[str, Any]:
-        return super().facts(spec, outputs) | {"without_row": len(lines_of(outputs, "without_row"))}
 
 
 LAYOUT = _SIIMLayout()
