@@ -1,28 +1,4 @@
-"""Result rows: one JSON object per line and metric, with everything that made the number.
-
-A row has all of these keys, None where one does not apply:
-
-================== ====================================================================================
-key                meaning
-================== ====================================================================================
-method             name of the method, or of a bare encoder
-checkpoint         SHA-256 of the encoder's weights: equal weights, equal hash, wherever the file lies
-task, protocol     what was measured, and the evaluation protocol
-dataset, part      corpus, and the part of its split that was scored
-split, split_sha256  name of the split, and the hash over its members
-fraction           share of the training part
-seed               of the run
-metric, value      the metric by its protocol name, and its value
-low, high, level   percentile interval of the bootstrap over patients
-resamples          how many resamples gave the interval
-samples, groups    images and patients scored
-predictions        the Parquet file with what was predicted, relative to the rows' file; and its SHA-256
-config_sha256      hash of the settings of model and data
-versions, hardware of the run
-seconds            duration of the run
-time               when the row was written, UTC
-================== ====================================================================================
-"""
+"""Result rows: one JSON object per line and metric, with everything that made the number."""
 
 import contextlib
 import fcntl
@@ -70,30 +46,30 @@ def hardware() -> str:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One number and what made it; see the module's table for the fields."""
+    """One number and what made it; None where a field does not apply."""
 
-    method: str
-    checkpoint: str
+    method: str  # name of the method, or of a bare encoder
+    checkpoint: str  # SHA-256 of the encoder's weights: equal weights, equal hash, wherever the file lies
     task: str
-    protocol: str
-    dataset: str
-    part: str
+    protocol: str  # of the evaluation
+    dataset: str  # corpus
+    part: str  # of the split, that was scored
     split: str | None
-    split_sha256: str | None
-    fraction: float | None
-    seed: int
-    metric: str
+    split_sha256: str | None  # over its members
+    fraction: float | None  # of the training part
+    seed: int  # of the run
+    metric: str  # by its protocol name
     value: float | None
-    low: float | None = None
+    low: float | None = None  # percentile interval of the bootstrap over patients
     high: float | None = None
     level: float | None = None
     resamples: int = 0
-    samples: int = 0
-    groups: int = 0
-    predictions: str | None = None
+    samples: int = 0  # images scored
+    groups: int = 0  # patients scored
+    predictions: str | None = None  # Parquet file of per-sample predictions, relative to the rows' file
     predictions_sha256: str | None = None
-    config_sha256: str | None = None
-    seconds: float | None = None
+    config_sha256: str | None = None  # hash of the settings of model and data
+    seconds: float | None = None  # duration of the run
     hardware: str = field(default_factory=hardware)
     versions: dict[str, str] = field(default_factory=versions)
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))

@@ -27,7 +27,7 @@ from table_mutations import Rows, mutate_table, number_in, same_number, strict_r
 
 from medvlp.datasets.base import RadiographDataset
 from medvlp.datasets.pairs import read_pairs
-from medvlp.io.rle import decode_siim, siim_extent
+from medvlp.io.shapes import decode_siim, siim_extent
 
 # ---------------------------------------------------------------------- users' tables
 

@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from rle_encoding import encode_siim
 
 from medvlp.errors import DataError
-from medvlp.io.rle import decode_siim, siim_extent
+from medvlp.io.shapes import decode_siim, siim_extent
 
 PREFIX = "557374 2 1015 8 1009 14 1002 20 997 26"  # how the first positive of the released table begins
 

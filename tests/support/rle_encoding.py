@@ -1,4 +1,4 @@
-"""The inverse of :func:`medvlp.io.rle.decode_siim`."""
+"""The inverse of :func:`medvlp.io.shapes.decode_siim`."""
 
 import numpy as np
 

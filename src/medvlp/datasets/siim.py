@@ -20,8 +20,7 @@ from medvlp.datasets.corpus import Corpus, Records, Task
 from medvlp.datasets.folders import common_size, images_below
 from medvlp.datasets.tables import Table, read_table, released_tables
 from medvlp.errors import DataError, check_choice
-from medvlp.io.rle import siim_extent
-from medvlp.io.shapes import bounds
+from medvlp.io.shapes import bounds, siim_extent
 from medvlp.splits import SplitInput
 
 PNEUMOTHORAX = "Pneumothorax"
