@@ -32,12 +32,11 @@ import pyarrow as pa
 from medvlp.errors import DataError
 from medvlp.store import atomic_write, file_sha256
 
-FORMAT = 1
-"""Version of the format; other versions are refused."""
-
+FORMAT = 1  # other versions are refused
 CACHE_FILE = "cache.json"
 PATHS_FILE = "paths.arrow"
 SKIPPED_FILE = "skipped.csv"
+PATH_MARK = "\x00"  # stands for the file's path in stored messages, since the corpus may be moved
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -56,8 +55,6 @@ INDEX_SCHEMA = pa.schema(
         ("item_id", pa.large_string()),  # of the error
     ]
 )
-"""Columns of ``shard-*.arrow``."""
-
 MASK_SCHEMA = pa.schema(
     [
         ("key", pa.binary(16)),  # mask_key
@@ -66,11 +63,6 @@ MASK_SCHEMA = pa.schema(
         ("width", pa.int32()),
     ]
 )
-"""Columns of ``masks-*.arrow``."""
-
-PATH_MARK = "\x00"
-"""Stands for the file's path in stored messages, since the corpus may be moved."""
-
 _META = b"medvlp"
 _PACKAGES = ("medvlp", "numpy", "pillow", "pydicom", "pylibjpeg-openjpeg", "simplejpeg", "torch", "torchvision")
 _PATHS = pa.schema([("path", pa.large_string())])
