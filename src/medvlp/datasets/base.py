@@ -109,7 +109,7 @@ def with_labels(table: pa.Table, classes: Sequence[str]) -> pa.Table:
 
 
 def make_table(
-    columns: Mapping[str, Any],
+    columns: Mapping[str, Any] | pd.DataFrame,
     labels: pd.DataFrame | None = None,
     *,
     boxes: Sequence[Sequence[Sequence[float]]] | None = None,
@@ -119,10 +119,10 @@ def make_table(
     """Put columns into the form that :class:`RadiographDataset` expects.
 
     Args:
-        columns: some of :data:`TEXT_COLUMNS`, each a sequence of N values turned into strings (missing: "").
+        columns: some of :data:`TEXT_COLUMNS`, each N values turned into strings (missing: ""); others are ignored.
         labels: N rows, one column per label, 1 present, 0 absent, −1 uncertain, NaN unknown.
         boxes: for each record its boxes (x0, y0, x1, y1).
-        box_labels: for each record the class numbers of its boxes.
+        box_labels: for each record the class numbers of its boxes, by default 0.
         shapes: for each record the shapes of its mask.
     """
     arrays: dict[str, pa.Array] = {}
@@ -132,13 +132,13 @@ def make_table(
             arrays[name] = pa.array(values, type=pa.large_string())
     if boxes is not None:
         flat = [[float(v) for box in record for v in box] for record in boxes]
+        numbers = [list(map(int, n)) for n in box_labels] if box_labels is not None else [[0] * len(b) for b in boxes]
         arrays["boxes"] = pa.array(flat, type=pa.large_list(pa.float32()))
-    if box_labels is not None:
-        arrays["box_labels"] = pa.array([list(map(int, b)) for b in box_labels], type=pa.large_list(pa.int32()))
+        arrays["box_labels"] = pa.array(numbers, type=pa.large_list(pa.int32()))
     if shapes is not None:
         arrays["shapes"] = pa.array([list(s) for s in shapes], type=pa.large_list(pa.large_string()))
-    for label, numbers in () if labels is None else labels.items():
-        arrays[str(label)] = pa.array(np.array(pd.to_numeric(numbers), dtype=np.float32), type=pa.float32())
+    for label, column in () if labels is None else labels.items():
+        arrays[str(label)] = pa.array(np.array(pd.to_numeric(column), dtype=np.float32), type=pa.float32())
     return pa.table(arrays)
 
 

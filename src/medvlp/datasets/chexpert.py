@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -103,14 +103,7 @@ class CheXpert(ReportCorpus):
         min_tokens: int = 3,
         on_error: OnError = "raise",
     ) -> None:
-        super().__init__(
-            root,
-            report_policy=report_policy,
-            cleaning=cleaning,
-            min_tokens=min_tokens,
-            reports_root=reports_root,
-            on_error=on_error,
-        )
+        super().__init__(root, on_error, report_policy, cleaning, min_tokens, reports_root)
         check_choice("label_policy", label_policy, LABEL_POLICIES)
         check_choice("blanks", blanks, (None, *get_args(Blanks)))
         check_choice("test_images", test_images, get_args(TestImages))
@@ -154,10 +147,9 @@ class CheXpert(ReportCorpus):
             raise self._no_tables()
         empty = pd.DataFrame(columns=[*_COLUMNS, *_LABELS], dtype=object)
         images = pd.concat(parts, ignore_index=True) if parts else empty
-        columns: dict[str, Any] = {c: images[c] for c in _COLUMNS}
         if task == "pairs" or (task is None and self.has_table(PLUS)):
-            columns["text"] = self._texts(images["id"], dropped)
-        return Records(make_table(columns, images[_LABELS]), dropped.frame())
+            images["text"] = self._texts(images["id"], dropped)
+        return Records(make_table(images, images[_LABELS]), dropped.frame())
 
     def listing(self) -> SplitInput:
         """The rows of train.csv and valid.csv, then the images of the studies of groundtruth.csv.
@@ -171,7 +163,7 @@ class CheXpert(ReportCorpus):
             raise self._no_tables()
         parts = [self._listed_test(f) if pool == "test" else _listed_train(f, pool) for pool, f in tables.items()]
         images = pd.concat(parts, ignore_index=True).drop_duplicates("id", ignore_index=True)
-        return self.listed({c: images[c] for c in ("id", "patient", "view", "pool")}, images[_LABELS])
+        return self.listed(images, images[_LABELS])
 
     def _no_tables(self) -> DataError:
         return DataError(f"{self.root} holds none of train.csv, valid.csv and {_TRUTH}; get them from {self.remedy}")

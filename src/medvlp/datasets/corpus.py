@@ -354,7 +354,7 @@ class Corpus(ABC):
         return self.split_input(self.records())
 
     def listed(
-        self, columns: Mapping[str, Any], labels: pd.DataFrame | None = None, rows: np.ndarray | None = None
+        self, columns: Mapping[str, Any] | pd.DataFrame, labels: pd.DataFrame, rows: np.ndarray | None = None
     ) -> SplitInput:
         """A :meth:`listing` from columns and labels as in :func:`~medvlp.datasets.base.make_table`."""
         return self.split_input(Records(make_table(columns, labels), Dropped().frame(), rows=rows))

@@ -120,7 +120,7 @@ class COVIDx(Corpus):
         if self.classes == "three":
             labels = pd.DataFrame({label: lines["label"] == word for word, label in THREE.items()})
         labels = labels.astype("float32").where(lines["label"] != "")
-        return Records(make_table({c: lines[c] for c in ("id", "image", "patient", "pool")}, labels), dropped.frame())
+        return Records(make_table(lines, labels), dropped.frame())
 
     def _read_list(self, pool: str, path: Path, dropped: Dropped) -> pd.DataFrame:
         """Columns pool, table, row (line), patient, id and label, in lower case ("" only while listing)."""

@@ -230,14 +230,12 @@ class ChestXray14(Corpus):
     @staticmethod
     def _table(images: pd.DataFrame, boxes: pd.DataFrame | None = None) -> pa.Table:
         labels = images[list(LABELS)]
-        columns = {name: images[name] for name in ("id", "image", "patient", "study", "view", "pool")}
         if boxes is None:
-            return make_table(columns, labels)
-        keys = ["id"]
-        if "text" in images:
-            columns |= {"id": images["id"] + "_" + images["text"], "text": images["text"]}
-            keys.append("class")
+            return make_table(images, labels)
+        keys = ["id", "class"] if "text" in images else ["id"]
         record = pd.MultiIndex.from_frame(images[keys]).get_indexer(pd.MultiIndex.from_frame(boxes[keys]))
         corners = grouped(boxes[_CORNERS].to_numpy().tolist(), record, len(images))
         numbers = grouped(boxes["class"], record, len(images))
-        return make_table(columns, labels, boxes=corners, box_labels=numbers, shapes=rectangles(corners))
+        if "text" in images:
+            images = images.assign(id=images["id"] + "_" + images["text"])
+        return make_table(images, labels, boxes=corners, box_labels=numbers, shapes=rectangles(corners))

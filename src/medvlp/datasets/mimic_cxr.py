@@ -27,6 +27,7 @@ Labels = Literal["chexpert", "negbio", "radiologist", "truth"]
 
 _SPLIT, _METADATA = "mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-metadata.csv"
 _POOLS = ("train", "validate", "test")
+_NAMES = {"dicom_id": "id", "subject_id": "patient", "study_id": "study", "split": "pool"}
 _LABEL_TABLES: dict[str, str] = {
     "chexpert": "mimic-cxr-2.0.0-chexpert.csv",
     "negbio": "mimic-cxr-2.0.0-negbio.csv",
@@ -79,14 +80,7 @@ class MIMICCXR(ReportCorpus):
         cache_dir: str | Path | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        super().__init__(
-            root,
-            report_policy=report_policy,
-            cleaning=cleaning,
-            min_tokens=min_tokens,
-            reports_root=reports_root,
-            on_error=on_error,
-        )
+        super().__init__(root, on_error, report_policy, cleaning, min_tokens, reports_root)
         check_choice("labels", labels, (*_LABEL_TABLES, "truth", None))
         self.views = tuple(views)
         self.labels = labels
@@ -99,20 +93,10 @@ class MIMICCXR(ReportCorpus):
         dropped = self.begin(task)
         self.require_reports(f"download PhysioNet's MIMIC-CXR ({REPORTS_ZIP})")
         images = self._listed_images(_POOLS if pools is None else pools, dropped)
-        texts = None
         if task != "classification":
-            texts, images = self._texts(images, dropped)
-        columns = {
-            "id": images["dicom_id"],
-            "image": self._image_paths(images),
-            "patient": images["subject_id"],
-            "study": images["study_id"],
-            "view": images["view"],
-            "pool": images["split"],
-        }
-        if texts is not None:
-            columns["text"] = images["study_id"].map(texts)
+            images = self._with_texts(images, dropped)
         labels = None if self.labels is None else self._label_table().reindex(images["study_id"])
+        columns = images.assign(image=self._image_paths(images)).rename(columns=_NAMES)
         return Records(make_table(columns, labels), dropped.frame())
 
     def released_sizes(self) -> dict[str, tuple[int, int]]:
@@ -149,10 +133,8 @@ class MIMICCXR(ReportCorpus):
                 f" {len(unknown)} such name(s) in all); get it from {self.remedy}"
             )
         if not known & set(pools):
-            raise DataError(
-                f'the split table under {self.root} has no split "{", ".join(pools)}"; it has'
-                f" {', '.join(sorted(known))}"
-            )
+            there = ", ".join(sorted(known))
+            raise DataError(f'the split table under {self.root} has no split "{", ".join(pools)}"; it has {there}')
         splits = splits[splits["split"].isin(pools)]
         meta = self.read_table(_METADATA).frame.set_index("dicom_id")
         splits = splits.assign(view=splits["dicom_id"].map(meta["ViewPosition"]))
@@ -167,8 +149,8 @@ class MIMICCXR(ReportCorpus):
             dropped.extend(splits["dicom_id"][other], splits.index[other], f"view {view}" if view else "blank view")
         return splits[keep]
 
-    def _texts(self, images: pd.DataFrame, dropped: Dropped) -> tuple[dict[str, str], pd.DataFrame]:
-        """Text by study, and the images whose study has one."""
+    def _with_texts(self, images: pd.DataFrame, dropped: Dropped) -> pd.DataFrame:
+        """The images whose study has a usable report, with its text."""
         roots = [self.root] if self.reports_root is None else [self.reports_root, self.root]
         where = " or ".join(map(str, roots))
         studies = images.drop_duplicates("study_id")[["subject_id", "study_id"]]
@@ -189,7 +171,7 @@ class MIMICCXR(ReportCorpus):
                 self.broken(dropped, dicom, row, reason, f"report of study s{study} under {where}")
             else:
                 dropped.add(dicom, row, reason)
-        return texts, images[usable]
+        return images.assign(text=images["study_id"].map(texts))[usable]
 
     def _label_table(self) -> pd.DataFrame:
         """Labels by study id: 1, 0, −1, NaN."""

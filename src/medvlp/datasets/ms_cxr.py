@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -236,15 +236,9 @@ class MSCXR(Corpus):
         category = rows["category_name"].map({name: i for i, name in enumerate(CATEGORIES)}).to_numpy(dtype=np.int64)
         labels = np.zeros((len(units), len(CATEGORIES)), dtype=np.float32)
         labels[number, category] = 1
-        columns: dict[str, Any] = {
-            "id": units["dicom_id"],
-            "image": units["image"],
-            "patient": units["patient"],
-            "study": units["study"],
-            "pool": units["split"],
-        }
+        columns = units.assign(id=units["dicom_id"], pool=units["split"])
         if len(keys) > 1:
-            columns |= {"id": units["dicom_id"] + "_" + units["nth"].astype(str), "text": units["label_text"]}
+            columns = columns.assign(id=units["dicom_id"] + "_" + units["nth"].astype(str), text=units["label_text"])
         frame = pd.DataFrame(labels, columns=list(CATEGORIES))
         if task in ("classification", "pairs"):
             return make_table(columns, frame)

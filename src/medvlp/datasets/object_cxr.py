@@ -66,13 +66,11 @@ class ObjectCXR(Corpus):
         return self.split_input(self._records(rows, dropped, "classification"))
 
     def _records(self, rows: pd.DataFrame, dropped: Dropped, task: Task | None) -> Records:
-        columns = {"id": rows["id"], "image": rows["image"], "pool": rows["pool"]}
         labels = pd.DataFrame({LABEL: (rows["shapes"].str.len() > 0).astype("float32")})
         if task == "classification":
-            return Records(make_table(columns, labels), dropped.frame())
+            return Records(make_table(rows, labels), dropped.frame())
         boxes = [[bounds(shape, 0, 0) for shape in shapes] for shapes in rows["shapes"]]
-        numbers = [[0] * len(record) for record in boxes]
-        table = make_table(columns, labels, boxes=boxes, box_labels=numbers, shapes=rows["shapes"].tolist())
+        table = make_table(rows, labels, boxes=boxes, shapes=rows["shapes"].tolist())
         return Records(table, dropped.frame(), box_names=(LABEL,))
 
     def _rows(self, pools: Sequence[str] | None, dropped: Dropped) -> pd.DataFrame:

@@ -69,7 +69,7 @@ class OpenI(ReportCorpus):
         classes: Sequence[str] | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        super().__init__(root, report_policy=report_policy, cleaning=cleaning, min_tokens=min_tokens, on_error=on_error)
+        super().__init__(root, on_error, report_policy, cleaning, min_tokens)
         self.views = tuple("" if v.lower() in ("", "unknown") else v.lower() for v in views)
         self.classes = self.chosen_labels(classes, LABELS)
 

@@ -20,12 +20,11 @@ class ReportCorpus(Corpus):
     def __init__(
         self,
         root: str | Path,
-        *,
+        on_error: OnError,
         report_policy: str,
         cleaning: str,
         min_tokens: int,
         reports_root: str | Path | None = None,
-        on_error: OnError = "raise",
     ) -> None:
         super().__init__(root, on_error=on_error)
         check_choice("report_policy", report_policy, self.policies)

@@ -8,11 +8,11 @@ and ``stage_2_test_images/`` as ``<patientId>.dcm``. ``stage_2_detailed_class_in
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medvlp.datasets.base import Dropped, OnError, grouped, make_table, rectangles, with_labels
 from medvlp.datasets.corpus import Corpus, Records, Task
@@ -81,16 +81,14 @@ class RSNAPneumonia(Corpus):
         if pools is None or "test" in pools:
             parts.append(self._test(task, dropped, required=pools is not None))
         images = pd.concat(parts, ignore_index=True)
-        columns: dict[str, Any] = {c: images[c] for c in ("id", "image", "pool")} | {"patient": images["id"]}
         if task == "grounding":
-            columns["text"] = [PNEUMONIA] * len(images)
+            images["text"] = PNEUMONIA
         boxes = images["boxes"].tolist()
         with_boxes = task in (None, "detection", "grounding")
         table = make_table(
-            columns,
+            images.assign(patient=images["id"]),
             images[[c for c in _ALL_CLASSES if c in images.columns]],
             boxes=boxes if with_boxes else None,
-            box_labels=[[0] * len(b) for b in boxes] if with_boxes else None,
             shapes=rectangles(boxes) if task in (None, "segmentation", "grounding") else None,
         )
         return Records(table, dropped.frame(), box_names=(PNEUMONIA,) if with_boxes else ())
@@ -107,14 +105,13 @@ class RSNAPneumonia(Corpus):
         test = pd.DataFrame({"id": ids, PNEUMONIA: targets.reindex(ids).to_numpy(np.float32), "pool": "test"})
         # an image in both tables is a training image
         images = pd.concat([train, test], ignore_index=True).drop_duplicates("id", ignore_index=True)
-        columns = {"id": images["id"], "patient": images["id"], "pool": images["pool"]}
-        return self.listed(columns, images[[PNEUMONIA]])
+        return self.listed(images.assign(patient=images["id"]), images[[PNEUMONIA]])
 
     def after_split(self, table: pa.Table) -> pa.Table:
         """Keep the chosen classes; for grounding keep the images that show something to ground, as MedKLIP does."""
         table = with_labels(table, [c for c in self.classes if c in table.column_names])
         if "text" in table.column_names:
-            table = table.filter(pa.array([len(b) > 0 for b in table.column("boxes").to_pylist()], type=pa.bool_()))
+            table = table.filter(pc.greater(pc.list_value_length(table.column("boxes")), 0))
         return table
 
     def _train(self, task: str | None, dropped: Dropped) -> pd.DataFrame:

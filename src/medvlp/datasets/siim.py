@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medvlp.datasets.base import Dropped, OnError, grouped, make_table
 from medvlp.datasets.corpus import Corpus, Records, Task
@@ -92,7 +93,6 @@ class SIIMPneumothorax(Corpus):
             columns,
             pd.DataFrame({PNEUMOTHORAX: [float(bool(s)) for s in shapes]}),
             boxes=boxes,
-            box_labels=None if boxes is None else [[0] * len(b) for b in boxes],
             shapes=shapes if masks else None,
         )
         names = () if boxes is None else (PNEUMOTHORAX,)
@@ -117,7 +117,7 @@ class SIIMPneumothorax(Corpus):
         """For grounding keep the images that show something to ground."""
         if "text" not in table.column_names:
             return table
-        return table.filter(pa.array([len(s) > 0 for s in table.column("shapes").to_pylist()], type=pa.bool_()))
+        return table.filter(pc.greater(pc.list_value_length(table.column("shapes")), 0))
 
     def _table(self) -> Table:
         if self.table is not None:
