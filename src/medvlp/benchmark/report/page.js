@@ -51,20 +51,20 @@
 
   function chosen() {
     const values = new FormData(form);
-    const wanted = Object.fromEntries(KEYS.map((key) => [key, values.get(key)]));
-    return { wanted, methods: new Set(values.getAll("method")) };
+    const requested = Object.fromEntries(KEYS.map((key) => [key, values.get(key)]));
+    return { requested, methods: new Set(values.getAll("method")) };
   }
 
-  const placed = (element, { wanted }) =>
-    KEYS.every((key) => !wanted[key] || element.dataset[key] === undefined || element.dataset[key] === wanted[key]);
+  const matches = (element, { requested }) =>
+    KEYS.every((key) => !requested[key] || element.dataset[key] === undefined || element.dataset[key] === requested[key]);
   const ofMethod = (element, { methods }) =>
     element.dataset.method === undefined || methods.has(element.dataset.method);
 
   /* Of a wide table columns are taken out, and the labels over them made narrower. A cell that no row of ours can be
      matched with stays as long as nothing is asked for. */
   function filterWide(table, choice) {
-    const some = KEYS.some((key) => choice.wanted[key]);
-    const fits = (cell) => (cell.dataset.task === undefined ? !some : placed(cell, choice));
+    const some = KEYS.some((key) => choice.requested[key]);
+    const fits = (cell) => (cell.dataset.task === undefined ? !some : matches(cell, choice));
     const leaves = all("thead th.leaf", table);
     const kept = leaves.map(() => false);
     const stubs = leaves.length ? Number(leaves[0].querySelector("button").dataset.col) : 0;
@@ -97,7 +97,7 @@
 
   function filter() {
     const choice = chosen();
-    plain.forEach((element) => show(element, placed(element, choice) && ofMethod(element, choice)));
+    plain.forEach((element) => show(element, matches(element, choice) && ofMethod(element, choice)));
     all("table.wide").forEach((table) => filterWide(table, choice));
     for (const shelf of all(".shelf")) {
       show(shelf, all(".item", shelf).some((item) => !item.hasAttribute("hidden")));

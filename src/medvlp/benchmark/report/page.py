@@ -130,7 +130,7 @@ def _wide(table: Table, by_line: Mapping[int, Condition]) -> dict[str, Any]:
 
 
 def _about(frame: pd.DataFrame, grid: GridFile, folder: str) -> dict[str, Any]:
-    """Return what the page says first: where the numbers come from, and that those of the phantom mean nothing."""
+    """Return the head of the page: where the numbers come from, with a warning if they are of the phantom."""
 
     def distinct(column: str) -> list[str]:
         return [str(value) for value in frame[column].dropna().unique()] if column in frame else []

@@ -27,23 +27,30 @@ def row_groups(
     frame: pd.DataFrame, conditions: Sequence[Condition], methods: Sequence[Method]
 ) -> list[list[dict[str, Any]]]:
     """Return all rows by task, and within a task by fraction and method."""
-    parts = dict(list(frame.groupby(["condition", "bm_method"], sort=False)))
+    groups: dict[tuple[Condition, str], dict[Any, list[dict[str, Any]]]] = {}
+    for row in records(frame):
+        runs = groups.setdefault((row["condition"], row["bm_method"]), {})
+        runs.setdefault(tuple(row.get(name) for name in _RUN), []).append(row)
     return [
-        [_group(method, c, parts[c, method.name]) for c in same for method in methods if (c, method.name) in parts]
+        [
+            _group(method, condition, list(groups[condition, method.name].values()))
+            for condition in same
+            for method in methods
+            if (condition, method.name) in groups
+        ]
         for _, same in groupby(conditions, key=Condition.without_fraction)
     ]
 
 
-def _group(method: Method, condition: Condition, rows: pd.DataFrame) -> dict[str, Any]:
-    runs = [run for _, run in rows.groupby([name for name in _RUN if name in rows], dropna=False, sort=False)]
+def _group(method: Method, condition: Condition, runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
     return {
         "anchor": anchor_of(method.name, condition),
         "method": method,
         "condition": condition,
-        "runs": [run["bm_run"].iloc[0] for run in runs],
+        "runs": [run[0]["bm_run"] for run in runs],
         "facts": _by_label([_facts(run) for run in runs]),
         "metrics": _by_label([_metrics(run) for run in runs]),
-        "rows": len(rows),
+        "rows": sum(map(len, runs)),
     }
 
 
@@ -54,17 +61,18 @@ def _by_label(runs: list[dict[str, str]]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _metrics(run: pd.DataFrame) -> dict[str, str]:
+def _metrics(run: list[dict[str, Any]]) -> dict[str, str]:
     texts = {}
-    for row in records(run.reindex(columns=["metric", "value", "low", "high"])):
-        interval = "" if None in (row["low"], row["high"]) else f" [{row['low']:.4f}, {row['high']:.4f}]"
-        texts[row["metric"]] = "not defined" if row["value"] is None else f"{row['value']:.4f}{interval}"
+    for row in run:
+        value, low, high = (row.get(name) for name in ("value", "low", "high"))
+        interval = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
+        texts[row["metric"]] = "not defined" if value is None else f"{value:.4f}{interval}"
     return texts
 
 
-def _facts(run: pd.DataFrame) -> dict[str, str]:
+def _facts(run: list[dict[str, Any]]) -> dict[str, str]:
     """Return what made a run, without labels that have no value."""
-    row = records(run.iloc[:1])[0]
+    row, lines = run[0], [row["line"] for row in run]
 
     def text(key: str) -> str:
         value = row.get(key)
@@ -74,7 +82,6 @@ def _facts(run: pd.DataFrame) -> dict[str, str]:
         return text(key)[:_DIGITS]
 
     seeds = [f"{name} {text(f'seed_{name}')}" for name in ("pretrain", "data", "head") if text(f"seed_{name}")]
-    lines = run["line"]
     facts = {
         "seeds": ", ".join(seeds) or text("seed"),
         "job": digits("job"),
@@ -88,6 +95,6 @@ def _facts(run: pd.DataFrame) -> dict[str, str]:
         "seconds": f"{row['seconds']:.1f}" if text("seconds") else "",
         "hardware": text("hardware"),
         "written": text("time"),
-        "lines of the file": f"{lines.min()} to {lines.max()}" if len(lines) > 1 else text("line"),
+        "lines of the file": f"{min(lines)} to {max(lines)}" if len(lines) > 1 else text("line"),
     }
     return {label: value for label, value in facts.items() if value}

@@ -127,7 +127,7 @@ def class_scores(
 
 
 def _metric_with_classes(condition: Condition, rows: pd.DataFrame) -> str | None:
-    """Return the primary metric, or AUROC if that has no classes; what follows the slash of recall@10/i2t is none."""
+    """Return the primary metric, else AUROC, if it has classes; the suffix of recall@10/i2t is a direction."""
     names = set(rows["metric"])
     primary = primary_of(condition.task, names, is_multiclass(rows.iloc[0].get("notes")))
     candidates = [metric for metric in (primary, "auroc") if metric and "/" not in metric]
