@@ -12,7 +12,8 @@ from medvlp_baselines.gloria.module import GLoRIA
 
 from medvlp import viz
 from medvlp.callbacks import MethodFigures
-from medvlp.errors import ConfigError, check_range
+from medvlp.errors import check_range
+from medvlp.methods.embeddings import tokenizer_of
 from medvlp.scoring.heatmaps import upsample
 
 
@@ -20,7 +21,7 @@ def overlay(image: np.ndarray, heat: np.ndarray | None = None, strength: float =
     """Lay a map in colour over a radiograph in grey.
 
     Args:
-        image: (C, H, W), any affine intensity range; its channels are averaged.
+        image: (C, H, W), any intensity range; its channels are averaged.
         heat: (H, W) in [0, 1], or None.
         strength: opacity of the map, in [0, 1].
 
@@ -51,27 +52,21 @@ def word_figures(model: GLoRIA, batch: dict[str, Any], words: int = 7, studies: 
     """Draw one sheet per study: the radiograph, and the attention of the words that match their regions best.
 
     Maps are stretched from 0 to each map's maximum, so that a word which looks everywhere alike is bright everywhere.
-    The captions give the cosine of the word with what it attends to. Punctuation is skipped.
+    The captions give the cosine of the word with what it attends to. Punctuation is skipped; a report without words
+    gives the radiograph alone.
 
     Args:
         model: with a tokenizer.
         batch: images and tokens on the model's device, as a datamodule gives them.
         words: largest number of words of each report.
         studies: number of studies, from the first of the batch; None draws all.
-
-    Returns:
-        Matplotlib figures; save them with :func:`medvlp.viz.save`. A report without words gives the radiograph alone.
-
-    Raises:
-        ConfigError: the model has no tokenizer yet.
     """
-    if model.tokenizer is None:
-        raise ConfigError("the model has no tokenizer yet: fit it, load a checkpoint, or call attach_tokenizer()")
+    tokenizer = tokenizer_of(model)
     keys = ("image", "input_ids", "word_groups", "attention_mask")
     part = {key: batch[key][:studies] for key in keys if key in batch}
     maps, cosines, inside = model.attend(part)
     columns = (part[key].tolist() for key in keys[1:])
-    texts = [entry_texts(model.tokenizer, *rows) for rows in zip(*columns, strict=True)]
+    texts = [entry_texts(tokenizer, *rows) for rows in zip(*columns, strict=True)]
     # Punctuation marks are words to the loss, but nothing to look at.
     spoken = torch.tensor(
         [[re.search(r"\w", t) is not None for t in row + [""] * (maps.shape[1] - len(row))] for row in texts]

@@ -22,7 +22,7 @@ from medvlp.errors import ConfigError, check_choice, check_range
 from medvlp.losses.precision import exact
 from medvlp.losses.tokens import entries
 from medvlp.methods.base import PretrainModule
-from medvlp.methods.embeddings import unit_length
+from medvlp.methods.embeddings import tokenizer_of, unit_length
 from medvlp.scoring.heatmaps import stretch
 from medvlp.text import Collate
 from medvlp.training.optim import OptimConfig
@@ -311,14 +311,8 @@ class GLoRIA(PretrainModule):
 
     @torch.no_grad()
     def prepare_prompts(self, texts: Sequence[str]) -> PreparedPrompts:
-        """Encode prompts once for all images.
-
-        Raises:
-            ConfigError: no tokenizer yet.
-        """
-        if self.tokenizer is None:
-            raise ConfigError("the model has no tokenizer yet: fit it, load a checkpoint, or call attach_tokenizer()")
-        collate = Collate(self.tokenizer, self.text_config.max_length, self.text_config.padding)
+        """Encode prompts once for all images."""
+        collate = Collate(tokenizer_of(self), self.text_config.max_length, self.text_config.padding)
         tokens = {key: value.to(self.device) for key, value in collate.tokenize(list(texts)).items()}
         sentence, words, _, merged = self._texts(tokens)
         return PreparedPrompts(words, sentence, zero_shot_mask(merged))

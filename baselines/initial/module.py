@@ -18,7 +18,7 @@ class RandomInit(PretrainModule):
 
     Nothing is trained: ``medvlp fit`` writes ``checkpoints/last.ckpt`` into the run's folder, with the data module's
     preprocessing, and ends before the first step; :meth:`~medvlp.methods.base.PretrainModule.save` writes one without
-    any data. There is no text side: tasks that need text refuse the checkpoint, and tables show "/" there.
+    any data. There is no text side: tasks that need text refuse the checkpoint, and tables show "/".
 
     Args:
         image: image encoder; ResNet-50 by default.
@@ -27,7 +27,7 @@ class RandomInit(PretrainModule):
 
     name: ClassVar[str] = "random"
     has_text: ClassVar[bool] = False
-    has_weights: bool = True  # random ones were asked for
+    has_weights: bool = True
 
     def __init__(self, image: ImageEncoderConfig | None = None, image_size: int = 224) -> None:
         super().__init__(image=image, image_size=image_size, prompts=None)
@@ -37,11 +37,7 @@ class RandomInit(PretrainModule):
         return self.image_encoder(images)[-1].mean((2, 3))
 
     def encode_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """There is no text side.
-
-        Raises:
-            NotSupportedError: always.
-        """
+        """Raise NotSupportedError."""
         raise NotSupportedError(f"{self.name} has no text side: it cannot embed texts")
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -49,19 +45,15 @@ class RandomInit(PretrainModule):
         return {"image": self.encode_images(batch["image"])}
 
     def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """There is nothing to train.
-
-        Raises:
-            NotSupportedError: always.
-        """
+        """Raise NotSupportedError."""
         raise NotSupportedError(f"{self.name} has nothing to train; medvlp fit writes its checkpoint at once")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One that is never stepped; without any, Lightning warns that it will train with none."""
+        """An optimiser that is never stepped; without any, Lightning warns that it will train with none."""
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
     def on_fit_start(self) -> None:
-        """Writes the checkpoint and ends the run before its first step."""
+        """Write the checkpoint and end the run before its first step."""
         callback: Any = self.trainer.checkpoint_callback
         folder = getattr(callback, "dirpath", None) or Path(self.trainer.default_root_dir) / "checkpoints"
         path = Path(folder) / "last.ckpt"
@@ -70,24 +62,19 @@ class RandomInit(PretrainModule):
         self.trainer.should_stop = True
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Nothing: there is neither a loss nor a text to choose."""
+        """No-op: there is neither a loss nor a text to choose."""
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Nothing, as in :meth:`validation_step`."""
+        """No-op."""
 
 
 class ImageNetInit(RandomInit):
-    """An image encoder with ImageNet weights: timm's, or those of a local file.
-
-    Otherwise as :class:`RandomInit`.
+    """:class:`RandomInit` with ImageNet weights: timm's, or those of a local file.
 
     Args:
         image: image encoder, with ``pretrained: true`` (timm's weights of that name, from the hub or timm's cache) or
             ``weights: FILE``; ResNet-50 with timm's weights by default.
         image_size: side of the images in pixels, for encoders with a position table.
-
-    Raises:
-        ConfigError: when its checkpoint is written, if the encoder was given neither.
     """
 
     name: ClassVar[str] = "imagenet"
@@ -95,11 +82,11 @@ class ImageNetInit(RandomInit):
     def __init__(self, image: ImageEncoderConfig | None = None, image_size: int = 224) -> None:
         image = ImageEncoderConfig(pretrained=True) if image is None else config_from(ImageEncoderConfig, image)
         super().__init__(image=image, image_size=image_size)
-        # A checkpoint's own configuration names no source, since the checkpoint is the source.
+        # The configuration in a checkpoint names no source, since the checkpoint is the source.
         self.has_weights = bool(image.pretrained or image.weights)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to call random weights ImageNet's."""
+        """Raise ConfigError rather than call random weights ImageNet's."""
         if not self.has_weights:
             raise ConfigError("imagenet needs weights: set image.pretrained: true, or image.weights: FILE")
         super().on_save_checkpoint(checkpoint)

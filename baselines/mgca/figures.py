@@ -22,6 +22,7 @@ from medvlp import viz
 from medvlp.callbacks import MethodFigures
 from medvlp.errors import ConfigError
 from medvlp.losses.tokens import entries
+from medvlp.methods.embeddings import tokenizer_of
 from medvlp.scoring.heatmaps import stretch
 
 _COLOURS = 20
@@ -55,12 +56,8 @@ def study_words(model: MGCA, batch: dict[str, Any], count: int = 4, wanted: Sequ
         batch: on the model's device.
         count: words per study: the different ones that [CLS] attends to most, of three letters or more.
         wanted: words that come first where a report has them, in this order; case does not matter.
-
-    Raises:
-        ConfigError: the model has no token alignment or no tokenizer.
     """
-    if model.tokenizer is None:
-        raise ConfigError("the model has no tokenizer yet: fit it, load a checkpoint, or call attach_tokenizer()")
+    tokenizer = tokenizer_of(model)
     outputs = model(batch)
     regions = stretch(model.word_regions(outputs).float(), batch["image"].shape[-1]).cpu().numpy()
     attention = outputs["word_attention"].masked_fill(outputs["padding"], 0).cpu().numpy()
@@ -68,7 +65,7 @@ def study_words(model: MGCA, batch: dict[str, Any], count: int = 4, wanted: Sequ
     index = entries(batch["word_groups"], batch["attention_mask"]).index.cpu().numpy()
     ids = batch["input_ids"].cpu().numpy()
     images = batch["image"].float().cpu().numpy()
-    special = set(model.tokenizer.all_special_ids)  # [SEP], and [UNK], which is no word
+    special = set(tokenizer.all_special_ids)  # [SEP], and [UNK], which is no word
     ranks = {word.lower(): rank for rank, word in enumerate(wanted)}
     studies = []
     for study in range(len(ids)):
@@ -76,7 +73,7 @@ def study_words(model: MGCA, batch: dict[str, Any], count: int = 4, wanted: Sequ
         for entry in np.flatnonzero(~padding[study])[np.argsort(-attention[study][~padding[study]], kind="stable")]:
             # entry 0 is [CLS], which the words do not count
             pieces = ids[study][index[study] == entry + 1].tolist()
-            word = model.tokenizer.decode(pieces).strip()
+            word = tokenizer.decode(pieces).strip()
             if sum(letter.isalpha() for letter in word) >= 3 and special.isdisjoint(pieces):
                 entry_of.setdefault(word, int(entry))
         order = sorted(entry_of, key=lambda word: ranks.get(word.lower(), len(ranks)))  # stable

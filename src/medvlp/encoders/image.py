@@ -3,7 +3,7 @@
 import difflib
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -202,14 +202,6 @@ class ImageEncoder(nn.Module):
         dtype = next(self.model.parameters()).dtype
         return images.to(dtype).contiguous(memory_format=self.memory_format)
 
-    @overload
-    def forward(self, images: Tensor) -> list[Tensor]: ...
-
-    @overload
-    def forward(
-        self, images: Tensor, *, tokens: Literal[True], attention: bool = False, attention_rows: int | None = None
-    ) -> ImageFeatures: ...
-
     def forward(
         self, images: Tensor, *, tokens: bool = False, attention: bool = False, attention_rows: int | None = None
     ) -> list[Tensor] | ImageFeatures:
@@ -234,7 +226,8 @@ class ImageEncoder(nn.Module):
         Raises:
             ConfigError: not a vision transformer, or one without class token; or attention of a single block.
         """
-        return self(images, tokens=True, attention=attention, attention_rows=attention_rows)
+        features: ImageFeatures = self(images, tokens=True, attention=attention, attention_rows=attention_rows)
+        return features
 
     def _tokens(self, images: Tensor, attention: bool, rows: int | None) -> ImageFeatures:
         transformer = getattr(self.model, "model", None)

@@ -3,7 +3,7 @@
 import inspect
 import os
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -245,20 +245,6 @@ class TextEncoder(nn.Module):
             frozen.append(self.model.embeddings)
         for module in frozen:
             module.requires_grad_(False)
-
-    @overload
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        *,
-        hidden_states: int = 0,
-        attention: bool = False,
-        attention_rows: int | None = None,
-    ) -> TextFeatures: ...
 
     def forward(
         self,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor, offset: int = 0) -> Tensor:
-    """Mean cross-entropy of each query against all keys, by cosine similarity.
+    """Mean cross-entropy of each query against all keys, by cosine similarity; ln n when all are equal.
 
     ``−1/b Σ_i log( exp(cos(q_i, k_{i+offset})/τ) / Σ_j exp(cos(q_i, k_j)/τ) )``: G2D Eq. 1 with q images and
     k reports. Computed in float32 whatever the autocast precision, because 1/τ magnifies rounding.
@@ -16,9 +16,6 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor, offset:
         keys: (n, d) with n ≥ b.
         temperature: τ > 0.
         offset: column of the positive of row 0; the first global row of this rank when keys are gathered.
-
-    Returns:
-        A scalar; ln n when all similarities are equal.
     """
     with torch.autocast(queries.device.type, enabled=False):
         dtype = torch.promote_types(queries.dtype, torch.float32)
@@ -40,7 +37,7 @@ def image_text_contrast(
 ) -> Tensor:
     """Weighted sum of the two directions of :func:`info_nce`.
 
-    (1, 1) is the official loss of G2D and MGCA, (1, 0) G2D's Eq. 1 as printed, (0.75, 0.25) ConVIRT's λ.
+    Weights of (1, 1) are the official loss of G2D and MGCA, (1, 0) G2D's Eq. 1 as printed, (0.75, 0.25) ConVIRT's λ.
 
     Args:
         image: (b, d) image embeddings of this rank.
@@ -48,8 +45,8 @@ def image_text_contrast(
         temperature: τ > 0.
         image_to_text: weight of images choosing among reports.
         text_to_image: weight of reports choosing among images.
-        all_image: (n, d) image embeddings of all ranks, or None for this rank's.
-        all_text: (n, d) report embeddings of all ranks, or None for this rank's.
+        all_image: (n, d) of all ranks; None takes this rank's.
+        all_text: (n, d) of all ranks; None takes this rank's.
         offset: first global row of this rank.
     """
     loss = image.new_zeros((), dtype=torch.promote_types(image.dtype, torch.float32))

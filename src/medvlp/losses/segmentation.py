@@ -6,17 +6,13 @@ from torch import Tensor
 
 from medvlp.losses.precision import exact
 
-SMOOTH = 1e-5
-"""Smoothing constant of G2D's released Dice (``PRETRAIN/utils/loss.py``); the paper gives none."""
+SMOOTH = 1e-5  # of G2D's released Dice (PRETRAIN/utils/loss.py); the paper gives none
 
 
 def soft_dice_loss(prediction: Tensor, target: Tensor, smooth: float = SMOOTH) -> Tensor:
     """One minus the mean over samples of ``(2 Σ p·t + s) / (Σ p + Σ t + s)``, sums over all values of a sample.
 
-    Args:
-        prediction: (B, ...) probabilities in [0, 1] (or, in G2D's released code, raw logits).
-        target: (B, ...) in [0, 1], same shape.
-        smooth: s.
+    p are probabilities (B, ...) or, in G2D's released code, raw logits; t targets in [0, 1] of the same shape.
     """
     # in half precision the sums over an image would overflow
     p, t = (side.flatten(1) for side in exact(prediction, target))
@@ -93,9 +89,9 @@ def bce_dice_medklip(logits: Tensor, target: Tensor) -> Tensor:
 def focal_dice_maco(logits: Tensor, target: Tensor) -> Tensor:
     """MaCo's main loss, ``2 · focal + Dice`` as mmsegmentation 0.25 computes it.
 
-    There a head has two outputs. Focal (γ 2, α ½) is the mean over both classes, each against the rest; Dice is that
-    of the foreground alone, per image, on squares, divided by the number of classes. With one output the background
-    is the foreground's mirror image, and both class terms of focal are equal.
+    There a head has two outputs. Focal (γ 2, α ½) is the mean over both classes, each against the rest; Dice is that of
+    the foreground alone, per image, on squares, divided by the number of classes. With one output both class terms of
+    focal are equal.
 
     Args:
         logits: (B, 1, H, W) or (B, H, W), one output; or (B, 2, H, W), background and foreground.

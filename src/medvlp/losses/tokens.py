@@ -47,9 +47,6 @@ def entries(word_groups: Tensor, attention_mask: Tensor) -> Entries:
     Args:
         word_groups: (B, L) int64, the word that each piece belongs to, −1 for special tokens and padding.
         attention_mask: (B, L), 0 at padding: tells [SEP] from padding.
-
-    Raises:
-        ConfigError: the shapes differ.
     """
     if word_groups.shape != attention_mask.shape or word_groups.ndim != 2:
         raise ConfigError(

@@ -17,7 +17,7 @@ from medvlp.errors import CheckpointError, ConfigError, NotSupportedError, check
 from medvlp.losses.contrastive import image_text_contrast
 from medvlp.losses.precision import total
 from medvlp.methods import inference
-from medvlp.methods.embeddings import unit_length
+from medvlp.methods.embeddings import tokenizer_of, unit_length
 from medvlp.methods.payload import checked_hyperparameters, hyperparameters_of, payload_of, read_payload
 from medvlp.methods.vocabulary import corpus_tokenizer
 from medvlp.metrics.retrieval import recall_columns, retrieval_measures, text_groups
@@ -150,12 +150,10 @@ class PretrainModule(TrainingModule):
     def _encode_texts(self, texts: Sequence[str], chunk: int) -> Iterator[Tensor]:
         if not self.has_text:
             raise NotSupportedError(f"{self.name} has no text encoder: it cannot embed texts")
-        if self.tokenizer is None:
-            raise ConfigError("the model has no tokenizer yet: fit it, load a checkpoint, or call attach_tokenizer()")
-        config = self.text_config
+        tokenizer, config = tokenizer_of(self), self.text_config
         options = {"padding": config.padding, "truncation": True, "max_length": config.max_length}
         for start in range(0, len(texts), chunk):
-            tokens = self.tokenizer(list(texts[start : start + chunk]), return_tensors="pt", **options).to(self.device)
+            tokens = tokenizer(list(texts[start : start + chunk]), return_tensors="pt", **options).to(self.device)
             yield self.encode_tokens(tokens["input_ids"], tokens["attention_mask"])
 
     # ---------------------------------------------------------------- the contract: optional, for tasks

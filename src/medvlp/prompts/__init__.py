@@ -10,12 +10,12 @@ A set is a JSON object::
 * ``prompts`` or ``classes`` with ``templates``, or both: a template holds ``{}`` for the wording of a class;
 * a side is a list of texts, or ``{"parts": [[…], […], …]}``: every choice of one entry per list, in the order of nested
   loops with the first list outermost, the entries that are not empty joined by blanks (GLoRIA composes severity,
-  subtype and location so). A choice of empty entries alone is no text and is left out;
+  subtype and location so). A choice of empty entries alone is skipped;
 * several prompts of one side are an ensemble: their embeddings are averaged, or the score of the best one is taken;
 * ``synonyms`` are the names under which corpora label a class of the set (``Effusion`` of ChestX-ray14 is the set's
   ``Pleural Effusion``);
 * ``negation: false`` says that the set has no negative prompts: a class is scored by its positive side alone;
-* ``draw`` keeps so many prompts per side, drawn as GLoRIA does: one stream of Python's ``random`` through the classes
+* ``draw`` keeps ``count`` prompts per side, drawn as GLoRIA does: one stream of Python's ``random`` through the classes
   in the order of the file.
 """
 
@@ -43,12 +43,10 @@ _MOST = 100_000
 class PromptSet:
     """A named prompt set.
 
-    Args:
-        name: its name.
+    Attributes:
         version: raised whenever a prompt changes, since numbers change with it.
         prompts: class to (positive prompts, negative prompts); the latter empty where ``negation`` is False.
         synonyms: label to class of ``prompts``.
-        negation: whether classes have negative prompts.
         source: who used it, and what was changed.
     """
 
@@ -60,37 +58,29 @@ class PromptSet:
     source: str = ""
 
     def among(self, labels: Iterable[str]) -> dict[str, Sides]:
-        """The prompts of labels, by the labels' own names and in their order; those without prompts are left out."""
-        found = {}
-        for label in labels:
-            name = self.synonyms.get(label, label) if label not in self.prompts else label
-            if name in self.prompts:
-                found[label] = self.prompts[name]
-        return found
+        """Return the prompts of labels, by the labels' own names and in their order; labels without any are skipped."""
+        names = {label: self._class_of(label) for label in labels}
+        return {label: self.prompts[name] for label, name in names.items() if name in self.prompts}
 
     def unknown(self, labels: Iterable[str]) -> list[str]:
-        """Classes of the set that none of the labels names, directly or by a synonym."""
-        named = {self.synonyms.get(label, label) if label not in self.prompts else label for label in labels}
+        """Return the classes of the set that none of the labels names, directly or by a synonym."""
+        named = {self._class_of(label) for label in labels}
         return [name for name in self.prompts if name not in named]
+
+    def _class_of(self, label: str) -> str:
+        return label if label in self.prompts else self.synonyms.get(label, label)
 
 
 def available() -> list[str]:
-    """Names of the sets that come with medvlp."""
+    """Return the names of the sets that come with medvlp."""
     return sorted(p.name.removesuffix(".json") for p in resources.files(__name__).iterdir() if p.name.endswith(".json"))
 
 
 def load_prompts(name: str) -> PromptSet:
-    """Reads a set by name, or from a JSON file of the user's.
-
-    Args:
-        name: a member of :func:`available`, or the path of a JSON file.
-
-    Returns:
-        The set.
+    """Read a set by name (:func:`available`), or from a JSON file of the user's.
 
     Raises:
-        ConfigError: no such set or file; a file that is no prompt set; a class without prompts on both sides (on the
-            positive side, in a set without negation), or with an empty text.
+        ConfigError: no such set or file, or the file is no prompt set.
     """
     where = name
     try:
@@ -99,17 +89,17 @@ def load_prompts(name: str) -> PromptSet:
         elif Path(name).is_file():
             where, text = Path(name).stem, Path(name).read_text("utf-8")
         else:
-            raise ConfigError(f"prompts {name!r}: neither a file nor one of {', '.join(available())}")
+            raise ConfigError(f"unknown prompts {name!r}; expected a file, or one of: {', '.join(available())}")
         content = json.loads(text)
         if unknown := [key for key in content if key not in _KEYS]:
-            raise ValueError(f"it has no entry {unknown[0]!r}, only {', '.join(_KEYS)}")
+            raise ValueError(f"unknown entry {unknown[0]!r}; expected some of: {', '.join(_KEYS)}")
         negation = content.get("negation", True)
         if not isinstance(negation, bool):
-            raise TypeError("negation is true or false")
+            raise TypeError("negation must be true or false")
         prompts = _drawn(_prompts(content, negation), content.get("draw"))
         version = content.get("version", 1)
         if not isinstance(version, int) or isinstance(version, bool):
-            raise TypeError("version is a whole number")
+            raise TypeError("version must be a whole number")
         synonyms = {str(label): str(of) for label, of in content.get("synonyms", {}).items()}
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"prompts {name}: not a prompt set ({type(error).__name__}: {error})") from error
@@ -131,7 +121,7 @@ def _prompts(content: Mapping[str, Any], negation: bool) -> dict[str, Sides]:
         given = [name for name, entry in content.get("prompts", {}).items() if "negative" in entry]
         if given or "negative" in content.get("templates", {}):
             raise ValueError(f'negative prompts{f" of {given[0]!r}" if given else ""} in a set with "negation": false')
-    found: dict[str, Sides] = {}
+    prompts: dict[str, Sides] = {}
     if "prompts" not in content and "classes" not in content:
         raise KeyError("prompts")
     if "classes" in content:
@@ -141,12 +131,12 @@ def _prompts(content: Mapping[str, Any], negation: bool) -> dict[str, Sides]:
             raise ValueError(f"the positive template {same[0]!r} has no {{}} for the class")
         for name, wording in content["classes"].items():
             if not isinstance(wording, str) or not wording.strip():
-                raise TypeError(f"the wording of {name!r} is a text")
-            made = [tuple(text.replace("{}", wording) for text in templates[side]) for side in sides]
-            found[str(name)] = (made[0], made[1] if negation else ())
+                raise TypeError(f"the wording of {name!r} must be a text")
+            worded = {side: tuple(text.replace("{}", wording) for text in templates[side]) for side in sides}
+            prompts[str(name)] = (worded["positive"], worded.get("negative", ()))
     for name, entry in content.get("prompts", {}).items():
-        found[str(name)] = (_side(entry["positive"]), _side(entry["negative"]) if negation else ())
-    return found
+        prompts[str(name)] = (_side(entry["positive"]), _side(entry["negative"]) if negation else ())
+    return prompts
 
 
 def _side(texts: Any) -> tuple[str, ...]:
@@ -155,13 +145,13 @@ def _side(texts: Any) -> tuple[str, ...]:
             raise TypeError('a composed side is {"parts": [[…], …]}')
         parts = texts["parts"]
         if not all(isinstance(part, list) and all(isinstance(word, str) for word in part) for part in parts):
-            raise TypeError("the parts of a side are lists of texts")
+            raise TypeError("the parts of a side must be lists of texts")
         if (count := math.prod(len(part) for part in parts)) > _MOST:
             raise ValueError(f"the parts of a side make {count} texts, more than {_MOST}")
         joined = (" ".join(word for word in choice if word.strip()) for choice in product(*parts))
         return tuple(text for text in joined if text)
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise TypeError("the prompts of a side are a list of texts")  # a bare text would count as its letters
+        raise TypeError("the prompts of a side must be a list of texts")  # a bare text would count as its letters
     return tuple(texts)
 
 
