@@ -1,9 +1,8 @@
 """The first, deterministic step of every image recipe: uint8 (1, H, W) to uint8 (1, h, w), named by a string.
 
-Nothing here is random, so that the result can be stored: an image read from a cache equals the same image prepared
-again, byte for byte. What a rule did to the image is a :class:`Geometry`; masks and boxes follow the image by it.
-
-Pixels are squares: pixel i covers [i, i + 1), box corners are pixel edges, and x1, y1 are exclusive.
+Nothing here is random, so an image read from a cache equals the same image prepared again, byte for byte. Masks and
+boxes follow the image by the :class:`Geometry` that describes what a rule did. Pixels are squares: pixel i covers
+[i, i + 1), box corners are pixel edges, and x1, y1 are exclusive.
 """
 
 import re
@@ -125,8 +124,8 @@ def _stretch(pixels: Tensor, size: int, top_level: int) -> Resized:
     """The offline image preparation of the released G2D code (ext_data.py).
 
     Crop to the bounding box of the non-zero pixels, scale (x − min) / (max − min) to 0…top, resize to size × size
-    without keeping the aspect, bilinear without anti-aliasing, cut to uint8. The released code scales to 256, and the
-    brightest pixels, 256, wrap to 0 in uint8; ``top_level`` 256 keeps that, with 255 they become 255.
+    without keeping the aspect, bilinear without anti-aliasing, cut to uint8. The released code scales to 256, so that
+    the brightest pixels wrap to 0 in uint8.
     """
     x = pixels[0]
     left = top = 0
@@ -196,10 +195,7 @@ class ResizeRule:
         return None if self.rule in _VARIABLE else self.size
 
     def image(self, pixels: Tensor) -> Resized:
-        """Resize one image.
-
-        Args:
-            pixels: uint8 (1, H, W), never changed.
+        """Resize an image, uint8 (1, H, W), which stays as it is.
 
         Returns:
             A contiguous uint8 (1, h, w) tensor, which may be ``pixels`` itself, and what was done.
@@ -225,7 +221,7 @@ class ResizeRule:
             bool (1, h, w), of the size of the resized image. Structures thinner than one of its pixels may vanish.
 
         Raises:
-            DataError: not a bool tensor of that shape, or of another size than the image.
+            DataError: the mask has another type or size.
         """
         if mask.dtype != torch.bool or mask.ndim != 3 or mask.shape[0] != 1:
             raise DataError(f"a mask must be bool of shape (1, H, W), not {mask.dtype} {tuple(mask.shape)}")
@@ -245,14 +241,9 @@ class ResizeRule:
         return result
 
     def boxes(self, boxes: Tensor, geometry: Geometry) -> Tensor:
-        """Resize boxes with their image.
+        """Resize boxes, float32 (n, 4), x0, y0, x1, y1 in pixels, with their image; see :meth:`mask`.
 
-        Args:
-            boxes: float32 (n, 4), x0, y0, x1, y1 in pixels of the source image.
-            geometry: what :meth:`image` returned for that image.
-
-        Returns:
-            float32 (n, 4) in pixels of the resized image, not clipped: where a rule crops, a box may reach outside.
+        The result is not clipped: where a rule crops, a box may reach outside the image.
         """
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise DataError(f"boxes must be of shape (n, 4), x0 y0 x1 y1, not {tuple(boxes.shape)}")
@@ -263,16 +254,7 @@ class ResizeRule:
 
 
 def nearest(mask: Tensor, height: int, width: int) -> Tensor:
-    """Resize by the nearest neighbour of pixel centres, in whole numbers and therefore exactly.
-
-    Args:
-        mask: (..., H, W), any type.
-        height: rows of the result.
-        width: columns of the result.
-
-    Returns:
-        (..., height, width): the value of the source pixel in which the centre of each result pixel lies.
-    """
+    """Resize (..., H, W) of any type to the nearest neighbours of pixel centres, in whole numbers and thus exactly."""
     old_height, old_width = mask.shape[-2:]
     rows = (2 * torch.arange(height, device=mask.device) + 1) * old_height // (2 * height)
     columns = (2 * torch.arange(width, device=mask.device) + 1) * old_width // (2 * width)

@@ -48,10 +48,10 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "wb", *, private: 
     """Open a file that replaces ``path`` when the block ends, complete and synced to disk.
 
     If the block raises or the process is killed, ``path`` stays as it was. Of several writers the last one wins;
-    nobody reads a mixture.
+    nobody reads a mixture. The folder is created if necessary.
 
     Args:
-        path: the file; its folder is created if necessary.
+        path: the file.
         mode: "wb" for bytes, "w" for UTF-8 text.
         private: make the file readable by its owner alone, whatever the umask.
 
@@ -101,8 +101,7 @@ def get_or_make(path: str | Path, mark: str, waiting: Callable[[], object] = lam
                 ...  # fill the folder `temporary`; write facts.json last
 
     The filled folder is renamed to ``path`` when the block ends. If the block raises, or the process is killed,
-    ``path`` is still absent, and the next process starts again. On a file system without locks several processes may
-    do the work; the first to end wins.
+    ``path`` is still absent. On a file system without locks several processes may do the work; the first to end wins.
 
     Args:
         path: the folder, mostly named by a hash of what it depends on.
@@ -147,15 +146,10 @@ def _rename(temporary: Path, path: Path, mark: str) -> None:
 
 @contextmanager
 def locked(path: str | Path, waiting: Callable[[], object], poll: float | None = None) -> Iterator[bool]:
-    """Hold a lock file, which other processes cannot; it is free again when the process ends.
+    """Hold a lock file, which other processes cannot; yield False on a file system without locks.
 
-    Args:
-        path: the file; its folder must exist.
-        waiting: called while another process holds the lock; what it raises ends the waiting.
-        poll: seconds between its calls; 10 by default.
-
-    Yields:
-        False on a file system without locks.
+    ``waiting`` is called every ``poll`` seconds (10 by default) while another process holds the lock; what it raises
+    ends the waiting.
     """
     lock = FileLock(path)
     while not lock.is_locked:

@@ -121,10 +121,7 @@ def _repeated(words: dict[str, int]) -> Iterable[str]:
 
 
 def load_tokenizer(path_or_name: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
-    """Load a fast tokenizer from a local folder or by its hub name.
-
-    Args:
-        path_or_name: a folder with tokenizer.json or vocab.txt, or a name such as "emilyalsentzer/Bio_ClinicalBERT".
+    """Load a fast tokenizer from a folder with tokenizer.json or vocab.txt, or by its hub name.
 
     Raises:
         TokenizerError: the folder has no vocabulary, the hub cannot be reached, or no fast tokenizer exists.
@@ -160,11 +157,7 @@ def load_tokenizer(path_or_name: str | os.PathLike[str]) -> "PreTrainedTokenizer
 
 
 def tokenizer_state(tokenizer: "PreTrainedTokenizerFast") -> dict[str, Any]:
-    """Return a fast tokenizer as strings, integers and dictionaries, for a checkpoint.
-
-    Keys are ``backend`` (JSON text), ``special_tokens`` (role to token), ``model_max_length``, ``padding_side`` and
-    ``truncation_side``.
-    """
+    """Return a fast tokenizer as strings, integers and dictionaries, for a checkpoint."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -181,11 +174,7 @@ def tokenizer_state(tokenizer: "PreTrainedTokenizerFast") -> dict[str, Any]:
 
 
 def tokenizer_from_state(state: dict[str, Any]) -> "PreTrainedTokenizerFast":
-    """Invert :func:`tokenizer_state` exactly.
-
-    Raises:
-        TokenizerError: the state is not one that :func:`tokenizer_state` returned.
-    """
+    """Invert :func:`tokenizer_state` exactly; any other state raises a :class:`~medvlp.errors.TokenizerError`."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 

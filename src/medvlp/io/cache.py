@@ -65,14 +65,9 @@ class PixelCache:
 
     @classmethod
     def open(cls, out: str | Path, corpus: str, intensity: str, rule: str, root: str | Path) -> "PixelCache":
-        """Open a cache.
+        """Open the cache of a corpus, intensity rule and resize rule below ``out``.
 
-        Args:
-            out: folder that ``medvlp prepare --out`` wrote to.
-            corpus: layout name of the corpus.
-            intensity: a key of :data:`medvlp.io.images.INTENSITIES`.
-            rule: name of a resize rule, such as "square:256".
-            root: folder of the corpus now; it may have been moved since.
+        ``root`` is the folder of the corpus now; it may have been moved since.
 
         Raises:
             DataError: the cache is missing, incomplete, damaged or of another format. The message holds the
@@ -134,13 +129,7 @@ class PixelCache:
         ]
 
     def positions(self, paths: Sequence[str]) -> np.ndarray:
-        """Look up the positions of images.
-
-        Args:
-            paths: N image files, as a record table of the corpus names them.
-
-        Returns:
-            int64 (N,).
+        """Return the positions, int64 (N,), of N image files as a record table of the corpus names them.
 
         Raises:
             DataError: some images are not in the cache, or their files have changed since.
@@ -165,13 +154,10 @@ class PixelCache:
         return result
 
     def read(self, position: int) -> tuple[np.ndarray, tuple[int, ...], tuple[int, int]]:
-        """Read one image.
-
-        Args:
-            position: one of :meth:`positions`.
+        """Read the image at one of :meth:`positions`.
 
         Returns:
-            The prepared image, uint8 (h, w), a copy that may be written to; what the resize did (the ten numbers of a
+            The prepared image, uint8 (h, w), writable; what the resize did (the ten numbers of a
             :class:`medvlp.resizing.Geometry`); and (H, W) of the decoded file.
 
         Raises:

@@ -108,10 +108,10 @@ def relative_paths(paths: Sequence[str], root: str | Path) -> list[str]:
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
-    """Open an Arrow file, memory-mapped.
+    """Open an Arrow file, memory-mapped; with a ``schema``, it must have these columns and no nulls.
 
     Raises:
-        DataError: it is missing, broken, has nulls or other columns than ``schema``.
+        DataError: it is missing or broken.
     """
     try:
         with pa.memory_map(str(path)) as source:
@@ -318,10 +318,10 @@ def is_current(
 def finish(
     folder: Path, shards: int, description: Mapping[str, Any], dropped: Sequence[tuple[str, str, str]]
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Write ``skipped.csv``, then ``cache.json``, which makes the cache complete.
+    """Write ``skipped.csv``, then ``cache.json``, which makes the cache complete; all other files must be written.
 
     Args:
-        folder: of the cache; all its other files are written.
+        folder: of the cache.
         shards: their number.
         description: corpus, intensity, rule and versions of the packages.
         dropped: rows of ``skipped.csv`` for records: "record", its id, the reason.
