@@ -75,14 +75,9 @@ def check_choice(what: str, value: Any, accepted: Collection[Any], *, error: typ
 
 
 def check_range(interval: str, **values: Any) -> None:
-    """Raise unless numbers lie in an interval; NaN lies in none.
+    """Raise :class:`ConfigError` unless numbers, or lists of them, lie in an interval such as "[0, 1)" or "(0, inf)".
 
-    Args:
-        interval: "[0, 1)" or "(0, inf)", for example.
-        values: numbers, or lists of them, by their names in the error; None is skipped.
-
-    Raises:
-        ConfigError: the first value that does not lie in it, or is no number.
+    NaN lies in none; None is skipped.
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
     for name, value in values.items():

@@ -35,9 +35,9 @@ from medvlp.transforms import build_transform
 
 @dataclass(frozen=True)
 class PreparedFolder:
-    """A cache that :func:`prepare` completed; ``unreadable`` holds path and reason of its unreadable images.
+    """A cache that :func:`prepare` completed; ``kept`` counts images in shards that were kept.
 
-    ``images`` counts these too, ``kept`` those in shards that were kept; ``bytes`` is the size of all files.
+    ``unreadable`` holds path and reason of the images that cannot be read, which ``images`` counts too.
     """
 
     folder: Path
@@ -51,13 +51,7 @@ class PreparedFolder:
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """Result of :func:`prepare`.
-
-    Args:
-        folders: one cache per resize rule.
-        skipped: what was skipped: "record" or "image", its id or path, the reason.
-        seconds: duration.
-    """
+    """The caches, one per resize rule, and what was skipped: "record" or "image", its id or path, the reason."""
 
     folders: tuple[PreparedFolder, ...]
     skipped: tuple[tuple[str, str, str], ...]

@@ -13,15 +13,10 @@ def _mix(z: int) -> int:
 
 
 def derive_seed(*parts: int) -> int:
-    """Mix integers into one seed; every bit of every part, and their order, matters.
+    """Mix any integers, such as (run seed, epoch, item), into one seed in [0, 2^63); bits and order all matter.
 
     The mixing is that of splitmix64 (Steele, Lea and Flood 2014) in Python integers: the same on every platform.
-
-    Args:
-        *parts: any integers, for example (run seed, epoch, item). Negative ones count modulo 2^64.
-
-    Returns:
-        An integer in [0, 2^63), which ``torch.Generator.manual_seed`` and ``numpy.random.default_rng`` accept.
+    Negative integers count modulo 2^64.
     """
     state = _mix(_GOLDEN)
     for part in parts:

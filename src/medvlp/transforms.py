@@ -1,11 +1,8 @@
 """Augmentation recipes by name: uint8 (1, H, W) of any size to float32 (3, S, S).
 
 A recipe is a deterministic resize (:mod:`medvlp.resizing`), whose result can be stored, then random augmentation, then
-normalisation. Masks and boxes go the same way as their image, with the same random draws.
-
-All work on one channel; the three channels that pretrained encoders expect are a view of it, made at the very end.
-All randomness comes from torch's global CPU generator, which :class:`~medvlp.datasets.base.ImageTextDataset` seeds
-for each item.
+normalisation. All work on one channel, of which the three that pretrained encoders expect are a view. All randomness
+comes from torch's global CPU generator, which :class:`~medvlp.datasets.base.RadiographDataset` seeds for each item.
 """
 
 import math
@@ -86,24 +83,21 @@ class _Blur(v2.Transform):
         return tv_tensors.wrap(x.round_().to(torch.uint8), like=inpt)
 
 
-def _bicubic_levels(image: Tensor, size: int) -> Tensor:
-    """Bicubic on floats without anti-aliasing and without cutting off what overshoots [0, 1]."""
-    return F.interpolate(image.float().div_(255)[None], (size, size), mode="bicubic", align_corners=False)[0]
-
-
 class _ToSquare(v2.Transform):
     """Resize to size × size; masks by the nearest pixel centre."""
 
-    def __init__(self, size: int, resize: Callable[[Tensor, int], Tensor] | None = None) -> None:
+    def __init__(self, size: int, bicubic: bool = False) -> None:
         super().__init__()
-        self.size, self.resize = size, resize
+        self.size, self.bicubic = [size, size], bicubic
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
-            return tv_tensors.Mask(nearest(inpt.as_subclass(Tensor), self.size, self.size))
-        if self.resize is None or isinstance(inpt, tv_tensors.BoundingBoxes):
-            return v2.functional.resize(inpt, [self.size, self.size], _BILINEAR, antialias=True)
-        return tv_tensors.wrap(self.resize(inpt.as_subclass(Tensor), self.size), like=inpt)
+            return tv_tensors.Mask(nearest(inpt.as_subclass(Tensor), *self.size))
+        if self.bicubic and not isinstance(inpt, tv_tensors.BoundingBoxes):
+            # on floats without anti-aliasing, and without cutting off what overshoots [0, 1]
+            levels = inpt.as_subclass(Tensor).float().div_(255)[None]
+            return tv_tensors.wrap(F.interpolate(levels, self.size, mode="bicubic", align_corners=False)[0], like=inpt)
+        return v2.functional.resize(inpt, self.size, _BILINEAR, antialias=True)
 
 
 class _ResizedCrop(v2.RandomResizedCrop):
@@ -201,7 +195,7 @@ def _recipe(name: str, size: int, train: bool) -> tuple[str, list[nn.Module]]:  
             augment = [crop, v2.RandomHorizontalFlip(0.5), _RandomOperation(), _RandomOperation()]
         case "chexzero":
             rule = f"longer_pad:{round(size * 320 / 224)}"
-            always = [_ToSquare(size, _bicubic_levels)]
+            always = [_ToSquare(size, bicubic=True)]
         case "benchx":
             rule = f"lanczos:{size}"
             crop = _ResizedCrop(size, scale=(0.08, 1.0), interpolation=_BILINEAR, antialias=True)
@@ -228,8 +222,7 @@ def _clip(boxes: tv_tensors.BoundingBoxes) -> tuple[tv_tensors.BoundingBoxes, Te
 class ImageTransform:
     """A resize rule, augmentation and normalisation, made by :func:`build_transform`; it can be pickled.
 
-    Attributes:
-        resize: the deterministic first step. What it returns may be stored and handed to :meth:`finish` later.
+    What the first step, ``resize``, returns may be stored and passed to :meth:`finish` later.
     """
 
     def __init__(self, name: str, size: int, train: bool) -> None:
@@ -247,10 +240,7 @@ class ImageTransform:
         return self.finish(self.resize.image(image)[0])
 
     def finish(self, image: Tensor) -> Tensor:
-        """Augment and normalise an image that is resized already.
-
-        Args:
-            image: uint8 (1, h, w) as ``resize.image`` returned it, never changed.
+        """Augment and normalise an image, uint8 (1, h, w), as ``resize.image`` returned it; it stays as it is.
 
         Returns:
             float32 (3, S, S); where mean and std are the same for all channels, the channels share memory.

@@ -202,14 +202,10 @@ def _chunks(plans: Sequence[Plan]) -> Iterator[_Chunk]:
 
 
 def write(plans: Sequence[Plan], root: Path, read: Reader, workers: int | None, advance: Callable[[int], None]) -> None:
-    """Decode, resize and write whatever the plans lack.
+    """Decode with ``read``, resize and write whatever the plans lack; those of equal shards share the decoding.
 
-    Args:
-        plans: of the caches; those of equal shards share the decoding.
-        root: of the corpus.
-        read: :func:`medvlp.io.images.read_image` with its settings.
-        workers: processes; None takes one per core, 1 this process alone.
-        advance: called with the number of further images written.
+    ``workers`` is the number of processes: None takes one per core, 1 this process alone. ``advance`` is called with
+    the number of further images written.
 
     Raises:
         DataError: a worker was killed, or a file changed while it was read.

@@ -69,7 +69,7 @@ def read_image(path: str | Path, intensity: str = "standard", damaged: Damaged =
     and GLoRIA load. (Pillow alone ignores it. No released corpus known to us has a value other than 1, upright.)
 
     Args:
-        path: the file; a symbolic link is followed.
+        path: the file.
         intensity: one of :data:`INTENSITIES`; for DICOM see also :func:`medvlp.io.dicom.read_dicom`.
         damaged: "refuse" a file whose decoder warns of damage, or "accept" the pixels that it returns nevertheless.
 

@@ -55,11 +55,7 @@ def draw(shapes: Sequence[str], height: int, width: int) -> np.ndarray:
 
 
 def bounds(shape: str, height: int, width: int) -> Box:
-    """Return the box around a shape, as annotated, not cut to the image: (x0, y0, x1, y1); zeros for an empty RLE.
-
-    Raises:
-        DataError: as from :func:`draw`.
-    """
+    """Return the box around a shape, as annotated, not cut to the image: (x0, y0, x1, y1); zeros for an empty RLE."""
     kind, body = _split(shape)
     if kind != "rle":
         return _box(_numbers(kind, body))
@@ -234,11 +230,7 @@ def decode_siim(rle: str, height: int, width: int) -> np.ndarray:
 
 
 def siim_extent(rle: str) -> int:
-    """Return the number of pixels up to the end of the last run, without drawing: 0 for an empty mask.
-
-    Raises:
-        DataError: the string is no such encoding.
-    """
+    """Return the number of pixels up to the end of the last run, without drawing: 0 for an empty mask."""
     return _end(_runs(rle))
 
 
