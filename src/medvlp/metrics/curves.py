@@ -31,8 +31,7 @@ class Curve:
         tp: (R, K) weight of the positives at or above each threshold.
         fp: (R, K) weight of the negatives.
         here: (R, K) bool, whether any sample of the weighting has this score; other points repeat the one before.
-        positives: (R,) weight of all positives.
-        negatives: (R,) weight of all negatives.
+        positives, negatives: (R,) weight of all of them.
         defined: (R,) bool, whether there are a positive and a negative.
     """
 
@@ -121,11 +120,8 @@ def _thresholds(scores: Tensor, labels: Tensor, quality: str) -> Tensor:
 def best_f1_thresholds(scores: Tensor, labels: Tensor) -> Tensor:
     """Choose for each class the threshold with the largest F1 (MedKLIP's rule; call it on validation data).
 
-    Prediction: score >= threshold. Of equally good thresholds the smallest.
-
-    Args:
-        scores: (N, C).
-        labels: (N, C): 1 present, 0 absent, anything else unknown and skipped.
+    Prediction: score >= threshold. Of equally good thresholds the smallest. Labels, (N, C), other than 0 and 1 are
+    unknown and skipped.
 
     Returns:
         (C,) float32; NaN for a class without both a positive and a negative.

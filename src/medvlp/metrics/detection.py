@@ -42,19 +42,15 @@ _CHUNK = 8_000_000
 
 @dataclass(frozen=True)
 class Ranked:
-    """The detections of one class in all images, best first.
-
-    Attributes:
-        owner: (M,) image of each.
-        scores: (M,) descending.
-        hit: (K, M) bool, whether it finds a box at each of K overlaps.
-        truths: (N,) boxes of the class in each image.
-    """
+    """The M detections of one class in all images, best first."""
 
     owner: Tensor
+    """(M,) image of each."""
     scores: Tensor
     hit: Tensor
+    """(K, M) bool, whether it finds a box at each of K overlaps."""
     truths: Tensor
+    """(N,) boxes of the class in each image."""
 
     def above(self, score: float) -> "Ranked":
         """Drop the detections below a score; it does not change the matches of the others."""
@@ -79,14 +75,9 @@ def _overlaps(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _greedy(overlap: Tensor, ious: Tensor) -> Tensor:
-    """Match the detections of all images at once, one rank after the other.
+    """(n, D, K) bool, which detections find a box at K overlaps: all images at once, one rank after the other.
 
-    Args:
-        overlap: (n, D, G), detections best first; −1 where a pair cannot match.
-        ious: (K,).
-
-    Returns:
-        (n, D, K) bool, which detections find a box.
+    ``overlap`` is (n, D, G), detections best first; −1 where a pair cannot match.
     """
     images, ranks, boxes = overlap.shape
     hit = overlap.new_zeros(images, ranks, len(ious), dtype=torch.bool)

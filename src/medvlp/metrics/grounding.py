@@ -47,9 +47,8 @@ def grounding_statistics(
         thresholds: K; predicted where strictly above.
 
     Returns:
-        ``intersection``, ``predicted`` (B, K) and ``truth`` (B,) in pixels, long; ``cnr``, ``pointing_game``,
-        ``pointing_medklip``, ``pixel_ap`` (B,) float32, NaN where undefined (no mask; for the contrast, a mask over the
-        whole image; nothing seen).
+        ``intersection``, ``predicted`` (B, K) and ``truth`` (B,) in pixels, long; the others (B,) float32, NaN where
+        undefined (no mask; for the contrast, a mask over the whole image; nothing seen).
     """
     check_maps(heatmaps, masks)
     if not thresholds:

@@ -37,13 +37,7 @@ def text_groups(texts: Sequence[str]) -> Tensor:
 
 
 def in_batch_accuracy(image: Tensor, text: Tensor, top_k: Sequence[int] = (1, 5)) -> dict[int, Tensor]:
-    """Percentage of rows whose partner is among the k most similar, mean of both directions (G2D's acc1, acc5).
-
-    Args:
-        image: (B, d).
-        text: (B, d).
-        top_k: cut-offs, each at most B.
-    """
+    """Percentage of (B, d) rows whose partner is among the k most similar, mean of both ways (G2D's acc1, acc5)."""
     logits = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
     target = torch.arange(len(logits), device=logits.device)[:, None]
     result = {}
@@ -75,13 +69,8 @@ def recall_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Return for each query the probability that a match is among the k most similar keys, ties in random order.
 
-    Args:
-        queries: (Q, d).
-        keys: (N, d).
-        k: K cut-offs.
-        query_groups: (Q,) whole numbers; keys of the query's group match. None: key i alone matches query i.
-        key_groups: (N,).
-        chunk: queries compared at once, instead of a Q × N matrix.
+    Keys, (N, d), match queries, (Q, d), of the same group; without groups, key i alone matches query i. ``chunk``
+    queries are compared at once, instead of a Q × N matrix.
 
     Returns:
         (Q, K) float32, 0 or 1 without ties, and (Q, K) chance, keys in random order. Queries without a match have 0.
@@ -114,12 +103,7 @@ def recall_columns(
 ) -> dict[str, Tensor]:
     """Score image-report pairs for :func:`retrieval_measures`: the recall of pre-training and of the retrieval task.
 
-    Args:
-        image: (N, d) embeddings of the whole set.
-        text: (N, d); text i belongs to image i.
-        groups: (N,) whole numbers, equal for reports of equal text, all of which match; see :func:`text_groups`.
-        k: K cut-offs.
-        directions: "i2t", "t2i" or both.
+    Text i, (N, d), belongs to image i. Reports of equal group, see :func:`text_groups`, all match.
 
     Returns:
         Columns ``recall_<direction>`` and ``chance_recall_<direction>``, (N, K) each.
@@ -142,14 +126,8 @@ def precision_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Return for each query the share of relevant items among the k most similar keys, ties in random order.
 
-    Args:
-        queries: (Q, d).
-        keys: (N, d).
-        query_classes: (Q,) long.
-        key_classes: (N,) long; keys of the query's class are relevant.
-        k: K cut-offs.
-        own_key: (Q,) the key that is the query itself and no candidate (image to image); −1 for none.
-        chunk: queries compared at once, instead of a Q × N matrix.
+    Keys, (N, d), of the class of a query, (Q, d), are relevant. ``own_key``, (Q,), is the key that is the query itself
+    and no candidate (image to image), −1 for none.
 
     Returns:
         (Q, K) float32, NaN where there are fewer than k candidates, and (Q,) chance: the share of relevant candidates.
@@ -171,10 +149,7 @@ def precision_statistics(
 def precision_of(similarity: Tensor, relevant: Tensor, k: Sequence[int]) -> Tensor:
     """Return for each query the share of relevant items among the k most similar, ties in random order.
 
-    Args:
-        similarity: (Q, N) cosines; −inf for an item that is no candidate.
-        relevant: (Q, N) bool.
-        k: K cut-offs.
+    ``similarity``, (Q, N), is −inf for an item that is no candidate.
 
     Returns:
         (Q, K) of the dtype of ``similarity``, NaN where there are fewer than k candidates.

@@ -17,15 +17,7 @@ _RESERVED = ("id", "group", "index")
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Average the defined values of samples under many weightings.
-
-    Args:
-        values: (N,), NaN where undefined.
-        weights: (R, N) multiplicity of each sample.
-
-    Returns:
-        (R,) float64; NaN where no sample of positive weight has a value.
-    """
+    """Average (N,) values, NaN where undefined, with (R, N) weights: (R,) float64, NaN without a value to average."""
     weights, values = weights.double(), values.double()
     return (weights @ values.nan_to_num(nan=0.0)) / (weights @ (~values.isnan()).double())
 
@@ -136,12 +128,9 @@ class Samples:
     def to_frame(self, ids: Sequence[str], groups: Sequence[str]) -> pd.DataFrame:
         """Convert to a table that Parquet can hold: ``id``, ``group``, ``index``, then plain and ragged columns.
 
-        Multi-dimensional and ragged columns become nested lists. Shapes and dtypes go to ``DataFrame.attrs``, which
-        pandas stores in Parquet files, so that :meth:`from_frame` restores equal tensors.
-
-        Args:
-            ids: N identifiers of the samples.
-            groups: N identifiers of the patients (the unit of resampling).
+        ``group`` identifies the patient (the unit of resampling). Multi-dimensional and ragged columns become nested
+        lists. Shapes and dtypes go to ``DataFrame.attrs``, which pandas stores in Parquet files, so that
+        :meth:`from_frame` restores equal tensors.
         """
         if not len(ids) == len(groups) == len(self):
             raise ConfigError(f"{len(self)} samples need as many ids and groups, got {len(ids)} and {len(groups)}")
@@ -164,11 +153,7 @@ class Samples:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> "Samples":
-        """Restore samples from a table of :meth:`to_frame`, directly or through Parquet.
-
-        Raises:
-            DataError: the table lacks its layout.
-        """
+        """Restore samples from a table of :meth:`to_frame`, directly or through Parquet."""
         layout = frame.attrs.get(_LAYOUT)
         if layout is None:
             raise DataError(
@@ -239,15 +224,7 @@ class SampleStore(Metric):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
     def update(self, index: Tensor, **values: Tensor | Sequence[Tensor]) -> None:
-        """Add a batch.
-
-        Args:
-            index: (B,) long, rows of the dataset.
-            values: every column: (B, ...), or B tensors (n_i, ...) for a ragged one.
-
-        Raises:
-            ConfigError: a column is missing, unknown, or of another length.
-        """
+        """Add a batch: (B,) rows of the dataset, and every column, (B, ...), or B tensors (n_i, ...) if ragged."""
         expected = {*self.column_names, *self.ragged_names}
         if set(values) != expected:
             raise ConfigError(f"expected the columns {sorted(expected)}, got {sorted(values)}")

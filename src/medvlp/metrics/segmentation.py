@@ -39,15 +39,12 @@ def check_maps(maps: Tensor, masks: Tensor) -> None:
 
 
 def mask_statistics(probability: Tensor, mask: Tensor, threshold: float = 0.5) -> dict[str, Tensor]:
-    """Measure the areas of each image that the metrics need.
+    """Measure the areas of each image that the metrics need, :data:`COLUMNS`, (B,) long, in pixels.
 
     Args:
         probability: (B, H, W) or (B, 1, H, W) in [0, 1]; predicted where strictly above the threshold.
         mask: same shape, in [0, 1]; soft edges count above ½.
         threshold: of the probability.
-
-    Returns:
-        ``intersection``, ``predicted``, ``truth``, ``pixels``: (B,) long, in pixels.
     """
     check_maps(probability, mask)
     predicted, truth = (probability > threshold).flatten(1), (mask > 0.5).flatten(1)
@@ -107,16 +104,7 @@ def _conventions(
 
 
 def mean_of_batch_means(values: Tensor, weights: Tensor, batch_size: int) -> Tensor:
-    """Average the means of consecutive batches, each sample repeated as often as its weight says.
-
-    Args:
-        values: (N,).
-        weights: (R, N).
-        batch_size: of all batches but the last, at least 1.
-
-    Returns:
-        (R,) float64; NaN without samples.
-    """
+    """Average the means of consecutive batches; each of (N,) samples counts as often as its (R, N) weight says."""
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     if not len(values):

@@ -44,15 +44,7 @@ def delong_test(a: Tensor, b: Tensor, labels: Tensor) -> DeLong:
     """Run the paired test of DeLong, DeLong & Clarke-Pearson (1988) in the O(N log N) form of Sun & Xu (2014).
 
     It assumes independent samples; with several images per patient, use the paired bootstrap (``medvlp benchmark
-    compare``).
-
-    Args:
-        a: (N,) scores of one method.
-        b: (N,) scores of the other, on the same samples.
-        labels: (N,) 1 positive, 0 negative; others are skipped.
-
-    Returns:
-        All NaN without a positive or a negative.
+    compare``). Labels, (N,), are 1 or 0; samples with any other are skipped. All NaN without a positive or a negative.
     """
     if not a.shape == b.shape == labels.shape or a.ndim != 1:
         raise ConfigError(
@@ -77,11 +69,7 @@ def delong_test(a: Tensor, b: Tensor, labels: Tensor) -> DeLong:
 
 
 def holm(p: Sequence[float] | Tensor) -> Tensor:
-    """Adjust (n,) p-values by Holm's step-down correction; NaN ones stay and do not count.
-
-    Returns:
-        (n,) float64 in [0, 1], each at least the given value, to compare with the level of the family.
-    """
+    """Adjust (n,) p-values by Holm's step-down correction, to compare with the level of the family; NaN ones stay."""
     values = torch.as_tensor(p, dtype=torch.float64)
     count = int((~values.isnan()).sum())
     ordered, order = values.sort()  # NaN last

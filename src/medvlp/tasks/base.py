@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -24,7 +25,6 @@ from medvlp.seeding import derive_seed, run_seed
 from medvlp.store import value_sha256
 from medvlp.tasks.encoder import EncoderSource, TaskEncoder, optim_from, source_from
 from medvlp.tasks.features import store_features
-from medvlp.training.guards import need_weights
 from medvlp.training.module import TrainingModule
 from medvlp.training.optim import OptimConfig
 from medvlp.training.schema import CHECKPOINT_KEY, conform, mapping
@@ -207,7 +207,7 @@ class Task(TrainingModule):
         for split, name in (("train", "train_set"), ("validate", "val_set"), ("test", "test_set")):
             dataset = getattr(datamodule, name)
             if dataset is not None and len(dataset):
-                datamodule.stand_in(split, lambda split=split, dataset=dataset: self._stored(split, dataset))
+                datamodule.stand_in(split, partial(store_features, self, dataset, split))
 
     def teardown(self, stage: str) -> None:
         """Let the loaders read images again."""
@@ -227,11 +227,6 @@ class Task(TrainingModule):
         if datamodule is None or not hasattr(datamodule, "stand_in"):
             raise ConfigError(f"{type(self).__name__} needs a medvlp data module")
         return datamodule
-
-    def _stored(self, split: str, dataset: Any) -> Any:
-        if self.trainer.state.fn != "fit":
-            need_weights(self.trainer, self)  # before encoding all images in vain
-        return store_features(self, dataset, split)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the sum of :meth:`loss`, with every term logged as ``train/<term>``."""

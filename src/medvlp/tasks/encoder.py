@@ -89,7 +89,7 @@ def transplant(source: ImageEncoder, target: ImageEncoder) -> KeyAudit:
         matched=matched,
         missing=[name for name in expected if name not in given],
         unused=[name for name in given if name not in expected],
-        reshaped=[name for name in both if given[name].shape != expected[name].shape],
+        reshaped=[name for name in both if name not in matched],
         share=sum(expected[name].numel() for name in matched) / max(total, 1),
         notes=notes,
     )

@@ -25,6 +25,7 @@ from medvlp.datasets.base import RadiographDataset
 from medvlp.errors import ConfigError, DataError, check_choice
 from medvlp.store import get_or_make, value_sha256
 from medvlp.text import Collate
+from medvlp.training.guards import need_weights
 
 if TYPE_CHECKING:
     from medvlp.tasks.base import Task
@@ -273,10 +274,9 @@ def store_features(task: "Task", dataset: RadiographDataset, split: str) -> Stor
 
     The ranks of a run share the work and must see the same folder. If another run computes the same features, wait for
     it. The size on disk is logged after the first batch.
-
-    Raises:
-        ConfigError: the set would exceed the limit or the free space, or float16 overflows.
     """
+    if task.trainer.state.fn != "fit":
+        need_weights(task.trainer, task)  # before encoding all images in vain
     check_choice("features_dtype", task.features_dtype, _TYPES)
     trainer, dtype = task.trainer, np.dtype(task.features_dtype)
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -52,17 +52,11 @@ PROTOCOLS: dict[str, _Protocol] = {
 def exclusive_classes(
     labels: Tensor, names: Sequence[str], classes: Sequence[str], beside: Sequence[str] = ("No Finding",)
 ) -> Tensor:
-    """Find the class of each sample that shows exactly one.
+    """Find the class of each sample that shows exactly one: (N,) long, the index in ``classes``, or −1.
 
-    Args:
-        labels: (N, K), columns ``names``: 1 present, 0 or NaN (blank) absent, −1 uncertain.
-        names: K labels.
-        classes: some of ``names``.
-        beside: labels that may have any value beside the class; in CheXpert 5×200 "No Finding".
-
-    Returns:
-        (N,) long, the index in ``classes``; −1 for a sample with none of them, or with another finding of ``names``
-        that is positive or uncertain.
+    Samples with none of the classes, or with another finding of ``names`` that is positive or uncertain, have −1. The
+    (N, K) labels are 1 present, 0 or NaN (blank) absent, −1 uncertain; those in ``beside`` may have any value ("No
+    Finding" in CheXpert 5×200).
     """
     for name in classes:
         check_choice("label", name, names)
@@ -77,15 +71,7 @@ def exclusive_classes(
 def select_per_class(classes: Tensor, ids: Sequence[str], count: int, names: Sequence[str], seed: int = 0) -> Tensor:
     """Draw ``count`` samples of each class by a hash of their ids, so that the order of the samples does not matter.
 
-    Args:
-        classes: (N,) long, −1 for samples of no class.
-        ids: N identifiers.
-        count: samples per class.
-        names: of the classes.
-        seed: of the draw.
-
-    Returns:
-        (N,) bool.
+    ``classes`` is (N,) long, −1 for samples of no class. Returns (N,) bool.
     """
     counts = {name: int((classes == i).sum()) for i, name in enumerate(names)}
     if few := [name for name in names if counts[name] < count]:
@@ -270,9 +256,8 @@ class Retrieval(Evaluator):
     def _gathered(self, part: str) -> Samples:
         """Override: the statistics of each query among the whole part, and ``kind`` (N,), its class.
 
-        ``recall_<way>`` and ``precision_<way>`` (N, K) with their chance, see
-        :func:`medvlp.metrics.retrieval.retrieval_measures`; of p2i ``prompts`` (N, P), cosines with the prompts, NaN
-        for images of no class.
+        Columns are those of :func:`medvlp.metrics.retrieval.retrieval_measures`, and of p2i ``prompts`` (N, P), cosines
+        with the prompts, NaN for images of no class.
         """
         samples = super()._gathered(part)
         image, kind = samples["image"], samples["kind"]

@@ -65,17 +65,10 @@ PROTOCOLS: dict[str, _Protocol] = {
 def decisions(
     decided: Tensor, labels: Tensor, weights: Tensor | None = None, weighted: bool = False
 ) -> dict[str, Tensor]:
-    """Compute F1 and accuracy of decisions, per class.
+    """Compute ``f1`` and ``accuracy`` of (N, C) decisions, each (R, C) float64, R = 1 without weights.
 
-    Args:
-        decided: (N, C) bool.
-        labels: (N, C): 1, 0, or unknown.
-        weights: (R, N) multiplicity of each sample; None: 1.
-        weighted: also MaCo's F1, the mean of those of the positives and of the negatives weighted by their numbers.
-
-    Returns:
-        ``f1``, ``accuracy`` and perhaps ``f1_weighted``, each (R, C) float64, R = 1 without weights; NaN for a class
-        without both a positive and a negative.
+    ``weighted`` adds MaCo's ``f1_weighted``, the mean of those of the positives and of the negatives weighted by their
+    numbers. A class without both a positive and a negative has NaN.
     """
     usable, positive = known(labels), labels == 1
     w = (torch.ones(1, len(labels)) if weights is None else weights).double()

@@ -48,13 +48,7 @@ class Detections:
 
 
 def decode_scale(raw: Tensor, anchors: Tensor, image_size: tuple[int, int], num_classes: int = 1) -> Tensor:
-    """Decode one level: centre = (sigmoid + cell) · cell size, size = exp · anchor.
-
-    Args:
-        raw: (B, A · (5 + C), H, W).
-        anchors: (A, 2) width and height in pixels of the image.
-        image_size: height and width in pixels.
-        num_classes: C.
+    """Decode one level, (B, A · (5 + C), H, W): centre = (sigmoid + cell) · cell size, size = exp · anchor.
 
     Returns:
         (B, A · H · W, 5 + C) float32 at least, in the order anchor, row, column: centre x, centre y, width, height in
@@ -124,15 +118,8 @@ def detect(
     """Choose the detections of a batch: score cut, then non-maximum suppression within image and class.
 
     A cut by score commutes with the suppression, so the detections at a higher ``min_score`` are the part of these that
-    reaches it, as long as ``max_candidates`` drops none.
-
-    Args:
-        predictions: all boxes.
-        min_score: boxes below it are dropped.
-        iou_threshold: of the suppression.
-        convention: of its IoU, see :func:`suppress`.
-        max_candidates: boxes of an image before the suppression, highest scores first; None keeps all.
-        max_detections: boxes of an image after it; None keeps all.
+    reaches it, as long as ``max_candidates``, the highest scores of an image before the suppression, drops none.
+    ``max_detections`` of an image are kept after it. See :func:`suppress` for the rule.
     """
     batch, count, num_classes = predictions.classes.shape
     scores, index = predictions.scores.topk(count if max_candidates is None else min(max_candidates, count))

@@ -30,25 +30,20 @@ class Truth:
 
 @dataclass(frozen=True)
 class ScaleTargets:
-    """Targets of one level; (B, A, H, W) float32 each, A anchors.
-
-    Args:
-        mask: 1 where a box is assigned.
-        noobj_mask: 1 where objectness should be 0. In the official rule a cell may be both (see :func:`assign`).
-        x: offset of the centre in its cell, in [0, 1].
-        y: the same downwards.
-        w: log(box width / anchor width).
-        h: log(box height / anchor height).
-        classes: (B, A, H, W, C) 1 for the class of the box. Where two boxes share a cell and anchor, both classes.
-    """
+    """Targets of one level; (B, A, H, W) float32 each, A anchors."""
 
     mask: Tensor
+    """1 where a box is assigned."""
     noobj_mask: Tensor
+    """1 where objectness should be 0. In the official rule a cell may be both (see :func:`assign`)."""
     x: Tensor
+    """Offset of the centre in its cell, in [0, 1]."""
     y: Tensor
     w: Tensor
+    """log(box width / anchor width)."""
     h: Tensor
     classes: Tensor
+    """(B, A, H, W, C) 1 for the class of the box. Where two boxes share a cell and anchor, both classes."""
 
 
 def truth_of(boxes: Sequence[Tensor], labels: Sequence[Tensor] | None, image_size: tuple[int, int]) -> Truth:
@@ -101,16 +96,9 @@ def assign(
         Redmon and Farhadi: the best of all nine anchors by plain shape IoU. An anchor above the threshold is no
         negative, nor is a positive.
 
-    Of two boxes with the same cell and anchor, the later one gives position and size.
-
-    Args:
-        truth: the boxes.
-        grids: rows and columns of each level, coarsest first.
-        anchors: (levels, A, 2) width and height in pixels of the image.
-        image_size: height and width in pixels; a cell measures image size / grid, whole number or not.
-        num_classes: C.
-        variant: the rule.
-        ignore_threshold: shape IoU above which an anchor of the box's cell is no negative.
+    Of two boxes with the same cell and anchor, the later one gives position and size. ``grids`` are rows and columns of
+    each level, coarsest first; a cell measures image size / grid, whole number or not. ``anchors`` is (levels, A, 2)
+    width and height in pixels of the image.
     """
     anchors = anchors.to(truth.boxes)
     height, width = image_size
@@ -137,13 +125,7 @@ def assign(
 
 
 def _scale_targets(
-    truth: Truth,
-    grid: tuple[int, int],
-    anchors: Tensor,
-    num_classes: int,
-    best: Tensor,
-    here: Tensor,
-    spared: Tensor,
+    truth: Truth, grid: tuple[int, int], anchors: Tensor, num_classes: int, best: Tensor, here: Tensor, spared: Tensor
 ) -> ScaleTargets:
     """Targets of one level with (A, 2) anchors in cells.
 
@@ -152,8 +134,7 @@ def _scale_targets(
     """
     rows, columns = grid
     count = len(anchors)
-    centre = truth.boxes[:, :2] * truth.boxes.new_tensor([columns, rows])
-    sizes = truth.boxes[:, 2:] * truth.boxes.new_tensor([columns, rows])
+    centre, sizes = (truth.boxes * truth.boxes.new_tensor([columns, rows, columns, rows])).split(2, 1)
     # a centre on the right or lower edge of the image belongs to the last cell
     column = centre[:, 0].long().clamp(0, columns - 1)
     row = centre[:, 1].long().clamp(0, rows - 1)
@@ -168,14 +149,8 @@ def _scale_targets(
     # a scatter with duplicates has no order, so the latest box of a slot is determined first
     order = torch.arange(len(best), device=best.device)
     latest = torch.full((total + 1,), -1, device=best.device).scatter_reduce(0, assigned, order, "amax")[:total]
-    values = torch.cat(
-        [
-            torch.ones_like(sizes[:, :1]),
-            centre - torch.stack([column, row], 1),
-            torch.log(sizes.clamp(min=0) / anchors[best] + 1e-16),
-        ],
-        1,
-    )
+    offsets, log_sizes = centre - torch.stack([column, row], 1), torch.log(sizes.clamp(min=0) / anchors[best] + 1e-16)
+    values = torch.cat([torch.ones_like(sizes[:, :1]), offsets, log_sizes], 1)
     # index −1 is the appended row of zeros
     filled = torch.cat([values, values.new_zeros(1, 5)])[latest].view(*shape, 5)
     mask, x, y, w, h = filled.unbind(-1)

@@ -14,17 +14,14 @@ Resample = Literal["down", "keep", "up"]
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """Sources of the three levels.
-
-    Args:
-        sources: index in the encoder's pyramid of each level, coarsest level first.
-        resample: "down" halves its grid, "up" doubles it.
-        strides: of each level after that, in pixels of the image.
-    """
+    """Sources of the three levels, coarsest first."""
 
     sources: tuple[int, int, int]
+    """Index of each level in the encoder's pyramid."""
     resample: tuple[Resample, Resample, Resample]
+    """"down" halves its grid, "up" doubles it."""
     strides: tuple[float, float, float]
+    """Of each level after that, in pixels of the image."""
 
     @property
     def used(self) -> tuple[int, ...]:
@@ -72,12 +69,8 @@ class ThreeLevels(nn.Module):
     and a max pooling of 2 × 2. An odd grid is halved rounding up, with overlapping windows, so that its cells still
     cover the image evenly.
 
-    Args:
-        plan: source of the levels.
-        channels: of the levels ``plan.used``, which are the input of :meth:`forward`.
-
-    Attributes:
-        channels: of each of the three levels, coarsest first.
+    ``channels`` are given for the levels ``plan.used``, the input of :meth:`forward`; the attribute has those of the
+    three levels, coarsest first.
     """
 
     def __init__(self, plan: LevelPlan, channels: Sequence[int]) -> None:

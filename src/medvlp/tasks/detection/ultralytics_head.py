@@ -126,14 +126,8 @@ class UltralyticsYOLOv3(nn.Module):
     levels whose sides are not g, 2g, 4g (an image size that is no multiple of the largest stride) are resized to that,
     bilinearly, and their strides are image size / side. Detect stays in float32 in a half-precision run.
 
-    Same interface as :class:`~medvlp.tasks.detection.yolo.YOLOv3`, but :meth:`decode` needs outputs of evaluation mode.
-
-    Args:
-        plan: source of its three levels.
-        channels: of the encoder's levels ``plan.used``.
-        image_size: height and width of the images in pixels, which must be equal.
-        num_classes: classes of the boxes.
-        width: factor on the package's channels.
+    Same interface as :class:`~medvlp.tasks.detection.yolo.YOLOv3`, but :meth:`decode` needs outputs of evaluation mode,
+    and images must be square. ``width`` is a factor on the package's channels.
     """
 
     exact_parts = ("detect",)
