@@ -7,8 +7,7 @@ import pytest
 import torch
 from made_results import predictions, rows_of, write
 
-from medvlp.benchmark import differences
-from medvlp.benchmark.differences import Difference, Statistics, difference, mean_of_drawn_runs
+from medvlp.benchmark.differences import Difference, Statistics, mean_of_drawn_runs
 from medvlp.benchmark.resampled import Resampled, measures_of, samples_of
 from medvlp.benchmark.rows import collected, records
 from medvlp.errors import ConfigError, DataError
@@ -31,26 +30,26 @@ def cell(folder, method, effects, metric="auroc", images=1, classes=1, **changes
 
 def test_one_run_and_one_image_per_patient_is_delong(tmp_path):
     a, b = cell(tmp_path, "a", [1.2]), cell(tmp_path, "b", [0.8])
-    found = difference(a, b, "auroc", tmp_path)
+    found = Statistics(tmp_path).difference(a, b, "auroc")
     first, second = (samples_of(rows[0], tmp_path).samples for rows in (a, b))
     expected = delong_test(first["score"][:, 0], second["score"][:, 0], first["label"][:, 0])
     assert (found.test, found.runs, found.p) == ("delong", 1, expected.p)
     assert found.value == pytest.approx(a[0]["value"] - b[0]["value"])
     assert found.high - found.value == pytest.approx(1.959964 * expected.standard_error, rel=1e-5)
-    back = difference(b, a, "auroc", tmp_path)
+    back = Statistics(tmp_path).difference(b, a, "auroc")
     assert (back.value, back.low, back.p) == pytest.approx((-found.value, -found.high, found.p))
 
 
 def test_of_several_classes_delong_takes_the_named_one(tmp_path):
     a, b = (cell(tmp_path, m, [e], "auroc/Mass", classes=2) for m, e in (("a", 1.2), ("b", 0.8)))
-    assert difference(a, b, "auroc/Mass", tmp_path).test == "delong"
+    assert Statistics(tmp_path).difference(a, b, "auroc/Mass").test == "delong"
     a, b = (cell(tmp_path, m, [e], "auroc", classes=2) for m, e in (("a", 1.2), ("b", 0.8)))
-    assert difference(a, b, "auroc", tmp_path, 200).test == "bootstrap"
+    assert Statistics(tmp_path, 200).difference(a, b, "auroc").test == "bootstrap"
 
 
 def test_several_images_of_a_patient_are_resampled_together(tmp_path):
     a, b = (cell(tmp_path, m, [e], images=2) for m, e in (("a", 1.2), ("b", 0.8)))
-    found = difference(a, b, "auroc", tmp_path, 400)
+    found = Statistics(tmp_path, 400).difference(a, b, "auroc")
     sides = [samples_of(rows[0], tmp_path) for rows in (a, b)]
     values = [distribution(measures_of(a[0]), side.samples, sides[0].codes, 400, 0)["auroc"] for side in sides]
     low, high = (values[0] - values[1]).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
@@ -60,16 +59,16 @@ def test_several_images_of_a_patient_are_resampled_together(tmp_path):
 
 def test_p_is_that_of_the_resamples_and_never_zero(tmp_path):
     a, b = (cell(tmp_path, m, [e], "average_precision") for m, e in (("a", 3.0), ("b", 0.0)))
-    assert difference(a, b, "average_precision", tmp_path, 199).p == pytest.approx(2 / 200)
-    same = difference(a, a, "average_precision", tmp_path, 199)
+    assert Statistics(tmp_path, 199).difference(a, b, "average_precision").p == pytest.approx(2 / 200)
+    same = Statistics(tmp_path, 199).difference(a, a, "average_precision")
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
 def test_runs_that_disagree_widen_the_interval(tmp_path):
     """Each pair of runs alone looks certain, but the differences go both ways."""
     b = cell(tmp_path, "b", [1.0, 1.0, 1.0, 1.0])
-    steady = difference(cell(tmp_path, "a", [1.6] * 4), b, "auroc", tmp_path)
-    torn = difference(cell(tmp_path, "c", [0.1, 3.2, 0.2, 3.0]), b, "auroc", tmp_path)
+    steady = Statistics(tmp_path).difference(cell(tmp_path, "a", [1.6] * 4), b, "auroc")
+    torn = Statistics(tmp_path).difference(cell(tmp_path, "c", [0.1, 3.2, 0.2, 3.0]), b, "auroc")
     assert steady.p < 0.01
     assert torn.p > 0.1
     assert torn.low < 0 < torn.high
@@ -95,10 +94,12 @@ def test_coverage_with_runs_that_differ_as_much_as_samples_of_patients_do(runs):
 
 def test_runs_are_paired_by_name_and_else_drawn_apart(tmp_path):
     a, b = cell(tmp_path, "a", [1.5, 1.0, 1.2]), cell(tmp_path, "b", [1.0, 0.8, 0.9])
-    shared = difference(a, b[:2][::-1], "auroc", tmp_path, 200)
+    shared = Statistics(tmp_path, 200).difference(a, b[:2][::-1], "auroc")
     assert (shared.runs, shared.paired) == (2, True)
     assert shared.value == pytest.approx(np.mean([a[i]["value"] - b[i]["value"] for i in (0, 1)]))
-    apart = difference(a, [{**row, "bm_run": f"other{i}"} for i, row in enumerate(b)], "auroc", tmp_path, 200)
+    apart = Statistics(tmp_path, 200).difference(
+        a, [{**row, "bm_run": f"other{i}"} for i, row in enumerate(b)], "auroc"
+    )
     assert (apart.runs, apart.paired) == (6, False)
     assert apart.low < apart.value < apart.high
 
@@ -122,7 +123,7 @@ def test_best_of_a_row(tmp_path):
 
 def test_the_best_is_corrected_for_the_number_of_comparisons(tmp_path, monkeypatch):
     cells = {name: cell(tmp_path, name, [effect]) for name, effect in (("a", 1.5), ("b", 0.5), ("c", 0.3))}
-    monkeypatch.setattr(differences, "difference", lambda *_, **__: Difference(0.1, 0, 1, 0.03, "delong", 1))
+    monkeypatch.setattr(Statistics, "difference", lambda *_: Difference(0.1, 0, 1, 0.03, "delong", 1))
     assert Statistics(tmp_path).best({name: cells[name] for name in "ab"}, "auroc") == "a"
     assert Statistics(tmp_path).best(cells, "auroc") is None
 
@@ -143,22 +144,22 @@ def test_what_cannot_be_compared(tmp_path):
     a = cell(tmp_path, "a", [1.0])
     fewer = cell(tmp_path, "b", [1.0], images=2)
     with pytest.raises(ConfigError, match=r"other samples than what it is compared with \(300 and 150\)"):
-        difference(a, fewer, "auroc", tmp_path)
+        Statistics(tmp_path).difference(a, fewer, "auroc")
     with pytest.raises(ConfigError, match=r"run run0 is given twice \(lines 1 and 1\)"):
-        difference([*a, *a], a, "auroc", tmp_path)
+        Statistics(tmp_path).difference([*a, *a], a, "auroc")
     with pytest.raises(ConfigError, match="no rows"):
-        difference(a, [], "auroc", tmp_path)
+        Statistics(tmp_path).difference(a, [], "auroc")
     with pytest.raises(ConfigError, match="not defined"):
-        difference(a, [{**a[0], "value": math.nan}], "auroc", tmp_path)
+        Statistics(tmp_path).difference(a, [{**a[0], "value": math.nan}], "auroc")
     with pytest.raises(ConfigError, match="cannot hold a row of auroc"):
-        difference(a, a, "f1", tmp_path)
+        Statistics(tmp_path).difference(a, a, "f1")
     file = tmp_path / a[0]["predictions"]
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(DataError, match=r"changed since its rows were written"):
-        difference(a, a, "auroc", tmp_path, store=Resampled())
+        Statistics(tmp_path).difference(a, a, "auroc")
     file.unlink()
     with pytest.raises(DataError, match=r"no such file, but the row a, linear_rsna, auroc, line 1 names it"):
-        difference(a, a, "auroc", tmp_path, store=Resampled())
+        Statistics(tmp_path).difference(a, a, "auroc")
 
 
 def test_resamples_are_kept_on_disk(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from medvlp.benchmark.collect import COLLECTED
+from medvlp.benchmark.runner import COLLECTED
 from medvlp.results import read_rows
 
 UNSTEADY = ("seconds", "time")

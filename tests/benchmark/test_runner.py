@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from medvlp.benchmark import collect as collect_module
 from medvlp.benchmark import run_command
 from medvlp.benchmark import runner as runner_module
-from medvlp.benchmark.collect import rows_of
 from medvlp.benchmark.executors import InProcess, JobTimeoutError
 from medvlp.benchmark.grid import read_grid
 from medvlp.benchmark.jobs import Job, expand
 from medvlp.benchmark.progress import Progress, duration
-from medvlp.benchmark.runner import Runner, estimates
+from medvlp.benchmark.runner import Runner, estimates, rows_of
 from medvlp.benchmark.work import job_folder, leave_note
 from medvlp.errors import ConfigError
 from medvlp.results import ResultRow, append_rows, numbered_rows
@@ -214,9 +212,9 @@ def test_a_collection_that_is_cut_short_leaves_the_results_as_they_were(small, m
             raise KeyboardInterrupt
         return rows_of(work, job, grid)
 
-    monkeypatch.setattr(collect_module, "rows_of", breaks)
+    monkeypatch.setattr(runner_module, "rows_of", breaks)
     with pytest.raises(KeyboardInterrupt):
-        collect_module.collect(small.work, small.jobs, small.grid)
+        runner_module.collect(small.work, small.jobs, small.grid)
     assert results.read_bytes() == before
 
 
@@ -225,7 +223,7 @@ def test_rows_are_added_below_a_line_that_was_cut_short(small):
     pretend(job, small.work, None)
     results = small.work / "results.jsonl"
     results.write_text('{"metric": "au')
-    collect_module.append(small.work, job, small.grid)
+    runner_module.append(small.work, job, small.grid)
     rows, cut = numbered_rows(results)
     assert (list(rows), cut) == ([2], [1])
 

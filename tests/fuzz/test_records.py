@@ -14,12 +14,11 @@ import pytest
 from mutations import Kind, Trial, attempt, command, json_bytes, mutate_bytes, mutate_value, refused
 from small_benchmark import write_benchmark
 
-from medvlp.benchmark.collect import collect, describe
 from medvlp.benchmark.grid import read_grid as read_yaml_grid
 from medvlp.benchmark.gridfile import GridFile
 from medvlp.benchmark.jobs import expand
 from medvlp.benchmark.rows import collected
-from medvlp.benchmark.runner import Runner, estimates
+from medvlp.benchmark.runner import Runner, collect, describe, estimates
 from medvlp.benchmark.verify import verify as verify_rows
 from medvlp.benchmark.work import is_done, job_folder
 from medvlp.datasets import corpus_class

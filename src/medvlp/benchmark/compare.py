@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from medvlp.benchmark.differences import RESAMPLES, Difference, difference
-from medvlp.benchmark.resampled import Resampled
+from medvlp.benchmark.differences import RESAMPLES, Difference, Statistics
 from medvlp.benchmark.rows import CELL, by_run, collected, is_performance, mixed_versions, primary_rows, records
 from medvlp.benchmark.tables.writing import one_line
 from medvlp.console import console
@@ -29,17 +28,10 @@ _Rows = list[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A cell in both files.
+    """A cell in both files (the columns :data:`medvlp.benchmark.rows.CELL`), over the runs that both have.
 
-    Attributes:
-        cell: the columns :data:`medvlp.benchmark.rows.CELL` of its rows.
-        runs: those in both files.
-        a: mean over them in the first file; NaN if undefined.
-        b: in the second.
-        value: b minus a.
-        found: interval and p-value of that; None if there is none.
-        p: Holm-corrected over the whole comparison; NaN if there is none.
-        note: why there is no interval.
+    ``a`` and ``b`` are means, NaN if undefined, and ``value`` is b minus a; ``p`` is Holm-corrected over the whole
+    comparison. Where ``found`` has no interval and p-value of the difference, ``note`` says why.
     """
 
     cell: Mapping[str, Any]
@@ -58,8 +50,7 @@ class Compared:
 
     Attributes:
         both: the cells in both.
-        only_a: cells and runs that the second file lacks, as text.
-        only_b: those that the first lacks.
+        only_a: cells and runs that the second file lacks, as text; ``only_b`` those that the first lacks.
         level: of the intervals.
         notes: sentences about rows that are left out, and about rows of several versions.
     """
@@ -90,7 +81,7 @@ def compare(
     """Compare the cells of two result files, run by run.
 
     If the predictions of both exist and are of the same samples, they are compared on identical resamples of the
-    patients (:func:`medvlp.benchmark.differences.difference`); otherwise only the means are, and a note says why.
+    patients (:class:`medvlp.benchmark.differences.Statistics`); otherwise only the means are, and a note says why.
 
     Args:
         a: a results file.
@@ -112,10 +103,10 @@ def compare(
     notes += filter(None, [mixed_versions(pd.concat(frames))])
     if metrics and not any(map(len, frames)):
         raise ConfigError(f"neither file has {', '.join(metrics)}: see the column metric of {a}")
-    cells = [_cells(frame) for frame in frames]
+    cells = [_cells(frame, file.parent) for frame, file in zip(frames, files, strict=True)]
     both: list[Comparison] = []
     only: tuple[list[str], list[str]] = ([], [])
-    store = Resampled()
+    statistics = Statistics(Path(), resamples, level)
     for key in dict.fromkeys([*cells[0], *cells[1]]):
         sides = [by_run(side.get(key, [])) for side in cells]
         cell = dict(zip(CELL, key, strict=True))
@@ -128,11 +119,8 @@ def compare(
             mean_a, mean_b = _mean(rows_a), _mean(rows_b)
             test, note = None, _obstacle(rows_a, rows_b)
             if not note:
-                folders = {"folder": files[1].parent, "folder_b": files[0].parent}
                 try:
-                    test = difference(
-                        rows_b, rows_a, cell["metric"], **folders, resamples=resamples, level=level, store=store
-                    )
+                    test = statistics.difference(rows_b, rows_a, cell["metric"])
                     note = "not defined in any resample" if math.isnan(test.p) else ""
                 except (ConfigError, DataError) as error:
                     note = str(error)
@@ -149,9 +137,12 @@ def _chosen(frame: pd.DataFrame, metrics: Sequence[str] | None) -> tuple[pd.Data
     return frame[frame["metric"].map(is_performance if "all" in metrics else lambda metric: metric in metrics)], ""
 
 
-def _cells(frame: pd.DataFrame) -> dict[tuple[Any, ...], _Rows]:
+def _cells(frame: pd.DataFrame, folder: Path) -> dict[tuple[Any, ...], _Rows]:
+    """Return the rows of each cell, with predictions relative to the working directory."""
     cells: dict[tuple[Any, ...], _Rows] = {}
     for row in records(frame):
+        if row.get("predictions"):
+            row["predictions"] = str(folder / row["predictions"])
         cells.setdefault(tuple(row[name] for name in CELL), []).append(row)
     return cells
 
@@ -179,7 +170,6 @@ def _text(value: Any) -> str:
 
 
 def _line(row: Comparison) -> list[str]:
-    """Return the columns of :data:`_HEADINGS`."""
     interval = p = ""
     if row.found is not None and not math.isnan(row.p):
         interval, p = f"{row.found.low:+.4f} to {row.found.high:+.4f}", f"{row.p:.4f}"
@@ -209,15 +199,8 @@ def to_markdown(compared: Compared) -> str:
 
 def to_json(compared: Compared) -> str:
     """Format everything as JSON, with null for undefined numbers."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return json.dumps(plain(asdict(compared)), indent=1, allow_nan=False)
+    content = json.loads(json.dumps(asdict(compared)), parse_constant=lambda _: None)
+    return json.dumps(content, indent=1)
 
 
 def _print(compared: Compared, title: str) -> None:

@@ -25,9 +25,8 @@ _IRRELEVANT = (
 def merged(below: Any, above: Any) -> Any:
     """Return ``above`` over ``below``: mappings key by key, everything else replaced, as configs on the command line.
 
-    Raises:
-        ConfigError: ``above`` changes a class. The command line would keep the arguments that happen to fit; here
-            nobody would notice them in a table's numbers.
+    To change a class is an error: the command line would keep the arguments that happen to fit, and nobody would notice
+    them in a table's numbers.
     """
     if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
         return copy.deepcopy(above)
@@ -44,11 +43,7 @@ def merged(below: Any, above: Any) -> Any:
 
 
 def with_settings(config: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config with dotted settings, such as ``{"trainer.max_epochs": 3}``.
-
-    Raises:
-        ConfigError: a setting goes below a value that is not a mapping.
-    """
+    """Return the config with dotted settings, such as ``{"trainer.max_epochs": 3}``."""
     result = copy.deepcopy(config)
     for name, value in settings.items():
         *path, last = str(name).split(".")
@@ -62,11 +57,7 @@ def with_settings(config: dict[str, Any], settings: Mapping[str, Any]) -> dict[s
 
 
 def assemble(files: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return config files, each over the one before, then settings; without progress bars, since jobs write logs.
-
-    Raises:
-        ConfigError: a file cannot be read, or is not the config of a run.
-    """
+    """Return config files, each over the one before, then settings; without progress bars, since jobs write logs."""
     config: dict[str, Any] = {}
     for file in files:
         content = read_yaml(file)
@@ -84,7 +75,6 @@ def assemble(files: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def _check_groups(config: Mapping[str, Any], where: str) -> None:
-    """Refuse values in place of groups of settings; the command line checks what is in the groups."""
     groups = [("trainer", config), ("model", config), ("data", config)]
     groups += [("init_args", config[name]) for name in ("model", "data") if isinstance(config.get(name), Mapping)]
     for name, parent in groups:

@@ -23,16 +23,10 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Difference:
-    """One cell minus another.
+    """One cell minus another: the mean over runs, its interval and two-sided p-value, and the test that gave them.
 
-    Attributes:
-        value: mean over runs of the difference.
-        low: lower end of its interval.
-        high: upper end.
-        p: two-sided p-value; NaN if the difference is undefined in every resample.
-        test: what gave interval and p.
-        runs: number of runs compared: pairs, or all of both cells if they share none.
-        paired: whether the cells share runs. Patients are always paired.
+    ``p`` is NaN if the difference is undefined in every resample. ``runs`` counts the pairs of runs, or the runs of
+    both cells if they share none (``paired`` is False then). Patients are always paired.
     """
 
     value: float
@@ -46,12 +40,12 @@ class Difference:
 
 @dataclass
 class Statistics:
-    """How the intervals of a table and the best of its columns are found.
+    """Intervals and significance of the cells of a table.
 
     Attributes:
         folder: that of the results file, which predictions are relative to.
-        resamples: of the patients; 0 for no intervals but those of the rows, and nothing bold.
-        level: of the intervals, and 1 minus the p-value below which the best is bold.
+        resamples: of the patients; 0 for no intervals but those of the rows, and no method is the best.
+        level: of the intervals, and 1 minus the p-value below which a difference counts.
         store: keeps resampled metrics.
     """
 
@@ -60,11 +54,53 @@ class Statistics:
     level: float = 0.95
     store: Resampled = field(default_factory=Resampled)
 
+    def difference(self, a_rows: Sequence[Row], b_rows: Sequence[Row], metric: str) -> Difference:
+        """Compute one cell of a table minus another, with interval and p-value.
+
+        The patients are drawn with replacement, the same for all runs of both cells. With several runs the runs are
+        drawn too (a two-level bootstrap): two trainings that differ in the seed alone often differ by more than the
+        interval over the patients of either, so an interval over patients would describe these very networks, not the
+        method. The deviations of the runs from their mean are scaled by √(K / (K − 1)), without which drawing K of K
+        runs underestimates the variance. In simulations 95 % intervals then cover the truth in 92 to 97 % of all cases
+        from three runs on; with two runs in 84 %, if their spread is three times that over patients.
+
+        With one run in each cell, an AUROC of one class and one image per patient, interval and p are DeLong's, or the
+        bootstrap's where DeLong's are undefined (one of the two ranks perfectly). The bootstrap's p is twice the
+        smaller share of resamples on either side of 0, with one added to each side, so that p is never 0.
+
+        Args:
+            a_rows: a cell: one row per run, of :func:`medvlp.benchmark.rows.records`.
+            b_rows: the other cell.
+            metric: its name.
+
+        Raises:
+            ConfigError: a cell is empty or has a run twice, or the two were scored on different samples.
+            DataError: predictions are missing or damaged.
+        """
+        sides = _runs(a_rows, metric), _runs(b_rows, metric)
+        shared = [run for run in sides[0] if run in sides[1]]
+        a, b = ([side[run] for run in shared] if shared else list(side.values()) for side in sides)
+        self._check_samples([*a, *b])
+        value = float(np.mean([row["value"] for row in a]) - np.mean([row["value"] for row in b]))
+        runs = len(shared) or len(a) + len(b)
+        if len(a) == len(b) == 1:
+            result = self._delong(a[0], b[0], metric)
+            if result is not None and not math.isnan(result.p):
+                reach = result.standard_error * float(torch.special.ndtri(torch.tensor((1 + self.level) / 2)))
+                return Difference(value, value - reach, value + reach, result.p, "delong", runs, bool(shared))
+        drawn_a, drawn_b = self._drawn(a, metric), self._drawn(b, metric)
+        rng = np.random.default_rng([0, 1])
+        if shared:
+            values = mean_of_drawn_runs(drawn_a - drawn_b, rng)
+        else:
+            values = mean_of_drawn_runs(drawn_a, rng) - mean_of_drawn_runs(drawn_b, rng)
+        return Difference(value, *_percentiles(values, self.level), "bootstrap", runs, bool(shared))
+
     def interval(self, rows: Sequence[Row], metric: str) -> tuple[float | None, float | None]:
         """Return the percentile interval over patients of a cell's mean over runs; None, None if there is none.
 
         Of one run it is what its row says. All runs share the resamples of the patients; runs are not drawn. Errors are
-        those of :func:`difference`.
+        those of :meth:`difference`.
         """
         first = rows[0]
         if len(rows) == 1 and first.get("low") is not None and first.get("level") == self.level:
@@ -72,9 +108,8 @@ class Statistics:
         if not self.resamples or not all(row.get("predictions") for row in rows):
             return None, None
         runs = list(_runs(rows, metric).values())
-        _check_samples([runs], (self.folder,), self.store)
-        drawn = np.stack([self.store.of(row, metric, self.folder, self.resamples) for row in runs]).astype(float)
-        low, high, _ = _percentiles(drawn.mean(0), self.level)
+        self._check_samples(runs)
+        low, high, _ = _percentiles(self._drawn(runs, metric).mean(0), self.level)
         return (None, None) if math.isnan(low) else (low, high)
 
     def best(self, cells: Mapping[str, Sequence[Row]], metric: str) -> str | None:
@@ -99,76 +134,38 @@ class Statistics:
         if len(order) < 2:
             return None
         leader, *others = (cells[method] for method in order)
-        tests = [
-            difference(leader, other, metric, self.folder, self.resamples, level=self.level, store=self.store)
-            for other in others
-        ]
-        corrected = holm([test.p for test in tests]).tolist()
+        corrected = holm([self.difference(leader, other, metric).p for other in others]).tolist()
         comparable = len({frozenset(by_run(cells[method])) for method in order}) == 1
         return order[0] if comparable and corrected[0] < 1 - self.level else None
 
+    def _drawn(self, rows: Sequence[Row], metric: str) -> np.ndarray:
+        drawn = [self.store.of(row, metric, self.folder, self.resamples) for row in rows]
+        return np.stack(drawn).astype(float)
 
-def difference(
-    a_rows: Sequence[Row],
-    b_rows: Sequence[Row],
-    metric: str,
-    folder: str | Path,
-    resamples: int = RESAMPLES,
-    *,
-    folder_b: str | Path | None = None,
-    level: float = 0.95,
-    store: Resampled | None = None,
-) -> Difference:
-    """Compute one cell of a table minus another, with interval and p-value.
+    def _check_samples(self, rows: Sequence[Row]) -> None:
+        first, *others = (self.store.predictions(row, self.folder) for row in rows)
+        for row, other in zip(rows[1:], others, strict=True):
+            if (other.ids, other.groups) != (first.ids, first.groups):
+                raise ConfigError(
+                    f"{row.get('bm_method', row['method'])}, run {row.get('bm_run', row['seed'])}: scored on other "
+                    f"samples than what it is compared with ({len(other.ids)} and {len(first.ids)}); evaluate both on "
+                    "one split"
+                )
 
-    The patients are drawn with replacement, the same for all runs of both cells. With several runs the runs are drawn
-    too (a two-level bootstrap): two trainings that differ in the seed alone often differ by more than the interval over
-    the patients of either, so an interval over patients would describe these very networks, not the method. The
-    deviations of the runs from their mean are scaled by √(K / (K − 1)), without which drawing K of K runs
-    underestimates the variance. In simulations 95 % intervals then cover the truth in 92 to 97 % of all cases from
-    three runs on; with two runs in 84 %, if their spread is three times that over patients.
-
-    With one run in each cell, an AUROC of one class and one image per patient, interval and p are DeLong's, or the
-    bootstrap's where DeLong's are undefined (one of the two ranks perfectly). The bootstrap's p is twice the smaller
-    share of resamples on either side of 0, with one added to each side, so that p is never 0.
-
-    Args:
-        a_rows: a cell: one row per run, of :func:`medvlp.benchmark.rows.records`.
-        b_rows: the other cell.
-        metric: its name.
-        folder: that of the results file.
-        resamples: number of resamples of the patients.
-        folder_b: that of ``b_rows``, if another.
-        level: of the interval.
-        store: keeps resampled metrics.
-
-    Raises:
-        ConfigError: a cell is empty or has a run twice, or the two were scored on different samples.
-        DataError: predictions are missing or damaged.
-    """
-    store = store or Resampled()
-    sides = _runs(a_rows, metric), _runs(b_rows, metric)
-    folders = Path(folder), Path(folder if folder_b is None else folder_b)
-    shared = [run for run in sides[0] if run in sides[1]]
-    chosen = [[side[run] for run in shared] if shared else list(side.values()) for side in sides]
-    _check_samples(chosen, folders, store)
-    value = float(np.mean([r["value"] for r in chosen[0]]) - np.mean([r["value"] for r in chosen[1]]))
-    runs = len(shared) or sum(map(len, chosen))
-    if len(chosen[0]) == len(chosen[1]) == 1:
-        result = _delong(chosen[0][0], chosen[1][0], metric, folders, store)
-        if result is not None and not math.isnan(result.p):
-            reach = result.standard_error * float(torch.special.ndtri(torch.tensor((1 + level) / 2)))
-            return Difference(value, value - reach, value + reach, result.p, "delong", runs, bool(shared))
-    drawn = [
-        np.stack([store.of(row, metric, where, resamples) for row in side]).astype(float)
-        for side, where in zip(chosen, folders, strict=True)
-    ]
-    rng = np.random.default_rng([0, 1])
-    if shared:
-        values = mean_of_drawn_runs(drawn[0] - drawn[1], rng)
-    else:
-        values = mean_of_drawn_runs(drawn[0], rng) - mean_of_drawn_runs(drawn[1], rng)
-    return Difference(value, *_percentiles(values, level), "bootstrap", runs, bool(shared))
+    def _delong(self, a: Row, b: Row, metric: str) -> DeLong | None:
+        """Return DeLong's test of two rows, or None where it does not apply."""
+        kind, _, label = metric.partition("/")
+        names, names_b = ((row.get("notes") or {}).get("classes") or [] for row in (a, b))
+        if kind != "auroc" or a["task"] not in ("classification", "zero_shot") or is_multiclass(a.get("notes")):
+            return None
+        if names != names_b or ((label not in names) if label else len(names) != 1):
+            return None
+        sides = [self.store.predictions(row, self.folder) for row in (a, b)]
+        if len(set(sides[0].groups)) < len(sides[0].groups):
+            return None
+        column = names.index(label) if label else 0
+        first, second = (side.samples["score"][:, column] for side in sides)
+        return delong_test(first, second, sides[0].samples["label"][:, column])
 
 
 def _runs(rows: Sequence[Row], metric: str) -> dict[str, Row]:
@@ -182,30 +179,15 @@ def _runs(rows: Sequence[Row], metric: str) -> dict[str, Row]:
     return by_run(rows)
 
 
-def _check_samples(sides: Sequence[Sequence[Row]], folders: Sequence[Path], store: Resampled) -> None:
-    predictions = [
-        (row, store.predictions(row, folder)) for rows, folder in zip(sides, folders, strict=True) for row in rows
-    ]
-    first = predictions[0][1]
-    for row, other in predictions[1:]:
-        if (other.ids, other.groups) != (first.ids, first.groups):
-            raise ConfigError(
-                f"{row.get('bm_method', row['method'])}, run {row.get('bm_run', row['seed'])}: scored on other "
-                f"samples than what it is compared with ({len(other.ids)} and {len(first.ids)}); evaluate both on "
-                "one split"
-            )
-
-
 def mean_of_drawn_runs(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw the runs of the two-level bootstrap of :func:`difference`.
+    """Draw the runs of the two-level bootstrap of :meth:`Statistics.difference`.
 
     Args:
         values: (K, R), a number of each of K runs in each of R resamples of the patients.
         rng: draws the runs.
 
     Returns:
-        (R,) means over K runs drawn with replacement in each resample, their deviation from the mean over all runs
-        scaled by √(K / (K − 1)); of one run its own numbers.
+        (R,) means over K runs drawn with replacement, their deviations scaled by √(K / (K − 1)); of one run its own.
     """
     runs, resamples = values.shape
     mean: np.ndarray = values.mean(0)
@@ -224,19 +206,3 @@ def _percentiles(values: np.ndarray, level: float) -> tuple[float, float, float]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
     side = min(int((values <= 0).sum()), int((values >= 0).sum()))
     return low, high, min(1.0, 2 * (1 + side) / (1 + len(values)))
-
-
-def _delong(a: Row, b: Row, metric: str, folders: Sequence[Path], store: Resampled) -> DeLong | None:
-    """Return DeLong's test of two rows, or None where it does not apply."""
-    kind, _, label = metric.partition("/")
-    names, names_b = ((row.get("notes") or {}).get("classes") or [] for row in (a, b))
-    if kind != "auroc" or a["task"] not in ("classification", "zero_shot") or is_multiclass(a.get("notes")):
-        return None
-    if names != names_b or ((label not in names) if label else len(names) != 1):
-        return None
-    sides = [store.predictions(row, folder) for row, folder in zip((a, b), folders, strict=True)]
-    if len(set(sides[0].groups)) < len(sides[0].groups):
-        return None
-    column = names.index(label) if label else 0
-    first, second = (side.samples["score"][:, column] for side in sides)
-    return delong_test(first, second, sides[0].samples["label"][:, column])

@@ -281,9 +281,6 @@ class Submitit(Executor):
         parameters: of submitit's executor, such as ``timeout_min`` (default: a day), ``slurm_partition``,
             ``cpus_per_task``; those under ``pretrain`` and ``task`` apply to jobs of that kind only.
         cluster: "slurm", or "local" for processes of this machine, on its CPU unless ``gpus_per_node`` is given.
-
-    Raises:
-        ConfigError: submitit is not installed, SLURM is not available, or a parameter is unknown.
     """
 
     capacity = 10**6

@@ -21,9 +21,6 @@ class Progress:
     """A live table on a terminal; elsewhere a line per job that ends.
 
     It writes to a copy of the standard output, because jobs of this process redirect theirs to their logs.
-
-    Args:
-        jobs: all jobs.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:

@@ -36,14 +36,7 @@ class RowError(DataError):
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of one run.
-
-    Attributes:
-        samples: N samples.
-        codes: (N,) long, equal for samples of one patient.
-        ids: identifiers of the samples.
-        groups: identifiers of their patients.
-    """
+    """Predictions of one run: N samples, their identifiers and patients, and (N,) long codes of the patients."""
 
     samples: Samples
     codes: Tensor
@@ -126,13 +119,7 @@ class Resampled:
         return self._read_once(predictions_path(row, folder), row.get("predictions_sha256"))
 
     def of(self, row: Row, metric: str, folder: str | Path, resamples: int) -> np.ndarray:
-        """Compute a metric of a row in each of R resamples, which are equal for equal patients.
-
-        Args:
-            row: of the results file in ``folder``.
-            metric: its name.
-            folder: that predictions are relative to.
-            resamples: R.
+        """Compute a metric of a row of the results file in ``folder``, in each of R resamples of its patients.
 
         Returns:
             (R,) float32; NaN where the metric is undefined.

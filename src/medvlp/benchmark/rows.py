@@ -47,15 +47,9 @@ def is_performance(metric: str) -> bool:
 
 
 def primary_of(task: str, metrics: Collection[str], multiclass: bool = False) -> str | None:
-    """Return the primary metric of a task.
+    """Return the primary metric of a task; None if the task is unknown or has none of these metrics.
 
-    Args:
-        task: its name in rows.
-        metrics: those available.
-        multiclass: whether it is a classification with mutually exclusive labels.
-
-    Returns:
-        Its name; None if the task is unknown or none of its metrics is available.
+    ``multiclass`` says whether it is a classification with mutually exclusive labels.
     """
     candidates = ("accuracy",) if multiclass and task == "classification" else PRIMARY.get(task, ())
     return next((metric for metric in candidates if metric in metrics), None)
@@ -76,13 +70,9 @@ def primary_rows(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def left_out(parts: Iterable[tuple[pd.DataFrame, str | None]]) -> str:
-    """Describe the runs that have no row of the metric that is shown.
+    """Return a sentence on the runs that have no row of the metric that is shown, with the number of their rows.
 
-    Args:
-        parts: rows of all metrics of a task, and the metric; None if no metric is known.
-
-    Returns:
-        A sentence with the number of their rows; empty if there are none.
+    Each part has the rows of all metrics of a task, and its metric; None if none is known. Empty without such runs.
     """
     count: Counter[str] = Counter()
     for rows, metric in parts:
@@ -106,7 +96,7 @@ def mixed_versions(frame: pd.DataFrame) -> str:
 
 
 def collected(path: str | Path, latest: bool = True) -> pd.DataFrame:
-    """Read a results file, of a benchmark or of single runs.
+    """Read a results file, of a benchmark or of single runs; truncated lines are skipped with a warning.
 
     The frame has the keys of :mod:`medvlp.results` as columns (None is NaN in those of numbers) and instead of
     ``benchmark`` these: ``bm_grid``, ``bm_method``, ``bm_title``, ``bm_task``, ``bm_run``, ``seed_pretrain``,
@@ -118,12 +108,8 @@ def collected(path: str | Path, latest: bool = True) -> pd.DataFrame:
         path: a JSON Lines file.
         latest: of rows with equal cell, run, settings and checkpoint (a job that ran twice) keep the last.
 
-    Returns:
-        One row per result, in the order of the file; :func:`records` turns them into dictionaries.
-
     Raises:
-        DataError: the file does not exist or has no row, or a row is invalid. Truncated lines are skipped with a
-            warning.
+        DataError: the file does not exist or has no row, or a row is invalid.
     """
     path = Path(path)
     rows, broken = numbered_rows(path)
@@ -148,11 +134,7 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def by_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Return the rows of a cell by run.
-
-    Raises:
-        ConfigError: two rows are of one run.
-    """
+    """Return the rows of a cell by run; a run that is given twice is a :class:`~medvlp.errors.ConfigError`."""
     runs: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         run = row.get("bm_run") or f"seed{row['seed']}"
@@ -175,12 +157,6 @@ def _fits(value: Any, kind: type) -> bool:
         return False
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 64:
-        return "an integer with too many digits"
-    return repr(value) if len(repr(value)) < 60 else f"{repr(value)[:60]}…"
-
-
 def _flat(row: dict[str, Any], where: str) -> dict[str, Any]:
     """Check a row and replace its key ``benchmark`` by columns."""
     if missing := [key for key in _REQUIRED if key not in row]:
@@ -188,7 +164,9 @@ def _flat(row: dict[str, Any], where: str) -> dict[str, Any]:
     for key, kind in _TYPES.items():
         value = row.get(key)
         if not _fits(value, kind) or (value is None and key in _NEVER_NULL):
-            raise DataError(f"{where}: {key} is {_short(value)}, not {_NAMES[kind]}; run the evaluation again")
+            huge = isinstance(value, int) and value.bit_length() > 64
+            text = "an integer with too many digits" if huge else f"{value!r:.60}"
+            raise DataError(f"{where}: {key} is {text}, not {_NAMES[kind]}; run the evaluation again")
     if row["fraction"] is not None and not 0 < row["fraction"] <= 1:
         raise DataError(f"{where}: fraction is {row['fraction']}, not in (0, 1]; run the evaluation again")
     cell = row.get("benchmark")

@@ -1,5 +1,9 @@
-"""Run the jobs of a grid: finished jobs are kept, interrupted ones resume, and failures do not stop the others."""
+"""Run the jobs of a grid: finished jobs are kept, interrupted ones resume, and failures do not stop the others.
 
+Results are collected from the folders of finished jobs, with ``grid.json`` beside them.
+"""
+
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -9,17 +13,102 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from medvlp.benchmark.collect import append, collect, describe
+from medvlp._version import __version__
 from medvlp.benchmark.executors import Executor, JobTimeoutError
 from medvlp.benchmark.grid import Grid
+from medvlp.benchmark.gridfile import Cost, GridFile, JobRecord, PanelRecord, TaskRecord, record_of
 from medvlp.benchmark.jobs import Job
 from medvlp.benchmark.progress import Progress
-from medvlp.benchmark.work import checkpoint_of, is_done, job_folder, leave_note, read_state
+from medvlp.benchmark.work import LOG, RESULTS, checkpoint_of, is_done, job_folder, leave_note, read_state
 from medvlp.errors import ConfigError
+from medvlp.results import append_lines, read_rows
+from medvlp.store import atomic_write
 
+COLLECTED, PANELS = "results.jsonl", "panels.npz"
 _POLL = 0.2
 _PATIENCE = 20.0
 """Seconds to wait for the folder: processes of a killed run end within that time."""
+
+
+def rows_of(work: Path, job: Job, grid: Grid) -> list[dict[str, Any]]:
+    """Return the rows of a finished job, with the key ``benchmark`` (see :mod:`medvlp.benchmark`)."""
+    folder = job_folder(work, job)
+    facts = {
+        "grid": grid.name,
+        "method": job.method,
+        "title": job.title,
+        "task": job.task,
+        "run": job.run,
+        "seeds": job.seeds,
+        "job": job.hash,
+        "pretrain_job": job.needs,
+    }
+    rows = []
+    for row in read_rows(folder / RESULTS):
+        if row.get("predictions"):
+            row["predictions"] = str((folder / row["predictions"]).relative_to(work))
+        rows.append({**row, "benchmark": facts})
+    return rows
+
+
+def append(work: Path, job: Job, grid: Grid) -> None:
+    """Append the rows of a job that has just ended; :func:`collect` repairs the file if that is interrupted."""
+    append_lines(work / COLLECTED, map(json.dumps, rows_of(work, job, grid)))
+
+
+def collect(work: Path, jobs: Sequence[Job], grid: Grid) -> None:
+    """Write the rows of all finished jobs, in the order of the jobs, and replace the file.
+
+    This repairs a truncated file, repeated rows and rows of jobs that are no longer in the grid.
+    """
+    with atomic_write(work / COLLECTED, "w") as file:
+        for job in jobs:
+            if job.kind == "task" and is_done(work, job):
+                file.writelines(json.dumps(row) + "\n" for row in rows_of(work, job, grid))
+
+
+def describe(work: Path, jobs: Sequence[Job], grid: Grid, states: dict[str, str]) -> None:
+    """Write ``grid.json``; ``states`` maps hashes to states, and jobs that are not in it are waiting."""
+    trains = {job.task: job.trains for job in jobs if job.kind == "task"}
+    cannot = {
+        name: [task for task in grid.tasks if not method.supports(task, trains.get(task, True))]
+        for name, method in grid.methods.items()
+    }
+    GridFile(
+        name=grid.name,
+        title=grid.title or grid.name,
+        medvlp=__version__,
+        methods={name: method.title or name for name, method in grid.methods.items()},
+        tasks={name: TaskRecord(title=task.title or name, metric=task.metric) for name, task in grid.tasks.items()},
+        runs=[vars(seeds) for seeds in grid.runs],
+        cannot={name: tasks for name, tasks in cannot.items() if tasks},
+        watts=grid.watts,
+        jobs=[_record(work, job, states.get(job.hash, "waiting")) for job in jobs],
+        panels=[_panels(work, job) for job in jobs if (job_folder(work, job) / PANELS).is_file()],
+    ).write(work)
+
+
+def _record(work: Path, job: Job, state: str) -> JobRecord:
+    folder = job_folder(work, job)
+    note = read_state(folder) or {}
+    relative = folder.relative_to(work)
+    keys = ("hash", "kind", "method", "title", "task", "fraction", "run", "seeds", "needs")
+    return JobRecord(
+        **{key: getattr(job, key) for key in keys},
+        state=state,
+        seconds=note.get("seconds"),
+        log=str(relative / LOG) if (folder / LOG).is_file() else None,
+        error=note.get("error"),
+        checkpoint=str(relative / note["checkpoint"]) if note.get("checkpoint") else None,
+        checkpoint_sha256=note.get("checkpoint_sha256"),
+        cost=record_of(Cost | None, note.get("cost"), f"{folder}: cost"),
+    )
+
+
+def _panels(work: Path, job: Job) -> PanelRecord:
+    kind = str(job.config["model"].get("class_path", "")).rsplit(".", 1)[-1].lower()
+    file = str(job_folder(work, job).relative_to(work) / PANELS)
+    return PanelRecord(method=job.method, title=job.title, task=job.task, kind=kind, file=file)
 
 
 def estimates(work: Path, jobs: Sequence[Job]) -> dict[str, tuple[float, float]]:
@@ -33,7 +122,8 @@ def estimates(work: Path, jobs: Sequence[Job]) -> dict[str, tuple[float, float]]
         folder = job_folder(work, job)
         state = read_state(folder)
         if state and state["state"] == "done":
-            measured.setdefault(_kind(job), []).append((state["seconds"], _size(folder)))
+            size = float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+            measured.setdefault(_kind(job), []).append((state["seconds"], size))
     result = {}
     for job in jobs:
         known = measured.get(_kind(job), [(60 * job.minutes, 1e9 * job.gigabytes)])
@@ -43,10 +133,6 @@ def estimates(work: Path, jobs: Sequence[Job]) -> dict[str, tuple[float, float]]
 
 def _kind(job: Job) -> tuple[str, str]:
     return (job.task, f"{job.fraction}") if job.kind == "task" else ("", job.method)
-
-
-def _size(folder: Path) -> float:
-    return float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
 
 class Runner:
@@ -92,8 +178,7 @@ class Runner:
         """Return "done", "failed" or "waiting" by hash, as recorded in the folders."""
         states = {}
         for job in self.jobs:
-            state = read_state(job_folder(self.work, job))
-            failed = state is not None and state["state"] == "failed"
+            failed = (read_state(job_folder(self.work, job)) or {}).get("state") == "failed"
             states[job.hash] = "done" if is_done(self.work, job) else "failed" if failed else "waiting"
         return states
 
@@ -126,7 +211,13 @@ class Runner:
         for job in self.requested:
             progress.states[job.hash] = states[job.hash]
         checkpoints = {h: checkpoint_of(self.work, self._by_hash[h]) for h in tasks_left if h and states[h] == "done"}
-        self._check_disk(left)
+        estimate = estimates(self.work, self.jobs)
+        needed, free = sum(estimate[job.hash][1] for job in left), shutil.disk_usage(self.work).free
+        if needed > free:
+            raise ConfigError(
+                f"{self.work}: the jobs would leave about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; free "
+                "space, or set work: to another disk"
+            )
         collect(self.work, self.jobs, self.grid)
         self._run_jobs(left, states, checkpoints, executor, progress)
         collect(self.work, self.jobs, self.grid)
@@ -134,16 +225,6 @@ class Runner:
         if self.drop_features and all(state == "done" for state in states.values()):
             shutil.rmtree(self.work / "features", ignore_errors=True)
         return {job.hash: states[job.hash] for job in self.requested}
-
-    def _check_disk(self, left: Sequence[Job]) -> None:
-        estimate = estimates(self.work, self.jobs)
-        needed = sum(estimate[job.hash][1] for job in left)
-        free = shutil.disk_usage(self.work).free
-        if needed > free:
-            raise ConfigError(
-                f"{self.work}: the jobs would leave about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; free "
-                "space, or set work: to another disk"
-            )
 
     def _run_jobs(
         self,

@@ -22,7 +22,6 @@ from medvlp.benchmark.tables import (
     paper_tables,
     reported_tables,
     rows_left_out,
-    summary_table,
 )
 from medvlp.errors import ConfigError
 
@@ -130,7 +129,7 @@ def _filled(args: argparse.Namespace) -> list[Table]:
     if "own" in names:
         tables += own_tables(*inputs, metrics=args.metric, source=path.name)
     if "summary" in names:
-        tables.append(summary_table(*inputs, metrics=args.metric, source=path.name))
+        tables += own_tables(*inputs, metrics=args.metric, source=path.name, summary=True)
     papers = _expanded([name for name in names if name not in _OWN])
     beside = args.phantom_beside_paper
     filled = paper_tables(*inputs, papers, metrics=args.metric, source=path.name, beside_phantom=beside)

@@ -40,14 +40,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """A check that failed.
-
-    Attributes:
-        kind: one of :data:`KINDS`.
-        place: the file, with the lines if it is a file of rows.
-        what: which row or file, and what is wrong with it.
-        rows: number of rows concerned.
-    """
+    """A check that failed: one of :data:`KINDS`, the file with its lines, what is wrong, and the number of rows."""
 
     kind: str
     place: str

@@ -7,7 +7,7 @@ papers' numbers alone; :func:`markdown`, :func:`latex`, :func:`csv_text` and :fu
 from medvlp.benchmark.differences import Statistics
 from medvlp.benchmark.tables.layouts import layouts, reported
 from medvlp.benchmark.tables.model import Block, Cell, Column, Reported, Row, Table
-from medvlp.benchmark.tables.own import own_tables, rows_left_out, summary_table
+from medvlp.benchmark.tables.own import own_tables, rows_left_out
 from medvlp.benchmark.tables.paper import paper_tables, reported_tables
 from medvlp.benchmark.tables.writing import csv_text, html_fragment, latex, markdown
 
@@ -29,5 +29,4 @@ __all__ = [
     "reported",
     "reported_tables",
     "rows_left_out",
-    "summary_table",
 ]

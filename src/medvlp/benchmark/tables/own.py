@@ -19,8 +19,17 @@ _DISTINCT = (
 )
 
 
+_TITLES = {"summary": "Overview", "own-zero_shot": "Zero-shot classification"}
+
+
 def own_tables(
-    frame: pd.DataFrame, grid: GridFile, statistics: Statistics, *, metrics: Sequence[str] = (), source: str = ""
+    frame: pd.DataFrame,
+    grid: GridFile,
+    statistics: Statistics,
+    *,
+    metrics: Sequence[str] = (),
+    source: str = "",
+    summary: bool = False,
 ) -> list[Table]:
     """Return one table per family of tasks: methods by tasks of the grid and fractions, each with its primary metric.
 
@@ -30,31 +39,17 @@ def own_tables(
         statistics: gives intervals and significance.
         metrics: shown where a task has them, instead of its primary one.
         source: name of the results file in links.
-
-    Returns:
-        Tables named ``own-<family>``, in the order of the grid's tasks.
+        summary: return everything in one table, named ``summary``, instead of tables named ``own-<family>``.
 
     Raises:
         ConfigError: two protocols, datasets or parts under one task of the grid, or no task with a known metric.
         DataError: predictions are missing or damaged.
     """
+    families = _families(frame, grid, metrics)
+    if summary:
+        families = {"summary": [column for columns in families.values() for column in columns]}
     lost = rows_left_out(frame, grid, metrics)
-    tables = []
-    for family, columns in _families(frame, grid, metrics).items():
-        title = "Zero-shot classification" if family == "zero_shot" else family.replace("_", " ").capitalize()
-        tables.append(_table(f"own-{family}", title, columns, grid, statistics, source, lost))
-    return tables
-
-
-def summary_table(
-    frame: pd.DataFrame, grid: GridFile, statistics: Statistics, *, metrics: Sequence[str] = (), source: str = ""
-) -> Table:
-    """Return everything that was run in one table, ``summary``: methods by all tasks of the grid and fractions.
-
-    Arguments and errors are those of :func:`own_tables`.
-    """
-    columns = [column for family in _families(frame, grid, metrics).values() for column in family]
-    return _table("summary", "Overview", columns, grid, statistics, source, rows_left_out(frame, grid, metrics))
+    return [_table(name, columns, grid, statistics, source, lost) for name, columns in families.items()]
 
 
 def rows_left_out(frame: pd.DataFrame, grid: GridFile, metrics: Sequence[str] = ()) -> str:
@@ -64,7 +59,7 @@ def rows_left_out(frame: pd.DataFrame, grid: GridFile, metrics: Sequence[str] = 
 
 
 def _families(frame: pd.DataFrame, grid: GridFile, metrics: Sequence[str]) -> dict[str, list[pd.DataFrame]]:
-    """Return the rows of each column (a task of the grid at one fraction, with one metric), by kind of task."""
+    """Return the rows of each column (a task of the grid at one fraction, with one metric), by name of the table."""
     families: dict[str, list[pd.DataFrame]] = {}
     for task in grid.tasks:
         rows = frame[frame["bm_task"] == task]
@@ -72,7 +67,7 @@ def _families(frame: pd.DataFrame, grid: GridFile, metrics: Sequence[str]) -> di
             require_one(rows, key, f"task {task}", remedy)
         metric = _metric(rows, grid, metrics) if len(rows) else None
         if metric is not None:
-            columns = families.setdefault(rows["task"].iloc[0], [])
+            columns = families.setdefault(f"own-{rows['task'].iloc[0]}", [])
             columns += [part for _, part in rows[rows["metric"] == metric].groupby("fraction", dropna=False)]
     if not families:
         raise ConfigError(
@@ -92,27 +87,22 @@ def _metric(rows: pd.DataFrame, grid: GridFile, requested: Sequence[str]) -> str
 
 
 def _table(
-    name: str,
-    title: str,
-    columns: list[pd.DataFrame],
-    grid: GridFile,
-    statistics: Statistics,
-    source: str,
-    lost: str,
+    name: str, columns: list[pd.DataFrame], grid: GridFile, statistics: Statistics, source: str, lost: str
 ) -> Table:
     used = pd.concat(columns)
     tasks, present = set(used["bm_task"]), set(used["bm_method"])
+    family = name.removeprefix("own-")
     methods = [name for name in grid.methods if name in present or tasks.intersection(grid.cannot.get(name, ()))]
     cells = zip(*(_cells(column, methods, grid, statistics) for column in columns), strict=True)
     rows = [Row(grid.methods[method], line, method) for method, line in zip(methods, cells, strict=True)]
     table = Table(
         name=name,
-        title=title,
+        title=_TITLES.get(name, family.replace("_", " ").capitalize()),
         caption=f"On {', '.join(used['dataset'].unique())} ({', '.join(used['part'].unique())})",
         columns=tuple(_header(column, grid) for column in columns),
         blocks=(Block("", tuple(rows)),),
         source=source,
-        family=name.removeprefix("own-"),
+        family=family,
         phantom=bool(used["phantom"].any()),
     )
     return replace(table, footnotes=(*footnotes(table, used, statistics), *filter(None, [lost])))
