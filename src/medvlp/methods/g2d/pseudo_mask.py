@@ -61,19 +61,12 @@ OFFICIAL = PseudoMaskSettings(strict=True, body_mask=False, domain="image", smoo
 
 
 class PseudoMask(NamedTuple):
-    """Result of :func:`pseudo_mask`; K is 1, or the number of heads without aggregation.
+    """Result of :func:`pseudo_mask`; K is 1, or the number of heads without aggregation."""
 
-    Args:
-        mask: (B, K, S, S) float32 in [0, 1].
-        attention: (B, K, g, g) float32, the aggregated map.
-        threshold: (B, K, 1, 1) float32.
-        body: (B, 1, S, S) bool, or None without a body mask.
-    """
-
-    mask: Tensor
-    attention: Tensor
-    threshold: Tensor
-    body: Tensor | None
+    mask: Tensor  # (B, K, S, S) float32 in [0, 1]
+    attention: Tensor  # (B, K, g, g) float32, the aggregated map
+    threshold: Tensor  # (B, K, 1, 1) float32
+    body: Tensor | None  # (B, 1, S, S) bool; None without a body mask
 
 
 def aggregate_heads(attention: Tensor) -> Tensor:
@@ -271,11 +264,10 @@ def _pseudo_mask(attention: Tensor, images: Tensor, settings: PseudoMaskSettings
         if settings.aggregate:
             maps = aggregate_heads(maps)
         batch, heads, *grid = maps.shape
-        body = None
-        pixels = torch.ones(1, 1, size, size, dtype=torch.bool, device=maps.device)
-        if settings.body_mask:
-            body = body_mask(images)
-            pixels = body = body if body.shape[-1] == size else upsample_nearest(body, size)
+        body = body_mask(images) if settings.body_mask else None
+        if body is not None and body.shape[-1] != size:
+            body = upsample_nearest(body, size)
+        pixels = torch.ones(1, 1, size, size, dtype=torch.bool, device=maps.device) if body is None else body
         counts = _block_counts(pixels, (grid[0], grid[1])).expand(batch, heads, -1, -1)
         values, weights = maps.flatten(0, 1).flatten(1), counts.flatten(0, 1).flatten(1)
         if body is not None and settings.domain == "image":
