@@ -25,7 +25,7 @@ def write_phantom(
     progress: Callable[[int], None] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a phantom corpus.
+    """Write a phantom corpus; a complete tree of the same spec is left as it is.
 
     Args:
         layout: the file layout, a member of ``LAYOUTS``.
@@ -35,9 +35,6 @@ def write_phantom(
             must call this under ``if __name__ == "__main__":``.
         progress: called with the number of studies finished so far.
         overwrite: whether another phantom in ``root`` is replaced.
-
-    Returns:
-        The folder. A complete tree of the same spec is returned as it is.
 
     Raises:
         ConfigError: the layout is unknown, or a setting is out of its range.

@@ -42,10 +42,6 @@ def _check(spec: PhantomSpec) -> None:
         raise ConfigError(f"findings of a phantom must not be empty; expected some of: {', '.join(FINDINGS)}")
     for name in spec.findings:
         check_choice("phantom finding", name, FINDINGS)
-    _check_split(spec)
-
-
-def _check_split(spec: PhantomSpec) -> None:
     if min(spec.split) < 0 or abs(sum(spec.split) - 1) > 1e-6:
         raise ConfigError(f"split must hold three shares that sum to 1, not {spec.split}")
 
@@ -82,14 +78,7 @@ def sample_patient(seed: int, index: int) -> Patient:
 
 
 def split_of(spec: PhantomSpec, patient_index: int) -> Literal["train", "validate", "test"]:
-    """Return the split that a patient, with all studies, belongs to.
-
-    The patients follow a golden-ratio sequence, so the shares hold closely even for a few tens of patients.
-
-    Raises:
-        ConfigError: the shares are negative or do not sum to 1.
-    """
-    _check_split(spec)
+    """Return the split of a patient, by a golden-ratio sequence: the shares hold closely for a few tens of patients."""
     offset = float(np.random.default_rng([spec.seed, _SPLIT]).random())
     at = (offset + (patient_index + 1) * _GOLDEN) % 1.0
     train, validate, test = spec.split
@@ -125,11 +114,7 @@ def _side(name: str, subtype: str, rng: np.random.Generator) -> Side:
 
 
 def sample_finding(name: str, rng: np.random.Generator) -> Finding:
-    """Sample a finding with a clinically sensible side, zone, severity, size and subtype.
-
-    Raises:
-        ConfigError: ``name`` is not one of :data:`medvlp.phantom.model.FINDINGS`.
-    """
+    """Sample a finding with a clinically sensible side, zone, severity, size and subtype."""
     check_choice("phantom finding", name, FINDINGS)
     settings = CATALOGUE["findings"][name]
     subtypes = settings.get("subtypes")
@@ -170,19 +155,7 @@ def _findings(spec: PhantomSpec, patient: int, number: int) -> tuple[Finding, ..
 
 
 def sample_study(spec: PhantomSpec, index: int) -> Study:
-    """Sample one study, independently of the others.
-
-    Args:
-        spec: settings of the phantom.
-        index: position of the study, from 0 to ``spec.studies`` − 1.
-
-    Returns:
-        The study, equal to element ``index`` of :func:`sample_studies`.
-
-    Raises:
-        ConfigError: a setting is out of its range.
-        IndexError: ``index`` is out of range.
-    """
+    """Sample element ``index`` of :func:`sample_studies`, independently of the others."""
     _check(spec)
     if not 0 <= index < spec.studies:
         raise IndexError(f"index {index} is out of range for a phantom of {spec.studies} studies")

@@ -20,9 +20,9 @@ def _smooth(scene: Scene, control: np.ndarray, count: int) -> np.ndarray:
     k = np.minimum(t.astype(int), len(control) - 2)
     u = (t - k)[:, None]
     padded = np.concatenate([2 * control[:1] - control[1:2], control, 2 * control[-1:] - control[-2:-1]])
-    p0, p1, p2, p3 = padded[k], padded[k + 1], padded[k + 2], padded[k + 3]
+    p0, p1, p2, p3 = (padded[k + step] for step in range(4))
     body = 0.5 * (2 * p1 + (p2 - p0) * u + (2 * p0 - 5 * p1 + 4 * p2 - p3) * u**2 + (3 * p1 - 3 * p2 + p3 - p0) * u**3)
-    return scene.image_points(body[:, 0], body[:, 1])
+    return scene.image_points(*body.T)
 
 
 def _tubes(scene: Scene, shape: str, side: int, u: list[float]) -> list[Stroke]:
@@ -39,16 +39,22 @@ def _tubes(scene: Scene, shape: str, side: int, u: list[float]) -> list[Stroke]:
     return [(_smooth(scene, points, count), millimetres(width), grey) for points, width, grey in lines.values()]
 
 
-def _disc(scene: Scene, x: float, y: float, radius: float) -> np.ndarray:
+def _ring(scene: Scene, x: float, y: float, radius: float) -> np.ndarray:
     return scene.image_points(x + radius * np.cos(_CIRCLE), y + radius * np.sin(_CIRCLE))
+
+
+def _spot(scene: Scene, side: int, u: list[float]) -> tuple[float, float]:
+    return scene.place(side, "diffuse", 0.5 + 0.5 * u[0], 0.5 + 0.5 * u[1])
 
 
 def _pacemaker(scene: Scene, side: int, u: list[float]) -> Drawing:
     apex = scene.anatomy.apex
     cx, cy = (side * (0.245 + 0.02 * u[1]), apex + 0.10) if scene.frontal else (-0.19, apex + 0.12)
     angle = np.deg2rad([20, 70, 110, 160, 200, 250, 290, 340]) + 0.35 * u[0]
-    box = scene.image_points(cx + 0.052 * np.cos(angle), cy + 0.048 * np.sin(angle))
-    inner = scene.image_points(cx + 0.03 * np.cos(angle), cy + 0.022 * np.sin(angle))
+    box, inner = (
+        scene.image_points(cx + wide * np.cos(angle), cy + high * np.sin(angle))
+        for wide, high in ((0.052, 0.048), (0.03, 0.022))
+    )
     return _tubes(scene, "pacemaker", side, u), [(box, 255), (inner, 215)]
 
 
@@ -71,35 +77,33 @@ def _wires(scene: Scene, side: int, u: list[float]) -> Drawing:
         else:
             x = scene.edge(-1, row)[1]
             ring = scene.image_points(-x - 0.012 + 0.009 * np.cos(_CIRCLE), row + 0.010 * np.sin(_CIRCLE))
-        lines.append((ring, millimetres(2.2), 255))
-        lines.append((ring[[2, 8]] + [0.004, -0.006], millimetres(2.2), 255))
+        lines += [(points, millimetres(2.2), 255) for points in (ring, ring[[2, 8]] + [0.004, -0.006])]
     return lines, []
 
 
 def _coin(scene: Scene, side: int, u: list[float]) -> Drawing:
     x, y = _spot(scene, side, u)
     radius = millimetres(10.5 + 1.5 * u[2])
-    return [], [(_disc(scene, x, y, radius), 255), (_disc(scene, x, y, radius * 0.8), 235)]
+    return [], [(_ring(scene, x, y, radius), 255), (_ring(scene, x, y, radius * 0.8), 235)]
 
 
 def _button(scene: Scene, side: int, u: list[float]) -> Drawing:
     x, y = _spot(scene, side, u)
     radius = millimetres(9.0 + u[2])
-    holes = [(x + radius * 0.3 * dx, y + radius * 0.3 * dy) for dx in (-1, 1) for dy in (-1, 1)]
-    shapes: list[Shape] = [(_disc(scene, x, y, radius), 235), (_disc(scene, x, y, radius * 0.75), 150)]
-    return [], shapes + [(_disc(scene, *hole, radius * 0.17), 0) for hole in holes]
+    holes = [(x + radius * 0.3 * dx, y + radius * 0.3 * dy, radius * 0.17, 0) for dx in (-1, 1) for dy in (-1, 1)]
+    rings = [(x, y, radius, 235), (x, y, radius * 0.75, 150), *holes]
+    return [], [(_ring(scene, *ring), grey) for *ring, grey in rings]
 
 
 def _pin(scene: Scene, side: int, u: list[float]) -> Drawing:
-    x, y = _spot(scene, side, u)
     angle, length, gap, width = 1.5 * u[2], millimetres(34), millimetres(9), millimetres(2.4)
     along, over = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
-    base = scene.image_points(np.array([x]), np.array([y]))[0]
+    base = scene.image_points(*np.array(_spot(scene, side, u))[:, None])[0]
     ends = [base + s * 0.5 * length * along + o * 0.5 * gap * over for s, o in ((1, -1), (-1, -1), (-1, 1), (1, 1))]
     coil = base - 0.5 * length * along
     ring = np.stack([coil[0] + 0.4 * gap * np.cos(_CIRCLE), coil[1] + 0.4 * gap * np.sin(_CIRCLE)], axis=1)
-    sides: list[Stroke] = [(np.array(ends[:2]), width, 255), (np.array(ends[2:]), width, 255)]
-    return [*sides, (ring, width, 255), (np.array([ends[0], ends[3]]), width * 2, 255)], []
+    lines = [np.array(ends[:2]), np.array(ends[2:]), ring]
+    return [*((line, width, 255) for line in lines), (np.array([ends[0], ends[3]]), width * 2, 255)], []
 
 
 def _necklace(scene: Scene, side: int, u: list[float]) -> Drawing:
@@ -109,8 +113,7 @@ def _necklace(scene: Scene, side: int, u: list[float]) -> Drawing:
         points = scene.image_points(0.125 * t, scene.anatomy.apex - 0.10 + low * (1 - t * t) ** 0.7)
     else:
         points = scene.image_points(-0.16 + 0.12 * (t + 1), scene.anatomy.apex - 0.03 - 0.03 * t)
-    turn = _CIRCLE[::4]
-    bead = millimetres(2.6) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    bead = millimetres(2.6) * np.stack([np.cos(_CIRCLE[::4]), np.sin(_CIRCLE[::4])], axis=1)
     return [(points, millimetres(1.4), 190)], [(point + bead, 255) for point in points]
 
 
@@ -118,17 +121,13 @@ def _bullet(scene: Scene, side: int, u: list[float]) -> Drawing:
     x, y = _spot(scene, side, u)
     rng = np.random.default_rng(int(abs(u[3]) * 1e9))
     shapes: list[Shape] = []
-    for number in range(6):
+    for number in range(6):  # the bullet, then its fragments
         radius = millimetres(6.5 if number == 0 else float(rng.uniform(1.5, 3.0)))
         off = np.zeros(2) if number == 0 else rng.normal(0, millimetres(11), 2)
         angle = np.sort(rng.uniform(0, 2 * np.pi, 7))
         reach = radius * rng.uniform(0.7, 1.2, 7)
         shapes.append((scene.image_points(x + off[0] + reach * np.cos(angle), y + off[1] + reach * np.sin(angle)), 255))
     return [], shapes
-
-
-def _spot(scene: Scene, side: int, u: list[float]) -> tuple[float, float]:
-    return scene.place(side, "diffuse", 0.5 + 0.5 * u[0], 0.5 + 0.5 * u[1])
 
 
 _DRAWINGS = {
@@ -145,15 +144,13 @@ _DRAWINGS = {
 
 def _draw(lesion: Lesion, default: str, amount: float) -> np.ndarray:
     scene, subtype = lesion.scene, lesion.finding.subtype
-    known = subtype in _DRAWINGS or subtype in CATALOGUE["findings"]["Support Devices"]["subtypes"]
-    subtype = subtype if known else default
+    if subtype not in {*_DRAWINGS, *CATALOGUE["findings"]["Support Devices"]["subtypes"]}:
+        subtype = default
     side, u = lesion.sides[-1], lesion.uniform(4)
     if subtype == "central venous catheter" and scene.frontal:
         subtype = "jugular catheter" if u[1] > 0 else "subclavian catheter"
-    if subtype in _DRAWINGS:
-        lines, shapes = _DRAWINGS[subtype](scene, side, u)
-    else:
-        lines, shapes = _tubes(scene, subtype, side, u), []
+    draw = _DRAWINGS.get(subtype)
+    lines, shapes = draw(scene, side, u) if draw else (_tubes(scene, subtype, side, u), [])
     cover = strokes(scene.size, lines, shapes)
     # Metal and contrast stripes stand out less where the body is already dense.
     scene.density += cover * (amount * lesion.contrast)

@@ -6,7 +6,7 @@ Nothing here calls BLAS, whose sums depend on the number of threads: the same se
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib import resources
 
@@ -224,3 +224,9 @@ def parts(mask: np.ndarray, smallest: float = 0.03) -> tuple[np.ndarray, tuple[B
             mask[row, start:end] = False
     kept.sort(key=lambda pair: (-pair[0], pair[1][1], pair[1][0]))
     return mask, tuple(box for _, box in kept)
+
+
+def split_parts(masks: Iterable[np.ndarray]) -> tuple[tuple[np.ndarray, ...], tuple[tuple[Box, ...], ...]]:
+    """Return the cleaned masks and the boxes of their :func:`parts`."""
+    cleaned = [parts(mask) for mask in masks]
+    return tuple(mask for mask, _ in cleaned), tuple(boxes for _, boxes in cleaned)

@@ -7,7 +7,7 @@ import numpy as np
 
 from medvlp.errors import ConfigError
 from medvlp.phantom.anatomy import draw_frontal, draw_lateral
-from medvlp.phantom.fields import axes, parts, strokes
+from medvlp.phantom.fields import axes, split_parts, strokes
 from medvlp.phantom.lesions import DRAW, ORDER, adapt
 from medvlp.phantom.model import Difficulty, PhantomSpec, RenderedView, Study, View
 from medvlp.phantom.scene import Lesion, Scene, build_anatomy
@@ -22,10 +22,8 @@ _BENDING = 1.15  # steepness of the tone curve: more squeezes the bright end
 def _keep_freed_memory() -> None:
     """Let the C allocator reuse the memory of freed arrays, once in each process.
 
-    glibc gives the top of its heap back to the system whenever an array of a few hundred kilobytes is freed, and
-    each page then costs a fault when the next array touches it: a third of the drawing time. Freeing one block of
-    just under 32 MiB raises its thresholds (see "M_MMAP_THRESHOLD" in mallopt(3)). The block is never touched, so
-    it takes no memory; elsewhere than on glibc this does nothing.
+    Without it glibc gives freed memory back to the system, and page faults take a third of the drawing time. Freeing a
+    block of just under 32 MiB, which is never touched, raises its thresholds ("M_MMAP_THRESHOLD" in mallopt(3)).
     """
     np.empty(31 << 20, dtype=np.uint8)
 
@@ -34,23 +32,20 @@ def _marker(size: int, view: View, u: list[float]) -> np.ndarray:
     """Return the side marker: an L in the upper right corner, or an R in the upper left one."""
     left = u[0] > -0.6 or view == "LATERAL"
     x, y = (0.90 if left else 0.06) + 0.03 * u[1], 0.04 + 0.02 * u[2]
-    tall, wide, pen = 0.042, 0.026, 0.007
+    tall, wide = 0.042, 0.026
+    half = y + 0.5 * tall
     if left:
-        glyphs = [np.array([[x, y], [x, y + tall], [x + wide, y + tall]])]
+        glyphs = [[[x, y], [x, y + tall], [x + wide, y + tall]]]
     else:
-        half = y + 0.5 * tall
-        glyphs = [
-            np.array([[x, y + tall], [x, y], [x + wide, y], [x + wide, half], [x, half]]),
-            np.array([[x + 0.5 * wide, half], [x + wide, y + tall]]),
-        ]
-    return strokes(size, [(glyph, pen, 255) for glyph in glyphs])
+        leg = [[x + 0.5 * wide, half], [x + wide, y + tall]]
+        glyphs = [[[x, y + tall], [x, y], [x + wide, y], [x + wide, half], [x, half]], leg]
+    return strokes(size, [(np.array(glyph), 0.007, 255) for glyph in glyphs])
 
 
 def _develop(scene: Scene, study: Study, view: View, difficulty: Difficulty) -> np.ndarray:
-    size = scene.size
+    size, density = scene.size, scene.density
     rng = np.random.default_rng([study.seed, 7, 1 if view == "LATERAL" else 0])
     u = rng.uniform(-1, 1, 12).tolist()
-    density = scene.density
     density += scene.detail
     # Uneven beam: a slope over the image, steeper at the bedside.
     columns, rows = axes(size)
@@ -69,8 +64,7 @@ def _develop(scene: Scene, study: Study, view: View, difficulty: Difficulty) -> 
     np.tanh(density, out=density)
     density *= 1 / math.tanh(_BENDING)
     density += 0.9 * _marker(size, view, u[4:7])
-    borders = (density, density[::-1], density.T, density.T[::-1])
-    for width, border in zip(u[8:12], borders, strict=True):
+    for width, border in zip(u[8:12], (density, density[::-1], density.T, density.T[::-1]), strict=True):
         if width > 0.5:  # about a quarter of the edges are collimated
             edge = max(1, round(0.05 * (width - 0.4) * size))
             border[:edge] = 0.03
@@ -80,17 +74,9 @@ def _develop(scene: Scene, study: Study, view: View, difficulty: Difficulty) -> 
 
 
 def render_view(study: Study, view: View, size: int, difficulty: Difficulty) -> RenderedView:
-    """Draw one projection of a study; the same arguments give the same bytes.
+    """Draw one projection of a study, at least 32 pixels a side; the same arguments give the same bytes.
 
-    Args:
-        study: the study; its seeds, its patient's and its findings' decide every pixel.
-        view: "PA", "AP" or "LATERAL".
-        size: side of the image in pixels, at least 32.
-        difficulty: contrast, noise and lesion size.
-
-    Returns:
-        The image with the masks and boxes of each finding, and the lungs and heart. A patient's left is on the right of
-        a frontal image; a lateral view looks to the left.
+    A patient's left is on the right of a frontal image; a lateral view looks to the left.
 
     Raises:
         ConfigError: the size is too small.
@@ -104,16 +90,9 @@ def render_view(study: Study, view: View, size: int, difficulty: Difficulty) -> 
         anatomy = adapt(anatomy, finding, min(1.3, difficulty.contrast * difficulty.lesion_size))
     scene = draw_lateral(anatomy, size) if view == "LATERAL" else draw_frontal(anatomy, size)
     order = sorted(range(len(study.findings)), key=lambda i: ORDER.index(study.findings[i].name))
-    masks = {i: DRAW[study.findings[i].name](Lesion(scene, study.findings[i], difficulty)) for i in order}
-    cleaned = [parts(masks[i]) for i in range(len(masks))]
-    return RenderedView(
-        view=view,
-        image=_develop(scene, study, view, difficulty),
-        masks=tuple(mask for mask, _ in cleaned),
-        boxes=tuple(boxes for _, boxes in cleaned),
-        lungs=scene.lungs,
-        heart=scene.heart,
-    )
+    drawn = {i: DRAW[study.findings[i].name](Lesion(scene, study.findings[i], difficulty)) for i in order}
+    masks, boxes = split_parts(drawn[i] for i in range(len(drawn)))
+    return RenderedView(view, _develop(scene, study, view, difficulty), masks, boxes, scene.lungs, scene.heart)
 
 
 def render_study(study: Study, spec: PhantomSpec) -> tuple[RenderedView, ...]:

@@ -1,16 +1,21 @@
 """Words a study as one of the phantom's radiologists would, and lays the report out as the files of MIMIC-CXR are.
 
 What a report mentions is recorded sentence by sentence while it is worded, so ``PhantomReport.mentions`` is what the
-text says and not what there is to see: a finding may be left out or hedged.
+text says and not what there is to see: a finding may be left out or hedged. A phrase names only its own finding. The
+templates are in ``phrases.json``, with the fields ``{sev}`` severity, ``{sub}`` kind, ``{adj}`` place before the noun
+("left basilar"), ``{loc}`` place after it ("at the left lung base"), ``{side}``, ``{size}`` ("2.1 cm"), ``{rib}`` and
+``{arc}``. A template starts with its number: ``a`` countable singular, ``s`` uncountable, ``p`` plural.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from medvlp.phantom.model import Difficulty, Finding, PhantomReport, Study
-from medvlp.phantom.wording import TEXTS, Phrase, describe
+from medvlp.phantom.model import Difficulty, Finding, PhantomReport, Study, read_table
+
+TEXTS: dict[str, Any] = read_table("phrases.json")
+"""Everything the phantom's radiologists say: templates, synonyms, stock sentences."""
 
 BODY = ""
 """Name of a section that has no header: the report's body in reports without FINDINGS and IMPRESSION."""
@@ -42,6 +47,86 @@ _SEVERITIES = ("large", "moderate", "small")
 _URGENT = ("Pneumothorax", "Edema", "Pneumonia", "COVID-19", "Consolidation", "Mass")
 _WIDTH = 78
 _BLOCKS = frozenset({"FINDINGS", "IMPRESSION", "FINDINGS AND IMPRESSION"})
+
+
+class Phrase(NamedTuple):
+    """A noun phrase."""
+
+    text: str  # without an article and not capitalised
+    kind: str  # "a" (countable singular), "s" (uncountable) or "p" (plural)
+
+    @property
+    def verb(self) -> str:
+        """The form of "to be" that agrees with the phrase."""
+        return "are" if self.kind == "p" else "is"
+
+    @property
+    def article(self) -> str:
+        """The phrase with its indefinite article where it takes one."""
+        if self.kind != "a":
+            return self.text
+        return ("an " if self.text[:1].lower() in "aeiou" or self.text.startswith("NG ") else "a ") + self.text
+
+
+Pick = Callable[[Sequence[str]], str]  # draws one item
+
+
+def _place(side: str | None, zone: str, pick: Pick) -> tuple[str, str]:
+    # A finding's place as words before and after the noun, either possibly empty.
+    places = TEXTS["places"]
+    if side == "bilateral":
+        default = [form.format(s="bilateral") for form in places["before"][zone]]
+        return pick(places["before_bilateral"].get(zone, default)), pick(places["after_bilateral"][zone])
+    if side in ("left", "right"):
+        return pick(places["before"][zone]).format(s=side), pick(places["after"][zone]).format(s=side)
+    return pick(places["before"][zone]).format(s="").replace("lobe", "lung").strip(), places["after_no_side"][zone]
+
+
+def _measure(size_mm: float, pick: Pick) -> str:
+    # Millimetres below 10 mm, else mostly centimetres with one decimal.
+    if size_mm < 10:
+        return f"{max(round(size_mm), 1)} mm" if size_mm > 0 else ""
+    return pick((f"{size_mm / 10:.1f} cm", f"{size_mm / 10:.1f} cm", f"{size_mm:.0f} mm"))
+
+
+def describe(finding: Finding, pick: Pick) -> Phrase:
+    """Word one finding: severity, kind, side, place and size, as far as they are known; ``pick`` chooses synonyms."""
+    name, side = finding.name, finding.side
+    tables = (TEXTS["phrases_bilateral"] if side == "bilateral" else {}, TEXTS["phrases"])
+    matches = (table.get(key) for table in tables for key in (f"{name}:{finding.subtype}", name))
+    choices = next(filter(None, matches), [f"s {{sev}} {{adj}} {name.lower()}"])
+    if name == "Atelectasis" and side in ("left", "right"):
+        # Said of one side only: a raised hemidiaphragm accompanies collapse.
+        choices = choices + TEXTS["phrases_elevated"]
+    if name == "COVID-19" and side != "bilateral":
+        choices = choices[1:]
+    if finding.size_mm <= 0:
+        choices = [c for c in choices if "{size}" not in c] or choices
+    template = pick(choices)
+    adj, loc = _place(side, finding.zone, pick)
+    ribs = TEXTS["ribs"].get(finding.zone, ("fifth", "sixth", "seventh", "eighth"))
+    arcs, subtype = TEXTS["rib_arcs"], finding.subtype or TEXTS["subtype_default"].get(name, "")
+    # Numbers and arcs come from the lesion's own seed: the same rib in FINDINGS, in IMPRESSION and in later studies.
+    text = template[2:].format(
+        sev=pick(TEXTS["severity"][TEXTS["severity_scale"].get(name, "degree")][finding.severity]),
+        sub=pick(TEXTS["subtypes"].get(finding.subtype, (subtype,))),
+        adj=adj,
+        loc=loc,
+        side=side if side in ("left", "right", "bilateral") else "",
+        size=_measure(finding.size_mm, pick),
+        rib=ribs[finding.seed % len(ribs)],
+        arc=arcs[finding.seed // 7 % len(arcs)],
+    )
+    return Phrase(_tidy(text), template[0])
+
+
+def _tidy(text: str) -> str:
+    # Removes what empty fields leave behind: double blanks, blanks before commas, words without their partner.
+    text = " ".join(text.split())
+    for wrong, right in TEXTS["repairs"]:
+        if wrong in text:
+            text = text.replace(wrong, right)
+    return text.strip().removeprefix("-sided ")
 
 
 class _Draw:

@@ -12,8 +12,6 @@ import numpy as np
 from medvlp.phantom.fields import FIELD_MM, axes, ellipse, ramp, uniform
 from medvlp.phantom.model import CATALOGUE, Difficulty, Finding, Study, View, Zone
 
-_GRADE = {"small": 0.0, "moderate": 0.5, "large": 1.0}
-
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -88,13 +86,9 @@ class Scene:
         return self._at(self.domes[side], x + self._at(self.centre, 0.75))
 
     def place(self, side: int, zone: Zone, across: float, down: float) -> tuple[float, float]:
-        """Return a point (x, y) in a zone of a lung.
+        """Return a point (x, y) in a zone of a lung, by its shares (0 to 1) of the zone's width and height.
 
-        Args:
-            side: −1 right, 1 left.
-            zone: a zone of :data:`medvlp.phantom.model.CATALOGUE`.
-            across: position within the zone's width, 0 to 1; in a lateral view the depth from front to back.
-            down: position within the zone's height, 0 to 1.
+        In a lateral view ``across`` is the depth from front to back.
         """
         limits = CATALOGUE["zones"][zone]
         share = limits["from"] + down * (limits["to"] - limits["from"])
@@ -103,8 +97,8 @@ class Scene:
             front, back = -self._at(self.costal[-1], y), self._at(self.costal[1], y)
             return front + (0.3 + 0.5 * across) * (back - front), y
         near, far = self.edge(side, y)
-        inner, outer = limits["medial"], limits["lateral"]
-        return side * (near + (inner + across * (outer - inner)) * (far - near)), y
+        share = limits["medial"] + across * (limits["lateral"] - limits["medial"])
+        return side * (near + share * (far - near)), y
 
     def opacify(self, cover: np.ndarray, amount: float) -> None:
         """Replace air by tissue: add ``amount`` × cover where the lung holds air, and hide vessels there."""
@@ -156,14 +150,11 @@ class Lesion:
 
 def grade(finding: Finding) -> float:
     """Return the severity as 0 (small), 0.5 (moderate) or 1 (large)."""
-    return _GRADE[finding.severity]
+    return {"small": 0.0, "moderate": 0.5, "large": 1.0}[finding.severity]
 
 
 def build_anatomy(study: Study, view: View) -> Anatomy:
-    """Return the proportions of a patient in one view, before any finding changes them.
-
-    They stay close between a patient's studies and differ between patients.
-    """
+    """Return the proportions of a patient in one view, before any finding changes them."""
     patient = study.patient
     traits, day = uniform([patient.seed, 1], 8), uniform([study.seed, 1], 4)
     bedside = view == "AP"

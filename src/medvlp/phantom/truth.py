@@ -88,15 +88,14 @@ def _is_of(manifest: Path, layout: str, spec: PhantomSpec) -> bool:
 
 def in_phantom(paths: Iterable[str | Path]) -> bool:
     """Return whether any of these paths is, or lies in, a tree that a phantom writer made or began; follows links."""
-    for path in {Path(path).resolve() for path in paths}:
-        for folder in (path, *path.parents):
-            for manifest in (folder / MANIFEST, folder / _PARTIAL):
-                # Below a manifest may lie what its writer has not made, unless its list of entries is unreadable.
-                if manifest.is_file() and (
-                    folder == path or path.relative_to(folder).parts[0] in (_claimed(manifest) or path.parts)
-                ):
-                    return True
-    return False
+
+    def owns(manifest: Path, path: Path) -> bool:
+        # Below a manifest may lie what its writer has not made, unless its list of entries is unreadable.
+        below = path.relative_to(manifest.parent).parts
+        return manifest.is_file() and (not below or below[0] in (_claimed(manifest) or below))
+
+    folders = ((path, up) for path in {Path(path).resolve() for path in paths} for up in (path, *path.parents))
+    return any(owns(up / MANIFEST, path) or owns(up / _PARTIAL, path) for path, up in folders)
 
 
 def begin_tree(root: Path, layout: str, spec: PhantomSpec, entries: Iterable[str], *, overwrite: bool) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from medvlp.errors import ConfigError
 from medvlp.phantom import render
-from medvlp.phantom.layouts.common import ALL_CASES, PLUS_COLUMNS, Job, Layout, Output, encode_image, random
+from medvlp.phantom.layouts.common import ALL_CASES, PLUS_COLUMNS, Job, Layout, Output, choose, encode_image, random
 from medvlp.phantom.layouts.labels import CHEXPERT_LABELS as LABELS
 from medvlp.phantom.layouts.labels import exact_labels, report_labels
 from medvlp.phantom.model import PhantomReport, PhantomSpec, Study, read_table
@@ -164,18 +164,14 @@ def plus_cells(
         "age": "" if age is None else str(float(min(age, _OLDEST_IN_PLUS))),
         "sex": sex,
         "race": race,
-        "ethnicity": _choice(ethnicity, "ethnicity"),
-        "interpreter_needed": _choice(interpreter, "interpreter_needed"),
-        "insurance_type": "Medicare" if known >= 65 else _choice(insured, "insurance_type"),
+        "ethnicity": choose(_TABLES["ethnicity"], ethnicity),
+        "interpreter_needed": choose(_TABLES["interpreter_needed"], interpreter),
+        "insurance_type": "Medicare" if known >= 65 else choose(_TABLES["insurance_type"], insured),
         "recent_bmi": f"{18 + 24 * study.patient.habitus:.1f}" if weighed > 0.26 else "",
         "deceased": "Yes" if dead < known / 200 else "No",
         "split": path.partition("/")[0],
     }
     return [values.get(name, "") for name in PLUS_COLUMNS]
-
-
-def _choice(draw: float, column: str) -> str:
-    return next(name for name, most in _TABLES[column].items() if draw < most)
 
 
 def _sections(study: Study, report: PhantomReport, age: int) -> dict[str, str]:

@@ -211,6 +211,11 @@ def random(count: int, *seed: int) -> list[float]:
     return np.random.default_rng(seed).random(count).tolist()
 
 
+def choose(shares: Mapping[str, float], draw: float) -> str:
+    """Return the name whose cumulated share a draw from [0, 1) falls into."""
+    return next(name for name, most in shares.items() if draw < most)
+
+
 def frontal(spec: PhantomSpec, study: Study) -> RenderedView:
     """Draw the frontal view of a study."""
     return render.render_view(study, study.views[0], spec.size, spec.difficulty)

@@ -9,14 +9,24 @@ jpg, jpeg, JPG and png, and images of mode L, RGB and RGBA.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image, frontal, lines_of, random
-from medvlp.phantom.model import PhantomSpec, Study
+from medvlp.phantom.layouts.common import (
+    ALL_CASES,
+    Job,
+    Layout,
+    Output,
+    choose,
+    encode_image,
+    frontal,
+    lines_of,
+    random,
+)
+from medvlp.phantom.model import PhantomSpec, Study, read_table
 
 CLASSES: tuple[str, ...] = ("normal", "pneumonia", "COVID-19")
 """The three classes, as the lists write them."""
@@ -30,6 +40,7 @@ _PNEUMONIA = frozenset({"Pneumonia", "Consolidation", "Infiltration"})
 # the other dialects occur in small trees.
 _COVID_SOURCES = ("sirm", "stonybrook", "cohen", "ricord", "actmed", "fig1", "bimcv")
 _COVID_WEIGHTS = (0.15, 0.45, 0.12, 0.15, 0.04, 0.04, 0.05)
+_FORMS: dict[str, dict[str, Any]] = read_table("layouts/covidx.json")  # of names, and shares of types and modes
 _COHEN_TYPES = ("jpeg", "JPG", "jpg")
 _COHEN_PATIENTS = 3  # so many pneumonia patients of the training part come from the source cohen, each with a file type
 
@@ -63,15 +74,19 @@ class _COVIDxLayout(Layout[_Job]):
             draws = random(4, study.seed, _IMAGE)
             # The odd cases that every tree of a certain size has: the first RSNA images of a folder.
             forced = nth if source == "rsna" and len(studies) >= ALL_CASES else -1
-            kind = _file_type(source, nth, draws[0])
-            patient, file = _identity(study, source, numbers[study.patient.index], count, kind)
+            form = _FORMS[source]
+            kind = choose(form.get("types", {"png": 1}), draws[0])
+            if source == "cohen" and nth < len(_COHEN_TYPES):
+                kind = _COHEN_TYPES[nth]
+            patient, stem = _identity(study, form, numbers[study.patient.index], count)
             typo = folder == "train" and source == "rsna" and (draws[1] < 0.015 or forced == 1)
-            mode = _mode(source, kind, draws[2])
+            png_modes = form.get("modes", {"RGB": 0.03, "L": 1})
+            mode = choose(png_modes if kind == "png" else {"RGB": 0.3, "L": 1}, draws[2])
             if folder == "train" and forced in (2, 3):
                 mode = "RGBA" if forced == 2 else "RGB"
             short = source != "sirm" and (draws[3] < 0.2 or forced == 0)
             listed = "rnsa" if typo else source
-            jobs.append(_Job(study, split, folder, label, source, listed, patient, file, mode, short))
+            jobs.append(_Job(study, split, folder, label, source, listed, patient, f"{stem}.{kind}", mode, short))
         return jobs
 
     def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:
@@ -133,37 +148,15 @@ def _sources(studies: list[tuple[Study, str, str]]) -> list[str]:
     return sources
 
 
-def _file_type(source: str, nth: int, draw: float) -> str:
-    if source == "cohen":
-        return _COHEN_TYPES[nth] if nth < len(_COHEN_TYPES) else ("jpg", "jpeg", "png")[int(draw * 3)]
-    if source == "fig1":
-        return "jpg" if draw < 0.8 else "png"
-    return "jpg" if source == "stonybrook" else "png"
-
-
-def _mode(source: str, kind: str, draw: float) -> str:
-    if kind != "png":
-        return "RGB" if draw < 0.3 else "L"
-    if source == "actmed":
-        return "RGBA" if draw < 0.05 else "RGB"
-    return "RGB" if draw < (0.6 if source == "sirm" else 0.03) else "L"
-
-
-def _identity(study: Study, source: str, number: int, count: int, kind: str) -> tuple[str, str]:
-    """Return the patient's name and the file name in the form of a source.
+def _identity(study: Study, form: Mapping[str, Any], number: int, count: int) -> tuple[str, str]:
+    """Return the patient's name and the file name without suffix, in the form of a source.
 
     The patient's number is below 900,000; no other image of the tree has the same count.
     """
     words = np.random.default_rng([study.seed, _NUMBERS]).integers(0, 2**32, 4, dtype=np.uint32)
     a, b, c = (int(word) % 90_000 + 10_000 for word in words[:3])
-    patient, stem = {
-        "rsna": (str(uuid.UUID(bytes=words.astype(">u4").tobytes(), version=4)), "{}"),
-        "stonybrook": (f"A{number + 100_000}", f"{{}}-12-31-1900-NA-CHEST_AP_VIEWONLY-{a}-1.000000-AP-{b}-{count}-1"),
-        "ricord": (f"419639-{number:06d}", f"MIDRC-RICORD-1C-{{}}-{a}-{count}"),
-        "sirm": (f"COVID_{count}", f"COVID({count})"),
-        "actmed": (f"ANON{number}", f"CR.1.2.840.{a}.{b}.{c}.{count}"),
-        "fig1": (f"COVID-{number:05d}", f"{{}}{'abc'[study.number % 3]}-{count}"),
-        "bimcv": (f"sub-S{number:05d}", f"{{}}_ses-E{count:05d}_run-1_bp-chest_vp-{study.views[0].lower()}_dx"),
-        "cohen": (str(number), f"10.{a % 9000 + 1000}-j.phantom.{b}-fig{count}-day{study.number}"),
-    }[source]
-    return patient, f"{stem.format(patient)}.{kind}"
+    values: dict[str, Any] = {"a": a, "b": b, "c": c, "count": count, "number": number, "shifted": number + 100_000}
+    values |= {"uuid": uuid.UUID(bytes=words.astype(">u4").tobytes(), version=4), "code": a % 9000 + 1000}
+    values |= {"letter": "abc"[study.number % 3], "visit": study.number, "view": study.views[0].lower()}
+    patient = form["patient"].format(**values)
+    return patient, form["file"].format(patient=patient, **values)

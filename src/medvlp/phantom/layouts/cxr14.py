@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image, frontal, random
-from medvlp.phantom.model import CATALOGUE, PhantomSpec, Study
+from medvlp.phantom.model import CATALOGUE, PhantomSpec, Study, read_table
 from medvlp.phantom.reports import write_report
 
 LABELS, BOXED = (
@@ -29,13 +29,8 @@ _TRAIN, _TEST = "train_val_list.txt", "test_list.txt"
 _IDS, _IMAGE = 7_401, 7_402  # purposes of the random streams
 _BOX_SPACE = 1024  # pixels
 _OLDEST = 95  # years, in the 2020 table
-_DETECTORS = (  # width, height and pixel spacing of the most frequent original images
-    "2500,2048,0.168,0.168",
-    "2992,2991,0.14300000000000002,0.14300000000000002",
-    "3056,2544,0.139,0.139",
-    "2048,2500,0.168,0.168",
-    "2500,2048,0.171,0.171",
-)
+# width, height and pixel spacing of the most frequent original images
+_DETECTORS = read_table("layouts/layouts.json")["cxr14"]["detectors"]
 
 
 @dataclass(frozen=True)
@@ -99,12 +94,11 @@ class _CXR14Layout(Layout[_Job]):
         out.add(_TEST if job.split == "test" else _TRAIN, (image_id, f"{image_id}.png"))
         for finding, boxes in zip(study.findings, view.boxes, strict=True):
             if job.split == "test" and finding.name in BOXED and LABELS[finding.name] in labels:
-                name = BOXED[finding.name]
                 for left, top, right, bottom in boxes:
                     pixels = (left, top, right - left, bottom - top)
                     box = ",".join(f"{value * _BOX_SPACE / spec.size:.15g}" for value in pixels)
                     # sorted by class
-                    out.add(_BOXES, (list(BOXED).index(finding.name), f"{image_id}.png,{name},{box}"))
+                    out.add(_BOXES, (list(BOXED).index(finding.name), f"{image_id}.png,{BOXED[finding.name]},{box}"))
 
 
 LAYOUT = _CXR14Layout()

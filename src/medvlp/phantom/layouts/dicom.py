@@ -82,14 +82,8 @@ def dicom_bytes(
 ) -> bytes:
     """Encode (H, W) uint8 grey levels, bright = dense, as a DICOM Secondary Capture file.
 
-    Args:
-        pixels: the grey levels.
-        sop_uid: SOPInstanceUID.
-        series_uid: SeriesInstanceUID.
-        study_uid: StudyInstanceUID.
-        attributes: more attributes, DICOM keyword to value, which is written as it is, valid or not.
-        monochrome1: whether the grey levels are stored inverted, as MONOCHROME1.
-        jpeg: JPEG Baseline (Process 1), which is lossy; otherwise Explicit VR Little Endian.
+    ``attributes`` are more attributes by DICOM keyword, written as they are, valid or not. The transfer syntax is JPEG
+    Baseline (Process 1), which is lossy, or else Explicit VR Little Endian.
     """
     data = Dataset()
     data.file_meta = meta = FileMetaDataset()

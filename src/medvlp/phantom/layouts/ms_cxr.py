@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from medvlp.phantom.layouts import mimic_cxr
-from medvlp.phantom.layouts.common import Job, Layout, Output, encode_image, frontal, lines_of, random
+from medvlp.phantom.layouts.common import Job, Layout, Output, choose, encode_image, frontal, lines_of, random
 from medvlp.phantom.model import CATALOGUE, PhantomSpec, Study
-from medvlp.phantom.wording import describe
+from medvlp.phantom.reports import describe
 
 _CATEGORY = {name: names["ms_cxr"] for name, names in CATALOGUE["findings"].items() if "ms_cxr" in names}
 CATEGORIES = sorted(set(_CATEGORY.values()))
@@ -24,7 +24,7 @@ CATEGORIES = sorted(set(_CATEGORY.values()))
 
 _CSV, _JSON = "MS_CXR_Local_Alignment_v1.1.0.csv", "MS_CXR_Local_Alignment_v1.1.0.json"
 _WORDS, _SPLIT = 7_601, 7_602  # purposes of the random streams
-_SHARES = (("train", 0.6), ("val", 0.8), ("test", 1.0))  # cumulated
+_SHARES = {"train": 0.6, "val": 0.8, "test": 1.0}  # cumulated
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class _MSCXRLayout(Layout[_Job]):
             study = source.study
             if any(finding.name in _CATEGORY for finding in study.findings):
                 (draw,) = random(1, study.patient.seed, _SPLIT)
-                split = next(name for name, most in _SHARES if draw < most)
-                jobs.append(_Job(study, split, f"{source.folder}/{source.dicom_id(0)}.jpg"))
+                jobs.append(_Job(study, choose(_SHARES, draw), f"{source.folder}/{source.dicom_id(0)}.jpg"))
         return jobs
 
     def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:

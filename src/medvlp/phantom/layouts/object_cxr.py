@@ -6,7 +6,6 @@ one on, an image with several shapes. 60 % of the drawn images are cropped or pa
 never cuts a foreign object.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from medvlp.phantom.fields import parts
+from medvlp.phantom.fields import split_parts
 from medvlp.phantom.layouts.common import Job, Layout, Output, encode_image, frontal, lines_of, mask_of
 from medvlp.phantom.model import Box, Finding, PhantomSpec, RenderedView, Study
 
@@ -137,15 +136,8 @@ def _reframe(view: RenderedView, margins: Box) -> RenderedView:
     def frame(array: np.ndarray) -> np.ndarray:
         return np.pad(array[rows, columns], pads)
 
-    cleaned = [parts(frame(mask)) for mask in view.masks]
-    return dataclasses.replace(
-        view,
-        image=frame(view.image),
-        masks=tuple(mask for mask, _ in cleaned),
-        boxes=tuple(boxes for _, boxes in cleaned),
-        lungs=frame(view.lungs),
-        heart=frame(view.heart),
-    )
+    masks, boxes = split_parts(map(frame, view.masks))
+    return RenderedView(view.view, frame(view.image), masks, boxes, frame(view.lungs), frame(view.heart))
 
 
 def _shapes(finding: Finding, mask: np.ndarray, boxes: tuple[Box, ...], job: _Job) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from medvlp.phantom import render
-from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, encode_image, random
+from medvlp.phantom.layouts.common import ALL_CASES, Job, Layout, Output, choose, encode_image, random
 from medvlp.phantom.model import CATALOGUE, Finding, PhantomReport, PhantomSpec, Study
 from medvlp.phantom.reports import write_report
 
@@ -27,7 +27,7 @@ SECTIONS: tuple[str, ...] = ("COMPARISON", "INDICATION", "FINDINGS", "IMPRESSION
 """The labels of the four texts, in their order."""
 
 _IDS, _TEXT = 7_701, 7_702  # purposes of the random streams
-_SHAPES = (("usual", 0.8645), ("impression_only", 0.991), ("findings_only", 0.993), ("empty", 1.0))  # cumulated shares
+_SHAPES = {"usual": 0.8645, "impression_only": 0.991, "findings_only": 0.993, "empty": 1.0}  # cumulated shares
 _NO_IMAGE, _NO_COMPARISON, _NO_INDICATION, _BLANKED = 0.026, 0.157, 0.023, 0.4
 _ODD = {5: "impression_only", 9: "findings_only", 13: "empty"}  # reports of every tree of 100 studies or more
 _WITHOUT_IMAGE, _WITH_BLANK = 17, 21
@@ -59,11 +59,10 @@ class _OpenILayout(Layout[_Job]):
         jobs = []
         for (study, _), number in zip(studies, numbers, strict=True):
             draws = random(3, study.seed, _IDS)
-            shape = next(name for name, most in _SHAPES if draws[0] < most)
             odd = study.index if len(studies) >= ALL_CASES else -1
             imaged = draws[1] >= _NO_IMAGE and odd != _WITHOUT_IMAGE
             blanked = draws[2] < _BLANKED or odd == _WITH_BLANK
-            jobs.append(_Job(study, "", number, _ODD.get(odd, shape), imaged, blanked))
+            jobs.append(_Job(study, "", number, _ODD.get(odd, choose(_SHAPES, draws[0])), imaged, blanked))
         return jobs
 
     def write_job(self, spec: PhantomSpec, job: _Job, out: Output) -> None:
@@ -126,28 +125,19 @@ def _xml(job: _Job, texts: dict[str, str], mentions: dict[str, float], image_ids
     top = ET.fromstring(_TEMPLATE.format(number=job.number, reader=job.study.reader + 1))
     for element in top.iter("AbstractText"):
         element.text = texts[element.attrib["Label"]] or None
-
-    def add(parent: ET.Element, tag: str, text: str, **attributes: str) -> ET.Element:
-        element = ET.SubElement(parent, tag, attributes)
-        element.text = text or None
-        return element
-
     (mesh,) = top.iter("MeSH")
     stated = [finding for finding in job.study.findings if mentions.get(finding.name)]
-    for term in dict.fromkeys(major_term(finding) for finding in stated) or ("normal",):
-        add(mesh, "major", term)
-    for term in dict.fromkeys(automatic_term(finding) for finding in stated):
-        add(mesh, "automatic", term)
+    for tag, code in (("major", major_term), ("automatic", automatic_term)):
+        for term in dict.fromkeys(map(code, stated)) or (["normal"] if tag == "major" else []):
+            ET.SubElement(mesh, tag).text = term
     views = job.study.views
     caption = f"Xray Chest {views[0]}" + (" and Lateral" if len(views) > 1 else ", single view")
     for number, image_id in enumerate(image_ids, 1):
-        image = add(top, "parentImage", "", id=image_id)
-        add(image, "figureId", f"F{number}")
-        add(image, "caption", caption)
-        panel = add(image, "panel", "", type="single")
         # As in the collection the path leads nowhere and the file is no JPEG: the id names the image.
-        add(panel, "url", f"/radiology/extract/{image_id}.jpg")
-        add(panel, "imgModality", "7")
+        url = f"<url>/radiology/extract/{image_id}.jpg</url>"
+        image = f'<parentImage id="{image_id}"><figureId>F{number}</figureId><caption>{caption}</caption>'
+        image += f'<panel type="single">{url}<imgModality>7</imgModality></panel></parentImage>'
+        top.append(ET.fromstring(image))
     ET.indent(top, "   ")
     return b'<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(top, encoding="unicode").encode() + b"\n"
 
