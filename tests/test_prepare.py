@@ -457,7 +457,7 @@ def test_the_command(mimic, tmp_path, capsys):
     said = capsys.readouterr().out
     folder = tmp_path / "out/mimic_cxr/standard-square_32"
     assert f"{folder}: " in said
-    assert "left out: " in said
+    assert "skipped: " in said
     assert str(folder / "skipped.csv") in said
     assert run(parser.parse_args([*common, "--verify"])) == 0
     shard = folder / "shard-00000.bin"

@@ -21,7 +21,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's place in the default group; 0 when none is initialised."""
+    """Rank of this process in the default group; 0 when none is initialised."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 

@@ -205,7 +205,6 @@ def run(args: argparse.Namespace) -> int:
     settle_corpus_arguments(args, "prepare")
     if args.verify:
         return _verify(args)
-    # broken items are listed, all of them
     corpus = corpus_from_words(args.dataset, args.root, args.option, on_error="skip")
     options = ("transform", "size", "resize", "intensity", "damaged", "task", "workers", "overwrite", "tokenizer")
     settings = {name: getattr(args, name) for name in (*options, "max_length")}
@@ -216,7 +215,7 @@ def run(args: argparse.Namespace) -> int:
             f" {folder.masks} masks, {folder.bytes / 1e6:.1f} MB"
         )
     for reason, count in result.counts.items():
-        print(f"left out: {count} x {reason}")
+        print(f"skipped: {count} x {reason}")
     if result.skipped:
         print(f"listed in {result.folders[0].folder / 'skipped.csv'}")
     print(f"{result.seconds:.1f} s")

@@ -13,7 +13,7 @@ MAX_PIXELS = 200_000_000
 """Rows x columns above which a file counts as a decompression bomb; radiographs have up to about 20 million."""
 
 HEAD = 132
-"""Bytes that tell the kind."""
+"""Number of first bytes by which :func:`file_kind` recognises a file."""
 
 DAMAGED = "damaged inside"
 """Reason for a file whose decoder warns of damage, before the decoder's words."""

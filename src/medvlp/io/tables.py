@@ -65,7 +65,7 @@ class Cells:
         return frame
 
     def _text(self, at: int) -> pa.ChunkedArray:
-        """A column of any type that stands for text; whole numbers are written without a point."""
+        """A column of any type as text; whole numbers are written without a point."""
         column, name = self._columns[at], self.names[at]
         kind = column.type
         try:
@@ -142,8 +142,8 @@ class _Reader:
             self.codec = codecs.lookup(encoding).name
         except LookupError as error:
             raise ConfigError(f"unknown encoding {encoding!r}; see Python's list of standard encodings") from error
-        self.path, self.sep, self.encoding, self.open_rows, self.again = path, sep, encoding, open_rows, again
-        self.settable = settable
+        self.path, self.sep, self.encoding, self.again = path, sep, encoding, again
+        self.open_rows, self.settable = open_rows, settable
         self.notes: list[str] = []
 
     def read(self) -> Cells:
@@ -160,7 +160,8 @@ class _Reader:
             remedy = f"{self.again}, or set encoding: utf-16" if self.settable else self.again
             raise DataError(f"{self._row_of(data[:at].decode(errors='replace'))} holds a NUL character; {remedy}")
         try:
-            header = next(filter(None, csv.reader(_lines(data), delimiter=self.sep, skipinitialspace=True)), None)
+            lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline="")
+            header = next(filter(None, csv.reader(lines, delimiter=self.sep, skipinitialspace=True)), None)
         except (UnicodeDecodeError, csv.Error):
             header = []  # read again below, where the error is raised
         if header is None:
@@ -193,13 +194,11 @@ class _Reader:
     def _thoroughly(self, data: bytes) -> tuple[list[str], list[pa.ChunkedArray]]:
         rows: list[list[str]] = []
         try:
+            lines = io.StringIO(data.decode(), newline="")
             # spaces around cells go anyway, and so a quote may follow one
-            rows.extend(filter(None, csv.reader(_lines(data), delimiter=self.sep, strict=True, skipinitialspace=True)))
-        except UnicodeDecodeError:
-            try:
-                data.decode()
-            except UnicodeDecodeError as error:
-                raise self._undecodable(data, error.start) from error
+            rows.extend(filter(None, csv.reader(lines, delimiter=self.sep, strict=True, skipinitialspace=True)))
+        except UnicodeDecodeError as error:
+            raise self._undecodable(data, error.start) from error
         except csv.Error as error:
             where = f"row {len(rows) - 1}" if rows else "the header"
             raise DataError(
@@ -226,8 +225,8 @@ class _Reader:
         for number, row in enumerate(rows):
             if len(row) > width or (len(row) < width and not self.open_rows):
                 what = "is cut short: it has fewer" if len(row) < width else "is too long: it has more"
-                held = _SEPARATORS.get(self.sep, "the separator")
-                quote = "" if len(row) < width else f"put cells that hold {held} in quotes, or "
+                separator = _SEPARATORS.get(self.sep, "the separator")
+                quote = "" if len(row) < width else f"put cells that hold {separator} in quotes, or "
                 raise DataError(
                     f"row {number} of {self.path} {what} fields than the header ({len(row)}, not {width});"
                     f" {quote}{self.again}"
@@ -265,10 +264,6 @@ class _Reader:
             f"{self._row_of(data[:at].decode(self.codec, errors='replace'))} is not {self.encoding}: byte"
             f" 0x{data[at]:02x} at offset {at}; {self._remedy(_OTHER_ENCODING)}"
         )
-
-
-def _lines(data: bytes) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline="")
 
 
 def _plainly_quoted(data: bytes, sep: int) -> bool:

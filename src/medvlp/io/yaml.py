@@ -60,7 +60,7 @@ def _measured(node: yaml.Node, known: dict[yaml.Node, tuple[int, int]], added: l
         size = known[node][0]
         added[0] += size
         if not size or added[0] > _ADDED:
-            problem = "its aliases make it far too long" if size else "an alias stands within its own anchor"
+            problem = "its aliases make it far too long" if size else "an alias inside its own anchor"
             raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
         return known[node]
     known[node], size, depth = (0, 0), 1, 0
