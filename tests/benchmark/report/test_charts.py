@@ -8,7 +8,6 @@ import pytest
 from medvlp.benchmark.report import overlays
 from medvlp.benchmark.report.charts import padded, ticks
 from medvlp.benchmark.report.cost import count, duration, number
-from medvlp.benchmark.report.panels import shortened
 from medvlp.benchmark.report.summary import Method
 from medvlp.benchmark.tables.writing import environment
 
@@ -59,11 +58,6 @@ def test_figures_in_words():
     ]
     assert [count(value) for value in (None, 900, 23_508_032, 1.2e9)] == ["", "900", "23.5 M", "1.2 G"]
     assert [number(value) for value in (None, 0, 1234.5, 13.333, 0.01234)] == ["", "0", "1234", "13.3", "0.0123"]
-
-
-def test_both_ends_of_a_long_identifier():
-    assert shortened("00000013_005.png") == "00000013_005.png"
-    assert shortened("1.2.276.0.7230010.3.1.4.8323329.641.1517875160.643713") == "1.2.276.…0.643713"
 
 
 def test_truth_and_prediction_are_drawn_where_they_are():

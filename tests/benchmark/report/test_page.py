@@ -184,6 +184,15 @@ def test_pictures_that_did_not_come_along_are_named(benchmark):
     assert "mgca-seg_siim.npz" in Page(made.path.read_text()).words
 
 
+def test_of_a_long_identifier_both_ends_are_shown(benchmark):
+    long = "1.2.276.0.7230010.3.1.4.8323329.641.1517875160.643713"
+    arrays = arrays_of("segmentation", 0.1) | {"ids": np.array([long, "00000013_005.png", "image-1"])}
+    np.savez(benchmark.parent / "panels" / "g2d-seg_siim.npz", **arrays)
+    _, text = report(benchmark)
+    assert f'<abbr title="{long}">1.2.276.…0.643713</abbr>' in text
+    assert ">00000013_005.png</th>" in text
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -79,7 +79,6 @@ def _rows(kind: str, columns: Sequence[Method], samples: Sequence[dict[_Key, _Sa
         rows.append(
             {
                 "label": label,
-                "short": shortened(label),
                 "phrase": phrase,
                 "truth": _truth(label, phrase, next(filter(None, matches))),
                 "cells": [
@@ -89,14 +88,6 @@ def _rows(kind: str, columns: Sequence[Method], samples: Sequence[dict[_Key, _Sa
             }
         )
     return rows
-
-
-def shortened(label: str) -> str:
-    """Return both ends of a long identifier (SIIM's have 60 characters), and a short one as it is."""
-    return label if len(label) <= 20 else f"{label[:8]}…{label[-8:]}"
-
-
-# ---------------------------------------------------------------- files
 
 
 def _read(path: Path, kind: str) -> dict[_Key, _Sample]:
@@ -143,9 +134,6 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
             shape = ", ".join(map(str, expected))
             raise DataError(f"{path}: {name} has the shape {array.shape}, not ({shape}); {_REMEDY}")
     return known
-
-
-# ---------------------------------------------------------------- one picture
 
 
 def _picture(picture: overlays.Picture, alt: str, caption: str) -> dict[str, Any]:
