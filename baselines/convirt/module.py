@@ -81,11 +81,10 @@ class ConVIRT(PretrainModule):
         return self.text_head(self.text_encoder(input_ids, attention_mask)[1])
 
     def embed_patches(self, images: Tensor) -> Tensor:
-        """Each cell of the last level through the image head: (B, d, h, w), L2-normalised."""
-        level = self.image_encoder(images)[-1]
-        batch, channels, height, width = level.shape
-        cells = self.image_head(level.permute(0, 2, 3, 1).reshape(-1, channels))
-        return unit_length(cells.view(batch, height, width, -1).permute(0, 3, 1, 2), self, dim=1)
+        """Cells of the last level through the image head: (B, d, h, w), L2-normalised."""
+        cells = self.image_encoder(images)[-1].permute(0, 2, 3, 1)
+        projected = self.image_head(cells.flatten(0, 2)).view(*cells.shape[:3], -1)
+        return unit_length(projected.permute(0, 3, 1, 2), self, dim=1)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Embeddings ``image`` and ``text``, (B, d)."""

@@ -18,16 +18,7 @@ from medvlp.scoring.heatmaps import upsample
 
 
 def overlay(image: np.ndarray, heat: np.ndarray | None = None, strength: float = 0.45) -> np.ndarray:
-    """Lay a map in colour over a radiograph in grey.
-
-    Args:
-        image: (C, H, W), any intensity range; its channels are averaged.
-        heat: (H, W) in [0, 1], or None.
-        strength: opacity of the map, in [0, 1].
-
-    Returns:
-        uint8 (H, W, 3).
-    """
+    """Lay a map (H, W) in [0, 1] in colour over a radiograph (C, H, W) in grey: uint8 (H, W, 3)."""
     pixels = np.repeat(viz.grey(image)[..., None], 3, axis=2)
     if heat is not None:
         pixels = (1 - strength) * pixels + strength * matplotlib.colormaps["inferno"](heat)[..., :3]

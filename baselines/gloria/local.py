@@ -120,7 +120,7 @@ class _Gram(torch.autograd.Function):
 
 
 class _LocalCosine(torch.autograd.Function):
-    """One chunk of reports: cosine (B, chunk, L) and its gradient."""
+    """Cosines of one chunk of reports, (B, chunk, L)."""
 
     @staticmethod
     def forward(

@@ -22,19 +22,12 @@ EPS = 1e-8
 
 
 class WordFeatures(NamedTuple):
-    """What GLoRIA reads from a text encoder.
+    """Features of reports from a text encoder."""
 
-    Attributes:
-        words: (B, L, D), row 0 [CLS], then the words, [SEP], zeros.
-        sentence: (B, D).
-        mask: (B, L) bool, true at [CLS] and the words: what the local loss uses in training.
-        entries: the entries, for other masks (:func:`zero_shot_mask`).
-    """
-
-    words: Tensor
-    sentence: Tensor
-    mask: Tensor
-    entries: Entries
+    words: Tensor  # (B, L, D), row 0 [CLS], then the words, [SEP], zeros
+    sentence: Tensor  # (B, D)
+    mask: Tensor  # (B, L) bool, true at [CLS] and the words: what the local loss uses in training
+    entries: Entries  # for other masks (zero_shot_mask)
 
 
 def word_features(
@@ -132,13 +125,10 @@ def local_similarity(
 def word_attention(
     regions: Tensor, words: Tensor, mask: Tensor, *, temp1: float = 4.0, word_softmax: bool = True
 ) -> Tensor:
-    """Return the attention of each word of report i over the regions of image i, for figures.
+    """Return the attention (B, L, R) of each word of report i over the regions of image i, for figures.
 
-    Shapes and options as in :func:`local_similarity`, with as many reports as images.
-
-    Returns:
-        (B, L, R), each row a distribution over regions; zeros for words outside the mask. ``attention @ regions`` is
-        the words' contexts.
+    Arguments as in :func:`local_similarity`, with as many reports as images. Each row is a distribution over regions,
+    or zeros for words outside the mask; ``attention @ regions`` is the words' contexts.
     """
     regions = region_list(regions)
     with torch.autocast(regions.device.type, enabled=False):
@@ -206,11 +196,8 @@ def class_scores(similarity: Tensor) -> Tensor:
     The score of an image so depends on the others, as in the released code: use it for reproduction, and the plain
     maximum where each image must stand alone.
 
-    Args:
-        similarity: (N, C, P) scores of N images with P prompts of each of C classes.
-
-    Returns:
-        (N, C); mean 0 and population standard deviation 1 over the images. A class without spread scores 0.
+    Scores (N, C, P) of N images with P prompts of each of C classes give (N, C), of mean 0 and population standard
+    deviation 1 over the images. A class without spread scores 0.
     """
     best = similarity.amax(-1)
     if len(best) == 1:

@@ -304,8 +304,7 @@ class GLoRIA(PretrainModule):
         :func:`~medvlp_baselines.gloria.losses.zero_shot_mask`. :func:`~medvlp_baselines.gloria.losses.class_scores`
         makes class scores of them.
 
-        Returns:
-            The mean of both scores, the global and the local scores, each (N, P).
+        Returns their mean, the global and the local scores, each (N, P).
         """
         return self._scores(images, self.prepare_prompts(texts))
 

@@ -47,9 +47,6 @@ def reconstruction_figure(model: MaCo, images: Tensor, names: list[str], noise: 
         images: (B, 3, S, S) on the model's device, of its training size.
         names: B short captions.
         noise: of the masks, see :meth:`~medvlp_baselines.maco.module.MaCo.reconstruct`.
-
-    Raises:
-        ConfigError: no image, or images of another size.
     """
     if not len(images):
         raise ConfigError("a figure of reconstructions needs at least one image")

@@ -173,16 +173,8 @@ def contrast_paper(
     """Return the paper's Eq. 3: image → text, cosines divided by w_t · τ₃, each sample's term times w_l.
 
     The paper does not say how samples are put together. w_l sums to one in a mini-group, so a group's loss is the sum
-    of its terms, and the batch's the mean over groups (by their sizes, if the last is smaller).
-
-    Args:
-        image: (n, d), of all ranks, see :func:`contrast_official`.
-        text: (n, d).
-        logit: (n,) or (n, 1).
-        temperature: τ₃, learnable, 0.03 at first.
-        group: D, τ₁ and τ₂: see :func:`paper_weights`.
-        tau1: of w_t.
-        tau2: of w_l.
+    of its terms, and the batch's the mean over groups (by their sizes, if the last is smaller). ``temperature`` is τ₃,
+    learnable, 0.03 at first; see :func:`contrast_official` for the inputs and :func:`paper_weights` for the others.
 
     Returns:
         A scalar; ln n for equal cosines, 0 (without gradient) for n = 1.
@@ -237,11 +229,9 @@ def position_table(dim: int, side: int, variant: Literal["mae", "official"] = "m
 def grounding_weights(position_weight: Tensor, temperature: float = 0.02) -> Tensor:
     """Return the weight of each patch in phrase grounding: softmax of the correlation weights over the positions, (L,).
 
-    The released grounding multiplies the patch embeddings of the unmasked image by it before the similarity map.
-
-    Args:
-        position_weight: (1, L) or (L,), the weight of the linear function of the visible patches.
-        temperature: τ; 0.02 in the code and in the mIoU of the paper's figure, 0.01 for its CNR.
+    ``position_weight`` is that of the linear function of the visible patches, (1, L) or (L,); τ is 0.02 in the code and
+    in the mIoU of the paper's figure, 0.01 for its CNR. The released grounding multiplies the patch embeddings of the
+    unmasked image by the result before the similarity map.
     """
     (weight,) = exact(position_weight.detach())
     return (weight.reshape(-1) / temperature).softmax(0)

@@ -62,17 +62,11 @@ _VARIANTS = {
 
 
 class Reconstruction(NamedTuple):
-    """What the decoder predicts of masked images, all (B, 3, S, S) in the intensities of the images.
+    """What the decoder predicts of masked images, (B, 3, S, S) in the intensities of the images."""
 
-    Attributes:
-        predicted: every patch as predicted; only hidden ones are trained, the others mean nothing.
-        hidden: 1 where a patch was hidden, (B, 1, S, S).
-        pasted: the visible patches of the image and the predicted hidden ones.
-    """
-
-    predicted: Tensor
-    hidden: Tensor
-    pasted: Tensor
+    predicted: Tensor  # every patch as predicted, but only hidden ones are trained
+    hidden: Tensor  # 1 where a patch was hidden, (B, 1, S, S)
+    pasted: Tensor  # the visible patches of the image and the predicted hidden ones
 
 
 class MaCo(PretrainModule):

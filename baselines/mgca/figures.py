@@ -27,22 +27,14 @@ from medvlp.scoring.heatmaps import stretch
 
 _COLOURS = 20
 _THUMBNAIL = 128
-_FEWEST = 5
-"""Fewer points than this have no t-SNE worth drawing."""
+_FEWEST = 5  # points of a t-SNE
 
 
 class StudyWords(NamedTuple):
-    """One study and where words of its report look.
+    """One study and where words of its report look."""
 
-    Attributes:
-        image: (3, S, S), as the model saw it.
-        regions: word → (S, S) in [0, 1].
-        text: the report.
-        title: the study's id.
-    """
-
-    image: np.ndarray
-    regions: dict[str, np.ndarray]
+    image: np.ndarray  # (3, S, S), as the model saw it
+    regions: dict[str, np.ndarray]  # word → (S, S) in [0, 1]
     text: str
     title: str
 
@@ -150,7 +142,7 @@ def prototype_figure(
         clusters: (N,) number of each image's prototype.
         scores: (N,) its cosine with that prototype.
         truth: N findings, None where an image has none.
-        prototypes: number of rows.
+        prototypes: largest number of rows.
         nearest: images in a row.
     """
     if not len(thumbnails):

@@ -25,19 +25,12 @@ CONSTRUCTOR_WEIGHTS = (1.0, 0.7, 0.5)
 
 
 class MergedReport(NamedTuple):
-    """A batch of reports, word by word.
+    """A batch of reports, word by word."""
 
-    Attributes:
-        report: (B, D), the [CLS] state.
-        words: (B, L − 1, D), words, then [SEP], then zeros.
-        attention: (B, L − 1), attention that [CLS] pays to each word; without gradient.
-        padding: (B, L − 1) bool, true where there is no word.
-    """
-
-    report: Tensor
-    words: Tensor
-    attention: Tensor
-    padding: Tensor
+    report: Tensor  # (B, D), the [CLS] state
+    words: Tensor  # (B, L − 1, D), words, then [SEP], then zeros
+    attention: Tensor  # (B, L − 1), attention that [CLS] pays to each word; without gradient
+    padding: Tensor  # (B, L − 1) bool, true where there is no word
 
 
 def merge_report(
@@ -77,15 +70,10 @@ def merge_report(
 
 
 def clip_weights(weights: Tensor, low: float = 0.1, high: float = 0.9) -> Tensor:
-    """Clip the non-zero weights of each row to their own quantiles, then divide by their sum.
+    """Clip the non-zero weights of each row (B, L) to its quantiles ``low`` and ``high``, then divide by their sum.
 
-    Args:
-        weights: (B, L), at least 0; zeros do not take part and stay zero.
-        low: lower quantile (linear interpolation).
-        high: upper quantile.
-
-    Returns:
-        (B, L) without gradient, each row of sum 1, or all zeros where there was nothing but zeros.
+    Quantiles are interpolated linearly. Zeros are ignored and stay zero. The result has no gradient; each row has the
+    sum 1, or is all zeros.
     """
     (weights,) = exact(weights.detach())
     there = weights != 0
@@ -110,11 +98,7 @@ def soft_match(
 ) -> tuple[Tensor, Tensor]:
     """Attend without parameters: weights (B, Q, K), and contexts (B, Q, d), not normalised.
 
-    Args:
-        queries: (B, Q, d), L2-normalised.
-        keys: (B, K, d), L2-normalised.
-        temperature: divides the dot products.
-        padding: (B, K) bool, keys without weight.
+    Queries (B, Q, d) and keys (B, K, d) are L2-normalised; keys at ``padding`` (B, K) get no weight.
     """
     scores = queries @ keys.mT / temperature
     if padding is not None:
@@ -161,15 +145,14 @@ def token_contrast(
     """Contrast each token with its context against the others of the same sample, weighted.
 
     Args:
-        tokens: (B, L, d).
-        contexts: (B, L, d); dot products, so normalise both for cosines.
+        tokens: (B, L, d), L2-normalised.
+        contexts: (B, L, d), L2-normalised.
         weights: (B, L), of each token's loss.
         temperature: divides the dot products.
         padding: (B, L) bool, tokens that are no negatives either (their weights must be 0). None: all are.
 
     Returns:
-        Token → context and context → token: sums over tokens, means over samples. ln L for equal dot products and
-        weights of sum 1.
+        Token → context and context → token: sums over tokens, means over samples.
     """
     scores = tokens @ contexts.mT / temperature
     positive = scores.diagonal(dim1=1, dim2=2)

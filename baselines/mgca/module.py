@@ -40,17 +40,11 @@ _VARIANTS = {
 
 
 class ImageParts(NamedTuple):
-    """What MGCA takes from the image encoder.
+    """Features of images from an image encoder."""
 
-    Attributes:
-        whole: (B, D) of the image.
-        cells: (B, D', h, w).
-        attention: (B, h·w) that the class token pays to the cells, mean over heads; None without a class token.
-    """
-
-    whole: Tensor
-    cells: Tensor
-    attention: Tensor | None
+    whole: Tensor  # (B, D)
+    cells: Tensor  # (B, D', h, w)
+    attention: Tensor | None  # (B, h·w) that the class token pays to the cells, mean over heads
 
 
 class MGCA(PretrainModule):
@@ -306,11 +300,7 @@ class MGCA(PretrainModule):
 
     @torch.no_grad()
     def cluster_scores(self, embeddings: Tensor) -> Tensor:
-        """Return the cosines (N, K) of images or reports (N, d) with the prototypes; the largest gives the cluster.
-
-        Raises:
-            ConfigError: the model has no prototypes.
-        """
+        """Return the cosines (N, K) of images or reports (N, d) with the prototypes; the largest gives the cluster."""
         if self.prototypes is None:
             raise ConfigError("trained with prototype_weight 0, so there are no prototypes")
         return prototype_scores(embeddings, F.normalize(exact(self.prototypes.weight)[0], dim=1))
@@ -319,11 +309,7 @@ class MGCA(PretrainModule):
     def word_regions(self, outputs: dict[str, Tensor]) -> Tensor:
         """Return where each word of a report looks in its image (Figure 3), given :meth:`forward`'s outputs.
 
-        Returns:
-            (B, L − 1, h, w), each map of sum 1; those at ``padding`` mean nothing.
-
-        Raises:
-            ConfigError: the model aligns no tokens.
+        (B, L − 1, h, w), each map of sum 1; those at ``padding`` are meaningless.
         """
         if "patches" not in outputs:
             raise ConfigError("trained with token_weight 0, so words and regions are not aligned")

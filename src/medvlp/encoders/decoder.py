@@ -22,9 +22,6 @@ class UNetDecoder(nn.Module):
         reductions: the levels' strides. A pyramid that starts at 4 (ConvNeXt, ViT-like) gets no skip at 2.
         out_channels: channels of the logits.
         widths: channels after each step, coarsest first; the last ``len(levels)`` of (256, 128, 64, 32, 16) if None.
-
-    Raises:
-        ConfigError: strides that do not double from level to level, or another number of widths.
     """
 
     def __init__(

@@ -82,10 +82,10 @@ class ImageFeatures(NamedTuple):
     """Output of :meth:`ImageEncoder.tokens`.
 
     Attributes:
-        pyramid: as :class:`ImageEncoder` gives it.
+        pyramid: as :meth:`ImageEncoder.forward` returns it.
         class_token: (B, D) after the last block, and after the final norm where ``final_norm`` is set.
         attention: (B, heads, P + n, P + n) probabilities of the last block before dropout, P class and register
-            tokens first, rows summing to 1, without gradient, or the first of its rows; None if not asked for.
+            tokens first, rows summing to 1, without gradient, or its first rows; None if not requested.
     """
 
     pyramid: list[Tensor]
@@ -150,7 +150,7 @@ class ImageEncoder(nn.Module):
         reductions: stride of each level, in pixels of the input size.
         out_channels: channels of the deepest level.
         input_size: side of the images that the backbone sees, after ``upsample_to``.
-        notes: what the user should know about how the weights were loaded.
+        notes: messages for the user about how the weights were loaded.
 
     Args:
         config: which backbone.

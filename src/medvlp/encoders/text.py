@@ -218,7 +218,7 @@ class TextEncoder(nn.Module):
                 f"set text.max_length to at most {self.max_positions}"
             )
         self.dropout = config.dropout
-        self._freeze(config)
+        _freeze(self.model, config)
         if not config.token_types:
             types = _table(self.model, "token_type_embeddings")
             if types is None:
@@ -233,18 +233,6 @@ class TextEncoder(nn.Module):
         if not self.dropout:
             self.model.eval()
         return self
-
-    def _freeze(self, config: TextEncoderConfig) -> None:
-        frozen: list[nn.Module] = []
-        if config.freeze_layers:
-            layers = _layers(self.model)
-            if not 0 <= config.freeze_layers <= len(layers):
-                raise ConfigError(f"text.freeze_layers {config.freeze_layers}: the encoder has {len(layers)} layers")
-            frozen.extend(layers[: config.freeze_layers])
-        if config.freeze_embeddings:
-            frozen.append(self.model.embeddings)
-        for module in frozen:
-            module.requires_grad_(False)
 
     def forward(
         self,
@@ -319,6 +307,16 @@ class TextEncoder(nn.Module):
 def _table(model: nn.Module, name: str) -> nn.Embedding | None:
     table = getattr(getattr(model, "embeddings", None), name, None)
     return table if isinstance(table, nn.Embedding) else None
+
+
+def _freeze(model: Any, config: TextEncoderConfig) -> None:
+    if config.freeze_layers:
+        layers = _layers(model)
+        if not 0 <= config.freeze_layers <= len(layers):
+            raise ConfigError(f"text.freeze_layers {config.freeze_layers}: the encoder has {len(layers)} layers")
+        layers[: config.freeze_layers].requires_grad_(False)
+    if config.freeze_embeddings:
+        model.embeddings.requires_grad_(False)
 
 
 def _keep_layers(model: Any, count: int) -> None:

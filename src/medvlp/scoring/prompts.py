@@ -60,13 +60,9 @@ def check_rule(rule: str) -> None:
 
 @dataclass(frozen=True)
 class PromptTable:
-    """The prompts of several classes, each text once.
+    """The prompts of C classes, as T different texts and the indices of each class's prompts in them.
 
-    Attributes:
-        classes: names of C classes.
-        texts: T different texts.
-        positive: indices in ``texts`` of each class's positive prompts; a repeated text counts repeatedly.
-        negative: indices of its negative prompts; empty in sets without negation.
+    A text that a class repeats counts repeatedly; ``negative`` is empty in sets without negation.
     """
 
     classes: tuple[str, ...]
@@ -76,11 +72,7 @@ class PromptTable:
 
     @classmethod
     def of(cls, prompts: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> "PromptTable":
-        """Build the table from class to (positive, negative) prompts.
-
-        Raises:
-            ConfigError: no class; a class without positive prompts; an empty prompt.
-        """
+        """Build the table from class to (positive, negative) prompts; each class needs a positive one."""
         if not prompts:
             raise ConfigError("zero-shot scores need at least one class with prompts")
         texts: dict[str, int] = {}
@@ -218,7 +210,7 @@ def zero_shot_auroc(
         images: (N, d) embeddings.
         labels: (N, K), columns ``names``: 1 present, 0 absent, anything else unknown and skipped.
         names: K class names.
-        prompts: class to its positive and its negative prompts.
+        prompts: class to (positive, negative) prompts.
         embed: n texts to (n, d); called once, with all prompts.
 
     Returns:
