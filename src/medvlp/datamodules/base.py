@@ -232,8 +232,17 @@ class RadiographDataModule(L.LightningDataModule):
         """Names of the K labels of the batches."""
         if self.train_set is None and self.test_set is None:
             self.setup("validate")
-        parts = (self.train_set, self.val_set, self.test_set)
-        return next(part.label_names for part in parts if part is not None)
+        return next(part.label_names for part in self._parts.values() if part is not None)
+
+    @property
+    def _parts(self) -> dict[Split, RadiographDataset | None]:
+        return {"train": self.train_set, "validate": self.val_set, "test": self.test_set}
+
+    def _part(self, split: Split) -> RadiographDataset:
+        self.setup("fit" if split == "train" else split)
+        part = self._parts[split]
+        assert part is not None
+        return part
 
     @property
     def preprocess(self) -> dict[str, Any]:
@@ -243,8 +252,7 @@ class RadiographDataModule(L.LightningDataModule):
     @property
     def skipped_at_index(self) -> pd.DataFrame:
         """Everything left out while indexing, with columns split, id, row, reason and broken."""
-        parts = {"train": self.train_set, "validate": self.val_set, "test": self.test_set}
-        frames = [part.dropped.assign(split=name) for name, part in parts.items() if part is not None]
+        frames = [part.dropped.assign(split=name) for name, part in self._parts.items() if part is not None]
         columns = ["split", "id", "row", "reason", "broken"]
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
@@ -260,18 +268,18 @@ class RadiographDataModule(L.LightningDataModule):
         }
 
     def sources(self) -> list[str | Path]:
-        """Return files and folders that the images come from: of one that lies in a phantom tree, all are phantoms."""
+        """Return files and folders that the images come from; one in a phantom tree makes all of them phantoms."""
         return [] if self.image_root is None else [self.image_root]
 
     def select_test(self, mask: Any) -> None:
-        """Keep the samples of the test part where ``mask``, a bool array (N,), is true: a benchmark's own selection."""
+        """Keep the test samples where ``mask``, a bool array (N,), is true."""
         if self.test_set is not None:
             self.test_set = self.test_set.subset(mask)
 
     def stand_in(self, split: Split, make: Callable[[], Dataset[Any]] | None) -> None:
-        """Let the loaders of a part read something else than its images: what a frozen encoder made of them.
+        """Let the loaders of a part read stored features of a frozen encoder instead of images.
 
-        ``make`` is called when the loader is made. It gives a dataset of as many samples, which takes lists of
+        ``make`` is called when the loader is built. It returns a dataset of as many samples, which takes lists of
         (index, epoch) in ``__getitems__`` and returns batches. None goes back to the images.
         """
         if make is None:
@@ -281,9 +289,7 @@ class RadiographDataModule(L.LightningDataModule):
 
     def training_texts(self) -> list[str]:
         """Return the whole training texts, to train a vocabulary on."""
-        self.setup("fit")
-        assert self.train_set is not None
-        return self.train_set.texts
+        return self._part("train").texts
 
     def attach_tokenizer(
         self, tokenizer: Any, max_length: int = 256, padding: Literal["longest", "max_length"] = "longest"
@@ -301,7 +307,7 @@ class RadiographDataModule(L.LightningDataModule):
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
     def _position(self) -> tuple[int, int, int, int] | None:
-        """Where the trainer stands: (epoch, batches of it done, batches per epoch, batches left in its own epoch).
+        """Return (epoch, batches of it done, batches per epoch, batches left in the trainer's epoch).
 
         By the number of batches trained on, not Lightning's epoch counter: a run that ``max_steps`` stops in mid-epoch
         saves that epoch as finished.
@@ -316,35 +322,31 @@ class RadiographDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches, sharded over the ranks; incomplete batches are dropped."""
-        self.setup("fit")
-        assert self.train_set is not None
+        train = self._part("train")
         world_size, rank = self._ranks()
-        if len(self.train_set) < self.batch_size * world_size:
+        if len(train) < self.batch_size * world_size:
             raise ConfigError(
-                f"{len(self.train_set)} training samples do not fill one batch of {self.batch_size} on"
+                f"{len(train)} training samples do not fill one batch of {self.batch_size} on"
                 f" {world_size} device(s); lower batch_size or raise fraction"
             )
-        dataset, options = self._source("train", self.train_set)
-        options["sampler"] = ResumableSampler(self.train_set, world_size, rank, seed=self.seed)
+        dataset, options = self._source("train", train)
+        options["sampler"] = ResumableSampler(train, world_size, rank, seed=self.seed)
         return ResumableLoader(dataset, batch_size=self.batch_size, drop_last=True, position=self._position, **options)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches in the order of the corpus."""
-        self.setup("validate")
-        assert self.val_set is not None
-        return self._eval_loader("validate", self.val_set)
+        return self._eval_loader("validate")
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches in the order of the corpus."""
-        self.setup("test")
-        assert self.test_set is not None
-        return self._eval_loader("test", self.test_set)
+        return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The batches of :meth:`test_dataloader`."""
         return self.test_dataloader()
 
-    def _eval_loader(self, split: Split, dataset: RadiographDataset) -> DataLoader[Any]:
+    def _eval_loader(self, split: Split) -> DataLoader[Any]:
+        dataset = self._part(split)
         command = self.trainer.state.fn if self.trainer is not None else None
         if not len(dataset) and command in ("validate", "test", "predict"):
             raise DataError(

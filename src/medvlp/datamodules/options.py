@@ -28,14 +28,16 @@ def adopt_options(module: type, reader: type, extra: Mapping[str, tuple[Any, Any
         reader: the corpus or table that is read; arguments that the module has as well are left to the module.
         extra: further arguments, each a type and a default, which come before the reader's options.
     """
-    own: dict[str, _Parameter] = {}
+    declared: dict[str, _Parameter] = {}
     for base in module.__mro__:
         if issubclass(base, L.LightningDataModule) and "__init__" in vars(base):
-            own |= {n: p for n, p in parameters(base).items() if p.kind is _Parameter.KEYWORD_ONLY and n not in own}
+            for name, parameter in parameters(base).items():
+                if parameter.kind is _Parameter.KEYWORD_ONLY:
+                    declared.setdefault(name, parameter)
     added = {n: _Parameter(n, _Parameter.KEYWORD_ONLY, annotation=t, default=d) for n, (t, d) in (extra or {}).items()}
-    options = {n: _without_path(p) for n, p in parameters(reader).items() if n not in own}
+    options = {n: _without_path(p) for n, p in parameters(reader).items() if n not in declared}
     required = {n: p for n, p in options.items() if p.default is _Parameter.empty}
-    ordered = required | added | options | {n: p for n, p in own.items() if n not in added}
+    ordered = required | added | options | {n: p for n, p in declared.items() if n not in added}
     initialise = module.__init__  # type: ignore[misc]
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:

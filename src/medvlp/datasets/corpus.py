@@ -98,7 +98,7 @@ class Corpus(ABC):
     name: ClassVar[str]
     """Layout name: of ``medvlp phantom``, ``medvlp doctor`` and :mod:`medvlp.splits`."""
     title: ClassVar[str]
-    """The corpus's own name."""
+    """Name that its authors give it."""
     source: ClassVar[str]
     """Where to get it, for the remedy in errors."""
     tasks: ClassVar[tuple[Task, ...]]
@@ -141,7 +141,7 @@ class Corpus(ABC):
 
     @property
     def remedy(self) -> str:
-        """What to do when the corpus is not there."""
+        """How to get the corpus."""
         return f"{self.source}, or write a phantom with: medvlp phantom {self.name} --root {self.root}"
 
     def examined(self) -> Self:
@@ -177,7 +177,7 @@ class Corpus(ABC):
         return self.root
 
     def has_table(self, name: str) -> bool:
-        """Whether the file of one of :attr:`tables` is there."""
+        """Whether the file of one of :attr:`tables` exists."""
         spec = self._spec(name)
         return spec.find(self.table_folder(spec)) is not None
 
@@ -233,7 +233,7 @@ class Corpus(ABC):
     def on_disk(
         self, images: pd.DataFrame, names: Iterable[str], files: Mapping[str, str], dropped: Dropped, where: Any
     ) -> pd.DataFrame:
-        """The images whose file is there, with its path in the column ``image``; the others are broken.
+        """The images whose file exists, with its path in the column ``image``; the others are broken.
 
         Args:
             images: with a column id, and the row of their table as column ``row`` or as index.
@@ -321,7 +321,7 @@ class Corpus(ABC):
         """Index the corpus.
 
         Args:
-            task: what the records are for; None takes every image with all that is known about it.
+            task: what the records are for; None takes every image with all annotations.
             pools: only records of these released parts (see :class:`~medvlp.splits.SplitInput`); None for all.
 
         Returns:

@@ -63,7 +63,7 @@ class COVIDx(Corpus):
 
     @classmethod
     def variants(cls, root: str | Path) -> tuple[dict[str, str], ...]:
-        """One for each version of which a list is there, with the classes that its lists have."""
+        """One for each version with a list, with the classes of its lists."""
         versions: dict[str, str] = {}
         for path in sorted(p for f in (Path(root), Path(root) / "labels") for p in f.glob("t*.txt")):
             version = "kaggle" if path.name in _KAGGLE.values() else path.stem.partition("_")[2]
@@ -75,7 +75,7 @@ class COVIDx(Corpus):
         return tuple({"version": version, "classes": classes} for version, classes in sorted(versions.items()))
 
     def list_path(self, pool: str) -> Path | None:
-        """The list of a part ("train", "validate" or "test"), or None where it is not there."""
+        """The list of a part ("train", "validate" or "test"), or None if it does not exist."""
         if self.version == "kaggle":
             names = [_KAGGLE[pool]]
         else:

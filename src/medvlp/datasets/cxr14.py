@@ -50,7 +50,7 @@ class ChestXray14(Corpus):
     Args:
         root: folder of the corpus.
         labels_version: label table: "v2020", "2017" (they differ in about 0.16 % of the rows), or "auto" for the newest
-            there is.
+            available.
         classes: labels to keep, in this order; None keeps the 14 and "No Finding".
         views: values of View Position to keep, after the split.
     """

@@ -47,16 +47,16 @@ def mimic_paths(root: Path, names: Sequence[str]) -> list[str]:
     They lie as released, without the folder ``files``, or all in one folder, and may have another ending. The first 20
     decide: asking for each of 377,110 files in every layout takes minutes on a network disk.
     """
-    folders: tuple[Callable[[str], str], ...] = (
+    layouts: tuple[Callable[[str], str], ...] = (
         lambda name: name,
         lambda name: name.removeprefix("files/"),
         lambda name: "files/" + name.rpartition("/")[2],
         lambda name: name.rpartition("/")[2],
     )
     for suffix in ("", ".jpg", *IMAGE_SUFFIXES):
-        for place in folders:
-            if any(os.path.isfile(_ended(root, place(name), suffix)) for name in names[:20]):
-                return [_ended(root, place(name), suffix) for name in names]
+        for layout in layouts:
+            if any(os.path.isfile(_ended(root, layout(name), suffix)) for name in names[:20]):
+                return [_ended(root, layout(name), suffix) for name in names]
     return [_ended(root, name, "") for name in names]
 
 

@@ -105,7 +105,7 @@ def prepare_images(images: AnyImage | Sequence[AnyImage], preprocess: dict[str, 
         )
     several = list(images) if isinstance(images, list | tuple) else [images]
     if not several:
-        raise ConfigError("there is no image")
+        raise ConfigError("no image given")
     transform = build_transform(preprocess["transform"], int(preprocess["size"]), train=False)
     grey = [grey_levels(image, preprocess.get("intensity", "standard")) for image in several]
     resized = [transform.resize.image(torch.from_numpy(array)[None]) for array in grey]

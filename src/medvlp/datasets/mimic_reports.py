@@ -33,7 +33,7 @@ _SCHEMA = pa.schema(
 )
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     path: Path | None  # file or archive
     member: str  # name in the archive, or ""
     size: int  # in bytes, −1 if there is no such report
@@ -58,12 +58,12 @@ class Reports:
                     raise DataError(f"{path} is not a readable zip file; download it again") from error
                 self.archives.append((path, members))
 
-    def locate(self, subject: str, study: str) -> _Place:
+    def locate(self, subject: str, study: str) -> _Location:
         """Find a report; archives first, which costs no access to the disk."""
         name = f"s{study}.txt"
         for path, members in self.archives:
             if (hit := members.get(name)) is not None:
-                return _Place(path, *hit)
+                return _Location(path, *hit)
         nested = f"p{subject[:2]}/p{subject}/{name}"
         names = (f"files/{nested}", nested, f"files/{name}", name)
         for path in (root / name for root in self.roots for name in names):
@@ -71,40 +71,40 @@ class Reports:
                 status = path.stat()
             except OSError:
                 continue
-            return _Place(path, "", status.st_size, status.st_mtime_ns)
-        return _Place(None, "", -1, 0)
+            return _Location(path, "", status.st_size, status.st_mtime_ns)
+        return _Location(None, "", -1, 0)
 
 
-def _loose(place: _Place) -> bytes | None:
-    if place.path is None or place.member or not 0 < place.size <= _MAX_BYTES:
+def _loose(location: _Location) -> bytes | None:
+    if location.path is None or location.member or not 0 < location.size <= _MAX_BYTES:
         return None
     try:
-        with place.path.open("rb") as file:
+        with location.path.open("rb") as file:
             return file.read(_MAX_BYTES)
     except OSError:
         return None
 
 
-def _read_archives(places: list[_Place], contents: list[bytes | None]) -> set[int]:
+def _read_archives(locations: list[_Location], contents: list[bytes | None]) -> set[int]:
     """Fill in the contents of the reports that lie in archives; returns which are damaged."""
     damaged: set[int] = set()
-    for path in {place.path for place in places if place.path is not None and place.member}:
+    for path in {location.path for location in locations if location.path is not None and location.member}:
         with zipfile.ZipFile(path) as archive:
-            for i, place in enumerate(places):
+            for i, location in enumerate(locations):
                 # a member never unpacks to more than the size that it declares
-                if place.path == path and place.member and place.size <= _MAX_BYTES:
+                if location.path == path and location.member and location.size <= _MAX_BYTES:
                     try:
-                        contents[i] = archive.read(place.member)
+                        contents[i] = archive.read(location.member)
                     except (*READ_ERRORS, ValueError):
                         damaged.add(i)  # a wrong checksum, broken or encrypted data
     return damaged
 
 
-def _text(place: _Place, data: bytes | None) -> tuple[str, str]:
+def _text(location: _Location, data: bytes | None) -> tuple[str, str]:
     """What is wrong with a report file, "" if nothing, and its text."""
-    if place.size > _MAX_BYTES:
+    if location.size > _MAX_BYTES:
         return "report larger than 1 MiB", ""
-    if place.path is None or (data is None and place.size != 0):
+    if location.path is None or (data is None and location.size != 0):
         return "missing report file", ""
     if data is None or not data.strip():
         return "empty report file", ""
@@ -121,27 +121,27 @@ def read_sections(
     pairs = list(zip(studies["subject_id"], studies["study_id"], strict=True))
     # many small files on a network disk: the threads wait for the disk, not for the interpreter
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        places = list(pool.map(lambda p: reports.locate(*p), pairs, chunksize=64))
-        cache = _cache_path(cache_dir, pairs, places)
+        locations = list(pool.map(lambda p: reports.locate(*p), pairs, chunksize=64))
+        cache = _cache_path(cache_dir, pairs, locations)
         if cached := _load_cache(cache, set(studies["study_id"])):
             return cached
-        contents = list(pool.map(_loose, places, chunksize=64))
-    damaged = _read_archives(places, contents)
+        contents = list(pool.map(_loose, locations, chunksize=64))
+    damaged = _read_archives(locations, contents)
     result: dict[str, tuple[str, Sections | None]] = {}
-    for i, ((_, study), place, data) in enumerate(zip(pairs, places, contents, strict=True)):
-        problem, text = (f"damaged in {REPORTS_ZIP}", "") if i in damaged else _text(place, data)
+    for i, ((_, study), location, data) in enumerate(zip(pairs, locations, contents, strict=True)):
+        problem, text = (f"damaged in {REPORTS_ZIP}", "") if i in damaged else _text(location, data)
         result[study] = (problem, None if problem else parse_report(text))
     if cache is not None and result:
         _save_cache(cache, result)
     return result
 
 
-def _cache_path(cache_dir: Path | None, pairs: list[tuple[str, str]], places: list[_Place]) -> Path | None:
+def _cache_path(cache_dir: Path | None, pairs: list[tuple[str, str]], locations: list[_Location]) -> Path | None:
     if cache_dir is None:
         return None
     digest = hashlib.blake2b(b"sections-1", digest_size=12)
-    for (subject, study), place in zip(pairs, places, strict=True):
-        digest.update(f"{subject} {study} {place.size} {place.stamp}\n".encode())
+    for (subject, study), location in zip(pairs, locations, strict=True):
+        digest.update(f"{subject} {study} {location.size} {location.stamp}\n".encode())
     return cache_dir / f"mimic-cxr-sections-{digest.hexdigest()}.parquet"
 
 

@@ -53,7 +53,7 @@ class MSCXR(Corpus):
     Args:
         root: folder of the annotations.
         mimic_root: folder of MIMIC-CXR-JPG, if the images are not under root.
-        annotations: "csv", "json", or "auto" for the newest release there is, csv first.
+        annotations: "csv", "json", or "auto" for the newest available release, csv first.
     """
 
     name = "ms_cxr"
@@ -151,7 +151,7 @@ class MSCXR(Corpus):
                 file = str(image.get("path") or image["file_name"])
                 text, category = str(annotation["label_text"]), names[annotation["category_id"]]
                 size = [annotation.get(key, image.get(key, "")) for key in ("width", "height")]
-                own = [image.get(key, value) for key, value in zip(("width", "height"), size, strict=True)]
+                of_image = [image.get(key, value) for key, value in zip(("width", "height"), size, strict=True)]
                 if len(box) != 4:
                     raise ValueError(f"{len(box)} numbers")
             except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -159,7 +159,7 @@ class MSCXR(Corpus):
                 raise DataError(f"{path}: annotation {number} {reason} or names what is not there; {again}") from error
             split = annotation.get("split") or image.get("split") or ""
             stem = file.replace("\\", "/").rpartition("/")[2].rpartition(".")[0]
-            rows.append([stem, category, text.strip(), file, *map(str, (*box, *size)), str(split), size != own])
+            rows.append([stem, category, text.strip(), file, *map(str, (*box, *size)), str(split), size != of_image])
         frame = pd.DataFrame(rows, columns=[*_TEXTS, *_BOX, *_SIZE, "split", "two_sizes"])
         return frame.astype({name: object for name in _TEXTS})
 

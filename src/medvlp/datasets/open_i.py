@@ -157,9 +157,9 @@ class OpenI(ReportCorpus):
                 f" the images from {self.remedy}"
             )
         known = set(images["id"])
-        there = {f"{_image_id(name, known)}{os.path.splitext(name)[1]}": path for name, path in files.items()}
-        place = images["place"] + f" (sought under {self.root})"
-        return self.on_disk(images, images["id"] + ".png", there, dropped, place)
+        listed = {f"{_image_id(name, known)}{os.path.splitext(name)[1]}": path for name, path in files.items()}
+        where = images["place"] + f" (sought under {self.root})"
+        return self.on_disk(images, images["id"] + ".png", listed, dropped, where)
 
     def _texts(
         self, images: pd.DataFrame, reports: dict[int, OpenIReport], dropped: Dropped

@@ -45,10 +45,10 @@ class OpenIReport:
         paths = [[" ".join(part.split()).lower() for part in term.split("/")] for term in self.terms]
         if not paths or any(path[0] == _NOT_INDEXED for path in paths):
             return {}
-        found = {NO_FINDING: float(all(path[0] == _NORMAL for path in paths))}
+        labels = {NO_FINDING: float(all(path[0] == _NORMAL for path in paths))}
         for label, terms in MESH_LABELS.items():
-            found[label] = float(any(_stands_for(path, term) for path in paths for term in terms))
-        return found
+            labels[label] = float(any(_stands_for(path, term) for path in paths for term in terms))
+        return labels
 
 
 def _stands_for(path: Sequence[str], term: str) -> bool:

@@ -11,7 +11,7 @@ from medvlp.io.reports import CLEANINGS, POLICIES, Sections, count_tokens, repor
 
 
 class ReportCorpus(Corpus):
-    """A corpus with reports, of which sections make up the text by ``report_policy``, one of :attr:`policies`."""
+    """A corpus with reports; ``report_policy``, one of :attr:`policies`, selects the sections of the text."""
 
     policies: ClassVar[tuple[str, ...]] = POLICIES
     either: ClassVar[tuple[str, ...]] = ("both",)

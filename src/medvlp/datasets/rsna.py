@@ -144,7 +144,7 @@ class RSNAPneumonia(Corpus):
             dropped.extend(frame["patientId"][~known], frame.index[~known], "a label, but no such test image")
             parts = [self._annotated(frame[known], str(self.test_labels), folder, dropped, has_boxes=has_boxes)]
             bare = ids[~ids.isin(frame["patientId"])]
-        # images of which nothing is known but that they are there
+        # images without labels
         bare = bare[self.sound_rows(dropped, bare, {"missing image file": ~bare.isin(files.keys())}, where)]
         columns = {"id": bare, "image": bare.map(files), "row": bare.index, "boxes": [[] for _ in bare]}
         images = pd.concat([*parts, pd.DataFrame({**columns, PNEUMONIA: np.nan})], ignore_index=True)

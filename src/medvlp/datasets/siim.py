@@ -42,7 +42,7 @@ class SIIMPneumothorax(Corpus):
     Args:
         root: folder of the challenge.
         stage: which table: 1 for ``train-rle.csv`` (11,582 rows, 10,675 images), 2 for ``stage_2_train.csv`` (12,954
-            rows, 12,047 images), "auto" for stage 2 where its table is there, else stage 1.
+            rows, 12,047 images), "auto" for stage 2 if its table exists, else stage 1.
         table: the table, if it lies elsewhere or has another name; ``stage`` is then ignored.
     """
 
