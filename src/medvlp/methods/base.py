@@ -108,8 +108,6 @@ class PretrainModule(TrainingModule):
         self.evaluation: dict[str, Any] = {}  # of the last epoch: studies, zero_shot (finding → AUROC), logged scores
         self.pairs = SampleStore(["image", "text", "label", "same_text"])
 
-    # ---------------------------------------------------------------- the contract
-
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Encode a batch (:mod:`medvlp.datamodules.base`) once.
@@ -135,12 +133,7 @@ class PretrainModule(TrainingModule):
         return unit_length(self.encode_images(images), self)
 
     def embed_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
-        """Return L2-normalised embeddings (N, d) of N texts, encoded ``chunk`` at a time.
-
-        Raises:
-            NotSupportedError: the method has no text encoder.
-            ConfigError: no tokenizer yet.
-        """
+        """Return L2-normalised embeddings (N, d) of N texts, encoded ``chunk`` at a time."""
         return torch.cat([unit_length(part, self) for part in self._encode_texts(texts, chunk)])
 
     def encode_texts(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
@@ -155,8 +148,6 @@ class PretrainModule(TrainingModule):
         for start in range(0, len(texts), chunk):
             tokens = tokenizer(list(texts[start : start + chunk]), return_tensors="pt", **options).to(self.device)
             yield self.encode_tokens(tokens["input_ids"], tokens["attention_mask"])
-
-    # ---------------------------------------------------------------- the contract: optional, for tasks
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """Return L2-normalised embeddings of the cells of images: (B, 3, S, S) → (B, d, h, w)."""
@@ -195,9 +186,6 @@ class PretrainModule(TrainingModule):
 
         See :func:`medvlp.losses.contrastive.image_text_contrast`. Without :attr:`global_contrast` (some official
         variants) each rank contrasts only its own batch.
-
-        Raises:
-            ConfigError: a global batch of one pair.
         """
         gather = self.global_contrast
         self._need_two(len(image))
@@ -215,8 +203,6 @@ class PretrainModule(TrainingModule):
     def _need_two(self, pairs: int) -> None:
         if self.training and pairs * (distributed.world_size() if self.global_contrast else 1) < 2:
             raise ConfigError("a contrast needs at least two pairs: raise data.batch_size")
-
-    # ---------------------------------------------------------------- tokenizer and data module
 
     def attach_tokenizer(self, tokenizer: Any) -> None:
         """Set the (fast) tokenizer; raise a ConfigError if it has more entries than the text encoder's vocabulary."""
@@ -255,8 +241,6 @@ class PretrainModule(TrainingModule):
             text = self.text_config
             datamodule.attach_tokenizer(self.tokenizer, max_length=text.max_length, padding=text.padding)
 
-    # ---------------------------------------------------------------- training
-
     def configure_callbacks(self) -> list[L.Callback]:
         """Add the moving average if ``ema_decay`` is set."""
         callbacks = super().configure_callbacks()
@@ -285,15 +269,8 @@ class PretrainModule(TrainingModule):
         self._need_two(size)  # before a batch norm fails on a single pair, with a less helpful error
         return self.sum_and_log(self.losses(batch, self.encode(batch)), size)
 
-    # ---------------------------------------------------------------- evaluation
-
     def zero_shot_auroc(self, image: Tensor, label: Tensor) -> dict[str, float]:
-        """Compute the zero-shot AUROC per finding and their mean; empty without prompts or a text encoder.
-
-        Args:
-            image: embeddings, (N, d).
-            label: labels in the order of :attr:`label_names`, (N, K).
-        """
+        """Compute zero-shot AUROCs and their mean from embeddings (N, d) and labels (N, K); empty without prompts."""
         if self.prompts is None or self.tokenizer is None:
             return {}
         return zero_shot_auroc(image, label, self.label_names, self.prompts.among(self.label_names), self.embed_text)
@@ -355,13 +332,9 @@ class PretrainModule(TrainingModule):
         vectors = {side: unit_length(outputs[side], self) for side in sides}
         return {"id": batch["id"], "index": batch["index"], **vectors}
 
-    # ---------------------------------------------------------------- inference
-
     zero_shot = inference.zero_shot
     ground = inference.ground
     explain = inference.explain
-
-    # ---------------------------------------------------------------- checkpoints
 
     hyperparameters = hyperparameters_of
     payload = payload_of
@@ -383,11 +356,7 @@ class PretrainModule(TrainingModule):
         self._give_tokenizer(getattr(trainer, "datamodule", None))
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint for :func:`medvlp.load`; it cannot resume training.
-
-        Raises:
-            CheckpointError: no tokenizer yet, or a hyper-parameter that is not a plain value.
-        """
+        """Write a checkpoint for :func:`medvlp.load`; it cannot resume training."""
         weights = {name: value.detach().clone() for name, value in self.state_dict().items()}
         checkpoint: dict[str, Any] = {"state_dict": weights, "epoch": 0, "global_step": 0}
         checkpoint["pytorch-lightning_version"] = L.__version__

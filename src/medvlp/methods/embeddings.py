@@ -16,11 +16,7 @@ def tokenizer_of(model: Any) -> Any:
 
 
 def unit_length(vectors: Tensor, module: Any, dim: int = -1) -> Tensor:
-    """L2-normalise the embeddings of a method along ``dim``, in float32.
-
-    Raises:
-        CheckpointError: a vector is NaN, infinite or too long for float32.
-    """
+    """L2-normalise the embeddings of a method along ``dim``, in float32; raise a CheckpointError unless finite."""
     vectors = vectors.float()
     if not vectors.norm(dim=dim).isfinite().all():
         raise CheckpointError(

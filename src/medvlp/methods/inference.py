@@ -49,11 +49,6 @@ def zero_shot(
 
     Returns:
         One row per image, one column per class, larger where the class is more likely.
-
-    Raises:
-        NotSupportedError: the method has no text encoder.
-        ConfigError: no prompts, an empty one, or an unknown rule.
-        DataError: an input is not an image.
     """
     table = PromptTable.of(_classes(prompts, model.prompts))
     rule = rule or table.default_rule
@@ -101,10 +96,6 @@ def ground(
     Returns:
         For each image float32 (P, H, W) in [−1, 1], upsampled bilinearly to the image as it was read, after undoing
         resize and crop; NaN outside the crop.
-
-    Raises:
-        NotSupportedError: the method has no text encoder, or no patch embeddings.
-        DataError: an empty phrase, or an input that is not an image.
     """
     phrases = [phrases] if isinstance(phrases, str) else list(phrases)
     if not phrases or any(not isinstance(phrase, str) or not phrase.strip() for phrase in phrases):

@@ -94,11 +94,7 @@ def arguments(kind: type) -> dict[str, Any]:
 
 
 def checked_hyperparameters(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stored arguments of a method's class as the declared types, with encoders without weight sources.
-
-    Raises:
-        CheckpointError: an unknown argument, or a value of another type.
-    """
+    """Return the stored arguments of a method's class as the declared types, with encoders without weight sources."""
     accepted = arguments(kind)
     if unknown := [name for name in values if name not in accepted]:
         raise CheckpointError(f"unknown hyper-parameter {unknown[0]!r}; expected one of: {', '.join(accepted)}")

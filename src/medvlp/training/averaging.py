@@ -26,9 +26,6 @@ class MovingAverage(L.Callback):
     below the rounding of half precision; integer buffers (position ids, counters) are copied, since averages in
     floating point may round down; and the average stays in place until validation has ended, since the module's own
     hook, which embeds the prompts, runs after those of the callbacks.
-
-    Args:
-        decay: in [0, 1).
     """
 
     def __init__(self, decay: float = 0.999) -> None:

@@ -12,11 +12,7 @@ from medvlp.store import atomic_write
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint atomically: a kill or a full disk leaves an older file of that name intact.
-
-    Raises:
-        OSError: the file cannot be written; the error names it.
-    """
+    """Write a checkpoint atomically: a kill or a full disk leaves an older file of that name intact."""
     try:
         with atomic_write(path) as file:
             torch.save(checkpoint, file)

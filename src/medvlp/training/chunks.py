@@ -20,9 +20,6 @@ def split_batch(batch: dict[str, Any], chunks: int) -> list[dict[str, Any]]:
     """Split a batch along its samples, as ``torch.tensor_split`` does.
 
     Lists of another length (``skipped``), plain values and tensors without dimensions go to every chunk.
-
-    Raises:
-        ConfigError: more chunks than samples, or a tensor with another number of rows.
     """
     size = len(batch["image"])
     if not 1 <= chunks <= size:
@@ -83,9 +80,6 @@ def encode_in_chunks(
         batch: the whole batch.
         chunks: number of chunks, from 1 to the number of samples.
         module: module with the buffers of ``encode``.
-
-    Raises:
-        ConfigError: a batch that cannot be split, a chunk of one pair for a batch norm, or outputs that do not fit.
     """
     dtype = torch.get_default_dtype()  # precision 64-true changes it in the forward pass, but not in the backward pass
 

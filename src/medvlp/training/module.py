@@ -98,8 +98,6 @@ class TrainingModule(L.LightningModule, ABC):
 
         return super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
 
-    # ---------------------------------------------------------------- training
-
     def configure_callbacks(self) -> list[L.Callback]:
         """Return the guards of every run."""
         present = any(isinstance(callback, StopGuard) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -138,8 +136,6 @@ class TrainingModule(L.LightningModule, ABC):
             for optimizer in self.trainer.optimizers:
                 check_optimizer(optimizer)
 
-    # ---------------------------------------------------------------- checkpoints
-
     @abstractmethod
     def payload(self) -> dict[str, Any]:
         """Return the contents of the checkpoint beside weights and training state, as plain values."""
@@ -154,11 +150,7 @@ class TrainingModule(L.LightningModule, ABC):
         raise NotSupportedError(f"{cls.__name__}.load_from_checkpoint: use medvlp.load(path) for a method's checkpoint")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Override: accept names of compiled modules, check values, name the file in errors.
-
-        Raises:
-            CheckpointError: names, shapes or kinds of numbers differ, or a value is NaN or infinite.
-        """
+        """Override: accept names of compiled modules, reject non-finite values, name the file in errors."""
         where = self._checkpoint_path()
         names = {name.replace(COMPILED, ""): name for name in self.state_dict()}
         with restoring(where):
@@ -196,11 +188,7 @@ class TrainingModule(L.LightningModule, ABC):
                 checkpoint[key] = {name.replace(COMPILED, ""): value for name, value in checkpoint[key].items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the payload; check the state of callbacks and, in a resumed fit, of training.
-
-        Raises:
-            CheckpointError: an entry is missing, of another type, or of another method or task.
-        """
+        """Restore the payload; check the state of callbacks and, in a resumed fit, of training."""
         with restoring(self._checkpoint_path()):
             self.take_payload(checkpoint)
             trainer = compat.trainer_of(self)

@@ -125,15 +125,8 @@ def warmup_cosine(
 ) -> float:
     """Linear warm-up, then half a cosine (MGCA, MaCo and, by the paper, G2D).
 
-    ``start + (lr − start)·t/W`` for t < W, then ``min + (lr − min)·½(1 + cos(π (t − W)/(T − W)))``.
-
-    Args:
-        step: t ≥ 0, in optimiser steps or fractional epochs (the unit of W and T as well).
-        lr: peak learning rate.
-        warmup: W ≥ 0.
-        total: T > W; later steps keep ``min_lr``.
-        min_lr: final learning rate.
-        start_lr: initial learning rate; ``min_lr`` if None.
+    ``start + (lr − start)·t/W`` for t < W, then ``min + (lr − min)·½(1 + cos(π (t − W)/(T − W)))`` until T. Step t,
+    warm-up W and total T are in optimiser steps or fractional epochs. ``start_lr`` defaults to ``min_lr``.
     """
     start = min_lr if start_lr is None else start_lr
     if step < warmup:

@@ -34,11 +34,7 @@ def restoring(where: str) -> Iterator[None]:
 
 
 def read_training_state(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the numbers of optimiser and schedule states in a checkpoint.
-
-    Raises:
-        CheckpointError: an entry needed to resume is missing (Lightning would start from zero) or of another type.
-    """
+    """Return the numbers of optimiser and schedule states in a checkpoint; raise if it cannot be resumed."""
     expected = {"epoch": int, "global_step": int, "optimizer_states": list, "lr_schedulers": list, "loops": dict}
     for name, kind in expected.items():
         if name not in checkpoint:
@@ -77,11 +73,7 @@ _SCALARS = (type(None), bool, int, float, str, dict, list, tuple)
 
 
 def conform(value: Any, kind: Any, where: str) -> Any:
-    """Return a stored plain value as the annotated type ``kind``: dictionaries become dataclasses, lists tuples.
-
-    Raises:
-        CheckpointError: the value of the entry ``where`` is of another type.
-    """
+    """Return the plain value of entry ``where`` as type ``kind``: dictionaries become dataclasses, lists tuples."""
     kind = type(None) if kind is None else kind
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):

@@ -62,8 +62,6 @@ class StopGuard(Checkpoint):
         self._aligned = True
         self._process = os.getpid()
 
-    # ---------------------------------------------------------------- last.ckpt
-
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take over the writing of ``last.ckpt``; write checkpoints atomically."""
         self._reset()
@@ -144,8 +142,6 @@ class StopGuard(Checkpoint):
         """Return the writing of ``last.ckpt`` to Lightning."""
         self._release()
 
-    # ---------------------------------------------------------------- signals
-
     def _watch(self, trainer: L.Trainer, batches: Any) -> None:
         """Replace Lightning's signal handlers, which synchronise processes in the middle of a step."""
         if trainer.world_size > 1:
@@ -217,8 +213,6 @@ class StopGuard(Checkpoint):
             self._requeue(signum)
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
-
-    # ---------------------------------------------------------------- processes that hang
 
     def _set_timeout(self, trainer: L.Trainer, timeout: timedelta) -> None:
         usual = distributed.DEFAULT_TIMEOUT

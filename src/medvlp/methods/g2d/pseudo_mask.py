@@ -124,11 +124,8 @@ def body_mask(images: Tensor) -> Tensor:
     The paper only says "histogram-based thresholding". Bright pixels alone would miss the lungs, which are as dark as
     the air outside but surrounded by tissue.
 
-    Args:
-        images: (B, C, H, W), bright = dense, any affine intensity range; channels are averaged.
-
-    Returns:
-        (B, 1, H, W) bool; all True for a constant image.
+    Images (B, C, H, W), bright = dense in any affine range, are averaged over channels; the result (B, 1, H, W) is all
+    True for a constant image.
     """
     gray = images.float().mean(1, keepdim=True)
     bright = gray > otsu_threshold(gray)[:, None, None, None]
@@ -146,13 +143,7 @@ def _block_counts(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def weighted_quantile(values: Tensor, weights: Tensor, q: float) -> Tensor:
-    """Return the row-wise ``numpy.quantile(numpy.repeat(values, weights), q)``, (N,).
-
-    Args:
-        values: (N, n) float.
-        weights: (N, n) integers ≥ 0; a row of zeros gives NaN.
-        q: in [0, 1].
-    """
+    """Return ``numpy.quantile(numpy.repeat(values, weights), q)`` of each row, (N, n) → (N,); NaN without weight."""
     ordered, order = values.sort(dim=1)
     ends = weights.gather(1, order).double().cumsum(1)
     total = ends[:, -1:]
@@ -171,11 +162,7 @@ def weighted_gmm_threshold(values: Tensor, weights: Tensor, iterations: int = 10
     """Return the threshold between two Gaussians fitted by expectation-maximisation, (N,).
 
     It is the lowest value above the lower mean that more likely belongs to the upper component, else the largest value.
-
-    Args:
-        values: (N, n) float.
-        weights: (N, n) ≥ 0, frequencies of the values.
-        iterations: number of EM steps; a convergence test would need the host.
+    ``weights`` are frequencies of the values, (N, n). A convergence test would need the host.
     """
     x = values.double()
     w = weights.double() / weights.double().sum(1, keepdim=True).clamp_min(1e-12)
