@@ -80,17 +80,8 @@ class TaskRecord:
 class GridFile:
     """Content of ``grid.json``.
 
-    Attributes:
-        name: name of the grid.
-        title: heading of the page.
-        medvlp: version that wrote the file.
-        methods: names in the order of tables, to titles.
-        tasks: names in the order of tables.
-        runs: combinations of seeds.
-        cannot: method to the tasks for which tables print "/".
-        watts: assumed power of a device.
-        jobs: all jobs of the grid.
-        panels: files of predictions on images.
+    ``methods`` (names to titles) and ``tasks`` are in the order of tables, ``runs`` holds the combinations of seeds,
+    ``cannot`` the tasks of each method for which tables print "/", ``medvlp`` the version that wrote the file.
     """
 
     name: str | None = None
@@ -106,14 +97,9 @@ class GridFile:
 
     @classmethod
     def read(cls, folder: str | Path, frame: pd.DataFrame | None = None) -> Self:
-        """Read and check the file of a folder.
+        """Read and check the file of a folder; without it, as beside results of single runs, all is empty.
 
-        Args:
-            folder: that of a results file. Without ``grid.json``, as beside results of single runs, all is empty.
-            frame: rows of :func:`medvlp.benchmark.rows.collected`; methods and tasks that only they name are appended.
-
-        Raises:
-            DataError: the file is damaged.
+        Methods and tasks that only the rows in ``frame`` name (:func:`medvlp.benchmark.rows.collected`) are appended.
         """
         path = Path(folder) / NAME
         grid = record_of(cls, read_json(path, _REMEDY), f"{path}:") if path.exists() else cls(jobs=[])
@@ -133,15 +119,10 @@ class GridFile:
 
 
 def record_of(kind: Any, value: Any, where: str) -> Any:
-    """Build one of the classes of this module from JSON.
-
-    Args:
-        kind: the class, or a type that its annotations name.
-        value: what :func:`json.loads` returned; keys that the class does not have are ignored.
-        where: file and entry, for errors.
+    """Build a class of this module, or a type of its annotations, from JSON; unknown keys are ignored.
 
     Raises:
-        DataError: a required key is missing, or a value has another type.
+        DataError: a required key is missing, or a value has another type; ``where`` names file and entry.
     """
     options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     if kind is Any or (value is None and NoneType in options):

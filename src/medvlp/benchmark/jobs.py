@@ -73,10 +73,8 @@ def _hashed(job: Job, weights: str | None) -> Job:
 def expand(grid: Grid) -> list[Job]:
     """Return the jobs of a grid: pre-training first, then one combination of seeds after the other.
 
-    A task that trains nothing is run once per encoder, whatever the seeds of subset and head.
-
-    Raises:
-        ConfigError: an unknown method, task or protocol, an invalid config, or two identical jobs.
+    A task that trains nothing is run once per encoder, whatever the seeds of subset and head. Two identical jobs are an
+    error.
     """
     names = [seeds.label for seeds in grid.runs]
     if repeated := [name for i, name in enumerate(names) if name in names[:i]]:

@@ -45,11 +45,7 @@ class Predictions:
 
 
 def measures_of(row: Row) -> Measures:
-    """Return the function from samples (and weights, (R, N)) to all metrics of the row's task.
-
-    Raises:
-        RowError: unknown task, or the row's notes are incomplete.
-    """
+    """Return the function from samples (and weights, (R, N)) to all metrics of the row's task."""
     if row["task"] not in TASKS:
         raise RowError("no facts", f"unknown task {row['task']!r}; expected one of: {', '.join(TASKS)}")
     try:
@@ -62,11 +58,7 @@ def measures_of(row: Row) -> Measures:
 
 
 def predictions_path(row: Row, folder: str | Path) -> Path:
-    """Return the predictions file of a row; ``folder`` is that of the results file.
-
-    Raises:
-        RowError: the row names none, or the file does not exist.
-    """
+    """Return the predictions file of a row of the results file in ``folder``; without one it is a :class:`RowError`."""
     name, line = row.get("predictions"), f", line {row['line']}" if row.get("line") else ""
     method, task = row.get("bm_method") or row.get("method"), row.get("bm_task") or row.get("task")
     where = f"the row {method}, {task}, {row.get('metric')}{line}"
@@ -81,11 +73,7 @@ def predictions_path(row: Row, folder: str | Path) -> Path:
 
 
 def samples_of(row: Row, folder: str | Path) -> Predictions:
-    """Read the predictions of a row; ``folder`` is that of the results file.
-
-    Raises:
-        RowError: there are none, or the file is damaged.
-    """
+    """Read the predictions of a row of the results file in ``folder``; a :class:`RowError` says why it cannot."""
     return _read(predictions_path(row, folder))
 
 

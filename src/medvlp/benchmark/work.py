@@ -99,11 +99,7 @@ def is_done(work: Path, job: Job) -> bool:
 
 
 def checkpoint_of(work: Path, job: Job) -> Path:
-    """Return the checkpoint of a pre-training job that is done.
-
-    Raises:
-        CheckpointError: it does not exist, or is not the one that the results were made with.
-    """
+    """Return the checkpoint of a pre-training job that is done; it must be the one that results were made with."""
     folder = job_folder(work, job)
     state = read_state(folder) or {}
     path: Path = folder / state.get("checkpoint", _LAST)
@@ -118,12 +114,7 @@ def checkpoint_of(work: Path, job: Job) -> Path:
 
 
 def run_job(job: Job, work: Path, checkpoint: Path | None = None) -> dict[str, Any]:
-    """Run a job, or resume it.
-
-    Args:
-        job: of a grid.
-        work: the benchmark's folder.
-        checkpoint: of the pre-training job that it needs.
+    """Run a job, or resume it, from the checkpoint of the pre-training job that it needs.
 
     Returns:
         The content of ``state.json``: "state" is "done" or "failed", with the reason in "error".

@@ -49,10 +49,8 @@ _PRINTED = ("task", "dataset", "protocol", "metric", "fraction", "class")
 def reported() -> pd.DataFrame:
     """Return all numbers of the papers' tables, in the papers' order; do not change the frame.
 
-    Returns:
-        One row per printed cell. The columns are those of ``reported.csv``, as strings except ``value`` and ``std``
-        (float, NaN if none is printed), and also ``printed`` and ``printed_std`` (as printed; "-", "/" or "?" instead
-        of a value) and ``flags`` (tuples of strings).
+    The columns are those of ``reported.csv``, as strings except ``value`` and ``std`` (float, NaN if none is printed),
+    and also ``printed`` and ``printed_std`` (as printed; "-", "/" or "?" instead of a value) and ``flags`` (tuples).
     """
     with resources.files(__package__).joinpath("reported.csv").open(encoding="utf-8") as file:
         frame = pd.read_csv(file, dtype=str, keep_default_na=False)
@@ -161,11 +159,7 @@ class Layout:
         return any(spec.printed["task"].startswith(_ABLATION) for spec in self.columns)
 
     def reported_cell(self, row: LayoutRow, spec: Spec) -> Reported | None:
-        """Return the paper's cell at a row and column; None if there is none.
-
-        Raises:
-            DataError: several cells match.
-        """
+        """Return the paper's cell at a row and column; None if there is none."""
         backbones = {backbone for backbone in (row.backbone, spec.backbone) if backbone is not None}
         key = (self.paper, self.table, row.method, *(spec.printed[name] for name in _PRINTED))
         matches = [cell for backbone, cell in _reported_cells().get(key, ()) if backbones <= {backbone}]
@@ -178,11 +172,7 @@ class Layout:
 
 
 def layout(name: str) -> Layout:
-    """Return a layout by its name, such as ``g2d-2a``.
-
-    Raises:
-        ConfigError: unknown name.
-    """
+    """Return a layout by its name, such as ``g2d-2a``."""
     if name not in layouts():
         raise ConfigError(f"unknown layout {name!r}; expected one of: {', '.join(layouts())}")
     return layouts()[name]

@@ -53,7 +53,7 @@ def own_tables(
 
 
 def rows_left_out(frame: pd.DataFrame, grid: GridFile, metrics: Sequence[str] = ()) -> str:
-    """Name the runs that :func:`own_tables` cannot show, with the same arguments; empty if there are none."""
+    """Name the runs that :func:`own_tables` cannot show; empty if there are none."""
     parts = [frame[frame["bm_task"] == task] for task in grid.tasks]
     return left_out((part, _metric(part, grid, metrics)) for part in parts if len(part))
 

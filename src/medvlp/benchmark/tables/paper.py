@@ -30,14 +30,7 @@ BESIDE = "PHANTOM BESIDE PAPER: our values are measured on drawn images and cann
 
 
 def reported_tables(names: Iterable[str] | None = None) -> list[Table]:
-    """Return the papers' tables with their own numbers alone.
-
-    Args:
-        names: of layouts; all if None.
-
-    Raises:
-        ConfigError: unknown layout.
-    """
+    """Return the papers' tables with their own numbers alone; of all layouts if ``names`` is None."""
     tables = []
     for one in map(layout, layouts() if names is None else names):
         blocks = []
@@ -66,18 +59,8 @@ def paper_tables(
     paper's numbers, which are of real images. Tables without any of our results are returned too: see
     :meth:`~medvlp.benchmark.tables.model.Table.has_values`.
 
-    Args:
-        frame: rows of :func:`medvlp.benchmark.rows.collected`.
-        grid: with the methods and tasks of the frame.
-        statistics: gives intervals and significance.
-        names: of layouts; all if None.
-        metrics: shown where a column may have them, instead of the preferred ones.
-        source: name of the results file in links.
-        beside_phantom: print the paper's numbers beside results on the phantom; the captions say so.
-
-    Raises:
-        ConfigError: unknown layout, or two protocols, splits, parts or fractions in one column.
-        DataError: predictions are missing or damaged.
+    Arguments and errors are those of :func:`~medvlp.benchmark.tables.own.own_tables`; ``names`` chooses layouts (all if
+    None), and ``beside_phantom`` prints the paper's numbers beside results on the phantom, of which the captions warn.
     """
     chosen = [layout(name) for name in (layouts() if names is None else names)]
     return [_PaperTable(one, frame, grid, statistics, metrics).table(source, beside_phantom) for one in chosen]

@@ -52,15 +52,13 @@ def one_line(text: str) -> str:
 def environment(package: str, form: str = "html") -> Environment:
     """Return the jinja2 environment for the templates of a package.
 
-    Args:
-        package: where the templates are.
-        form: "html", "md" or "tex": every expression that is not marked safe is put on one line and escaped for it.
+    Every expression that is not marked safe is put on one line and escaped for ``form``: "html", "md" or "tex".
     """
 
     def escaped(value: object) -> Markup:
         return value if isinstance(value, Markup) else Markup(_ESCAPES[form](one_line(str(value))))
 
-    made = Environment(
+    templates = Environment(
         loader=PackageLoader(package, ""),
         autoescape=True,
         finalize=escaped,
@@ -70,9 +68,9 @@ def environment(package: str, form: str = "html") -> Environment:
         keep_trailing_newline=True,
         **(_LATEX_DELIMITERS if form == "tex" else {}),
     )
-    made.globals["text_of"] = text_of
-    made.filters["one_line"] = one_line
-    return made
+    templates.globals["text_of"] = text_of
+    templates.filters["one_line"] = one_line
+    return templates
 
 
 def _printed(table: Table, form: str, **values: Any) -> str:
@@ -93,10 +91,7 @@ def _printed(table: Table, form: str, **values: Any) -> str:
 
 
 def markdown(table: Table) -> str:
-    """Print a table as GitHub and most site generators read it.
-
-    Our value is linked to the list of its result rows; the paper's follows in parentheses.
-    """
+    """Print a table as GitHub and most site generators read it, with links from our values to their result rows."""
     return _printed(table, "md")
 
 
@@ -113,21 +108,16 @@ def html_fragment(table: Table, rows: bool = True) -> str:
 
     Classes: ``benchmark-table`` (the section, with ``data-name`` and ``data-family``), ``spread``, ``paper``, ``best``,
     ``footnotes``, ``rows``. Cells have ``data-sort`` (a number, ours or else the paper's; absent where there is none).
-    Our value links to ``#<anchor>``, an item of the list of result rows.
-
-    Args:
-        table: what to write.
-        rows: append that list; without it the page must hold the anchors
-            (:meth:`~medvlp.benchmark.tables.model.Table.anchor`).
+    Our value links to ``#<anchor>`` (:meth:`~medvlp.benchmark.tables.model.Table.anchor`), an item of the list of
+    result rows; without ``rows`` the page must hold it.
     """
     return _printed(table, "html", rows=rows)
 
 
 def csv_text(tables: Iterable[Table]) -> str:
-    """Print the cells of tables, one line each under one header.
+    """Print the cells of tables, one line each under one header, with numbers as printed.
 
-    Numbers are as printed (per cent where the table is); instead of a value "-", "/" or "?". In a table of reported
-    numbers ``value`` is empty and ``paper`` holds them.
+    In a table of reported numbers ``value`` is empty and ``paper`` holds them.
     """
     lines = [_csv_line(table, *position) for table in tables for position in table.cells()]
     return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
@@ -207,10 +197,9 @@ class CellText:
 
 
 def text_of(table: Table, cell: Cell) -> CellText:
-    """Return the parts of a cell's text.
+    """Return the parts of a cell's text; in a table of reported numbers the paper's value is the main one.
 
-    In a table of reported numbers the paper's value is the main one. A mark that stands for ours and for the paper's is
-    printed once.
+    A mark that stands for ours and for the paper's is printed once.
     """
     marks, paper = table.marks(cell), cell.reported
     if table.reported_only and paper is not None:
