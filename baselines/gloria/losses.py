@@ -76,7 +76,7 @@ def local_similarity(
     rescale: bool = False,
     chunk: int | None = None,
 ) -> Tensor:
-    """Score every image with every report, without forming a context per pair.
+    """Score every image with every report, (B, B'), without forming a context per pair.
 
     Memory grows with images · regions · words of one chunk of reports, and with the (B, B') result. Attention is
     recomputed in the backward pass, except where keeping it costs little.
@@ -94,9 +94,6 @@ def local_similarity(
             is the softmax over regions of temp1·s, the paper's Eq. as remembered (not checked against its text).
         rescale: divide by temp2, the paper's outer exponent (as above).
         chunk: reports at a time; chosen from the sizes if None.
-
-    Returns:
-        (B, B'), rows images; at most temp2 + ln(words) for "sum".
     """
     check_range("[1, inf)", chunk=chunk)
     check_choice("agg", agg, ("sum", "mean", "max"))
@@ -171,16 +168,10 @@ def global_loss(image: Tensor, sentence: Tensor, *, temp3: float = 10.0) -> Tens
 def zero_shot_similarity(
     regions: Tensor, image: Tensor, words: Tensor, sentence: Tensor, mask: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Score images with prompts, as the released inference path combines the global and the best word's score.
+    """Score N images with P prompts, as the released inference path combines the global and the best word's score.
 
-    Args:
-        regions: (N, D, H, W) or (N, R, D).
-        image: (N, D).
-        words: (P, L, D).
-        sentence: (P, D).
-        mask: (P, L) bool; :func:`zero_shot_mask`.
-        options: of :func:`local_similarity`, as in training. With ``rescale`` the local score is the best word's
-            cosine itself.
+    The mask is that of :func:`zero_shot_mask`, options are those of :func:`local_similarity`, as in training. With
+    ``rescale`` the local score is the best word's cosine itself.
 
     Returns:
         Their mean, the global and the local scores, each (N, P).

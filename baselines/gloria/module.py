@@ -158,8 +158,6 @@ class GLoRIA(PretrainModule):
         self.global_head = nn.Linear(self.image_encoder.out_channels, self.embed_dim) if global_weight else None
         self.local_head = nn.Conv2d(self.image_encoder.channels[local_level], self.embed_dim, 1, bias=False)
 
-    # ---------------------------------------------------------------- encoders
-
     def _images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return image vectors (B, d) and regions (B, d, h, w)."""
         pyramid = self.image_encoder(images)
@@ -203,8 +201,6 @@ class GLoRIA(PretrainModule):
     def embed_patches(self, images: Tensor) -> Tensor:
         """L2-normalised image regions, (B, d, h, w): the local loss compares them with words."""
         return unit_length(self._images(images)[1], self, dim=1)
-
-    # ---------------------------------------------------------------- training
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count the words while the batch is on the CPU: the local loss then skips padding without waiting."""
@@ -264,14 +260,11 @@ class GLoRIA(PretrainModule):
         target = torch.arange(first, first + len(regions), device=regions.device)
         return F.cross_entropy(self.temp3 * rows, target) + F.cross_entropy(self.temp3 * columns.T, target)
 
-    # ---------------------------------------------------------------- figures
-
     def attend(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Return where each word of a report looks in its image.
 
-        Returns:
-            Attention (B, L, h, w), each map a distribution; the cosine (B, L) of each word with what it attends to; and
-            the entries that are words, (B, L) bool. Entry 0 is [CLS]. Zeros outside [CLS] and the words.
+        Attention (B, L, h, w), each map a distribution; the cosine (B, L) of each word with what it attends to; and the
+        entries that are words, (B, L) bool. Entry 0 is [CLS]. Zeros outside [CLS] and the words.
         """
         outputs = self(batch)
         regions, words = exact(outputs["regions"], outputs["words"])
@@ -294,8 +287,6 @@ class GLoRIA(PretrainModule):
         shown = stretch(mean, tuple(batch["image"].shape[-2:]))
         return {"attention of the words": shown, **super().explain(batch)}
 
-    # ---------------------------------------------------------------- zero-shot
-
     @torch.no_grad()
     def similarity(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Score images (N, 3, S, S) with P prompts as the released inference path does: global and best word.
@@ -304,7 +295,7 @@ class GLoRIA(PretrainModule):
         :func:`~medvlp_baselines.gloria.losses.zero_shot_mask`. :func:`~medvlp_baselines.gloria.losses.class_scores`
         makes class scores of them.
 
-        Returns their mean, the global and the local scores, each (N, P).
+        It returns their mean, the global and the local scores, each (N, P).
         """
         return self._scores(images, self.prepare_prompts(texts))
 
@@ -318,7 +309,7 @@ class GLoRIA(PretrainModule):
 
     @torch.no_grad()
     def zero_shot_scores(self, images: Tensor, prompts: PreparedPrompts) -> Tensor:
-        """The mean of the global and the local scores of :meth:`similarity`, which zero-shot tasks take: (N, P)."""
+        """Override: the mean of the global and the local scores of :meth:`similarity`, (N, P)."""
         return self._scores(images, prompts)[0]
 
     def _scores(self, images: Tensor, prompts: PreparedPrompts) -> tuple[Tensor, Tensor, Tensor]:

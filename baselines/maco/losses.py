@@ -83,7 +83,7 @@ def reconstruction_errors(prediction: Tensor, images: Tensor, patch: int, normal
     Args:
         prediction: (B, L, patch² · C).
         images: (B, C, H, W) targets; with super-resolution the image of twice the encoder's side.
-        patch: side of the target's patches, see :func:`patchify`.
+        patch: of :func:`patchify`.
         normalise_target: subtract each target patch's mean and divide by its standard deviation (variance with n − 1,
             plus 1e-6). Off in the released command.
     """
@@ -143,14 +143,8 @@ def contrast_official(image: Tensor, text: Tensor, logit: Tensor, scale: Tensor 
 def paper_weights(logit: Tensor, group: int = 16, tau1: float = 1.0, tau2: float = 16.0) -> tuple[Tensor, Tensor]:
     """Return the paper's w_t and w_l (Eq. 2), softmax functions of the logit within mini-groups of D samples.
 
-    Args:
-        logit: (n,) or (n, 1).
-        group: D; consecutive samples form a group, the last one may be smaller.
-        tau1: of w_t.
-        tau2: of w_l.
-
-    Returns:
-        w_t (n,), in (1, e): exp of the softmax; and w_l (n,) without gradient, of sum 1 in each group.
+    D is ``group``: consecutive samples form a group, the last one may be smaller. w_t (n,), in (1, e), is exp of the
+    softmax of logit / τ₁; w_l (n,), without gradient, is the softmax of logit / τ₂, of sum 1 in each group.
     """
     check_range("[1, inf)", group=group)
     (logit,) = exact(logit)

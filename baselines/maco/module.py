@@ -232,8 +232,6 @@ class MaCo(PretrainModule):
         """τ3, which divides the cosines: a scalar."""
         return 1 / self.logit_scale if self.variant == "official" else (-self.logit_scale).exp()
 
-    # ---------------------------------------------------------------- embeddings
-
     def _encoder_input(self, images: Tensor) -> Tensor:
         if not self.super_resolution:
             return images
@@ -293,8 +291,6 @@ class MaCo(PretrainModule):
         if self.correlation is None:
             raise NotSupportedError(f'maco with contrast "{self.contrast_kind}" has no correlation weights')
         return self.correlation.weight.detach().float().view(self.grid, self.grid)
-
-    # ---------------------------------------------------------------- training
 
     def _draw(self, images: Tensor) -> Tensor:
         # In half precision so many patches would tie that those at the top would stay visible more often.
@@ -389,8 +385,6 @@ class MaCo(PretrainModule):
             with torch.no_grad():
                 self.logit_scale.clamp_(max=math.log(_LARGEST_SCALE))
         self.log("train/temperature", self.temperature.detach(), on_step=True, on_epoch=False)
-
-    # ---------------------------------------------------------------- figures
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> Reconstruction:

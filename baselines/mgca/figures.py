@@ -167,7 +167,7 @@ def prototype_figure(
 
 
 class MGCAFigures(MethodFigures):
-    """Writes the figures of a ``medvlp predict`` run to ``figures/mgca/`` in ``trainer.default_root_dir``.
+    """Figures of a ``medvlp predict`` run, in ``figures/mgca/`` of the run's folder.
 
     ``words-<n>.png`` for the first studies with a known positive label (or simply the first); ``tsne.png`` of the first
     images with exactly one positive label (the paper: 1,600 of them; without labels of any), by finding and by

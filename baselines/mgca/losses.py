@@ -46,8 +46,7 @@ def merge_report(
 
     Args:
         hidden: (B, L, D) last hidden state.
-        attention: (B, heads, n, L) attention probabilities of the last layer, of which the first row is read, or
-            (B, L), its mean over heads.
+        attention: (B, heads, n, L) of the last layer, of which the first row is read, or (B, L), its mean over heads.
         word_groups: (B, L), see :func:`medvlp.losses.tokens.entries`.
         attention_mask: (B, L).
         variant: "paper" or "official".

@@ -174,8 +174,6 @@ class MGCA(PretrainModule):
             self.prototypes = nn.Linear(embed_dim, num_prototypes, bias=False)
             normalise_prototypes_(self.prototypes.weight)
 
-    # ---------------------------------------------------------------- encoding
-
     def _check_patches(self, side: int) -> None:
         patch = self.image_encoder.reductions[-1]
         if self.image_encoder.has_class_token and side % patch:
@@ -254,8 +252,6 @@ class MGCA(PretrainModule):
             raise ConfigError("reports of one token leave no word to align; set text.max_length to at least 3")
         return merge_report(hidden, attention, batch["word_groups"], batch["attention_mask"], self.variant)
 
-    # ---------------------------------------------------------------- losses
-
     def losses(self, batch: dict[str, Any], outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """``instance`` (Eq. 3), ``token`` (Eq. 6) and ``prototype`` (Eq. 9), weighted; those of weight 0 are absent."""
         outputs = self(batch) if outputs is None else outputs
@@ -295,8 +291,6 @@ class MGCA(PretrainModule):
         """Drop the prototypes' gradient, and so their decay, in the first :attr:`freeze_prototypes` epochs."""
         if self.prototypes is not None and self.current_epoch < self.freeze_prototypes:
             self.prototypes.weight.grad = None
-
-    # ---------------------------------------------------------------- figures
 
     @torch.no_grad()
     def cluster_scores(self, embeddings: Tensor) -> Tensor:

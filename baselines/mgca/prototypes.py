@@ -39,7 +39,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, across_
         across_ranks: share the prototypes over the batch of all ranks. The released code always uses the rank's own.
 
     Returns:
-        (B, K) without gradient, each row of sum 1; 1/K each if all samples score alike.
+        (B, K) without gradient, each row of sum 1.
     """
     (logits,) = exact(scores)
     count = len(logits)

@@ -196,12 +196,9 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 
 def check_kind(where: str, weights: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError unless values of a file are dense tensors that can replace a network's weights.
+    """Raise CheckpointError unless values of a file, by the network's names, are dense tensors like its weights.
 
-    Args:
-        where: the file with a colon, for messages.
-        weights: the network's names → values of the file.
-        expected: the network's weights.
+    ``where`` starts the message.
     """
     for name, value in weights.items():
         problem = ""
