@@ -198,18 +198,9 @@ class PixelCache:
             view, offset = view[count:], offset + count
 
     def mask(self, shapes: Sequence[str], size: tuple[int, int], geometry: Sequence[int]) -> np.ndarray | None:
-        """Read the prepared union of shapes.
+        """Return the stored union of shapes of an image, bool (h, w), writable; None if it is not stored.
 
-        Args:
-            shapes: strings of :mod:`medvlp.io.shapes`.
-            size: (H, W) of the decoded file.
-            geometry: what the resize did to the image, as :meth:`read` returns it.
-
-        Returns:
-            bool (h, w), writable, of the size of the prepared image, or None if it is not stored.
-
-        Raises:
-            DataError: the cache is damaged.
+        ``shapes`` are strings of :mod:`medvlp.io.shapes`; :meth:`read` returns the other arguments for the image.
         """
         if not shapes:
             return np.zeros((geometry[9], geometry[8]), dtype=bool)

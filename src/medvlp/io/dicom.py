@@ -67,9 +67,8 @@ def read_dicom(path: str | Path, intensity: str = "standard", damaged: str = "re
 
     Raises:
         ConfigError: an unknown intensity rule.
-        UnreadableItemError: the file is missing, truncated, damaged, no image, or larger than 200 megapixels; a tag
-            that decoding needs is missing; no decoder for its transfer syntax is installed; or its window or tables
-            make no sense. Tags that only describe the image, such as the spacing, are not checked.
+        UnreadableItemError: the file is missing, truncated, damaged, no image, or larger than 200 megapixels; decoding
+            needs a tag or a decoder that is missing; or its window or tables make no sense.
     """
     check_choice("intensity rule", intensity, RULES)
     path = Path(path)
