@@ -243,7 +243,6 @@ def _side_body(a: Anatomy, x: np.ndarray, rows: np.ndarray, thick: float) -> np.
 
 
 def _side_heart(a: Anatomy, x: np.ndarray, y: np.ndarray, air: np.ndarray, density: np.ndarray) -> np.ndarray:
-    """Add heart, aortic arch and hila to the density; return the ellipse of the heart, bool."""
     # Heart: a leaning ellipse in the lower front; its width follows the frontal factor.
     below = y - (a.base - 0.085)
     off = ellipse((x + 0.115) + 0.35 * below, below, (0, 0), (0.115 * a.heart, 0.155 * (0.75 + 0.25 * a.heart)))
@@ -258,7 +257,6 @@ def _side_heart(a: Anatomy, x: np.ndarray, y: np.ndarray, air: np.ndarray, densi
 def _side_skeleton(
     scene: Scene, traits: list[float], body: np.ndarray, inner: np.ndarray, lower: np.ndarray, back: np.ndarray
 ) -> None:
-    """Add spine, sternum and ribs to the density, and take the trachea from it."""
     x, y, apex, density, rows = scene.x, scene.y, scene.anatomy.apex, scene.density, scene.y[:, 0]
     # Spine along the back border, darker downwards as the lungs widen; vertebrae with disc spaces.
     column = ramp(0.036 - np.abs((back - 0.055)[:, None] - x), 0.012) * body
@@ -277,7 +275,6 @@ def _side_skeleton(
 
 
 def _side_vessels(scene: Scene, noise: np.random.Generator) -> np.ndarray:
-    """Return pulmonary vessels around the hilum, (size, size) float32 in [0, 1]."""
     lines: list[Stroke] = []
     hilum = scene.anatomy.apex + 0.31
     t = np.linspace(0, 1, 4)

@@ -15,11 +15,9 @@ import numpy as np
 from medvlp.errors import ConfigError, check_choice, check_range
 from medvlp.phantom.model import CATALOGUE, FINDINGS, Finding, Patient, PhantomSpec, Severity, Side, Study, View, Zone
 
-READERS = 8
-"""Number of radiologists who report in the phantom."""
+READERS = 8  # number of radiologists who report in the phantom
 
-MOST_FINDINGS = 5
-"""A study has at most this many findings, each name at most once."""
+MOST_FINDINGS = 5  # in a study, each name at most once
 
 _COUNTS, _PATIENT, _STUDY, _SPLIT = 1, 2, 3, 4  # purposes: keep the random streams apart
 _STUDY_COUNT_LIMITS = (0.76, 0.95)  # 76 % of the patients come once, 19 % twice, 5 % three times

@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw
 
 from medvlp.phantom.model import Box
 
-FIELD_MM = 400.0
-"""Side of every image in millimetres, at the patient."""
+FIELD_MM = 400.0  # side of every image in millimetres, at the patient
 
 Stroke = tuple[np.ndarray, float, int]
 Shape = tuple[np.ndarray, int]

@@ -59,5 +59,4 @@ DRAW: dict[str, Callable[[Lesion], np.ndarray]] = {
 
 # What fills or replaces lung is drawn before the pleural line and the devices that lie over it.
 _LAST = ("Pneumothorax", "Pleural Effusion", "Hernia", "Fracture", "Support Devices", "Foreign Object")
-ORDER: tuple[str, ...] = (*(name for name in FINDINGS if name not in _LAST), *_LAST)
-"""Findings in the order of drawing."""
+ORDER: tuple[str, ...] = (*(name for name in FINDINGS if name not in _LAST), *_LAST)  # findings in the order of drawing

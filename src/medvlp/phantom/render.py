@@ -12,8 +12,7 @@ from medvlp.phantom.lesions import DRAW, ORDER, adapt
 from medvlp.phantom.model import Difficulty, PhantomSpec, RenderedView, Study, View
 from medvlp.phantom.scene import Lesion, Scene, build_anatomy
 
-SMALLEST = 32
-"""Side of the smallest image that can be drawn, in pixels."""
+SMALLEST = 32  # side of the smallest image that can be drawn, in pixels
 
 _BENDING = 1.15  # steepness of the tone curve: more squeezes the bright end
 
@@ -29,7 +28,6 @@ def _keep_freed_memory() -> None:
 
 
 def _marker(size: int, view: View, u: list[float]) -> np.ndarray:
-    """Return the side marker: an L in the upper right corner, or an R in the upper left one."""
     left = u[0] > -0.6 or view == "LATERAL"
     x, y = (0.90 if left else 0.06) + 0.03 * u[1], 0.04 + 0.02 * u[2]
     tall, wide = 0.042, 0.026

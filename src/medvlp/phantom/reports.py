@@ -17,8 +17,7 @@ from medvlp.phantom.model import Difficulty, Finding, PhantomReport, Study, read
 TEXTS: dict[str, Any] = read_table("phrases.json")
 """Everything the phantom's radiologists say: templates, synonyms, stock sentences."""
 
-BODY = ""
-"""Name of a section that has no header: the report's body in reports without FINDINGS and IMPRESSION."""
+BODY = ""  # name of a section that has no header: the report's body in reports without FINDINGS and IMPRESSION
 
 LAYOUT_QUIRKS = ("crlf", "mixed_case", "flush_left", "two_impressions", "digit_title")
 """Rare physical layouts that a parser meets in the released files: "crlf" line ends; "mixed_case" headers
@@ -55,18 +54,6 @@ class Phrase(NamedTuple):
     text: str  # without an article and not capitalised
     kind: str  # "a" (countable singular), "s" (uncountable) or "p" (plural)
 
-    @property
-    def verb(self) -> str:
-        """The form of "to be" that agrees with the phrase."""
-        return "are" if self.kind == "p" else "is"
-
-    @property
-    def article(self) -> str:
-        """The phrase with its indefinite article where it takes one."""
-        if self.kind != "a":
-            return self.text
-        return ("an " if self.text[:1].lower() in "aeiou" or self.text.startswith("NG ") else "a ") + self.text
-
 
 Pick = Callable[[Sequence[str]], str]  # draws one item
 
@@ -83,7 +70,6 @@ def _place(side: str | None, zone: str, pick: Pick) -> tuple[str, str]:
 
 
 def _measure(size_mm: float, pick: Pick) -> str:
-    # Millimetres below 10 mm, else mostly centimetres with one decimal.
     if size_mm < 10:
         return f"{max(round(size_mm), 1)} mm" if size_mm > 0 else ""
     return pick((f"{size_mm / 10:.1f} cm", f"{size_mm / 10:.1f} cm", f"{size_mm:.0f} mm"))
@@ -117,16 +103,11 @@ def describe(finding: Finding, pick: Pick) -> Phrase:
         rib=ribs[finding.seed % len(ribs)],
         arc=arcs[finding.seed // 7 % len(arcs)],
     )
-    return Phrase(_tidy(text), template[0])
-
-
-def _tidy(text: str) -> str:
-    # Removes what empty fields leave behind: double blanks, blanks before commas, words without their partner.
+    # Remove what empty fields leave behind: double blanks, blanks before commas, words without their partner.
     text = " ".join(text.split())
     for wrong, right in TEXTS["repairs"]:
-        if wrong in text:
-            text = text.replace(wrong, right)
-    return text.strip().removeprefix("-sided ")
+        text = text.replace(wrong, right)
+    return Phrase(text.strip().removeprefix("-sided "), template[0])
 
 
 class _Draw:
@@ -302,8 +283,10 @@ def _capital(text: str) -> str:
 
 
 def _sentence(shape: str, phrase: Phrase) -> str:
-    np, be = phrase.text, phrase.verb
-    return _capital(shape.format(np=np, Np=_capital(np), a_np=phrase.article, be=be, cap_be=be.title()))
+    np, be = phrase.text, "are" if phrase.kind == "p" else "is"
+    article = "an " if np[:1].lower() in "aeiou" or np.startswith("NG ") else "a "
+    a_np = article + np if phrase.kind == "a" else np
+    return _capital(shape.format(np=np, Np=_capital(np), a_np=a_np, be=be, cap_be=be.title()))
 
 
 def _by_views(texts: dict[str, Any], study: Study) -> Any:
@@ -311,7 +294,6 @@ def _by_views(texts: dict[str, Any], study: Study) -> Any:
 
 
 def _body(writer: _Writer, structure: str) -> dict[str, str]:
-    """Return the sections that mention findings."""
     titles = {"combined": "FINDINGS AND IMPRESSION", "view_title": f"{writer.study.views[0]} VIEW OF THE CHEST"}
     if structure in {"impression_only", "empty_findings"}:
         empty = {} if structure == "impression_only" else {"FINDINGS": ""}

@@ -75,7 +75,10 @@ class _CheXpertLayout(Layout[_Job]):
         folder = f"{split}/patient{job.patient:05d}/study{study.number + 1}"
         report = write_report(study, spec.difficulty, choose_structure(study))
         exact, said = exact_labels(study.findings), report_labels(report)
-        sex, age = ("Unknown", 0) if job.unknown else ({"M": "Male", "F": "Female"}[study.patient.sex], age_at(study))
+        days = study.number * int(np.random.default_rng([study.patient.seed, _STUDY]).integers(30, 400))
+        sex, age = {"M": "Male", "F": "Female"}[study.patient.sex], min(_OLDEST, study.patient.age + days // 365)
+        if job.unknown:
+            sex, age = "Unknown", 0
         for number, view in enumerate(render.render_study(study, spec), start=1):
             side = "Lateral" if view.view == "LATERAL" else "Frontal"
             projection = "" if side == "Lateral" else "LL" if job.left_lateral else view.view
@@ -103,12 +106,6 @@ class _CheXpertLayout(Layout[_Job]):
 
 
 LAYOUT = _CheXpertLayout()
-
-
-def age_at(study: Study) -> int:
-    """Return the patient's age in years at a study, at most 90; later studies are 30 to 400 days apart."""
-    gap = int(np.random.default_rng([study.patient.seed, _STUDY]).integers(30, 400))
-    return min(_OLDEST, study.patient.age + gap * study.number // 365)
 
 
 def _misread(cells: list[str], exact: list[str]) -> list[str]:
@@ -209,7 +206,6 @@ def _print_report(sections: dict[str, str]) -> str:
 
 
 def _surrogate(text: str, age: int, rng: np.random.Generator) -> str:
-    """Fill the gaps of de-identification with invented ages, names and dates."""
 
     def surname(_: re.Match[str]) -> str:
         return _TABLES["surrogates"][int(rng.integers(len(_TABLES["surrogates"])))]

@@ -24,8 +24,7 @@ from medvlp.phantom.layouts.labels import CHEXPERT_LABELS, LABELS
 from medvlp.phantom.model import FINDINGS, PhantomSpec, RenderedView, Study, read_table
 from medvlp.phantom.truth import begin_tree, finish_tree, is_complete_tree, pack_masks
 
-ALL_CASES = 100
-"""From so many studies on, each odd case of the released files occurs at least once."""
+ALL_CASES = 100  # from so many studies on, each odd case of the released files occurs at least once
 
 PLUS_COLUMNS: list[str] = read_table("layouts/chexpert_plus.json")["columns"]
 """The columns of ``df_chexpert_plus_240401.csv``."""

@@ -28,8 +28,7 @@ from medvlp.phantom.layouts.common import (
 )
 from medvlp.phantom.model import PhantomSpec, Study, read_table
 
-CLASSES: tuple[str, ...] = ("normal", "pneumonia", "COVID-19")
-"""The three classes, as the lists write them."""
+CLASSES: tuple[str, ...] = ("normal", "pneumonia", "COVID-19")  # the three classes, as the lists write them
 
 # Three classes; two; three in the older dialect, where some lines lack the source, and the patients of source sirm have
 # a blank in their name; two again, in the third Kaggle upload.

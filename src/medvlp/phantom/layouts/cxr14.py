@@ -8,7 +8,7 @@ Odd cases: an RGBA image, gaps in the numbers of patients and follow-ups, rows o
 folders, ages such as ``058Y`` (older table).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -82,7 +82,7 @@ class _CXR14Layout(Layout[_Job]):
         out.save(f"{job.folder}/{image_id}.png", encode_image(view.image, "PNG", "RGBA" if job.rgba else "L"))
         out.save_truth(image_id, job, view, mentions)
 
-        labels = mined_labels(mentions)
+        labels = sorted(label for finding, label in LABELS.items() if mentions.get(finding) == 1.0)
         age = min(study.patient.age + study.number, _OLDEST)
         # A patient mostly returns to the same room.
         detector = _DETECTORS[int(np.random.default_rng([study.patient.seed, _IMAGE]).integers(len(_DETECTORS)))]
@@ -115,8 +115,3 @@ def _numbers(seed: int, studies: list[Study]) -> list[tuple[int, int]]:
         follow_up += 1 + (skip < 0.1)
         numbers.append((patient, follow_up))
     return numbers
-
-
-def mined_labels(mentions: Mapping[str, float]) -> list[str]:
-    """Return the labels that a report states, in alphabetical order as in the released tables."""
-    return sorted(label for finding, label in LABELS.items() if mentions.get(finding) == 1.0)

@@ -4,11 +4,9 @@ import re
 
 from medvlp.phantom.model import CATALOGUE, Finding, PhantomReport
 
-CHEXPERT_LABELS: list[str] = CATALOGUE["chexpert_labels"]
-"""The 14 labels in the column order of CheXpert."""
+CHEXPERT_LABELS: list[str] = CATALOGUE["chexpert_labels"]  # the 14 labels in the column order of CheXpert
 
-LABELS = sorted(CHEXPERT_LABELS)
-"""The 14 labels in the column order of MIMIC-CXR-JPG."""
+LABELS = sorted(CHEXPERT_LABELS)  # the 14 labels in the column order of MIMIC-CXR-JPG
 
 _AIRSPACE = ("Consolidation", "Pneumonia", "Infiltration")
 _FINDINGS = {name: (name,) for name in LABELS} | {

@@ -115,7 +115,6 @@ def _kinds(objects: list[tuple[int, str]]) -> dict[int, int]:
 
 
 def _spared(margins: Box, cover: np.ndarray) -> Box:
-    """Return margins that leave all pixels of a mask in the image."""
     y, x = np.nonzero(cover)
     if not y.size:
         return margins

@@ -15,8 +15,7 @@ from medvlp.phantom.model import Box, PhantomSpec, RenderedView, Study
 
 OPACITIES: tuple[str, ...] = ("Pneumonia", "Consolidation", "Infiltration")
 """The findings that are boxed: airspace opacities as of pneumonia."""
-MOST_BOXES = 4
-"""No image of the release has more boxes."""
+MOST_BOXES = 4  # no image of the release has more
 
 _PURPOSE = 7_301  # of the random streams
 _IN_PIECES = 0.3  # share of the images whose largest opacity is boxed in two pieces, as some readers do

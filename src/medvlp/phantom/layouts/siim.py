@@ -67,10 +67,7 @@ LAYOUT = _SIIMLayout()
 
 
 def _overlapping(mask: np.ndarray) -> list[np.ndarray]:
-    """Return an upper and a lower part that overlap in the middle, or the mask alone if it is too low for that.
-
-    The outlines of two readers overlap so in the release; their union is the mask.
-    """
+    """Return an upper and a lower part that overlap as two readers' outlines do; the mask alone if it is too low."""
     lines = np.flatnonzero(mask.any(axis=1))
     if lines.size < 3:
         return [mask]
@@ -83,8 +80,7 @@ def _overlapping(mask: np.ndarray) -> list[np.ndarray]:
 def encode_runs(mask: np.ndarray) -> str:
     """Encode a mask (H, W) in the run lengths of SIIM-ACR: pairs "gap length", joined by blanks.
 
-    The pixels run down the columns, from left to right; a gap counts those from the end of the run before (of the first
-    run: from the first pixel).
+    The pixels run down the columns, from left to right; a gap counts those from the end of the run before.
     """
     edges = np.flatnonzero(np.diff(mask.ravel(order="F").astype(np.int8), prepend=0, append=0))  # start, end, start, …
     return " ".join(map(str, np.diff(edges, prepend=0).tolist()))
