@@ -40,13 +40,8 @@ def weight_figure(model: MaCo) -> Figure:
 def reconstruction_figure(model: MaCo, images: Tensor, names: list[str], noise: Tensor | None = None) -> Figure:
     """Draw one row per study: the image, its visible patches, and these with the predicted hidden ones.
 
-    The grey levels of a row are those of its image; the error is in the model's intensities.
-
-    Args:
-        model: any MaCo.
-        images: (B, 3, S, S) on the model's device, of its training size.
-        names: B short captions.
-        noise: of the masks, see :meth:`~medvlp_baselines.maco.module.MaCo.reconstruct`.
+    The grey levels of a row are those of its image; the error is in the model's intensities. Images and noise are those
+    of :meth:`~medvlp_baselines.maco.module.MaCo.reconstruct`; names are B short captions.
     """
     if not len(images):
         raise ConfigError("a figure of reconstructions needs at least one image")

@@ -49,15 +49,10 @@ def random_masking(tokens: Tensor, ratio: float, noise: Tensor | None = None) ->
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """Cut images into patches, row by row; inside a patch rows, columns, then channels (fastest).
+    """Cut images (B, C, H, W) into patches (B, H/patch · W/patch, patch² · C), row by row; channels are fastest.
 
-    Args:
-        images: (B, C, H, W), any type.
-        patch: side in pixels. For super-resolution (SR = 1), whose targets come from an image of twice the encoder's
-            side, it is twice the encoder's patch, so that the number of patches is the same.
-
-    Returns:
-        (B, H/patch · W/patch, patch² · C).
+    ``patch`` is a side in pixels. For super-resolution (SR = 1), whose targets come from an image of twice the
+    encoder's side, it is twice the encoder's patch, so that the number of patches is the same.
     """
     batch, channels, height, width = images.shape
     if height % patch or width % patch:
@@ -200,13 +195,7 @@ def position_table(dim: int, side: int, variant: Literal["mae", "official"] = "m
     coordinate times 10000^(−e), where e runs over [0, 1) in MAE and, by a slip in the released MaCo code, over
     [0, ¼). A loaded MAE checkpoint replaces the encoder's table, but not that of a decoder of another width.
 
-    Args:
-        dim: channels, a multiple of 4.
-        side: patches along each side.
-        variant: "mae" or "official".
-
-    Returns:
-        (1 + side², dim) float32, row by row.
+    Returns (1 + side², dim) float32, row by row; ``dim`` must be a multiple of 4.
     """
     if dim % 4 or dim < 4:
         raise ConfigError(f"sine-cosine positions need a multiple of 4 channels, not {dim}")

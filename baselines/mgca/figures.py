@@ -104,11 +104,8 @@ def embedding_figure(
 ) -> Figure:
     """Draw t-SNE of image embeddings, coloured by finding and by prototype; the 20 largest groups have colours.
 
-    Args:
-        embeddings: (N, d), L2-normalised, N at least 5.
-        truth: N findings; None for an image without one, which is grey.
-        clusters: N numbers of prototypes; None leaves that panel out.
-        seed: of t-SNE.
+    Embeddings (N, d), at least 5, are L2-normalised. ``truth`` holds N findings, None for an image without one, which
+    is grey; ``clusters`` N numbers of prototypes, None to skip that panel.
     """
     from sklearn.manifold import TSNE
 

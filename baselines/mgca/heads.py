@@ -19,11 +19,7 @@ class ProjectionHead(nn.Module):
         self.layers = normed_projector(in_dim, out_dim, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project (B, in_dim) or (B, N, in_dim); the norms' statistics are over the tokens of all samples.
-
-        Raises:
-            ConfigError: a single row in training, which has no statistics.
-        """
+        """Project (B, in_dim) or (B, N, in_dim); the norms' statistics are over the tokens of all samples."""
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) < 2 and self.training and self.layers[1].training:
             raise ConfigError(
@@ -37,11 +33,8 @@ def repeat_words(words: Tensor, padding: Tensor) -> Tensor:
     """Fill the padding of each report with its own words again, from the first on.
 
     The norms then see words alone, however much padding a batch holds, and each report counts alike. The filled
-    positions are not read afterwards. A report without words repeats its first row.
-
-    Args:
-        words: (B, L, D), words first.
-        padding: (B, L) bool, true where there is no word.
+    positions are not read afterwards. A report without words repeats its first row. Words (B, L, D) come first;
+    ``padding`` (B, L) is true where there is no word.
     """
     count = (~padding).sum(1, keepdim=True).clamp_min(1)
     index = torch.arange(words.shape[1], device=words.device) % count

@@ -46,11 +46,8 @@ class FeatureToPyramid(nn.Module):
 class UPerNet(nn.Module):
     """UPerNet's decoder and head over a pyramid of strides 4, 8, 16, 32, from segmentation-models-pytorch.
 
-    Args:
-        channels: of the levels, finest first; at least three.
-        reductions: their strides.
-        out_channels: of the logits.
-        width: of the decoder (MaCo's mmsegmentation configuration: 768).
+    Channels and strides are those of at least three levels, finest first; ``width`` is the decoder's (MaCo's
+    mmsegmentation configuration: 768).
     """
 
     def __init__(

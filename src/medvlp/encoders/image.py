@@ -152,10 +152,8 @@ class ImageEncoder(nn.Module):
         input_size: side of the images that the backbone sees, after ``upsample_to``.
         notes: messages for the user about how the weights were loaded.
 
-    Args:
-        config: which backbone.
-        image_size: side of the training images. Vision transformers get a position table for it, and interpolate that
-            for images of other sizes.
+    ``image_size`` is the side of the training images. Vision transformers get a position table for it, and interpolate
+    that for images of other sizes.
 
     Raises:
         ConfigError: timm has no such model, it has no feature maps, or no final norm where one is asked for.

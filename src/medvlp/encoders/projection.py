@@ -37,12 +37,9 @@ def map_projector(in_dim: int, out_dim: int) -> nn.Sequential:
 class TextProjector(nn.Module):
     """G2D's report projector: Linear → BatchNorm (no affine) → ReLU → Linear, no biases.
 
-    Args:
-        in_dim: width of the text encoder.
-        out_dim: joint dimension.
-        scope: "report" projects the report vector alone, so that the norm's statistics are over B reports (paper);
-            "tokens" projects every position, padding included, as the released code does: its statistics, and so
-            every embedding, depend on how much padding a batch holds.
+    ``scope`` "report" projects the report vector alone, so that the norm's statistics are over B reports (paper);
+    "tokens" projects every position, padding included, as the released code does: its statistics, and so every
+    embedding, depend on how much padding a batch holds.
     """
 
     def __init__(self, in_dim: int, out_dim: int, scope: Literal["report", "tokens"]) -> None:

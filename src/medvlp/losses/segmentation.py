@@ -93,9 +93,8 @@ def focal_dice_maco(logits: Tensor, target: Tensor) -> Tensor:
     the foreground alone, per image, on squares, divided by the number of classes. With one output both class terms of
     focal are equal.
 
-    Args:
-        logits: (B, 1, H, W) or (B, H, W), one output; or (B, 2, H, W), background and foreground.
-        target: the foreground, (B, 1, H, W) or (B, H, W), in [0, 1].
+    Logits are (B, 1, H, W) or (B, H, W), one output; or (B, 2, H, W), background and foreground. The target is the
+    foreground, (B, 1, H, W) or (B, H, W), in [0, 1].
     """
     with torch.autocast(logits.device.type, enabled=False):
         logits, target = exact(logits, target)

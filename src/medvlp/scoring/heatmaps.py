@@ -68,10 +68,8 @@ def smooth(maps: Tensor, sigma: float = 1.5, truncate: float = 4.0) -> Tensor:
 
     The filter is separable, and with the mirrored edges a matrix per axis, so that it is two small products.
 
-    Args:
-        maps: (..., h, w), without NaN.
-        sigma: standard deviation in cells; 0 leaves the maps as they are.
-        truncate: the filter ends after ⌊truncate · sigma + ½⌋ cells: 6 for the defaults.
+    ``sigma`` is the standard deviation in cells, 0 for none; the filter ends after ⌊truncate · sigma + ½⌋ cells. Maps
+    (..., h, w) must not hold NaN.
     """
     if sigma == 0:
         return maps
@@ -109,7 +107,7 @@ def with_crop_margin(
         height: of the image in pixels.
         width: of the image in pixels.
         resize: shorter side after the resize; None for no resize.
-        crop: side of the centre crop; None for no crop: the map covers the whole image.
+        crop: side of the centre crop; None for no crop.
         mode: of :func:`upsample`.
     """
     if crop is None:
@@ -154,8 +152,7 @@ class Frame(NamedTuple):
 def frame_of(transform: ImageTransform, geometry: Geometry) -> Frame:
     """Return what an evaluation transform does to its resize rule's result, of an image's geometry: crop or scale.
 
-    Raises:
-        ConfigError: a transform with augmentation, whose images lie somewhere else each time.
+    The transform must have no augmentation, whose images lie somewhere else each time.
     """
     if transform.train:
         raise ConfigError("heatmaps go back to their image through the evaluation transform: build it with train=False")
@@ -189,9 +186,6 @@ def back_to_image(
     Returns:
         (..., H, W); NaN where the encoder saw nothing: outside of a rule's crop, and what a transform cut off. What the
         encoder saw of padding is no part of the image.
-
-    Raises:
-        DataError: the geometry is not that of an image of this size.
     """
     (heatmap,) = exact(heatmap)
     g = geometry if isinstance(geometry, Geometry) else Geometry(*(int(v) for v in geometry))
