@@ -1,8 +1,11 @@
 """The private names that ``medvlp.compat`` and ``medvlp.distributed`` reach for are still there."""
 
+import ast
 import inspect
+from pathlib import Path
 
 import lightning as L
+import medvlp_baselines
 import pytest
 import torch
 from helpers import trainer
@@ -14,6 +17,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
+import medvlp
 from medvlp import compat
 
 
@@ -84,3 +88,22 @@ def test_print_options_of_tensors_are_restored():
         torch.set_printoptions(precision=1, sci_mode=False)
         assert str(torch.tensor([1.23456, 2e5])) != before
     assert str(torch.tensor([1.23456, 2e5])) == before
+
+
+def test_private_names_of_other_libraries_stay_in_one_module():
+    """Private imports, and private attributes of anything but ``self``, ``cls`` and a copy that a method makes."""
+    sources = Path(medvlp.__file__).parent
+    places = {}
+    for path in sorted([*sources.rglob("*.py"), *Path(medvlp_baselines.__file__).parent.rglob("*.py")]):
+        if path.name == "compat.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith(("medvlp", "__future__")):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls", "super()", "new"):
+                names = [node.attr]
+            else:
+                continue
+            if private := [n for n in names if n.startswith("_") and not n.endswith("__") and n != "_exit"]:
+                places.setdefault(path.name, []).extend(private)
+    assert places == {}

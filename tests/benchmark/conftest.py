@@ -1,4 +1,4 @@
-"""A grid that is worked off in seconds: a tiny G2D, random weights, and a task of each kind."""
+"""A grid that runs in seconds: a tiny G2D, random weights, and a task of each kind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,9 @@ import pytest
 import yaml
 from command_line import tiny_config, write_config
 
-PHANTOM = {"studies": 60, "size": 64, "laterals": 0.0, "split": [0.6, 0.2, 0.2]}
+from medvlp.phantom import PhantomSpec, write_phantom
+
+PHANTOM: dict[str, Any] = {"studies": 60, "size": 64, "laterals": 0.0, "split": [0.6, 0.2, 0.2]}
 
 
 def _keeps_the_best(monitor: str) -> dict[str, Any]:
@@ -46,8 +48,11 @@ def task_config(kind: str, data: str, root: Path, model: dict[str, Any], monitor
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory) -> Path:
-    """Where the tiny phantoms of the benchmarks are written, once for all tests."""
-    return tmp_path_factory.mktemp("phantoms")
+    """The tiny phantoms of the benchmarks, written once: what a run does then is the same each time."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    for layout in ("rsna", "siim"):
+        write_phantom(layout, folder / layout, PhantomSpec(**{**PHANTOM, "split": tuple(PHANTOM["split"])}))
+    return folder
 
 
 @pytest.fixture
