@@ -228,7 +228,7 @@ class GLoRIA(PretrainModule):
         outputs = self(batch) if outputs is None else outputs
         self._need_two(len(outputs["image"]))
         global_weight, local_weight = self.weights
-        # Multiplied, not left out: DistributedDataParallel wants every weight in every step's graph.
+        # Multiplied, not skipped: DistributedDataParallel wants every weight in every step's graph.
         terms = {key: 0.0 * outputs[side].float().mean() for key, side in (("global", "image"), ("local", "regions"))}
         if global_weight:
             terms["global"] = global_weight * self.contrast(

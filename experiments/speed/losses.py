@@ -7,7 +7,7 @@
 
 Forward and backward, run alternately on the same inputs, so that a busy machine slows both. Peak memory is what a step
 adds to the inputs: the growth of the resident set in a process of its own on a CPU (Linux), the allocator's peak on a
-GPU. A loop that would need more than ``--limit-gb`` is left out, judged by the square of the batch from the last that
+GPU. A loop that would need more than ``--limit-gb`` is skipped, judged by the square of the batch from the last that
 ran. ``cpu_ratio`` compares the processor time of the process instead of the clock: what others run on the same cores
 hardly moves it.
 

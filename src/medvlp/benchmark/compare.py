@@ -52,7 +52,7 @@ class Compared:
         both: the cells in both.
         only_a: cells and runs that the second file lacks, as text; ``only_b`` those that the first lacks.
         level: of the intervals.
-        notes: sentences about rows that are left out, and about rows of several versions.
+        notes: sentences about rows that are dropped, and about rows of several versions.
     """
 
     both: list[Comparison]

@@ -251,7 +251,7 @@ class RadiographDataModule(L.LightningDataModule):
 
     @property
     def skipped_at_index(self) -> pd.DataFrame:
-        """Everything left out while indexing, with columns split, id, row, reason and broken."""
+        """Everything dropped while indexing, with columns split, id, row, reason and broken."""
         frames = [part.dropped.assign(split=name) for name, part in self._parts.items() if part is not None]
         columns = ["split", "id", "row", "reason", "broken"]
         return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)

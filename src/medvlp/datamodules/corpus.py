@@ -208,7 +208,7 @@ class CorpusDataModule(RadiographDataModule):
 
     @property
     def skipped_at_index(self) -> pd.DataFrame:
-        """Override: add what was left out before the split, with "" as split."""
+        """Override: add what was dropped before the split, with "" as split."""
         after = super().skipped_at_index
         if self._records is None:
             return after

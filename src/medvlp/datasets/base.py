@@ -55,7 +55,7 @@ def dropped_by_reason(dropped: pd.DataFrame) -> str:
 
 
 class Dropped:
-    """Collects what is left out while a corpus is indexed; with ``listing`` nothing is noted."""
+    """Collects what is dropped while a corpus is indexed; with ``listing`` nothing is noted."""
 
     def __init__(self, listing: bool = False) -> None:
         self.listing = listing
@@ -66,7 +66,7 @@ class Dropped:
         self.extend([item_id], [row], reason, broken=broken)
 
     def extend(self, ids: Iterable[Any], rows: Iterable[int], reason: str, *, broken: bool = False) -> None:
-        """Note items; ``broken`` if they are damaged or missing, as opposed to left out by a policy on purpose."""
+        """Note items; ``broken`` if they are damaged or missing, as opposed to dropped by a policy on purpose."""
         if not self.listing:
             self._rows.extend((str(i), int(r), reason, broken) for i, r in zip(ids, rows, strict=True))
 
@@ -171,7 +171,7 @@ class RadiographDataset(Dataset[Sample]):
         text_sampling: what of the text a sample holds, see :func:`sample_text`.
         on_error: "raise" an :class:`UnreadableItemError`, or "skip": take the next readable item instead, under its
             own index, so that an evaluator can drop the duplicate.
-        dropped: what was left out when the table was made, with columns id, row, reason, broken.
+        dropped: what was dropped when the table was made, with columns id, row, reason, broken.
         box_names: names of the classes that ``box_labels`` counts.
 
     Attributes:

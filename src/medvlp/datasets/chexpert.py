@@ -75,7 +75,7 @@ class CheXpert(ReportCorpus):
         report_policy: which sections, a name of medvlp.io.reports.POLICIES. CheXpert Plus has its sections in columns,
             and no "last_paragraph".
         cleaning: a name of medvlp.io.reports.CLEANINGS.
-        min_tokens: reports with fewer words after cleaning are left out.
+        min_tokens: reports with fewer words after cleaning are dropped.
     """
 
     name = "chexpert"

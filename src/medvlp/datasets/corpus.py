@@ -33,10 +33,10 @@ class Records:
 
     Args:
         table: N rows; see :func:`~medvlp.datasets.base.make_table`.
-        dropped: what was left out, with columns id, row, reason, broken.
+        dropped: what was dropped, with columns id, row, reason, broken.
         box_names: names of the classes that ``box_labels`` counts.
         rows: (R,) int64, only where a split may tear the rows of an image apart (SIIM): for each row of the label table
-            that ``Corpus.listing().rows`` counts the record that it belongs to, or −1 if that was left out.
+            that ``Corpus.listing().rows`` counts the record that it belongs to, or −1 if that was dropped.
         row_shapes: (R,) the shape that each of these rows holds, "" for none.
     """
 
@@ -151,7 +151,7 @@ class Corpus(ABC):
         return new
 
     def begin(self, task: Task | None = None, *, listing: bool = False) -> Dropped:
-        """Check the task and the folder; returns the empty list of what is left out."""
+        """Check the task and the folder; returns the empty list of what is dropped."""
         self.require_task(task)
         if not self.root.is_dir():
             raise DataError(f"the {self.title} folder {self.root} does not exist; get it from {self.remedy}")
@@ -345,7 +345,7 @@ class Corpus(ABC):
 
         A split must not shift because a file is missing, an annotation is broken, a report is empty or a task needs
         fewer images, so recipes see this and not :meth:`records`. No image is looked for; a label that cannot be made
-        out is NaN; rows without an id and rows that repeat an earlier one are left out. Broken items are for the
+        out is NaN; rows without an id and rows that repeat an earlier one are dropped. Broken items are for the
         records to report, whatever ``on_error``. The default takes all records.
 
         Raises:
@@ -368,7 +368,7 @@ class Corpus(ABC):
 
         Returns:
             Indices into the records, in the order of the part, several records of an image in a row. Images of the
-            part that are not among the records are left out.
+            part that are not among the records are dropped.
         """
         keys = self.split_keys(records)
         position = pd.Series(np.arange(len(part.records)), index=listing.ids[part.records]).reindex(keys).to_numpy()
@@ -376,7 +376,7 @@ class Corpus(ABC):
         chosen = chosen[np.argsort(position[chosen], kind="stable")]
         if part.rows is None or records.rows is None:
             return Part(chosen, None)
-        # the label rows of both are those of the table, in its order; rows of records that were left out go with them
+        # the label rows of both are those of the table, in its order; rows of records that were dropped go with them
         return Part(chosen, part.rows[np.isin(records.rows[part.rows], chosen)])
 
     def split_input(self, records: Records) -> SplitInput:

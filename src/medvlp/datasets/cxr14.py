@@ -85,7 +85,7 @@ class ChestXray14(Corpus):
         boxes = None
         if boxed or (task is None and self.has_table(_BOX_TABLE)):
             boxes, bad = self._box_rows(images, dropped, every=pools is None)
-            # an image with a broken box is left out as a whole: its other boxes alone would be a wrong answer
+            # an image with a broken box is dropped as a whole: its other boxes alone would be a wrong answer
             images = images[~images["id"].isin(bad)]
             images = images[images["id"].isin(boxes["id"])] if boxed else images
         images = self._on_disk(images, dropped)

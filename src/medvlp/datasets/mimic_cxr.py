@@ -48,7 +48,7 @@ class MIMICCXR(ReportCorpus):
         views: values of ViewPosition to keep; "" or "unknown" stands for a blank one.
         report_policy: which sections, a name of medvlp.io.reports.POLICIES.
         cleaning: a name of medvlp.io.reports.CLEANINGS.
-        min_tokens: studies with fewer words after cleaning are left out (MGCA: 3).
+        min_tokens: studies with fewer words after cleaning are dropped (MGCA: 3).
         labels: label table, joined by study: "chexpert", "negbio", "radiologist" (2.1.0, test reports only), the
             phantom's exact "truth", or None. Studies that the table lacks get NaN.
         label_policy: what becomes of uncertain and blank labels, a name of medvlp.datasets.labels.LABEL_POLICIES.

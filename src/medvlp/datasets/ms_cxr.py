@@ -190,7 +190,7 @@ class MSCXR(Corpus):
             reasons["image and annotation differ in the image size"] = rows["two_sizes"]
         good = self.sound_rows(dropped, ids, reasons, str(path), by_reason=True)
         rows = rows.assign(relative=relative, patient=parts[0], study=parts[1], **dict(numbers.items()))
-        # numbered before any is left out, so that the id of a phrase does not depend on the others
+        # numbered before any is dropped, so that the id of a phrase does not depend on the others
         rows["nth"] = rows.groupby("dicom_id")["label_text"].transform(lambda texts: pd.factorize(texts)[0] + 1)
         # a phrase that lost a box, or an image that lost a phrase, would be annotated wrongly
         units = pd.MultiIndex.from_frame(rows[keys])

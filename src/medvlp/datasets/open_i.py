@@ -45,7 +45,7 @@ class OpenI(ReportCorpus):
             which are all of them without the table of projections.
         report_policy: which sections make up the text, see docs/datasets/reports.md.
         cleaning: a name of medvlp.io.reports.CLEANINGS; "none" keeps the token XXXX of removed words, as all others.
-        min_tokens: reports with fewer words after cleaning are left out.
+        min_tokens: reports with fewer words after cleaning are dropped.
         classes: labels to keep, in this order; None keeps all.
     """
 

@@ -68,7 +68,7 @@ class PairTable:
         test_fraction: share of the test split if there is no split_column.
         encoding: of CSV and TSV files.
         sep: column separator of CSV files; .tsv files always have tabs.
-        min_tokens: texts with fewer words are left out.
+        min_tokens: texts with fewer words are dropped.
     """
 
     table: str | Path

@@ -116,7 +116,7 @@ def _row_count(case: Case, name: str, table: Table) -> Finding:
 
 
 def check_tasks(case: Case) -> Iterator[Finding]:
-    """Check that the records of each task can be read, and list what was left out of any."""
+    """Check that the records of each task can be read, and list what was dropped for any."""
     corpus, tasks = case.corpus, case.diagnosis.tasks
     absent = [spec.name for spec in corpus.tables if not spec.required and not corpus.has_table(spec.name)]
     for task in corpus.tasks:

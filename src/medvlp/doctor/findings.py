@@ -128,7 +128,7 @@ class Case:
         diagnosis: the findings so far; checks also fill its tasks, splits and images.
         deep: see :func:`~medvlp.doctor.examine.examine`, also for lists, workers and progress.
         records: the records of the tasks that can be read, from the check of the tasks on.
-        left_out: ids that were left out of any task's records.
+        left_out: ids that were dropped from any task's records.
     """
 
     corpus: Corpus
@@ -155,7 +155,7 @@ def refusal(name: str, level: Level, error: Exception) -> Finding:
     """Return the finding for an error of a reader; one that was not raised on purpose is a fault of the reader."""
     if isinstance(error, MedVLPError):
         return Finding(name, level, " ".join(str(error).split()))
-    # the message is left out, since it may quote a report
+    # without the message, since it may quote a report
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(last.filename).name}, line {last.lineno}"
     return Finding(name, "error", f"the reader failed with {type(error).__name__} ({where})", remedy=_FAULT)

@@ -1,7 +1,7 @@
 """Words a study as one of the phantom's radiologists would, and lays the report out as the files of MIMIC-CXR are.
 
 What a report mentions is recorded sentence by sentence while it is worded, so ``PhantomReport.mentions`` is what the
-text says and not what there is to see: a finding may be left out or hedged. A phrase names only its own finding. The
+text says and not what there is to see: a finding may be omitted or hedged. A phrase names only its own finding. The
 templates are in ``phrases.json``, with the fields ``{sev}`` severity, ``{sub}`` kind, ``{adj}`` place before the noun
 ("left basilar"), ``{loc}`` place after it ("at the left lung base"), ``{side}``, ``{size}`` ("2.1 cm"), ``{rib}`` and
 ``{arc}``. A template starts with its number: ``a`` countable singular, ``s`` uncountable, ``p`` plural.
@@ -309,13 +309,13 @@ def write_report(study: Study, difficulty: Difficulty, structure: str | None = N
 
     Args:
         study: what there is to see, and who reports it.
-        difficulty: ``omission`` and ``uncertainty`` are probabilities that a finding is left out or hedged.
+        difficulty: ``omission`` and ``uncertainty`` are probabilities that a finding is omitted or hedged.
         structure: a member of :data:`STRUCTURES`, or None to draw one at the rates given there.
 
     Returns:
         The report, with section names as printed; a title such as "CHEST, PA AND LATERAL" has empty text, and WET READ
         stands before the banner. ``mentions`` covers FINDINGS, IMPRESSION and a body without header, not the
-        INDICATION, which never names a finding that was left out.
+        INDICATION, which never names a finding that was omitted.
     """
     writer = _Writer(study, difficulty)
     draw, reader = writer.draw, writer.reader
