@@ -30,6 +30,8 @@ def _settings(path: Path) -> dict[str, Any]:
 
 PHANTOMS = [p for p in CONFIGS if _settings(p)["data"]["init_args"].get("phantom")]
 PHANTOM_TASKS = [p for p in TASKS if _settings(p)["data"]["init_args"].get("phantom")]
+FIRST_OF_KIND = {p.parent: p for p in reversed(PHANTOM_TASKS)}
+"""One of each folder, run by ``tests/run``; the others are variants."""
 
 
 def _id(path: Path) -> str:
@@ -329,7 +331,11 @@ def test_every_corpus_of_a_task_has_a_phantom_twin():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PHANTOM_TASKS, ids=_id)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=() if p in FIRST_OF_KIND.values() else pytest.mark.variant) for p in PHANTOM_TASKS],
+    ids=_id,
+)
 def test_phantom_task_runs(command, path, tiny_g2d, tmp_path):
     settings = _settings(path)
     run = tmp_path / "run"

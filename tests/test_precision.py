@@ -38,7 +38,10 @@ PRECISIONS = {
 loss is 5 % off in bfloat16."""
 TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 NAMES = [entry.name for entry in registry.methods()]
-every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+RARE = ("64-true", "16-true")
+every_precision = pytest.mark.parametrize(
+    "precision", [pytest.param(name, marks=pytest.mark.variant if name in RARE else ()) for name in PRECISIONS]
+)
 
 
 class Watch(Callback):

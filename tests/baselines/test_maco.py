@@ -353,7 +353,7 @@ def test_report_without_a_word():
 def test_text_longer_than_the_position_table():
     model = build()
     ids = torch.full((1, 600), 7)
-    with pytest.raises(ConfigError, match="600 tokens exceed the text encoder's 512 positions"):
+    with pytest.raises(ConfigError, match="600 tokens exceed the text encoder's position table of 512"):
         model.encode_tokens(ids, torch.ones_like(ids))
     model.attach_tokenizer(tokenizer())
     assert model.embed_text(["clear lungs " * 400]).isfinite().all()

@@ -295,6 +295,7 @@ def _without_times(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "time")} for row in rows]
 
 
+@pytest.mark.variant
 def test_a_grid_through_submitit_gives_the_rows_of_this_process(command, tiny_grid, tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed")
     grid = tiny_grid(slurm={"timeout_min": 30, "slurm_partition": "gpu"}, runs=[{"pretrain": 0}])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import environment
+from helpers import selected
 
 STEPS = 5
 TERM, STOP = int(signal.SIGTERM), int(signal.SIGSTOP)
@@ -23,17 +24,25 @@ SIGNALS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """Folders of all runs, by number. This would not end if one of them did not."""
+def runs(tmp_path_factory, request) -> Path:
+    """Folders of the selected runs, by number. This would not end if one of them did not."""
     folder = tmp_path_factory.mktemp("ddp_stops")
     frozen = [([(rank, STOP, "on_after_backward", 2)], 5.0) for rank in range(2)]
-    stops = [*((signals, 600.0) for signals, _ in SIGNALS.values()), *frozen]
+    every = [*((signals, 600.0) for signals, _ in SIGNALS.values()), *frozen]
+    numbers = [n for (n,) in selected(request, "number")] + [len(SIGNALS) + n for (n,) in selected(request, "frozen")]
+    stops = {str(n): every[n] for n in numbers}
     script = Path(__file__).parents[1] / "support" / "ddp_stops.py"
     subprocess.run([sys.executable, script, folder, json.dumps(stops)], env=environment(), check=True)
     return folder
 
 
-@pytest.mark.parametrize("number", range(len(SIGNALS)), ids=SIGNALS)
+_QUICK = ("the first, in a step", "the second, in validation")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(i, id=name, marks=() if name in _QUICK else pytest.mark.variant) for i, name in enumerate(SIGNALS)],
+)
 def test_sigterm_ends_both_after_the_same_step(runs, number):
     run, (_, step) = runs / str(number), list(SIGNALS.values())[number]
     assert json.loads((run / "codes.json").read_text()) == [143, 143]

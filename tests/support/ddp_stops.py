@@ -83,10 +83,10 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
-def main(folder: Path, stops: list[tuple[list[tuple[int, int, str, int]], float]]) -> None:
+def main(folder: Path, stops: dict[str, tuple[list[tuple[int, int, str, int]], float]]) -> None:
     """Each pair of processes in a folder of its own, with a note of how they ended."""
-    for number, (signals, timeout) in enumerate(stops):
-        run, port = folder / str(number), _free_port()
+    for number, (signals, timeout) in stops.items():
+        run, port = folder / number, _free_port()
         pids = []
         for rank in range(2):
             pids.append(os.fork())
