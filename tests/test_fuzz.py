@@ -159,7 +159,7 @@ def judge(sound: Sound, tree: Tree, damage: Damage) -> None:
         assert not any(t in str(error) for t in sound.texts for error in errors), "a report's text in an error"
 
 
-_QUICK = ("mimic_cxr", "siim", "cxr14")
+_QUICK = ("mimic_cxr", "siim")
 
 
 @pytest.mark.parametrize(

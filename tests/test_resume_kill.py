@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import environment, tiny_config, write_config
-from helpers import differences
+from helpers import differences, mostly_variants
 
 PER_EPOCH = 6
 """36 training studies in batches of 6."""
@@ -81,7 +81,7 @@ KILLS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("step", "hook", "every", "workers"), KILLS.values(), ids=KILLS)
+@pytest.mark.parametrize(("step", "hook", "every", "workers"), mostly_variants(KILLS.values(), 3, KILLS))
 def test_killed_and_resumed(command, tiny_phantom, whole, tmp_path, step, hook, every, workers):
     config = _config(tiny_phantom, tmp_path / "run", workers, every)
     killed = command("fit", "--config", write_config(tmp_path / "killed.yaml", _killed(config, step, hook)))

@@ -81,6 +81,7 @@ def test_probe():
 
 
 @pytest.mark.slow
+@pytest.mark.variant
 def test_step():
     methods = ["g2d", "maco", "mgca", "gloria", "template"]
     done = subprocess.run(

@@ -195,6 +195,7 @@ def test_only_runs_what_is_named(command, tiny_grid, tmp_path):
     assert "no method or task of tiny" in error
 
 
+@pytest.mark.variant
 def test_a_disk_that_fills_is_a_failed_job(command, tiny_grid, tmp_path, monkeypatch):
     """Files may not grow beyond some size here, which a writer sees as it sees a full disk."""
     command("benchmark", "run", "-c", tiny_grid(), "--only", "random", "segmentation_siim", cwd=tmp_path).ok()

@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,17 @@ def differences(first, second, at: str = "") -> list[str]:
             return [f"{at}: lengths {len(first)} and {len(second)}"]
         return [d for i, pair in enumerate(zip(first, second, strict=True)) for d in differences(*pair, f"{at}/{i}")]
     return [] if first == second else [f"{at}: {first} and {second}"]
+
+
+def mostly_variants(values: Iterable[Any], quick: int = 1, ids: Iterable[str] | None = None) -> list[Any]:
+    """Parameters of a test: the first ``quick`` values, and the others marked ``variant`` (``tests/run --all``)."""
+    values = list(values)
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), id=name, marks=pytest.mark.variant if i >= quick else ()
+        )
+        for i, (value, name) in enumerate(zip(values, ids or [None] * len(values), strict=True))
+    ]
 
 
 def selected(request: pytest.FixtureRequest, *names: str) -> list[tuple]:

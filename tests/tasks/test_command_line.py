@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import image_config
+from helpers import image_config, mostly_variants
 
 from medvlp.tasks.features import StoredFeatures
 
@@ -157,20 +157,23 @@ def _first_weight(checkpoint):
 
 @pytest.mark.parametrize(
     ("stage", "change"),
-    [
-        ("test", lambda c: _first_weight(c).fill_(float("nan"))),
-        ("test", lambda c: c.update(state_dict=None)),
-        ("test", lambda c: c["state_dict"].popitem()),
-        ("test", lambda c: c["medvlp"].update(encoder_sha256=3)),
-        ("test", lambda c: c.update(medvlp=[])),
-        ("test", lambda c: c.update({"pytorch-lightning_version": "new"})),
-        ("fit", lambda c: c.update({"pytorch-lightning_version": None})),
-        ("fit", lambda c: c.update(loops={"fit_loop": {"epoch_loop.state_dict": "x"}})),
-        ("fit", lambda c: c["optimizer_states"][0].update(param_groups=None)),
-        ("fit", lambda c: _first_group(c).update(lr="fast")),
-        ("fit", lambda c: _first_group(c).update(params=[])),
-        ("fit", lambda c: c["callbacks"].update({key: None for key in c["callbacks"]})),
-    ],
+    mostly_variants(
+        [
+            ("test", lambda c: _first_weight(c).fill_(float("nan"))),
+            ("test", lambda c: c.update(state_dict=None)),
+            ("test", lambda c: c["state_dict"].popitem()),
+            ("test", lambda c: c["medvlp"].update(encoder_sha256=3)),
+            ("test", lambda c: c.update(medvlp=[])),
+            ("test", lambda c: c.update({"pytorch-lightning_version": "new"})),
+            ("fit", lambda c: c.update({"pytorch-lightning_version": None})),
+            ("fit", lambda c: c.update(loops={"fit_loop": {"epoch_loop.state_dict": "x"}})),
+            ("fit", lambda c: c["optimizer_states"][0].update(param_groups=None)),
+            ("fit", lambda c: _first_group(c).update(lr="fast")),
+            ("fit", lambda c: _first_group(c).update(params=[])),
+            ("fit", lambda c: c["callbacks"].update({key: None for key in c["callbacks"]})),
+        ],
+        3,
+    ),
 )
 def test_a_damaged_checkpoint_of_a_task_is_one_line(config, command, tmp_path, stage, change):
     path, folder = config
