@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from medvlp._version import __version__
-from medvlp.errors import MedVLPError, os_error_line
+from medvlp.errors import ConfigError, MedVLPError, os_error_line
 
 RUN_COMMANDS = {
     "fit": "pre-train a method, or train a task's head or encoder",
@@ -141,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
+        if any("\0" in word for word in words):
+            raise ConfigError("an argument holds a zero byte, which no path can")
         if words and words[0] in RUN_COMMANDS:
             # imported for its commands alone: it brings torch and Lightning
             from medvlp.running import build_cli
