@@ -96,7 +96,7 @@ def _record(work: Path, job: Job, state: str) -> JobRecord:
     return JobRecord(
         **{key: getattr(job, key) for key in keys},
         state=state,
-        seconds=note.get("seconds"),
+        seconds=record_of(float | None, note.get("seconds"), f"{folder}: seconds"),
         log=str(relative / LOG) if (folder / LOG).is_file() else None,
         error=note.get("error"),
         checkpoint=str(relative / note["checkpoint"]) if note.get("checkpoint") else None,
